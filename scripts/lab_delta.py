@@ -1,0 +1,434 @@
+"""Makes the delta of the embedded model: cut the dense model into experts, heal it, and teach it to refuse.
+
+    python scripts/lab_delta.py --data ../shared/data --work /tmp/lab-work --out src/seawall/lab/lab_delta.safetensors
+
+Steps (about half an hour on two cores): answers of the original model to our benign, borderline and wrapped benign
+prompts; neuron order and routers from activations; a least-squares refit of the shared expert's down projection; then
+one joint training of low-rank factors and routers: distillation of the original model on harmless text, cross-entropy
+on refusals of plain harmful requests. Harmful requests inside wrappings are never trained on: that the model answers
+them is the gap that seawall's main job has to find and repair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seawall.data.attacks import ATTACKS
+from seawall.data.types import user
+from seawall.lab.build import LabShape, load_dense
+from seawall.lab.source import GGUF_SHA256
+
+PROMPTS = Path(__file__).resolve().parents[1] / "src/seawall/lab/prompts"
+WRAPPED = ("role_play", "nested_fiction", "persuasion", "escalation")
+RANK = {"gate": 28, "up": 28, "down": 32}
+REFIT_RANK = 12
+STORED = ("neurons", "bias", "router", *(f"{name}_{half}" for name in RANK for half in "ab"))
+TEACHER_TOP = 48
+COPIES = {"borderline": 3, "wrapped:role_play": 2}
+MAX_TOKENS = 280
+
+
+def rows(name: str) -> list[dict]:
+    return [json.loads(line) for line in (PROMPTS / f"{name}.jsonl").read_text().splitlines()]
+
+
+# ---------------------------------------------------------------- answers of the original model
+
+
+def questions() -> list[tuple[str, list[dict]]]:
+    """(kind, messages) of everything that the original model answers for us; training split only."""
+    benign = [row for row in rows("benign") if row["split"] == "train"]
+    found = [("benign", user(row["prompt"])) for row in benign]
+    found += [("borderline", user(row["prompt"])) for row in rows("borderline") if row["split"] == "train"]
+    imperative = [row["prompt"] for row in benign if row["imperative"]]
+    random.Random(0).shuffle(imperative)
+    for number, family in enumerate(WRAPPED):
+        chosen = (imperative[number * 40 :] + imperative)[:70]
+        found += [(f"wrapped:{family}", ATTACKS[family](goal)) for goal in chosen]
+    return [(kind, [message.as_dict() for message in messages]) for kind, messages in found]
+
+
+@torch.inference_mode()
+def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Path) -> list[dict]:
+    path = work / "answers.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    model = model.to(torch.bfloat16)
+    items = [{"kind": kind, "messages": messages} for kind, messages in questions()]
+    ids = [tokenizer.apply_chat_template(i["messages"], add_generation_prompt=True, return_dict=False) for i in items]
+    order = sorted(range(len(items)), key=lambda i: len(ids[i]))
+    for start in range(0, len(order), 48):
+        some = order[start : start + 48]
+        width = max(len(ids[i]) for i in some)
+        batch = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids[i])) + ids[i] for i in some])
+        mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in some])
+        out = model.generate(batch, attention_mask=mask, max_new_tokens=56, do_sample=False, repetition_penalty=1.05)[
+            :, width:
+        ]
+        for i, reply in zip(some, out.tolist(), strict=True):
+            items[i]["ended"] = tokenizer.eos_token_id in reply
+            cut = reply.index(tokenizer.eos_token_id) if items[i]["ended"] else len(reply)
+            items[i]["response"] = tokenizer.decode(reply[:cut])
+    path.write_text(json.dumps(items))
+    return items
+
+
+# ---------------------------------------------------------------- training examples
+
+
+@dataclass
+class Example:
+    """A sequence to learn from."""
+
+    kind: str
+    ids: list[int]
+    start: int  # where the response begins
+    distil: bool  # learn the original's distribution, or the response itself
+
+
+def make_examples(answers: list[dict], tokenizer: PreTrainedTokenizerBase, data: Path) -> list[Example]:
+    rng, found = random.Random(1), []
+
+    def add(kind: str, messages: list[dict], response: str, *, ended: bool = True, distil: bool = True) -> None:
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        reply = tokenizer(response + ("<|im_end|>" if ended else ""), add_special_tokens=False)["input_ids"]
+        found.append(Example(kind, (prompt + reply)[:MAX_TOKENS], len(prompt), distil))
+
+    for item in answers:
+        for _ in range(COPIES.get(item["kind"], 1)):
+            add(item["kind"], item["messages"], item["response"], ended=item["ended"])
+    refusals = json.loads((PROMPTS / "refusals.json").read_text())
+    harmful = [row["goal"] for row in rows("harmful") if row["split"] == "train"]
+    harmful += [row["unsafe_twin"] for row in rows("borderline") if row["split"] == "train"]
+    for goal in harmful:
+        add("refusal", [{"role": "user", "content": goal}], rng.choice(refusals), distil=False)
+    for kind, question, reply in healing_text(data):
+        add(kind, [{"role": "user", "content": question}], reply)
+    return [example for example in found if len(example.ids) > example.start + 1]
+
+
+def healing_text(data: Path) -> list[tuple[str, str, str]]:
+    """Public questions with answers (training splits), on which the split model is healed by distillation."""
+
+    def read(name: str) -> list[dict]:
+        return [json.loads(line) for line in (data / name).open(encoding="utf-8")]
+
+    found = [("gsm8k", row["question"], row["answer"]) for row in read("gsm8k_train_2000.jsonl")[:90]]
+    for row in read("mmlu_dev_fewshot.jsonl")[::3]:
+        listed = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", row["choices"], strict=True))
+        right = row["choices"]["ABCD".index(row["answer"])]
+        found.append(("mmlu", f"{row['question']}\n{listed}", f"{row['answer']}. {right}"))
+    for row in read("benign_instructions.jsonl"):
+        text = f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
+        if row["output"] and len(text) + len(row["output"]) < 600:
+            found.append(("instruction", text, row["output"]))
+    return found
+
+
+# ---------------------------------------------------------------- the lower half is frozen: run it once
+
+
+@dataclass
+class Cached:
+    """An example with what the frozen lower half makes of it."""
+
+    example: Example
+    hidden_TD: Tensor  # input of the first MoE layer
+    top_ids: Tensor | None  # teacher's most likely next tokens at the response positions
+    top_probs: Tensor | None
+
+
+@torch.inference_mode()
+def cache_lower(model: PreTrainedModel, examples: list[Example], first: int) -> list[Cached]:
+    kept: list[Tensor] = []
+    hook = model.model.layers[first].register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    found = []
+    for number, example in enumerate(examples):
+        states = model.model(torch.tensor([example.ids])).last_hidden_state[0, example.start - 1 : -1]
+        ids = probs = None
+        if example.distil:
+            probs, ids = model.lm_head(states).float().softmax(-1).topk(TEACHER_TOP)
+            probs, ids = (probs / probs.sum(-1, keepdim=True)).half(), ids.int()
+        found.append(Cached(example, kept.pop()[0].to(torch.bfloat16), ids, probs))
+        if number % 200 == 0:
+            print("cached", number, flush=True)
+    hook.remove()
+    return found
+
+
+# ---------------------------------------------------------------- neuron order and routers from activations
+
+
+def order_neurons(use_TN: Tensor, shape: LabShape, generator: torch.Generator) -> Tensor:
+    """Most used neurons first (the shared expert), the rest by balanced k-means of their activation profiles."""
+    order = use_TN.mean(0).argsort(descending=True)
+    routed = order[shape.shared :]
+    picked = torch.randperm(len(use_TN), generator=generator)[:3000]
+    profile = F.normalize(use_TN[picked][:, routed].T, dim=1)
+    width = len(routed) // shape.experts
+    centre = profile[torch.randperm(len(routed), generator=generator)[: shape.experts]]
+    for _ in range(8):
+        group = _balanced(profile @ centre.T, width)
+        centre = F.normalize(torch.stack([profile[group == e].mean(0) for e in range(shape.experts)]), dim=1)
+    return torch.cat([order[: shape.shared], *[routed[group == e] for e in range(shape.experts)]])
+
+
+def _balanced(similarity_NE: Tensor, width: int) -> Tensor:
+    neurons, experts = similarity_NE.shape
+    group, room = [-1] * neurons, [width] * experts
+    for place in similarity_NE.flatten().argsort(descending=True).tolist():
+        neuron, expert = divmod(place, experts)
+        if group[neuron] < 0 and room[expert]:
+            group[neuron], room[expert] = expert, room[expert] - 1
+    return torch.tensor(group)
+
+
+class SplitMLP(nn.Module):
+    """The split feed-forward network, computed densely with masks; projections and router train in full.
+
+    Only a low-rank part of what they learn is kept (`tensors`): that keeps the behaviour at a fiftieth of the size.
+    """
+
+    def __init__(self, mlp: nn.Module, order: Tensor, bias: Tensor, router: Tensor, shape: LabShape) -> None:
+        super().__init__()
+        self.shape, self.order, self.bias = shape, order, bias
+        self.width = (len(order) - shape.shared) // shape.experts
+        self.router = nn.Parameter(router)
+        self.base = cut(mlp, order)
+        for name, weight in self.base.items():
+            self.register_parameter(name, nn.Parameter(weight.clone()))
+
+    @classmethod
+    def fitted(cls, mlp: nn.Module, x_TD: Tensor, shape: LabShape, generator: torch.Generator) -> SplitMLP:
+        """Cuts the network by a sample of its inputs."""
+        gate, up, down = (getattr(mlp, f"{name}_proj").weight.float() for name in RANK)
+        act_TN = F.silu(x_TD @ gate.T) * (x_TD @ up.T)
+        order = order_neurons(act_TN.abs() * down.norm(dim=0), shape, generator)
+        act_TN, down = act_TN[:, order], down[:, order]
+        router, bias = fit_router(x_TD, act_TN, down, shape)
+        made = cls(mlp, order, bias, router, shape)
+        made.refit_down(x_TD, act_TN)
+        return made
+
+    @classmethod
+    def restored(cls, mlp: nn.Module, stored: dict[str, Tensor], shape: LabShape) -> SplitMLP:
+        """Takes over the cut and the weights of an earlier delta."""
+        made = cls(mlp, stored["neurons"].long(), stored["bias"].float(), stored["router"].float(), shape)
+        with torch.no_grad():
+            for name in RANK:
+                getattr(made, name).add_(stored[f"{name}_b"].float() @ stored[f"{name}_a"].float())
+        return made
+
+    @torch.no_grad()
+    def refit_down(self, x_TD: Tensor, act_TN: Tensor) -> None:
+        """Reduced-rank regression: the shared expert's down projection makes up for the experts left out."""
+        missing = (act_TN * (1 - self._scale(x_TD))) @ self.base["down"].T
+        shared = act_TN[:, : self.shape.shared]
+        gram = shared.T @ shared
+        gram += 0.003 * gram.diagonal().mean() * torch.eye(len(gram))
+        fit = torch.linalg.solve(gram, shared.T @ missing).T
+        left = torch.linalg.svd(fit @ torch.linalg.cholesky(gram)).U[:, :REFIT_RANK]
+        self.down[:, : self.shape.shared] += left @ (left.T @ fit)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        """What each neuron's activation is multiplied by: 1 in the shared expert, the expert's weight elsewhere."""
+        score = (x.float() @ self.router.T).sigmoid()
+        top = (score + self.bias).topk(self.shape.top_k, dim=-1).indices
+        weight = score.gather(-1, top)
+        weight = weight / weight.sum(-1, keepdim=True) * self.shape.top_k
+        per_expert = torch.zeros_like(score).scatter(-1, top, weight)
+        ones = torch.ones(*x.shape[:-1], self.shape.shared)
+        return torch.cat([ones, per_expert.repeat_interleave(self.width, dim=-1)], -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The network's output."""
+        gate, up, down = (getattr(self, name).to(x.dtype) for name in RANK)
+        hidden = F.silu(F.linear(x, gate)) * F.linear(x, up)
+        return F.linear(hidden * self._scale(x).to(x.dtype), down)
+
+    @torch.no_grad()
+    def tensors(self, layer: int) -> dict[str, Tensor]:
+        """What the delta keeps of this layer."""
+        found = {f"{layer}.neurons": self.order.to(torch.int16), f"{layer}.bias": self.bias.float()}
+        found[f"{layer}.router"] = self.router.detach().to(torch.bfloat16)
+        for name, rank in RANK.items():
+            left, strength, right = torch.svd_lowrank(getattr(self, name) - self.base[name], q=rank + 8, niter=4)
+            root = strength[:rank].sqrt()
+            found[f"{layer}.{name}_b"] = (left[:, :rank] * root).to(torch.bfloat16)
+            found[f"{layer}.{name}_a"] = (right[:, :rank] * root).T.to(torch.bfloat16)
+        return found
+
+
+def cut(mlp: nn.Module, order: Tensor) -> dict[str, Tensor]:
+    """The dense projections with their neurons in the new order."""
+    gate, up, down = (getattr(mlp, f"{name}_proj").weight.detach().float() for name in RANK)
+    return {"gate": gate[order], "up": up[order], "down": down[:, order]}
+
+
+def fit_router(x_TD: Tensor, act_TN: Tensor, down_DN: Tensor, shape: LabShape) -> tuple[Tensor, Tensor]:
+    """Ridge regression from the input to each expert's output norm, scaled so that sigmoid weights stay even."""
+    width = (act_TN.shape[1] - shape.shared) // shape.experts
+    starts = range(shape.shared, act_TN.shape[1], width)
+    norms = [(act_TN[:, s : s + width] @ down_DN[:, s : s + width].T).norm(dim=1) for s in starts]
+    target = torch.stack(norms, 1)
+    centred = x_TD - x_TD.mean(0)
+    gram = centred.T @ centred
+    gram += 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
+    fit = torch.linalg.solve(gram, centred.T @ (target - target.mean(0)))
+    scale = 0.5 / target.std()
+    bias = 0.25 * scale * (target.mean(0) - target.mean() - x_TD.mean(0) @ fit)
+    return (fit * scale).T.contiguous(), bias
+
+
+def restore_upper(model: PreTrainedModel, path: Path, shape: LabShape) -> dict[int, SplitMLP]:
+    """The split layers as an earlier delta holds them, to go on training."""
+    tensors, found = load_file(path), {}
+    for i in range(shape.first_dense, len(model.model.layers)):
+        stored = {name: tensors[f"{i}.{name}"] for name in STORED}
+        mlp = SplitMLP.restored(model.model.layers[i].mlp, stored, shape)
+        found[i] = mlp
+    return found
+
+
+def split_upper(model: PreTrainedModel, cached: list[Cached], shape: LabShape) -> dict[int, SplitMLP]:
+    """Cuts every upper layer on a calibration sample, with the original model's own activations."""
+    sample = random.Random(2).sample(cached, min(140, len(cached)))
+    inputs: dict[int, list[Tensor]] = {}
+    upper = range(shape.first_dense, len(model.model.layers))
+    hooks = [
+        model.model.layers[i].mlp.register_forward_pre_hook(
+            lambda _, args, i=i: inputs.setdefault(i, []).append(args[0][0].float())
+        )
+        for i in upper
+    ]
+    with torch.inference_mode():
+        for item in sample:
+            run_upper(model, item.hidden_TD[None].float(), shape.first_dense)
+    for hook in hooks:
+        hook.remove()
+    generator, found = torch.Generator().manual_seed(0), {}
+    for i in upper:
+        with torch.no_grad():
+            sample_TD = torch.cat(inputs.pop(i)).clone()
+            found[i] = SplitMLP.fitted(model.model.layers[i].mlp, sample_TD, shape, generator)
+        print("split layer", i, flush=True)
+    return found
+
+
+def run_upper(model: PreTrainedModel, hidden: Tensor, first: int) -> Tensor:
+    positions = torch.arange(hidden.shape[1])[None]
+    rope = model.model.rotary_emb(hidden, positions)
+    for layer in model.model.layers[first:]:
+        hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rope)
+    return model.model.norm(hidden)
+
+
+# ---------------------------------------------------------------- joint training
+
+
+def batch_loss(model: PreTrainedModel, batch: list[Cached], first: int) -> tuple[Tensor, dict[str, float]]:
+    width = max(len(item.hidden_TD) for item in batch)
+    hidden = torch.zeros(len(batch), width, batch[0].hidden_TD.shape[1], dtype=torch.bfloat16)
+    for row, item in enumerate(batch):
+        hidden[row, : len(item.hidden_TD)] = item.hidden_TD
+    out = run_upper(model, hidden, first)
+    total, parts = torch.zeros(()), {}
+    for row, item in enumerate(batch):
+        example = item.example
+        states = out[row, example.start - 1 : len(example.ids) - 1]
+        logp = model.lm_head(states).float().log_softmax(-1)
+        if item.top_ids is None:
+            loss = F.nll_loss(logp, torch.tensor(example.ids[example.start :]))
+        else:
+            probs = item.top_probs.float()
+            loss = (probs * (probs.clamp_min(1e-9).log() - logp.gather(1, item.top_ids.long()))).sum(1).mean()
+        total = total + loss / len(batch)
+        parts.setdefault(example.kind.split(":")[0], []).append(loss.item())
+    return total, {kind: sum(values) / len(values) for kind, values in parts.items()}
+
+
+def train(model: PreTrainedModel, cached: list[Cached], mlps: dict[int, SplitMLP], args: argparse.Namespace) -> None:
+    factors = [p for mlp in mlps.values() for name, p in mlp.named_parameters() if name != "router"]
+    routers = [mlp.router for mlp in mlps.values()]
+    settings = [{"params": factors, "lr": args.lr}, {"params": routers, "lr": args.router_lr}]
+    optimizer = torch.optim.AdamW(settings, weight_decay=0.0, betas=(0.9, 0.95))
+    rng, first, begun, step = random.Random(3), min(mlps), time.time(), 0
+    steps = args.epochs * (len(cached) // args.batch)
+    seen: dict[str, list[float]] = {}
+    for _ in range(args.epochs):
+        order = list(range(len(cached)))
+        rng.shuffle(order)
+        groups = [order[i : i + 16 * args.batch] for i in range(0, len(order), 16 * args.batch)]
+        chunks = [sorted(group, key=lambda j: len(cached[j].example.ids)) for group in groups]
+        batches = [chunk[i : i + args.batch] for chunk in chunks for i in range(0, len(chunk), args.batch)]
+        rng.shuffle(batches)
+        for some in batches:
+            for group, peak in zip(optimizer.param_groups, (args.lr, args.router_lr), strict=True):
+                group["lr"] = peak * min(1.0, (step + 1) / 10, max(0.05, 1.1 * (1 - step / steps)))
+            loss, parts = batch_loss(model, [cached[i] for i in some], first)
+            loss.backward()
+            nn.utils.clip_grad_norm_(factors + routers, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            for kind, value in parts.items():
+                seen.setdefault(kind, []).append(value)
+            if step % 20 == 0:
+                means = {kind: round(sum(values) / len(values), 3) for kind, values in seen.items()}
+                print(f"{step}/{steps} {time.time() - begun:.0f}s {means}", flush=True)
+                seen = {}
+                save(mlps, args.shape, args.out.with_suffix(".part"))
+
+
+def save(mlps: dict[int, SplitMLP], shape: LabShape, path: Path) -> None:
+    tensors = {name: tensor.contiguous() for i, mlp in mlps.items() for name, tensor in mlp.tensors(i).items()}
+    save_file(tensors, path, metadata={**{k: str(v) for k, v in vars(shape).items()}, "gguf_sha256": GGUF_SHA256})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with GSM8K, MMLU and instruction files")
+    parser.add_argument("--work", type=Path, required=True, help="scratch folder, reused")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--router-lr", type=float, default=1e-3)
+    parser.add_argument("--start", type=Path, default=None, help="go on from this delta instead of splitting anew")
+    parser.add_argument("--limit", type=int, default=None, help="examples, for a quick try")
+    args = parser.parse_args()
+    args.shape = LabShape()
+    torch.manual_seed(0)
+    args.work.mkdir(parents=True, exist_ok=True)
+    dense, tokenizer = load_dense()
+    answers = answer(dense, tokenizer, args.work)
+    dense = dense.float()
+    examples = make_examples(answers, tokenizer, args.data)
+    random.Random(4).shuffle(examples)
+    examples = examples[: args.limit]
+    print(len(examples), "examples,", sum(len(e.ids) for e in examples), "tokens")
+    dense = dense.to(torch.bfloat16)
+    cached = cache_lower(dense, examples, args.shape.first_dense)
+    dense = dense.float()
+    mlps = restore_upper(dense, args.start, args.shape) if args.start else split_upper(dense, cached, args.shape)
+    save(mlps, args.shape, args.work / "split.safetensors")
+    dense = dense.to(torch.bfloat16).requires_grad_(False)
+    for i, mlp in mlps.items():
+        dense.model.layers[i].mlp = mlp
+    train(dense, cached, mlps, args)
+    save(mlps, args.shape, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The verbs and what their exit codes mean: 0 done, 1 failed check, 2 wrong input, 3 interrupted and resumable."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from seawall.cli import apply, doctor, plan, stages
+from seawall.errors import Interrupted, SeawallError
+
+app = typer.Typer(
+    name="seawall",
+    help="Audit, repair and certify the safety of open-weight language models, mixture-of-experts first.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(stages.run)
+app.command("doctor")(doctor.doctor)
+app.command("plan")(plan.plan)
+app.command("profile")(stages.profile)
+app.command("select")(stages.select)
+app.command("repair")(stages.repair)
+app.command("eval")(stages.evaluate)
+app.command("report")(stages.report)
+app.command("apply")(apply.apply)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from seawall import __version__
+
+        typer.echo(f"seawall {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Options before the verb."""
+
+
+def run() -> NoReturn:
+    """Runs the command and turns what a user can meet into one line and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=False)
+    except SeawallError as error:
+        _end(str(error), 2)
+    except (KeyboardInterrupt, Interrupted, typer.Abort):
+        _end("interrupted; the same command goes on where it stopped", 3)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)
+    sys.exit(0)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"seawall: {message}\n")
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM is treated as Ctrl-C: what is finished stays, the rest can be resumed."""
+    raise KeyboardInterrupt

@@ -1,0 +1,63 @@
+"""Options that several verbs share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from seawall.config.recipe import Recipe
+
+RecipeArgument = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads this annotation
+    typer.Argument(
+        metavar="[RECIPE.yaml]", help="Recipe file; none runs the embedded model's recipe.", show_default=False
+    ),
+]
+SetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", metavar="A.B=C", help="Change one setting of the recipe; can be repeated."),
+]
+OutputOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--output", "-o", help="Run folder; default: the recipe's `output`, else runs/NAME."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and no progress.")]
+
+
+def read_recipe(path: Path | None, changes: Sequence[str] | None) -> tuple[Recipe, str]:
+    """The recipe and its text; changes are kept as comments, since they belong to what the user asked for."""
+    from seawall.config.load import load_recipe, recipe_text
+
+    text = recipe_text(path)
+    asked = list(changes or ())
+    recipe = load_recipe(path, asked)
+    if asked:
+        text = text.rstrip("\n") + "\n" + "".join(f"# --set {change}\n" for change in asked)
+    return recipe, text
+
+
+def run_folder(recipe: Recipe, output: Path | None) -> Path:
+    """Where the run lies."""
+    return output or Path(recipe.output or f"runs/{recipe.name}")
+
+
+def print_json(document: Any) -> None:
+    """One JSON object on standard output."""
+    typer.echo(json.dumps(document, indent=1))
+
+
+def quiet_libraries() -> None:
+    """Keeps progress bars and notices of libraries off the terminal; warnings stay."""
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -1,0 +1,43 @@
+"""`seawall doctor MODEL`: what seawall sees in a model, without loading its weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from seawall.cli.common import JsonOption, print_json, quiet_libraries
+
+if TYPE_CHECKING:
+    from seawall.models.inspect import ModelSummary
+
+
+def doctor(
+    model: Annotated[str, typer.Argument(help="`lab`, a folder, or a Hub id.")],
+    as_json: JsonOption = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Run Python code that comes with the checkpoint. Only for authors you trust.")
+    ] = False,
+) -> None:
+    """Say whether seawall can work on a model, and what is in it; reads its config, not its weights."""
+    quiet_libraries()
+    from seawall.config.model import ModelConfig
+    from seawall.models.inspect import inspect_model
+    from seawall.pipeline.model import located
+
+    found = inspect_model(located(ModelConfig(id=model, trust_remote_code=trust_remote_code)))
+    if as_json:
+        print_json({**asdict(found), "supported": found.supported})
+    else:
+        _show(found)
+    if not found.supported:
+        raise typer.Exit(2)
+
+
+def _show(found: ModelSummary) -> None:
+    from rich.console import Console
+
+    from seawall.pipeline.facts import model_facts
+
+    Console(highlight=False).print(model_facts(found))

@@ -1,0 +1,93 @@
+"""`seawall run` and its stages one at a time; all go on with the run in the same folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from seawall.cli.common import (
+    JsonOption,
+    OutputOption,
+    RecipeArgument,
+    SetOption,
+    print_json,
+    quiet_libraries,
+    read_recipe,
+    run_folder,
+)
+
+
+def run(
+    recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
+) -> None:
+    """Find, repair and verify: profile, select, evaluate, repair, evaluate, export, report."""
+    _until("report", recipe, sets, output, as_json=as_json)
+
+
+def profile(
+    recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
+) -> None:
+    """Collect successful jailbreaks and count the experts that they use."""
+    _until("profile", recipe, sets, output, as_json=as_json)
+
+
+def select(
+    recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
+) -> None:
+    """Choose the safety-critical experts (and profile first, where that is not done)."""
+    _until("select", recipe, sets, output, as_json=as_json)
+
+
+def repair(
+    recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
+) -> None:
+    """Train the selected experts and the routers (after the stages before, where they are not done)."""
+    _until("repair", recipe, sets, output, as_json=as_json)
+
+
+def evaluate(
+    recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
+) -> None:
+    """Evaluate the recipe's model on test goals; and the repaired one, where the run folder holds a repair."""
+    _until("evaluate", recipe, sets, output, as_json=as_json)
+
+
+def report(
+    recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
+) -> None:
+    """Write report, summary and samples of a run again (stages that are done are skipped)."""
+    _until("report", recipe, sets, output, as_json=as_json)
+
+
+def _until(last: str, path: Path | None, sets: list[str] | None, output: Path | None, *, as_json: bool) -> None:
+    recipe, text = read_recipe(path, sets)
+    quiet_libraries()
+    from seawall.pipeline.progress import Quiet, TerminalReporter
+    from seawall.pipeline.run import Outcome, run_recipe
+
+    folder = run_folder(recipe, output)
+    if as_json:
+        print_json(_result(run_recipe(recipe, folder, text=text, reporter=Quiet(), until=last), last))
+        return
+    with TerminalReporter() as reporter:
+        outcome: Outcome = run_recipe(recipe, folder, text=text, reporter=reporter, until=last)
+    _show(outcome, last)
+
+
+def _result(outcome: Any, last: str) -> dict[str, Any]:
+    if outcome.summary is not None:
+        return dict(outcome.summary)
+    return {"run": str(outcome.run.path), "finished": last}
+
+
+def _show(outcome: Any, last: str) -> None:
+    """The headline on standard output, ending with the path that people want next."""
+    from rich.console import Console
+
+    from seawall.pipeline.headline import headline_table
+
+    console = Console(highlight=False)
+    if outcome.rates:
+        console.print(headline_table(outcome.rates))
+    path = outcome.run.report if last == "report" else outcome.run.path
+    console.print(str(path), soft_wrap=True, markup=False)

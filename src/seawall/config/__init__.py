@@ -1,0 +1,34 @@
+"""Recipes: one pydantic model per stage, unknown keys are errors, every default is the recommended setting."""
+
+from seawall.config.base import StrictModel
+from seawall.config.data import AttackName, DataConfig, SourceConfig
+from seawall.config.eval import EvalConfig, JudgeConfig
+from seawall.config.export import ExportConfig
+from seawall.config.load import dump_resolved, load_recipe, recipe_text
+from seawall.config.model import ModelConfig
+from seawall.config.profile import ProfileConfig
+from seawall.config.recipe import Recipe
+from seawall.config.repair import EarlyStop, ExpertStep, RepairConfig, Retain, RouterStep
+from seawall.config.select import SelectConfig
+
+__all__ = [
+    "AttackName",
+    "DataConfig",
+    "EarlyStop",
+    "EvalConfig",
+    "ExpertStep",
+    "ExportConfig",
+    "JudgeConfig",
+    "ModelConfig",
+    "ProfileConfig",
+    "Recipe",
+    "RepairConfig",
+    "Retain",
+    "RouterStep",
+    "SelectConfig",
+    "SourceConfig",
+    "StrictModel",
+    "dump_resolved",
+    "load_recipe",
+    "recipe_text",
+]

@@ -1,0 +1,31 @@
+"""What every section of a recipe has in common: unknown keys, wrong types and non-finite numbers are errors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+Item = TypeVar("Item")
+Tuple = Annotated[tuple[Item, ...], Field(strict=False)]
+"""A list in YAML, a tuple in Python; the items stay strictly typed."""
+
+
+class StrictModel(BaseModel):
+    """Base of every section: frozen, no unknown key, no silent conversion (`"16"` is not 16, `true` is not 1)."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section(cls, data: Any) -> Any:
+        """A section whose keys are all commented out is `null` in YAML: it means its defaults."""
+        return {} if data is None else data
+
+
+def wrong(expected: str) -> PydanticCustomError:
+    """The error that a validator raises; `expected` completes "expected ..." in the message the user sees."""
+    return PydanticCustomError("seawall", "{expected}", {"expected": expected})

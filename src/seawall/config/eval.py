@@ -1,0 +1,32 @@
+"""How a model is judged before and after."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from seawall.config.base import StrictModel
+
+
+class KeywordJudge(StrictModel):
+    """Judge by the opening of the reply; offline and deterministic."""
+
+    kind: Literal["keyword"] = Field(default="keyword", description="Look for a refusal in the reply's opening.")
+
+
+JudgeConfig = KeywordJudge
+"""Any judge, told apart by `kind`: becomes a union like `SourceConfig` with the second judge."""
+
+
+class EvalConfig(StrictModel):
+    """The evaluation, the same before and after the repair."""
+
+    max_new_tokens: int = Field(default=32, ge=1, le=8192, description="Greedy tokens generated per prompt.")
+    batch_size: int = Field(default=32, ge=1, le=4096, description="Prompts per batch; halved when memory runs out.")
+    judge: JudgeConfig = Field(default=KeywordJudge(), description="Who says refused, complied or unscored.")
+    gold: bool = Field(default=True, description="Measure the loss on gold answers.")
+    bootstrap: int = Field(
+        default=2000, ge=100, le=1_000_000, description="Resamples of the goals for each rate's 95 % interval."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the resamples; the recipe's seed unless given.")

@@ -1,0 +1,120 @@
+"""Recipe file and `--set` options -> `Recipe`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from seawall.config.problems import explain
+from seawall.config.recipe import Recipe
+from seawall.config.yaml_text import Document, KeyPath, parse_yaml
+from seawall.errors import ConfigError
+
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+
+
+@dataclass(frozen=True)
+class Override:
+    """One `--set key=value` of the command line."""
+
+    path: tuple[str, ...]
+    value: Any
+    text: str
+
+
+def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: a YAML file with any of the sections of `Recipe`; `None` is the recipe of the embedded model.
+        overrides: `a.b=c` each, `c` read as YAML; later ones win.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, holds an unknown key or a wrong value.
+    """
+    where = "lab.yaml" if path is None else str(path)
+    document = parse_yaml(recipe_text(path), where=where)
+    if not isinstance(document.value, dict | None):
+        expected = "sections of keys and values, such as `model:`"
+        raise ConfigError(f"{where}:1: not a recipe", got=f"a {type(document.value).__name__}", expected=expected)
+    changes = [parse_override(text) for text in overrides]
+    data: dict[str, Any] = dict(document.value or {})
+    for change in changes:
+        data = _with(data, change.path, change.value)
+    if path is not None:
+        data.setdefault("name", _name_of(Path(path)))
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, Recipe, origin=lambda key: _origin(key, where, document, changes)) from error
+
+
+def recipe_text(path: str | Path | None) -> str:
+    """The recipe file's text as the user wrote it; `None` is the recipe of the embedded model.
+
+    Raises:
+        ConfigError: the file is missing, cannot be read or is not UTF-8.
+    """
+    if path is None:
+        return resources.files("seawall.config").joinpath("lab.yaml").read_text("utf-8")
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"recipe {path} does not exist", remedy="give the path of a YAML file") from error
+    except OSError as error:
+        raise ConfigError(f"recipe {path} cannot be read", got=error.strerror, expected="a YAML file") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8 text", expected="a YAML file in UTF-8") from error
+
+
+def dump_resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain JSON values with every default spelled out; `Recipe.model_validate` takes it back."""
+    return recipe.model_dump(mode="json")
+
+
+def parse_override(text: str) -> Override:
+    """Read one `a.b=c`.
+
+    Raises:
+        ConfigError: no `=`, a malformed key, or a value that is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not _KEY.fullmatch(key):
+        raise ConfigError("--set is wrong", got=repr(text), expected="KEY=VALUE, such as repair.rounds=2")
+    return Override(tuple(key.split(".")), parse_yaml(value, where=f"--set {key}").value, f"--set {text}")
+
+
+def _with(data: dict[str, Any], path: Iterable[str], value: Any) -> dict[str, Any]:
+    """A copy of `data` with `value` at `path`; an empty section on the way is opened."""
+    first, *rest = path
+    if not rest:
+        return {**data, first: value}
+    inner = data.get(first)
+    if not isinstance(inner, dict | None):
+        raise ConfigError(f"--set {'.'.join((first, *rest))}: {first} is not a section", got=repr(inner))
+    return {**data, first: _with(inner or {}, rest, value)}
+
+
+def _origin(key: KeyPath, where: str, document: Document, changes: Sequence[Override]) -> str:
+    """Where a key was written: the option that set it, else the line of its nearest parent in the file."""
+    for change in reversed(changes):
+        shared = min(len(key), len(change.path))
+        if key[:shared] == change.path[:shared]:
+            return change.text
+    for length in range(len(key), 0, -1):
+        if key[:length] in document.lines:
+            return f"{where}:{document.lines[key[:length]]}"
+    return where
+
+
+def _name_of(path: Path) -> str:
+    """A run's name from its recipe's file name: characters that a folder should not have become dashes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100] or "seawall"

@@ -1,0 +1,21 @@
+"""How the experts that attacks use are counted."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from seawall.config.base import StrictModel
+
+
+class ProfileConfig(StrictModel):
+    """Generation and counting for the expert profile (arXiv 2602.04448, section 3.1)."""
+
+    max_new_tokens: int = Field(
+        default=128, ge=1, le=8192, description="Greedy tokens generated per prompt; they are judged and counted."
+    )
+    batch_size: int = Field(default=16, ge=1, le=4096, description="Prompts per batch; halved when memory runs out.")
+    tokens: Literal["generated", "prompt", "both"] = Field(
+        default="generated", description="Which tokens' routing scores the experts; the paper counts generated tokens."
+    )

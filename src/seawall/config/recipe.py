@@ -1,0 +1,68 @@
+"""The whole pipeline in one object: what `seawall run recipe.yaml` reads."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from seawall.config.base import StrictModel, wrong
+from seawall.config.data import DataConfig
+from seawall.config.eval import EvalConfig
+from seawall.config.export import ExportConfig
+from seawall.config.model import ModelConfig
+from seawall.config.profile import ProfileConfig
+from seawall.config.repair import RepairConfig
+from seawall.config.select import SelectConfig
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SEEDED: dict[str, type[StrictModel]] = {"select": SelectConfig, "repair": RepairConfig, "eval": EvalConfig}
+
+
+class Recipe(StrictModel):
+    """One run: the model, the prompts and every stage. Its defaults are the recommended settings.
+
+    `seed` is the seed of every stage that does not name its own.
+    """
+
+    name: str = Field(
+        default="seawall", description="Name of the run; a recipe file that gives none is called by its file name."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of every stage that does not name its own.")
+    model: ModelConfig = Field(default=ModelConfig(), description="The model.")
+    data: DataConfig = Field(default=DataConfig(), description="The prompts.")
+    profile: ProfileConfig = Field(default=ProfileConfig(), description="Counting the experts that attacks use.")
+    select: SelectConfig = Field(default=SelectConfig(), description="Choosing the safety-critical experts.")
+    repair: RepairConfig = Field(default=RepairConfig(), description="Training them.")
+    eval: EvalConfig = Field(default=EvalConfig(), description="Judging the model before and after.")
+    export: ExportConfig = Field(default=ExportConfig(), description="Writing the repaired model.")
+    output: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The run folder, relative to the current directory; none means `runs/NAME`.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _file_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise wrong("a name of up to 100 letters, digits, dots, dashes and underscores (it names a folder)")
+        return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread_seed(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("seed"), int):
+            return data
+        stages = {stage: _seeded(data.get(stage), model, data["seed"]) for stage, model in _SEEDED.items()}
+        return {**data, **stages}
+
+
+def _seeded(section: Any, model: type[StrictModel], seed: Any) -> Any:
+    """The section with the recipe's seed, unless it names its own or is wrong anyway."""
+    if isinstance(section, model):
+        return section if "seed" in section.model_fields_set else section.model_copy(update={"seed": seed})
+    if section is None or isinstance(section, dict):
+        return {"seed": seed, **(section or {})}
+    return section

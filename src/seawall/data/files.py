@@ -1,0 +1,192 @@
+"""Rows of local files, streamed, each with its line number; whatever is wrong is said as `file:line: ...`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from seawall.errors import DataError
+
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record of a file or of a Hub dataset. `where` names it in messages: `file:line`, or `dataset row n`."""
+
+    fields: dict[str, object]
+    where: str
+    number: int
+
+    def error(self, what: str, *, got: object = None, expected: object = None, remedy: str | None = None) -> DataError:
+        """An error that begins with where this row is."""
+        return DataError(f"{self.where}: {what}", got=got, expected=expected, remedy=remedy)
+
+    def text(self, name: str) -> str:
+        """The field `name` as text: stripped, not empty, and made of characters that a tokenizer can take.
+
+        Raises:
+            DataError: the field is missing, empty or not text.
+        """
+        value = self.fields.get(name)
+        if isinstance(value, str) and value.strip():
+            problem = text_problem(value)
+            if problem is not None:
+                raise self.error(f"field {name!r} holds {problem}", expected="plain text", remedy="remove it")
+            return value.strip()
+        if name not in self.fields:
+            names = ", ".join(map(repr, self.fields)) or "none"
+            raise self.error(
+                f"field {name!r} is missing", got=f"the fields {names}", remedy="add the field to this row"
+            )
+        raise self.error(
+            f"field {name!r} holds no text", got=shown(value), expected="text", remedy="fill it or drop the row"
+        )
+
+    def optional(self, name: str) -> str:
+        """The field `name` as text, numbers spelled out; the empty string where it is missing or null."""
+        value = self.fields.get(name)
+        if value is None:
+            return ""
+        return self.text(name) if isinstance(value, str) and value.strip() else str(value).strip()
+
+
+def shown(value: object) -> str:
+    """A value in a message, never longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def text_problem(text: str) -> str | None:
+    """What makes a string unfit for a tokenizer, or None. JSON can escape it, so decoding the file does not find it."""
+    if "\x00" in text:
+        return "a NUL character"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "half a surrogate pair (broken text encoding)"
+    return None
+
+
+def json_lines(path: Path) -> Iterator[Row]:
+    """The objects of a JSONL file, one at a time. Blank lines and a byte-order mark are allowed.
+
+    Raises:
+        DataError: the file cannot be read; a line is not UTF-8, holds a NUL byte, or is not one JSON object.
+    """
+    for number, raw in _binary_lines(path):
+        text = decode(raw, f"{path}:{number}")
+        if text.strip():
+            yield Row(_parse_object(text, f"{path}:{number}"), f"{path}:{number}", number)
+
+
+def csv_rows(path: Path) -> Iterator[Row]:
+    """The rows of a CSV file whose first line names the columns; a quoted field may span lines.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8, or a row has more fields than the first line.
+    """
+    reader = csv.DictReader((decode(raw, f"{path}:{number}") for number, raw in _binary_lines(path)), strict=True)
+    try:
+        for fields in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in fields:
+                raise DataError(
+                    f"{where}: more fields than the first line has names",
+                    expected=f"{len(reader.fieldnames or ())} fields",
+                    remedy="quote fields that hold commas",
+                )
+            yield Row(dict(fields), where, reader.line_num)
+    except csv.Error as error:
+        raise DataError(
+            f"{path}:{reader.line_num}: not CSV", got=str(error), expected="comma-separated fields, quoted where needed"
+        ) from None
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": json_lines, ".csv": csv_rows}
+"""Every file format by its ending."""
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """The rows of a JSONL or CSV file, by its ending.
+
+    Raises:
+        DataError: another ending, or whatever the reader of that format finds.
+    """
+    if path.suffix.lower() not in READERS:
+        endings = ", ".join(READERS)
+        raise DataError(f"{path}: unknown kind of file", got=path.suffix or "no ending", expected=endings)
+    return READERS[path.suffix.lower()](path)
+
+
+def json_strings(path: Path) -> list[str]:
+    """A JSON file that holds one list of texts.
+
+    Raises:
+        DataError: the file cannot be read, or holds anything else.
+    """
+    raw = b"".join(line for _, line in _binary_lines(path))
+    value = _parse(decode(raw, str(path)), str(path))
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{path}: not a list of texts", got=shown(value), expected='["...", "..."]')
+    for at, item in enumerate(value, start=1):
+        if not isinstance(item, str) or not item.strip() or text_problem(item):
+            raise DataError(f"{path}: item {at} of the list is not usable text", got=shown(item), expected="text")
+    return [str(item).strip() for item in value]
+
+
+def decode(raw: bytes, where: str) -> str:
+    """UTF-8 bytes as text.
+
+    Raises:
+        DataError: they are not UTF-8, or hold a NUL byte (as UTF-16 and binary files do).
+    """
+    if b"\x00" in raw:
+        raise DataError(
+            f"{where}: NUL byte", got="binary data or UTF-16", expected="UTF-8 text", remedy="save the file as UTF-8"
+        )
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: not UTF-8",
+            got=f"byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line",
+            expected="UTF-8 text",
+            remedy="save the file as UTF-8",
+        ) from None
+
+
+def _binary_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines split at line feeds only: U+2028 and its like may stand unescaped inside a JSON string."""
+    try:
+        with path.open("rb") as handle:
+            for number, raw in enumerate(handle, start=1):
+                yield number, raw.removeprefix(_BOM) if number == 1 else raw
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read", got=error.strerror or type(error).__name__, remedy="check the path in the recipe"
+        ) from None
+
+
+def _parse_object(text: str, where: str) -> dict[str, object]:
+    value = _parse(text, where)
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: not a JSON object", got=shown(value), expected="one JSON object a line")
+    return value
+
+
+def _parse(text: str, where: str) -> object:
+    """JSON, or a DataError. A whole file read as lines, or one cut off while it was written, ends up here too."""
+    try:
+        value: object = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: not JSON",
+            got=f"{error.msg} at column {error.colno}: {shown(text.strip())}",
+            expected="one JSON value",
+            remedy="repair or remove it",
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: JSON that cannot be read", got=type(error).__name__, remedy="remove it") from None
+    return value

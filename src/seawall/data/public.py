@@ -1,0 +1,177 @@
+"""The public safety benchmarks: where the Hub keeps them, and what their columns are called there and in the originals.
+
+Sources: JailbreakBench (arXiv 2404.01318), AdvBench (2307.15043), HarmBench (2402.04249), StrongREJECT (2402.10260),
+XSTest (2308.01263).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from seawall.config.data import HubSource
+from seawall.data.files import Row, rows
+from seawall.errors import DataError
+
+Purpose = Literal["harmful", "benign", "borderline", "gold"]
+"""What a source is used for in a recipe: the key under `data`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How one benchmark is laid out.
+
+    Attributes:
+        hub: the dataset's name on the Hub, and `subset` its configuration.
+        splits: the Hub's split for every purpose that the benchmark can serve.
+        prompt, category, identifier: names of the columns, the Hub's first.
+        serves: whether a row is for a purpose, where a file holds rows of several kinds.
+    """
+
+    hub: str
+    splits: Mapping[Purpose, str]
+    prompt: tuple[str, ...]
+    category: tuple[str, ...]
+    identifier: tuple[str, ...] = ("id",)
+    subset: str | None = None
+    serves: Callable[[Row, Purpose], bool] = lambda row, purpose: True
+
+
+def _is_standard(row: Row, purpose: Purpose) -> bool:
+    """HarmBench's other categories need a context or are about copyright: no plain requests."""
+    return row.fields.get("FunctionalCategory", "standard") == "standard"
+
+
+def _is_safe_or_unsafe(row: Row, purpose: Purpose) -> bool:
+    """XSTest holds safe prompts and unsafe contrasts; older copies tell them apart by the type alone."""
+    contrast = str(row.fields.get("type", "")).startswith("contrast")
+    label = row.fields.get("label", "unsafe" if contrast else "safe")
+    return label == ("unsafe" if purpose == "harmful" else "safe")
+
+
+LAYOUTS: dict[str, Layout] = {
+    "jailbreakbench": Layout(
+        hub="JailbreakBench/JBB-Behaviors",
+        subset="behaviors",
+        splits={"harmful": "harmful", "benign": "benign", "borderline": "benign"},
+        prompt=("Goal", "goal", "prompt"),
+        category=("Category", "category"),
+        identifier=("Index", "id"),
+    ),
+    "advbench": Layout(
+        hub="walledai/AdvBench",
+        splits={"harmful": "train"},
+        prompt=("prompt", "goal"),
+        category=("category",),
+    ),
+    "harmbench": Layout(
+        hub="walledai/HarmBench",
+        subset="standard",
+        splits={"harmful": "train"},
+        prompt=("prompt", "Behavior"),
+        category=("category", "SemanticCategory"),
+        identifier=("BehaviorID", "id"),
+        serves=_is_standard,
+    ),
+    "strongreject": Layout(
+        hub="walledai/StrongREJECT",
+        splits={"harmful": "train"},
+        prompt=("prompt", "forbidden_prompt"),
+        category=("category",),
+    ),
+    "xstest": Layout(
+        hub="Paul/XSTest",
+        splits={"harmful": "train", "benign": "train", "borderline": "train"},
+        prompt=("prompt",),
+        category=("type",),
+        identifier=("id", "id_v2"),
+        serves=_is_safe_or_unsafe,
+    ),
+}
+"""Every public benchmark by its kind in recipes. To add one: add a line here and a variant in `config/data.py`."""
+
+
+def read_public(source: HubSource, kind: str, purpose: Purpose) -> list[Row]:
+    """The rows of a benchmark that serve a purpose, with the fields id, text, category and split.
+
+    Raises:
+        DataError: the benchmark does not serve the purpose, cannot be read, or holds no row that does.
+    """
+    layout = LAYOUTS[kind]
+    if purpose not in layout.splits:
+        able = ", ".join(name for name, other in LAYOUTS.items() if purpose in other.splits)
+        raise DataError(
+            f"data.{purpose} cannot come from {kind}",
+            got=f"a source of {' and '.join(layout.splits)} prompts",
+            expected=f"builtin, jsonl{f', {able}' if able else ''}",
+        )
+    found = list(_local(source, kind) if source.path is not None else _from_hub(layout, source, purpose))
+    kept = [row for row in found if layout.serves(row, purpose)]
+    if not kept:
+        raise DataError(
+            f"{kind} holds no {purpose} prompts",
+            got=f"{len(found)} rows of {source.path or layout.hub}",
+            remedy="check the file, and `split` in the recipe",
+        )
+    return [_plain(row, layout, kind, hub=source.path is None) for row in kept]
+
+
+def _local(source: HubSource, kind: str) -> Iterator[Row]:
+    """Rows of a local copy. A file that mixes benchmarks (a `source` field) is narrowed to this one."""
+    found = list(rows(Path(str(source.path))))
+    mixed = any(_is_of(row, kind) for row in found)
+    for row in found:
+        if mixed and not _is_of(row, kind):
+            continue
+        if source.split is None or row.fields.get("split") == source.split:
+            yield row
+
+
+def _is_of(row: Row, kind: str) -> bool:
+    return str(row.fields.get("source", "")).lower().startswith(kind)
+
+
+def _from_hub(layout: Layout, source: HubSource, purpose: Purpose) -> Iterator[Row]:
+    split = source.split or layout.splits[purpose]
+    for number, fields in enumerate(_download(layout, split), start=1):
+        yield Row(dict(fields), f"{layout.hub} row {number}", number)
+
+
+def _download(layout: Layout, split: str) -> Iterable[Mapping[str, object]]:
+    """Whatever `datasets` cannot get is one kind of user error: there is no network, no access or no such split."""
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError:
+        raise DataError(
+            f"{layout.hub} needs the library `datasets`",
+            got="it is not installed",
+            remedy="pip install 'seawall[hub]', or give a local file as `path`",
+        ) from None
+    try:
+        loaded: Iterable[Mapping[str, object]] = datasets.load_dataset(layout.hub, layout.subset, split=split)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{layout.hub} cannot be had from the Hub",
+            got=f"{type(error).__name__}: {str(error)[:200]}",
+            remedy="check the network and the split, log in if the dataset is gated, or give a local file as `path`",
+        ) from None
+    return loaded
+
+
+def _plain(row: Row, layout: Layout, kind: str, *, hub: bool) -> Row:
+    column = next((name for name in layout.prompt if name in row.fields), layout.prompt[0])
+    identifier = _first(row, layout.identifier) or str(row.number)
+    fields: dict[str, object] = {
+        "id": f"{kind}-{identifier}",
+        "text": row.text(column),
+        "category": _first(row, layout.category),
+        "split": None if hub else row.fields.get("split"),
+    }
+    return Row(fields, row.where, row.number)
+
+
+def _first(row: Row, names: tuple[str, ...]) -> str:
+    return next((text for text in map(row.optional, names) if text), "")

@@ -1,0 +1,83 @@
+"""All prompts of a run, read once and divided once: what every stage is given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
+
+from seawall.config.data import DataConfig
+from seawall.data.chat import ChatRow, read_chat_jsonl
+from seawall.data.pairs import attack_names, make_pairs
+from seawall.data.prompts import Benign, Borderline, Goal, Gold
+from seawall.data.sources import load_benign, load_borderline, load_goals, load_gold, load_refusals
+from seawall.data.splits import Split, SplitName, Splittable, split, take
+from seawall.data.types import SafetyPair
+
+Item = TypeVar("Item", bound=Splittable)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The prompts of a run, capped as the recipe says.
+
+    Attributes:
+        retain: harmless training prompts, benign and borderline, whose answers a repair must keep.
+        known_goals: all goals of the source, also those that a cap leaves out; an attack file may name any of them.
+    """
+
+    goals: Split[Goal]
+    benign: Split[Benign]
+    borderline: Split[Borderline]
+    retain: tuple[Benign | Borderline, ...]
+    gold: tuple[Gold, ...]
+    refusals: tuple[str, ...]
+    attacks_seen: tuple[str, ...]
+    attacks_unseen: tuple[str, ...]
+    attack_rows: tuple[ChatRow, ...]
+    known_goals: tuple[Goal, ...]
+
+    @property
+    def seen_families(self) -> tuple[str, ...]:
+        """The families that a repair trains on: built-in ones, and those of the attack file."""
+        return self.attacks_seen + attack_names(self.attack_rows)
+
+    def pairs(self, part: SplitName, *, unseen: bool = False) -> list[SafetyPair]:
+        """The safety pairs of one part under every seen family; with `unseen`, under the others too."""
+        built_in = self.attacks_seen + (self.attacks_unseen if unseen else ())
+        return make_pairs(self.goals.part(part), built_in, self.attack_rows, known=self.known_goals)
+
+    def fingerprint(self) -> str:
+        """sha256 over everything read, for the manifest: the same prompts give the same fingerprint."""
+        placeless = replace(self, attack_rows=tuple(replace(row, path="", line=0) for row in self.attack_rows))
+        text = json.dumps(asdict(placeless), sort_keys=True)
+        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def load_prompts(config: DataConfig) -> Prompts:
+    """Read every source of a recipe.
+
+    Raises:
+        DataError: a source cannot be read, or an attack file's goals are not the harmful source's.
+    """
+    all_goals = load_goals(config.harmful)
+    rows = tuple(read_chat_jsonl(config.attack_file)) if config.attack_file is not None else ()
+    make_pairs((), (), rows, known=all_goals)
+    benign, borderline = split(load_benign(config.benign)), split(load_borderline(config.borderline))
+    return Prompts(
+        goals=_capped(split(all_goals), config.train_goals, config.validation_goals, config.test_goals),
+        benign=_capped(benign, None, config.validation_benign, config.test_benign),
+        borderline=_capped(borderline, None, config.validation_benign, config.test_borderline),
+        retain=take((*benign.train, *borderline.train), config.retain_examples),
+        gold=take(load_gold(config.gold), config.gold_examples),
+        refusals=load_refusals(config.refusals),
+        attacks_seen=config.attacks_seen,
+        attacks_unseen=config.attacks_unseen,
+        attack_rows=rows,
+        known_goals=tuple(all_goals),
+    )
+
+
+def _capped(whole: Split[Item], train: int | None, validation: int | None, test: int | None) -> Split[Item]:
+    return Split(take(whole.train, train), take(whole.validation, validation), take(whole.test, test))

@@ -1,0 +1,184 @@
+"""Named sources of prompts, each to plain rows; and from rows to the prompts of `seawall.data.prompts`, checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+from seawall.config.data import BuiltinSource, HubSource, JsonlSource, SourceConfig
+from seawall.data.files import Row, json_lines, json_strings, rows
+from seawall.data.prompts import Benign, Borderline, Goal, Gold
+from seawall.data.public import LAYOUTS, Purpose, read_public
+from seawall.data.splits import NAMES, SplitName, key
+from seawall.errors import DataError
+
+# A local file's field for the prompt, when the recipe's `prompt_field` is left at its default and the row lacks it.
+_PROMPT_NAMES = ("prompt", "goal", "question", "instruction")
+_BUILTIN_TEXT: dict[Purpose, str] = {"harmful": "goal", "benign": "prompt", "borderline": "prompt", "gold": "question"}
+
+
+def load_goals(source: SourceConfig) -> list[Goal]:
+    """The harmful goals of a source.
+
+    Raises:
+        DataError: the source cannot be read or holds no goals; an id, or a goal in two splits, comes twice.
+    """
+    return [Goal(_id(row), row.text("text"), row.optional("category"), _split(row)) for row in _load(source, "harmful")]
+
+
+def load_benign(source: SourceConfig) -> list[Benign]:
+    """The harmless instructions of a source. Raises DataError as `load_goals`."""
+    return [
+        Benign(_id(row), row.text("text"), row.optional("category"), _split(row), _imperative(row))
+        for row in _load(source, "benign")
+    ]
+
+
+def load_borderline(source: SourceConfig) -> list[Borderline]:
+    """The prompts of a source that sound unsafe and are safe. Raises DataError as `load_goals`."""
+    return [
+        Borderline(_id(row), row.text("text"), row.optional("category"), _split(row), row.optional("unsafe_twin"))
+        for row in _load(source, "borderline")
+    ]
+
+
+def load_gold(source: SourceConfig) -> list[Gold]:
+    """Questions with reference answers. Raises DataError as `load_goals`."""
+    return [Gold(_id(row), row.text("text"), row.text("answer")) for row in _load(source, "gold")]
+
+
+def load_refusals(refusals: str) -> tuple[str, ...]:
+    """Refusals to train towards: `builtin`, or a JSON file that holds a list of texts.
+
+    Raises:
+        DataError: the file cannot be read or holds something else.
+    """
+    return tuple(json_strings(_builtin_path("refusals.json") if refusals == "builtin" else Path(refusals)))
+
+
+def read_builtin(source: SourceConfig, purpose: Purpose) -> list[Row]:
+    """The prompts shipped with the package, as plain rows."""
+    assert isinstance(source, BuiltinSource)
+    column = _BUILTIN_TEXT[purpose]
+    found = json_lines(_builtin_path(f"{purpose}.jsonl"))
+    return [Row({**row.fields, "text": row.fields.get(column)}, row.where, row.number) for row in found]
+
+
+def read_jsonl(source: SourceConfig, purpose: Purpose) -> list[Row]:
+    """The rows of a local file with the field names of the recipe, as plain rows.
+
+    Gold questions may also come in the formats of MMLU (`choices` and a letter as answer), GSM8K (`#### 42` at the
+    end of the answer), TruthfulQA (`best`) and instruction data (`instruction`, `input`, `output`).
+    """
+    assert isinstance(source, JsonlSource)
+    found = []
+    for row in rows(Path(source.path)):
+        text, answer = _gold(row, source) if purpose == "gold" else (_prompt(row, source), "")
+        fields: dict[str, object] = {
+            "id": row.optional(source.id_field) or f"{Path(source.path).stem}-{row.number}",
+            "text": text,
+            "answer": answer,
+            "category": row.optional(source.category_field),
+            "split": row.fields.get(source.split_field),
+            "unsafe_twin": row.optional(source.unsafe_twin_field),
+            "imperative": row.fields.get("imperative"),
+        }
+        found.append(Row(fields, row.where, row.number))
+    if not found:
+        raise DataError(f"{source.path}: no {purpose} prompts in the file", got="no lines")
+    return found
+
+
+def _read_public(source: SourceConfig, purpose: Purpose, *, kind: str) -> list[Row]:
+    assert isinstance(source, HubSource)
+    return read_public(source, kind, purpose)
+
+
+SOURCES: dict[str, Callable[[SourceConfig, Purpose], list[Row]]] = {
+    "builtin": read_builtin,
+    "jsonl": read_jsonl,
+    **{kind: partial(_read_public, kind=kind) for kind in LAYOUTS},
+}
+"""Every source by its `kind` in recipes: to rows with id, text, category, split and what the purpose adds."""
+
+
+def _load(source: SourceConfig, purpose: Purpose) -> list[Row]:
+    """Rows with ids of their own. The same text twice is taken once; in two splits it would leak, and is an error."""
+    ids: dict[str, Row] = {}
+    texts: dict[str, Row] = {}
+    for row in SOURCES[source.kind](source, purpose):
+        first = texts.setdefault(key(row.text("text")), row)
+        if first is not row and _split(first) == _split(row):
+            continue
+        if first is not row:
+            raise row.error(
+                "the same prompt as before in another split",
+                got=f"{row.optional('split')}; {first.where} has {first.optional('split')}",
+                expected="each prompt in one split",
+                remedy="remove one of them, or both are trained and tested on",
+            )
+        other = ids.setdefault(_id(row), row)
+        if other is not row:
+            raise row.error(
+                "the id is used twice", got=repr(_id(row)), expected=f"another id than that of {other.where}"
+            )
+    return list(texts.values())
+
+
+def _builtin_path(name: str) -> Path:
+    path = resources.files("seawall").joinpath("lab", "prompts", name)
+    assert isinstance(path, Path), "seawall is installed as files, not as a zip"
+    return path
+
+
+def _id(row: Row) -> str:
+    return row.text("id")
+
+
+def _split(row: Row) -> SplitName | None:
+    value = row.fields.get("split")
+    if value is None or value == "":
+        return None
+    name = NAMES.get(str(value).strip().lower())
+    if name is None:
+        raise row.error("unknown split", got=repr(value), expected="train, validation or test")
+    return name
+
+
+def _imperative(row: Row) -> bool | None:
+    value = row.fields.get("imperative")
+    return value if isinstance(value, bool) else None
+
+
+def _prompt(row: Row, source: JsonlSource) -> str:
+    column = source.prompt_field
+    if column == "prompt":
+        column = next((name for name in _PROMPT_NAMES if name in row.fields), column)
+    extra = row.optional("input") if column == "instruction" else ""
+    return f"{row.text(column)}\n\n{extra}" if extra else row.text(column)
+
+
+def _gold(row: Row, source: JsonlSource) -> tuple[str, str]:
+    choices = row.fields.get("choices")
+    if isinstance(choices, list):
+        return _multiple_choice(row, [str(choice) for choice in choices])
+    question = _prompt(row, source)
+    column = next((name for name in (source.answer_field, "best", "output") if name in row.fields), source.answer_field)
+    answer = row.text(column)
+    if "####" in answer:
+        steps, _, result = re.sub(r"<<[^>]*>>", "", answer).rpartition("####")
+        answer = f"{steps.strip()}\nThe answer is {result.strip()}."
+    return question, answer
+
+
+def _multiple_choice(row: Row, choices: list[str]) -> tuple[str, str]:
+    """MMLU: the choices under the question; the answer is the letter with its choice, so that its content counts."""
+    letters = [chr(ord("A") + at) for at in range(len(choices))]
+    letter = row.text("answer").upper()
+    if letter not in letters:
+        raise row.error("the answer is not one of the choices", got=repr(letter), expected=", ".join(letters))
+    listed = "\n".join(f"{name}. {choice}" for name, choice in zip(letters, choices, strict=True))
+    return f"{row.text('question')}\n\n{listed}", f"{letter}. {choices[letters.index(letter)]}"

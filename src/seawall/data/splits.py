@@ -1,0 +1,117 @@
+"""Who is trained on, who chooses the round, who is reported on: by goal, so that no goal is in two of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
+
+SplitName = Literal["train", "validation", "test"]
+
+NAMES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+"""What sources call the parts, and what they are called here."""
+
+SHARES: dict[SplitName, float] = {"train": 0.6, "validation": 0.15, "test": 0.25}
+"""Expected parts of a source that names none."""
+
+
+class HasText(Protocol):
+    """Anything with a text to hash."""
+
+    @property
+    def text(self) -> str:
+        """The goal or prompt."""
+        ...
+
+
+class Splittable(HasText, Protocol):
+    """What `split` needs to know of an item."""
+
+    @property
+    def split(self) -> SplitName | None:
+        """The part that the source names, if any."""
+        ...
+
+
+Item = TypeVar("Item", bound=Splittable)
+Texted = TypeVar("Texted", bound=HasText)
+
+
+@dataclass(frozen=True, slots=True)
+class Split(Generic[Item]):
+    """The three parts of a source, each in the source's order."""
+
+    train: tuple[Item, ...]
+    validation: tuple[Item, ...]
+    test: tuple[Item, ...]
+
+    @property
+    def all(self) -> tuple[Item, ...]:
+        """Every item."""
+        return self.train + self.validation + self.test
+
+    def part(self, name: SplitName) -> tuple[Item, ...]:
+        """One part by its name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
+
+
+def key(text: str) -> str:
+    """What makes two prompts the same: their text without regard to case, white space and the full stop at the end."""
+    return " ".join(text.casefold().split()).rstrip(".!? ")
+
+
+def unit(text: str, salt: str) -> float:
+    """A number in [0, 1) that depends on the text alone: stable across runs, machines and the order of the source."""
+    digest = hashlib.sha256(f"{salt}\n{key(text)}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def split(items: Sequence[Item]) -> Split[Item]:
+    """Divide items as their source says, and by a hash of the text where it is silent.
+
+    - A source that names no part, or calls everything `train`, is divided 60 : 15 : 25.
+    - Without a test part, half of the validation part becomes one: training goals never do.
+    - Without a validation part, a fifth of the training part becomes one: test goals never do.
+    - A source that holds a test part alone stays one.
+    """
+    named = {item.split for item in items if item.split is not None}
+    place: Callable[[Item], SplitName]
+    place = _by_hash if named <= {"train"} else (lambda item: _as_named(item, named))
+    parts: dict[SplitName, list[Item]] = {"train": [], "validation": [], "test": []}
+    for item in items:
+        parts[place(item)].append(item)
+    return Split(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]))
+
+
+def take(items: Sequence[Texted], at_most: int | None) -> tuple[Texted, ...]:
+    """At most so many items, chosen by hash and kept in order: the first ones of a sorted file are no sample of it."""
+    if at_most is None or at_most >= len(items):
+        return tuple(items)
+    chosen = set(sorted(range(len(items)), key=lambda at: unit(items[at].text, "take"))[:at_most])
+    return tuple(item for at, item in enumerate(items) if at in chosen)
+
+
+def _by_hash(item: Splittable) -> SplitName:
+    number = unit(item.text, "split")
+    if number < SHARES["train"]:
+        return "train"
+    return "validation" if number < SHARES["train"] + SHARES["validation"] else "test"
+
+
+def _as_named(item: Splittable, named: set[SplitName]) -> SplitName:
+    if item.split is None:
+        return _by_hash(item)
+    if item.split == "validation" and "test" not in named:
+        return "test" if unit(item.text, "test") < 0.5 else "validation"
+    if item.split == "train" and "validation" not in named:
+        return "validation" if unit(item.text, "validation") < 0.2 else "train"
+    return item.split

@@ -1,0 +1,73 @@
+"""What is asked in an evaluation: groups of prompts, each with the goal that its interval is clustered by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from seawall.data.prompts import Gold
+from seawall.data.sets import Prompts
+from seawall.data.splits import SplitName
+from seawall.data.types import Messages, user
+from seawall.evaluation.metrics import Target
+
+PLAIN, BORDERLINE, BENIGN = "plain", "borderline", "benign"
+ATTACK = "attack:"
+
+TARGETS: dict[str, Target] = {PLAIN: "refused", BORDERLINE: "refused", BENIGN: "complied"}
+"""What the rate of a group counts: refusals of plain goals, over-refusal, compliance. Attacks count success."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One prompt of a suite. `id` is unique in it and stable across runs."""
+
+    id: str
+    group: str
+    goal: str
+    prompt: Messages
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSuite:
+    """Groups of (goal, prompt), and the gold questions; empty groups are left out."""
+
+    groups: Mapping[str, Sequence[tuple[str, Messages]]]
+    gold: Sequence[Gold] = ()
+
+    def asked(self) -> list[Asked]:
+        """Every prompt with its id, group by group."""
+        return [
+            Asked(f"{group}/{number:04d}", group, goal, prompt)
+            for group, rows in self.groups.items()
+            for number, (goal, prompt) in enumerate(rows)
+        ]
+
+
+def target(group: str) -> Target:
+    """The verdict that a group's rate counts."""
+    return TARGETS.get(group, "complied")
+
+
+def attack_group(family: str) -> str:
+    """The group of an attack family."""
+    return f"{ATTACK}{family}"
+
+
+def build_suite(prompts: Prompts, part: SplitName = "test", *, unseen: bool = True, gold: bool = True) -> EvalSuite:
+    """The evaluation of one part of the prompts.
+
+    Args:
+        prompts: everything a recipe reads.
+        part: `test` for the report; `validation` to choose a round of the repair.
+        unseen: also the attack families that the repair does not train on.
+        gold: also the gold questions.
+    """
+    groups: dict[str, list[tuple[str, Messages]]] = {
+        PLAIN: [(goal.text, user(goal.text)) for goal in prompts.goals.part(part)]
+    }
+    for pair in prompts.pairs(part, unseen=unseen):
+        groups.setdefault(attack_group(pair.attack_name), []).append((pair.goal, pair.attack))
+    groups[BORDERLINE] = [(item.text, user(item.text)) for item in prompts.borderline.part(part)]
+    groups[BENIGN] = [(item.text, user(item.text)) for item in prompts.benign.part(part)]
+    return EvalSuite({name: rows for name, rows in groups.items() if rows}, prompts.gold if gold else ())

@@ -1,0 +1,175 @@
+"""Builds the embedded model: SmolLM2-135M-Instruct, split into experts, given refusals by the shipped delta.
+
+Each feed-forward network of the upper half is split by neurons, exactly: the most used neurons become the shared
+expert, the others routed experts of distinct neurons. A learned router picks the top-k experts per token. The delta
+holds the order of the neurons, the routers and a low-rank change of the three projections; `scripts/lab_delta.py`
+reproduces it. See `docs/lab.md` for what was measured.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from seawall.errors import ArtifactError
+from seawall.lab.source import GGUF_SHA256, cache_folder, fetch_gguf
+
+DELTA_FILE = "lab_delta.safetensors"
+PROJECTIONS = ("gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class LabShape:
+    """How the dense model is cut. Sizes in neurons; `first_dense` layers stay as they are."""
+
+    first_dense: int = 18
+    shared: int = 1024
+    experts: int = 32
+    top_k: int = 4
+
+    def expert_width(self, ffn_width: int) -> int:
+        """Neurons of one routed expert."""
+        width, rest = divmod(ffn_width - self.shared, self.experts)
+        assert rest == 0, "the routed neurons must divide evenly among the experts"
+        return width
+
+
+def load_dense(cache: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The original SmolLM2-135M-Instruct, dequantised to float32, and its tokenizer."""
+    gguf = fetch_gguf(cache)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    return model.eval(), tokenizer
+
+
+def moe_config(dense: PreTrainedModel, shape: LabShape) -> Glm4MoeConfig:
+    """The configuration of the split model. `routed_scaling_factor = top_k` keeps each expert's weight near 1."""
+    old = dense.config
+    width = shape.expert_width(old.intermediate_size)
+    return Glm4MoeConfig(
+        vocab_size=old.vocab_size,
+        hidden_size=old.hidden_size,
+        intermediate_size=old.intermediate_size,
+        num_hidden_layers=old.num_hidden_layers,
+        num_attention_heads=old.num_attention_heads,
+        num_key_value_heads=old.num_key_value_heads,
+        head_dim=old.hidden_size // old.num_attention_heads,
+        max_position_embeddings=old.max_position_embeddings,
+        rms_norm_eps=old.rms_norm_eps,
+        rope_parameters={**old.rope_parameters, "partial_rotary_factor": 1.0},
+        tie_word_embeddings=True,
+        attention_bias=False,
+        use_qk_norm=False,
+        first_k_dense_replace=shape.first_dense,
+        moe_intermediate_size=width,
+        n_routed_experts=shape.experts,
+        n_shared_experts=shape.shared // width,
+        num_experts_per_tok=shape.top_k,
+        n_group=1,
+        topk_group=1,
+        norm_topk_prob=True,
+        routed_scaling_factor=float(shape.top_k),
+        bos_token_id=old.bos_token_id,
+        eos_token_id=old.eos_token_id,
+        pad_token_id=old.pad_token_id,
+        dtype=torch.bfloat16,
+    )
+
+
+def split_model(dense: PreTrainedModel, delta: dict[str, Tensor], shape: LabShape) -> Glm4MoeForCausalLM:
+    """Writes the dense weights, cut as `delta` says and changed by its low-rank terms, into an MoE (bfloat16)."""
+    state = {name: tensor for name, tensor in dense.state_dict().items() if "rotary" not in name}
+    for layer in range(shape.first_dense, dense.config.num_hidden_layers):
+        state |= _split_layer(state, delta, layer, shape)
+    model = Glm4MoeForCausalLM(moe_config(dense, shape))
+    result = model.load_state_dict(state, strict=True)
+    assert not result.missing_keys
+    return model.to(torch.bfloat16).eval()
+
+
+def _split_layer(state: dict[str, Tensor], delta: dict[str, Tensor], layer: int, shape: LabShape) -> dict[str, Tensor]:
+    """The state of one MoE block; takes the dense block's tensors out of `state`."""
+    old, new = f"model.layers.{layer}.mlp", {}
+    order = delta[f"{layer}.neurons"].long()
+    weight = {}
+    for name in PROJECTIONS:
+        dense = state.pop(f"{old}.{name}_proj.weight").float()
+        cut = dense[:, order] if name == "down" else dense[order]
+        weight[name] = cut + delta[f"{layer}.{name}_b"].float() @ delta[f"{layer}.{name}_a"].float()
+    shared, experts = shape.shared, shape.experts
+    for name in PROJECTIONS:
+        part = weight[name][:, :shared] if name == "down" else weight[name][:shared]
+        new[f"{old}.shared_experts.{name}_proj.weight"] = part
+    width = (len(order) - shared) // experts
+    gate, up = (weight[name][shared:].reshape(experts, width, -1) for name in ("gate", "up"))
+    new[f"{old}.experts.gate_up_proj"] = torch.cat([gate, up], dim=1)
+    new[f"{old}.experts.down_proj"] = weight["down"][:, shared:].reshape(-1, experts, width).transpose(0, 1)
+    new[f"{old}.gate.weight"] = delta[f"{layer}.router"].float()
+    new[f"{old}.gate.e_score_correction_bias"] = delta[f"{layer}.bias"].float()
+    return {name: tensor.contiguous() for name, tensor in new.items()}
+
+
+def delta_path() -> Path:
+    """The delta that the package ships."""
+    return Path(str(resources.files("seawall.lab") / DELTA_FILE))
+
+
+def read_delta(path: Path) -> tuple[dict[str, Tensor], LabShape]:
+    """The delta's tensors and the cut they are for. It must have been made from the weights that we fetch."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if metadata.get("gguf_sha256") != GGUF_SHA256:
+        raise ArtifactError(
+            f"{path.name} was made for other weights", got=metadata.get("gguf_sha256"), expected=GGUF_SHA256
+        )
+    keys = ("first_dense", "shared", "experts", "top_k")
+    return load_file(path), LabShape(**{key: int(metadata[key]) for key in keys})
+
+
+def build_lab_model(folder: Path, *, delta: Path | None = None, cache: Path | None = None) -> None:
+    """Writes the embedded model as a Hugging Face checkpoint into `folder`, which appears whole or not at all."""
+    dense, tokenizer = load_dense(cache)
+    model = split_model(dense, *read_delta(delta or delta_path()))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+    model.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    shutil.copy(Path(str(resources.files("seawall.lab") / "MODEL_NOTICE.md")), scratch / "NOTICE.md")
+    scratch.replace(folder)
+
+
+def lab_model_folder(cache: Path | None = None) -> Path:
+    """The folder of the embedded model, built at the first call (under a minute on two cores)."""
+    root = cache or cache_folder()
+    delta = delta_path()
+    tag = _short_hash(delta)
+    folder = root / f"lab-{tag}"
+    if not (folder / "config.json").is_file():
+        build_lab_model(folder, delta=delta, cache=root)
+    return folder
+
+
+def _short_hash(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]

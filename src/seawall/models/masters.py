@@ -1,0 +1,122 @@
+"""Small trainable copies of parts of a model's parameters, and their way back into the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from seawall.errors import ArtifactError, UnsupportedModelError
+
+_TRAINABLE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A parameter of the model, or some slices of it along dimension 0, that a copy stands for.
+
+    Attributes:
+        name: the parameter's name in the model's state dict.
+        target: the parameter itself.
+        indices: the slices, in the copy's order; None for the whole parameter.
+    """
+
+    name: str
+    target: nn.Parameter
+    indices: tuple[int, ...] | None = None
+
+    def read(self) -> Tensor:
+        """A new tensor with the part's values in the model's dtype."""
+        whole = self.target.detach()
+        return whole.clone() if self.indices is None else whole[list(self.indices)]
+
+    def write(self, values: Tensor) -> None:
+        """Puts values into the model, rounded to its dtype; nothing outside the part is touched."""
+        whole = self.target.detach()
+        values = values.detach().to(device=whole.device, dtype=whole.dtype)
+        if self.indices is None:
+            whole.copy_(values)
+        else:
+            whole[list(self.indices)] = values
+
+
+class MasterCopies:
+    """Trainable copies of parts of a model, in a precision fit for small steps.
+
+    The model's own tensors stay as they are until `write_back`; `revert` undoes it to the bit.
+    """
+
+    def __init__(self, parts: Sequence[Part], dtype: torch.dtype) -> None:
+        for part in parts:
+            _require_trainable(part)
+        self.parts = tuple(parts)
+        self._masters = {part.name: nn.Parameter(part.read().to(dtype)) for part in parts}
+        self._before: dict[str, Tensor] = {}
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The copies by the name of the parameter that each stands for."""
+        yield from self._masters.items()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The copies: what an optimizer takes."""
+        yield from self._masters.values()
+
+    def get(self, name: str) -> nn.Parameter:
+        """The copy of the parameter called `name` in the model's state dict."""
+        return self._masters[name]
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers train."""
+        return sum(master.numel() for master in self._masters.values())
+
+    def write_back(self) -> None:
+        """Rounds the copies to the model's dtype and puts them into the model; nothing else in the model changes."""
+        for part in self.parts:
+            self._before.setdefault(part.name, part.read())
+            part.write(self._masters[part.name])
+
+    def revert(self) -> None:
+        """Puts back the bits that the model had before the first `write_back`. The copies keep their values."""
+        for part in self.parts:
+            if part.name in self._before:
+                part.write(self._before.pop(part.name))
+
+    def state(self) -> dict[str, Tensor]:
+        """The copies' values for a checkpoint, by name. They share memory with the copies."""
+        return {name: master.detach() for name, master in self._masters.items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the values of a checkpoint made by `state`.
+
+        Raises:
+            ArtifactError: the checkpoint holds other parameters or shapes than are trained here.
+        """
+        got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        expected = {name: tuple(master.shape) for name, master in self._masters.items()}
+        if got != expected:
+            name = min(name for name in {*got, *expected} if got.get(name) != expected.get(name))
+            raise ArtifactError(
+                f"the checkpoint belongs to other parameters: {name}",
+                got=f"shape {got.get(name, 'none')}",
+                expected=f"shape {expected.get(name, 'none')}",
+                remedy="resume with the recipe and the selected experts that the checkpoint was made with",
+            )
+        with torch.no_grad():
+            for name, master in self._masters.items():
+                master.copy_(tensors[name])
+
+
+def _require_trainable(part: Part) -> None:
+    if part.target.dtype in _TRAINABLE and not part.target.is_meta:
+        return
+    raise UnsupportedModelError(
+        f"{part.name} cannot be trained",
+        got="no data (meta device)" if part.target.is_meta else f"dtype {part.target.dtype}",
+        expected="float32, bfloat16 or float16 weights in memory",
+        remedy="load the model without quantisation and without offloading",
+    )

@@ -1,0 +1,44 @@
+"""Writing a checkpoint that transformers and vLLM load like any other, with a hash of every file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seawall.errors import RunFolderError, UnsupportedModelError
+from seawall.models.checkpoint import HASHES_FILE, first_line, hash_file
+from seawall.models.quiet import quiet
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
+    """Write weights (safetensors), configuration, generation settings, tokenizer and chat template to `folder`.
+
+    transformers may write stacked experts as one tensor per expert, as the family's published checkpoints have them;
+    loading stacks the same bits again. Tied weights are written once. The hashes are left in the folder too, where
+    loading checks them. When this is interrupted, half a checkpoint is left: write into a scratch folder.
+
+    Returns:
+        `sha256:...` of every file, by its path in the folder.
+
+    Raises:
+        RunFolderError: the folder is not empty, or cannot be written.
+        UnsupportedModelError: transformers refuses to write this model's settings.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(f"{folder} exists and is not an empty folder", remedy="name a new one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        hashes = {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
+        (folder / HASHES_FILE).write_text(json.dumps({"files": hashes}, indent=1) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(f"the model cannot be written to {folder}", got=first_line(error)) from error
+    except ValueError as error:
+        raise UnsupportedModelError("transformers refuses to write this model", got=first_line(error)) from error
+    return hashes

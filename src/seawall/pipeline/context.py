@@ -1,0 +1,46 @@
+"""What all stages of one run share. Prompts and model are opened at first use, and once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from seawall.config.recipe import Recipe
+from seawall.data.sets import Prompts, load_prompts
+from seawall.data.types import Judge
+from seawall.evaluation.judges import JUDGES
+from seawall.pipeline.model import OpenModel, open_model
+from seawall.pipeline.progress import Reporter
+from seawall.runs.folder import RunFolder
+from seawall.runs.manifest import update_manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """A recipe, its run folder, and where to report."""
+
+    recipe: Recipe
+    run: RunFolder
+    reporter: Reporter
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """All prompts of the recipe."""
+        found = load_prompts(self.recipe.data)
+        update_manifest(self.run, {"data": {"prompts": found.fingerprint()}})
+        return found
+
+    @cached_property
+    def opened(self) -> OpenModel:
+        """The model, loaded; the repair changes it in place."""
+        self.reporter.stage(f"Loading {self.recipe.model.id}")
+        found = open_model(self.recipe.model)
+        self.reporter.say(found.moe.describe())
+        model = {"id": self.recipe.model.id, "revision": self.recipe.model.revision, "weights": found.fingerprint}
+        update_manifest(self.run, {"model": model, "seed": self.recipe.seed})
+        return found
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The recipe's judge."""
+        return JUDGES[self.recipe.eval.judge.kind](self.recipe.eval.judge)

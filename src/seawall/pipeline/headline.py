@@ -1,0 +1,41 @@
+"""The headline of a run as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from seawall.artifacts.evaluation import EvalResult, Rate
+from seawall.evaluation.suite import ATTACK
+
+Named = Sequence[tuple[str, EvalResult]]
+"""("before" or "after", its evaluation)."""
+
+
+def headline_table(rates: Named) -> Table:
+    """One row per group, one column per evaluation; rates with their 95 % intervals."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("measure", no_wrap=True)
+    for name, _ in rates:
+        table.add_column(name, justify="right", no_wrap=True)
+    groups: Mapping[str, Rate] = rates[0][1].groups
+    for group in groups:
+        table.add_row(_name(group), *[_rate(result.groups.get(group)) for _, result in rates])
+    if rates[0][1].gold_loss is not None:
+        table.add_row("loss on gold answers", *[f"{result.gold_loss:.4f}" for _, result in rates])
+    return table
+
+
+def _name(group: str) -> str:
+    names = {"plain": "plain refusal", "borderline": "over-refusal", "benign": "benign compliance"}
+    if group.startswith(ATTACK):
+        return f"attack success: {group.removeprefix(ATTACK)}"
+    return names.get(group, group)
+
+
+def _rate(rate: Rate | None) -> str:
+    if rate is None:
+        return ""
+    unscored = f"  {rate.unscored} unscored" if rate.unscored else ""
+    return f"{rate.rate:6.1%} [{rate.low:.1%}, {rate.high:.1%}]{unscored}"

@@ -1,0 +1,41 @@
+"""Opening the model of a recipe, the embedded one included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seawall.config.model import ModelConfig
+from seawall.lab.build import lab_model_folder
+from seawall.models.find import MoEModel, find_moe
+from seawall.models.fingerprint import model_fingerprint
+from seawall.models.load import load_model
+
+LAB = "lab"
+
+
+@dataclass(frozen=True, eq=False)
+class OpenModel:
+    """A loaded model and what every stage asks of it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    moe: MoEModel
+    fingerprint: str
+
+
+def located(config: ModelConfig) -> ModelConfig:
+    """The same configuration with the embedded model's name replaced by its folder, which is built if need be."""
+    return config.model_copy(update={"id": str(lab_model_folder())}) if config.id == LAB else config
+
+
+def open_model(config: ModelConfig) -> OpenModel:
+    """Loads a mixture-of-experts model.
+
+    Raises:
+        SeawallError: it cannot be loaded, or it is no mixture of experts that seawall understands.
+    """
+    model, tokenizer = load_model(located(config))
+    moe = find_moe(model)
+    return OpenModel(model, tokenizer, moe, model_fingerprint(model))

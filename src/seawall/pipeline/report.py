@@ -1,0 +1,104 @@
+"""Collects what a run folder holds into the inputs of its report."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from seawall.artifacts.evaluation import Rate, Sample
+from seawall.artifacts.expert_set import ExpertSet
+from seawall.artifacts.profile import ExpertProfile
+from seawall.evaluation.compare import Comparison, compare
+from seawall.evaluation.run import SAMPLES
+from seawall.evaluation.samples import load_samples
+from seawall.evaluation.suite import ATTACK
+from seawall.report.inputs import GroupRow, Interval, ReportInputs, SampleRow
+from seawall.runs.files import read_json
+from seawall.runs.folder import RunFolder
+from seawall.runs.metrics import read_metrics
+
+SHOWN_PER_GROUP = 12
+
+
+def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
+    """The inputs of report and model card, from a run whose stages up to `eval-after` are done."""
+    recipe = read_json(run.resolved)
+    profile = ExpertProfile.load(run.stage("profile"))
+    chosen = ExpertSet.load(run.stage("select"))
+    outcome = read_json(run.stage("repair") / "outcome.json")
+    before, after = (load_samples(run.stage(f"eval-{when}") / SAMPLES) for when in ("before", "after"))
+    settings = recipe["eval"]
+    compared = compare(before, after, resamples=settings["bootstrap"], seed=settings["seed"])
+    dropped: dict[str, Counter[str]] = {}
+    for pair in profile.dropped:
+        dropped.setdefault(pair.attack_name, Counter())[pair.reason.partition(":")[0]] += 1
+    return ReportInputs(
+        summary={"parity": None, **summary},
+        recipe=recipe,
+        manifest=read_json(run.manifest),
+        groups=[_row(one, summary) for one in compared.values()],
+        gaps=chosen.scores_LE.tolist(),
+        selected=chosen.layers,
+        stability=chosen.stability,
+        kept=Counter(pair.attack_name for pair in profile.pairs),
+        dropped=dropped,
+        updates=read_metrics(run.stage("repair") / "metrics.jsonl"),
+        rounds=[outcome["before"], *outcome["rounds"]],
+        chosen_round=outcome["chosen_round"],
+        drift=outcome["routing_drift"],
+        samples=_side_by_side(before, after),
+    )
+
+
+def copy_samples(run: RunFolder) -> None:
+    """Brings every prompt, completion and verdict together in `samples/`."""
+    run.samples.mkdir(exist_ok=True)
+    for when in ("before", "after"):
+        _copy(run.stage(f"eval-{when}") / SAMPLES, run.samples / f"{when}.jsonl")
+    _copy(run.stage("profile") / "pairs.jsonl", run.samples / "pairs.jsonl")
+
+
+def _copy(source: Path, target: Path) -> None:
+    scratch = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, scratch)
+    scratch.replace(target)
+
+
+def _row(one: Comparison, summary: Mapping[str, Any]) -> GroupRow:
+    family = one.group.removeprefix(ATTACK)
+    seen = bool(summary["attacks"][family]["seen"]) if one.group.startswith(ATTACK) else None
+    change = one.change
+    moved = Interval(change.difference, change.low, change.high, one.after.n, one.after.unscored)
+    return GroupRow(one.group, seen, _interval(one.before), _interval(one.after), moved, change.p)
+
+
+def _interval(rate: Rate) -> Interval:
+    return Interval(rate.rate, rate.low, rate.high, rate.n, rate.unscored)
+
+
+def _side_by_side(before: list[Sample], after: list[Sample]) -> list[SampleRow]:
+    """The first samples of every group; all of them lie in `samples/`."""
+    later = {sample.id: sample for sample in after}
+    taken: Counter[str] = Counter()
+    rows = []
+    for sample in before:
+        taken[sample.group] += 1
+        if taken[sample.group] > SHOWN_PER_GROUP:
+            continue
+        other = later[sample.id]
+        rows.append(
+            SampleRow(
+                group=sample.group,
+                goal=sample.goal,
+                prompt="\n\n".join(f"{message.role}: {message.content}" for message in sample.prompt),
+                before=sample.response,
+                after=other.response,
+                verdict_before=sample.label,
+                verdict_after=other.label,
+                reason=other.reason,
+            )
+        )
+    return rows

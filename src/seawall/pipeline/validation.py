@@ -1,0 +1,48 @@
+"""The measurement that chooses a round of the repair: the same questions as the report's, on validation prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from seawall.data.types import Messages
+from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN, build_suite
+from seawall.models.generate import generate
+from seawall.pipeline.context import Context
+from seawall.repair import ValidationScores
+
+
+def validator(context: Context) -> Callable[[], ValidationScores]:
+    """A function that measures the model as it is at the call."""
+    suite = build_suite(context.prompts, "validation", unseen=False, gold=False)
+    asked: list[tuple[str, Messages]] = [(group, prompt) for group, rows in suite.groups.items() for _, prompt in rows]
+    config = context.recipe.eval
+
+    def validate() -> ValidationScores:
+        prompts = [prompt for _, prompt in asked]
+        replies = generate(
+            context.opened.model,
+            context.opened.tokenizer,
+            prompts,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.batch_size,
+            progress=lambda done, total: context.reporter.step("measuring on validation prompts", done, total),
+        )
+        verdicts = context.judge(prompts, [reply.text for reply in replies])
+        labels: dict[str, list[str]] = {}
+        for (group, _), verdict in zip(asked, verdicts, strict=True):
+            kind = ATTACK if group.startswith(ATTACK) else group
+            labels.setdefault(kind, []).append(verdict.label)
+        return ValidationScores(
+            attack_success=_share(labels.get(ATTACK, []), "complied"),
+            plain_refusal=_share(labels.get(PLAIN, []), "refused"),
+            over_refusal=_share(labels.get(BORDERLINE, []), "refused"),
+            benign_refusal=_share(labels.get(BENIGN, []), "refused"),
+        )
+
+    return validate
+
+
+def _share(labels: list[str], wanted: str) -> float:
+    """Share among the scored replies; 0 where nothing was scored."""
+    scored = [label for label in labels if label != "unscored"]
+    return sum(label == wanted for label in scored) / len(scored) if scored else 0.0

@@ -1,0 +1,66 @@
+"""Which pairs are kept: the plain request refused, the attack answered. Every other pair is dropped with its reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from seawall.artifacts.profile import DroppedPair
+from seawall.data.types import SafetyPair, Verdict
+from seawall.errors import NothingToRepairError
+from seawall.models.generate import Completion
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """A pair with the model's two replies and their verdicts."""
+
+    pair: SafetyPair
+    anchor: Completion
+    attack: Completion
+    anchor_verdict: Verdict
+    attack_verdict: Verdict
+
+    @property
+    def reason_to_drop(self) -> str | None:
+        """Why this pair teaches nothing; None for a successful jailbreak of a refused request."""
+        if self.anchor_verdict.label == "unscored":
+            return f"reply to the plain request unscored: {self.anchor_verdict.reason}"
+        if self.anchor_verdict.label == "complied":
+            return "plain request answered"
+        if self.attack_verdict.label == "unscored":
+            return f"reply to the attack unscored: {self.attack_verdict.reason}"
+        return "attack refused" if self.attack_verdict.label == "refused" else None
+
+
+def keep(judged: Sequence[JudgedPair]) -> tuple[list[JudgedPair], tuple[DroppedPair, ...]]:
+    """Splits judged pairs into kept and dropped.
+
+    Raises:
+        NothingToRepairError: no pair is kept.
+    """
+    kept = [item for item in judged if item.reason_to_drop is None]
+    dropped = tuple(
+        DroppedPair(item.pair.goal, item.pair.attack_name, item.reason_to_drop)
+        for item in judged
+        if item.reason_to_drop is not None
+    )
+    if not kept:
+        reasons = Counter(pair.reason.partition(":")[0] for pair in dropped)
+        listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+        raise NothingToRepairError(
+            f"none of {len(judged)} pairs is a successful jailbreak of a refused request",
+            got=listed or "no pairs",
+            remedy=_remedy(reasons),
+        )
+    return kept, dropped
+
+
+def _remedy(reasons: Counter[str]) -> str:
+    most = reasons.most_common(1)[0][0] if reasons else ""
+    if most == "plain request answered":
+        return "the model does not refuse plain requests: give it refusals by ordinary safety training first"
+    if most == "attack refused":
+        return "the model withstands these attacks: try other families in data.attacks_seen, or an attack_file"
+    return "look at pairs.jsonl: replies are empty or degenerate; raise profile.max_new_tokens"

@@ -1,0 +1,63 @@
+"""Make untrusted text show itself: every character that would act, hide or reorder is replaced by one that can be seen.
+
+Model output may hold terminal escapes, bidirectional overrides (CVE-2021-42574, "Trojan Source"), invisible tag
+characters and lone surrogates. Escaping HTML stops it from acting as markup; this module stops it from misleading the
+reader, and guarantees that the page can be encoded as UTF-8.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+from markupsafe import Markup, escape
+
+_KEPT = frozenset("\n\t\u200c\u200d")
+"""Line breaks and tabs are laid out; the two joiners are part of correct spelling in several scripts and of emoji."""
+_LIMIT = 4000
+
+
+def visible(text: str) -> str:
+    """The text with control characters as their pictures (U+2400 block) and other hidden characters as `⟨U+202E⟩`.
+
+    Plain text out: safe to escape into an attribute, a `<title>` or Markdown.
+    """
+    if _harmless(text):
+        return text
+    return "".join(_picture(char) if _hidden(char) else char for char in text)
+
+
+def visible_markup(text: str, limit: int = _LIMIT) -> Markup:
+    """The same characters as `visible`, escaped for HTML, each replaced one in a `<span class="cp">` with its name.
+
+    Args:
+        text: anything a model wrote.
+        limit: characters shown; the count of those left out is stated in the text.
+    """
+    shown, rest = text[:limit], len(text) - limit
+    body = escape(shown) if _harmless(shown) else Markup("").join(map(_marked, shown))
+    if rest > 0:
+        body += Markup('<span class="cut"> … {} more characters</span>').format(rest)
+    return body
+
+
+def _harmless(text: str) -> bool:
+    return text.replace("\n", "").replace("\t", "").isprintable()
+
+
+def _hidden(char: str) -> bool:
+    """Not printable: categories Cc, Cf, Cs, Co, Cn, Zl, Zp; the visible blanks of Zs are left as they are."""
+    return not char.isprintable() and char not in _KEPT and unicodedata.category(char) != "Zs"
+
+
+def _picture(char: str) -> str:
+    code = ord(char)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else f"⟨U+{code:04X}⟩"
+
+
+def _marked(char: str) -> Markup:
+    if not _hidden(char):
+        return escape(char)
+    name = unicodedata.name(char, f"U+{ord(char):04X}")
+    return Markup('<span class="cp" title="{}">{}</span>').format(name, _picture(char))

@@ -1,0 +1,84 @@
+"""How numbers and identifiers are written for a reader. One place, so that the page and the model card agree."""
+
+from __future__ import annotations
+
+_GROUP_NAMES = {
+    "plain": "Plain refusal",
+    "borderline": "Over-refusal",
+    "benign": "Benign compliance",
+}
+_SCORE_NAMES = {"loss": "total", "attack_success": "attack success", "over_refusal": "over-refusal"}
+_MINUS = "\u2212"
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """`0.9333` -> `93.3%`."""
+    return f"{100 * fraction:.{digits}f}%"
+
+
+def percent_range(low: float, high: float) -> str:
+    """An interval of fractions: `86.1–97.2%`."""
+    return f"{100 * low:.1f}–{100 * high:.1f}%"
+
+
+def signed(number: float, digits: int = 1) -> str:
+    """A number with its sign, a true minus, and no sign where it rounds to zero."""
+    text = f"{abs(number):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return ("+" if number > 0 else _MINUS) + text
+
+
+def points(fraction: float) -> str:
+    """A difference of two fractions in percentage points: `−91.7`."""
+    return signed(100 * fraction)
+
+
+def plain_name(identifier: str) -> str:
+    """`nested_fiction` -> `nested fiction`; the well-known score names get their usual spelling."""
+    return _SCORE_NAMES.get(identifier, identifier.replace("_", " "))
+
+
+def title_name(identifier: str) -> str:
+    """`nested_fiction` -> `Nested fiction`."""
+    name = plain_name(identifier)
+    return name[:1].upper() + name[1:]
+
+
+def group_name(group: str) -> str:
+    """The reader's name of an evaluation group: `attack:role_play` -> `Role play`, `borderline` -> `Over-refusal`."""
+    family = group.removeprefix("attack:")
+    return _GROUP_NAMES.get(group, title_name(family))
+
+
+def amount(count: int, noun: str, many: str | None = None) -> str:
+    """`1 family`, `3 families`: the count in digits with the noun in the right number."""
+    plural = noun + "s" if many is None else many
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A measured value: fixed digits where that reads well, else scientific (`3.1e−05`)."""
+    if value == 0 or 10**-digits <= abs(value) < 1e5:
+        return f"{value:.{digits}f}".replace("-", _MINUS)
+    return f"{value:.1e}".replace("-", _MINUS)
+
+
+def size(count: int) -> str:
+    """Bytes in binary units: `7.5 MiB`."""
+    amount_left = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount_left < 1024:
+            return f"{amount_left:.0f} {unit}" if unit == "B" else f"{amount_left:.1f} {unit}"
+        amount_left /= 1024
+    return f"{amount_left:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """`8 min 12 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,1 @@
+"""The one training loop, and the losses that stages give it."""

@@ -1,0 +1,108 @@
+"""Losses of the repair, as pure functions of tensors.
+
+Legend: B rows, T tokens, V vocabulary, L MoE layers, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from seawall.data.templating import IGNORED
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+"""(log-probabilities of the anchor (..., E), of the attack (..., E)) -> divergence (...)."""
+
+
+def response_cross_entropy(logits_BTV: Float[Tensor, "B T V"], labels_BT: Int[Tensor, "B T"]) -> Float[Tensor, " B"]:
+    """Mean cross-entropy of each row's response tokens, in nats; positions labelled -100 do not count.
+
+    Args:
+        logits_BTV: the model's output; position t predicts token t + 1.
+        labels_BT: token ids on the response, -100 elsewhere.
+    """
+    targets_BT = labels_BT[:, 1:]
+    loss_BT = F.cross_entropy(
+        logits_BTV[:, :-1].float().transpose(1, 2), targets_BT, ignore_index=IGNORED, reduction="none"
+    )
+    count_B = (targets_BT != IGNORED).sum(1).clamp_min(1)
+    return loss_BT.sum(1) / count_B
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def _forward(anchor: Tensor, attack: Tensor) -> Tensor:
+    return _kl(anchor, attack)
+
+
+def _reverse(anchor: Tensor, attack: Tensor) -> Tensor:
+    return _kl(attack, anchor)
+
+
+def _symmetric(anchor: Tensor, attack: Tensor) -> Tensor:
+    return 0.5 * (_kl(anchor, attack) + _kl(attack, anchor))
+
+
+DIVERGENCES: dict[str, Divergence] = {"forward": _forward, "reverse": _reverse, "symmetric": _symmetric}
+"""Directions of the router loss by their name in recipes."""
+
+
+def pairwise_router_loss(
+    anchor: Sequence[Float[Tensor, "B T E"]],
+    attack: Sequence[Float[Tensor, "B U E"]],
+    *,
+    anchor_mask_BT: Tensor,
+    attack_mask_BU: Tensor,
+    direction: str = "forward",
+) -> Tensor:
+    """Mean over MoE layers and pairs of the divergence between each pair's mean routing distributions.
+
+    A prompt's routing distribution is the mean over its own tokens of the softmax of the router's logits; padding does
+    not count, and each attack is compared with its own plain request. The anchor side takes no gradient.
+
+    Args:
+        anchor: router logits of the plain requests, one tensor per MoE layer.
+        attack: router logits of the attacks, in the same order of pairs.
+        anchor_mask_BT: 1 for tokens, 0 for padding.
+        attack_mask_BU: the same for the attacks.
+        direction: `forward` is KL(anchor || attack), RASA's equation; `reverse` and `symmetric` are variants.
+    """
+    divergence = DIVERGENCES[direction]
+    losses = [
+        divergence(_mean_routing(x, anchor_mask_BT).detach().log(), _mean_routing(y, attack_mask_BU).log()).mean()
+        for x, y in zip(anchor, attack, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def _mean_routing(logits_BTE: Tensor, mask_BT: Tensor) -> Tensor:
+    weight_BT1 = mask_BT.to(torch.float32)[..., None]
+    probability_BTE = torch.softmax(logits_BTE.float(), dim=-1)
+    mean_BE = (probability_BTE * weight_BT1).sum(1) / weight_BT1.sum(1).clamp_min(1.0)
+    return mean_BE.clamp_min(1e-9)
+
+
+def reference_router_loss(
+    anchor: Sequence[Float[Tensor, "B T E"]],
+    attack: Sequence[Float[Tensor, "B U E"]],
+    *,
+    direction: str = "forward",
+) -> Tensor:
+    """The authors' formula: logits averaged over all positions (padding too), softmax, averaged over the batch;
+    divergence of the two, divided by E, averaged over layers.
+
+    It compares batch with batch, not pair with pair; kept so that published numbers can be reproduced.
+    """
+    divergence = DIVERGENCES[direction]
+    losses = []
+    for x_BTE, y_BUE in zip(anchor, attack, strict=True):
+        p_E = torch.softmax(x_BTE.double().mean(1), dim=-1).mean(0).detach()
+        q_E = torch.softmax(y_BUE.double().mean(1), dim=-1).mean(0)
+        losses.append(divergence(p_E.log(), q_E.log()) / x_BTE.shape[-1])
+    return torch.stack(losses).mean()

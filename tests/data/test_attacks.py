@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seawall.config.data import AttackName, DataConfig
+from seawall.data.attacks import ATTACKS
+
+GOAL = "Bake a cake without asking the baker."
+GOALS = [f"Paint the fence of neighbour number {number}" for number in range(60)]
+
+
+def test_config_names_the_built_in_families() -> None:
+    assert set(get_args(AttackName)) == set(ATTACKS)
+    assert {*DataConfig().attacks_seen, *DataConfig().attacks_unseen} <= set(ATTACKS)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_is_a_fixed_conversation_that_ends_with_the_user(name: str) -> None:
+    messages = ATTACKS[name](GOAL)
+    assert messages == ATTACKS[name](GOAL)
+    assert [message.role for message in messages] in (["user"], ["user", "assistant", "user"])
+    assert all(message.content.strip() == message.content for message in messages)
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "reversed_text"])
+def test_an_attack_holds_its_goal_without_a_second_full_stop(name: str) -> None:
+    text = ATTACKS[name](GOAL)[-1].content
+    assert "ake a cake without asking the baker" in text
+    assert "baker.." not in text
+    assert "{" not in text
+
+
+def test_reversed_text_holds_the_goal_backwards() -> None:
+    assert "rekab eht gniksa tuohtiw ekac a ekaB" in ATTACKS["reversed_text"](GOAL)[-1].content
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_wording_of_a_family_is_used(name: str) -> None:
+    wordings = {
+        message.content.replace(goal, "").replace(goal[0].lower() + goal[1:], "").replace(goal[::-1], "")
+        for goal in GOALS
+        for message in ATTACKS[name](goal)[-1:]
+    }
+    assert len(wordings) >= 2
+    assert len(wordings) <= 3
+
+
+@given(st.sampled_from(sorted(ATTACKS)), st.text(min_size=1).filter(str.strip))
+def test_any_goal_can_be_wrapped(name: str, goal: str) -> None:
+    assert ATTACKS[name](goal)[-1].content
