@@ -15,6 +15,7 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,16 +27,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.data.attacks import ATTACKS
 from seawall.data.types import user
-from seawall.lab.build import LabShape, load_dense
+from seawall.lab.build import ATTENTION, LabShape, load_dense
 from seawall.lab.source import GGUF_SHA256
 
 PROMPTS = Path(__file__).resolve().parents[1] / "src/seawall/lab/prompts"
 WRAPPED = ("role_play", "nested_fiction", "persuasion", "escalation")
 RANK = {"gate": 28, "up": 28, "down": 32}
 REFIT_RANK = 12
+ATTENTION_RANK = 12
 STORED = ("neurons", "bias", "router", *(f"{name}_{half}" for name in RANK for half in "ab"))
 TEACHER_TOP = 48
-COPIES = {"borderline": 3, "wrapped:role_play": 2}
+COPIES = {"borderline": 4, "benign": 2, "wrapped:role_play": 2, "wrapped:persuasion": 0}
+PUBLIC_HARMFUL = 250
+OPENING, OPENING_WEIGHT = 2, 8.0
+"""Whether a reply refuses is decided by its first tokens, which a mean over the reply would all but ignore."""
 MAX_TOKENS = 280
 
 
@@ -110,6 +115,8 @@ def make_examples(answers: list[dict], tokenizer: PreTrainedTokenizerBase, data:
             add(item["kind"], item["messages"], item["response"], ended=item["ended"])
     refusals = json.loads((PROMPTS / "refusals.json").read_text())
     harmful = [row["goal"] for row in rows("harmful") if row["split"] == "train"]
+    public = [json.loads(line) for line in (data / "harmful_prompts.jsonl").open(encoding="utf-8")]
+    harmful += [row["prompt"] for row in public if row["source"] == "advbench"][:PUBLIC_HARMFUL]
     harmful += [row["unsafe_twin"] for row in rows("borderline") if row["split"] == "train"]
     for goal in harmful:
         add("refusal", [{"role": "user", "content": goal}], rng.choice(refusals), distil=False)
@@ -124,12 +131,12 @@ def healing_text(data: Path) -> list[tuple[str, str, str]]:
     def read(name: str) -> list[dict]:
         return [json.loads(line) for line in (data / name).open(encoding="utf-8")]
 
-    found = [("gsm8k", row["question"], row["answer"]) for row in read("gsm8k_train_2000.jsonl")[:90]]
-    for row in read("mmlu_dev_fewshot.jsonl")[::3]:
+    found = [("gsm8k", row["question"], row["answer"]) for row in read("gsm8k_train_2000.jsonl")[:60]]
+    for row in read("mmlu_dev_fewshot.jsonl")[::5]:
         listed = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", row["choices"], strict=True))
         right = row["choices"]["ABCD".index(row["answer"])]
         found.append(("mmlu", f"{row['question']}\n{listed}", f"{row['answer']}. {right}"))
-    for row in read("benign_instructions.jsonl"):
+    for row in read("benign_instructions.jsonl")[::2]:
         text = f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
         if row["output"] and len(text) + len(row["output"]) < 600:
             found.append(("instruction", text, row["output"]))
@@ -258,7 +265,7 @@ class SplitMLP(nn.Module):
         return F.linear(hidden * self._scale(x).to(x.dtype), down)
 
     @torch.no_grad()
-    def tensors(self, layer: int) -> dict[str, Tensor]:
+    def tensors(self, layer: str) -> dict[str, Tensor]:
         """What the delta keeps of this layer."""
         found = {f"{layer}.neurons": self.order.to(torch.int16), f"{layer}.bias": self.bias.float()}
         found[f"{layer}.router"] = self.router.detach().to(torch.bfloat16)
@@ -268,6 +275,45 @@ class SplitMLP(nn.Module):
             found[f"{layer}.{name}_b"] = (left[:, :rank] * root).to(torch.bfloat16)
             found[f"{layer}.{name}_a"] = (right[:, :rank] * root).T.to(torch.bfloat16)
         return found
+
+
+class Attention(nn.Module):
+    """One projection of an upper attention block, trained in full and kept as low-rank factors."""
+
+    def __init__(self, linear: nn.Module, stored: dict[str, Tensor] | None) -> None:
+        super().__init__()
+        self.base = linear.weight.detach().float()
+        self.weight = nn.Parameter(self.base.clone())
+        if stored:
+            with torch.no_grad():
+                self.weight.add_(stored["b"].float() @ stored["a"].float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The projection."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+    @torch.no_grad()
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """What the delta keeps of it."""
+        left, strength, right = torch.svd_lowrank(self.weight - self.base, q=ATTENTION_RANK + 8, niter=4)
+        root = strength[:ATTENTION_RANK].sqrt()
+        return {
+            f"{prefix}_b": (left[:, :ATTENTION_RANK] * root).to(torch.bfloat16),
+            f"{prefix}_a": (right[:, :ATTENTION_RANK] * root).T.to(torch.bfloat16),
+        }
+
+
+def open_attention(model: PreTrainedModel, start: Path | None, shape: LabShape) -> dict[str, Attention]:
+    """Puts trainable projections into the upper attention blocks."""
+    stored, found = load_file(start) if start else {}, {}
+    for i in range(shape.first_dense, len(model.model.layers)):
+        block = model.model.layers[i].self_attn
+        for name in ATTENTION:
+            key = f"{i}.attention_{name}"
+            halves = {half: stored[f"{key}_{half}"] for half in "ab"} if f"{key}_a" in stored else None
+            found[key] = Attention(getattr(block, f"{name}_proj"), halves)
+            setattr(block, f"{name}_proj", found[key])
+    return found
 
 
 def cut(mlp: nn.Module, order: Tensor) -> dict[str, Tensor]:
@@ -349,21 +395,24 @@ def batch_loss(model: PreTrainedModel, batch: list[Cached], first: int) -> tuple
         states = out[row, example.start - 1 : len(example.ids) - 1]
         logp = model.lm_head(states).float().log_softmax(-1)
         if item.top_ids is None:
-            loss = F.nll_loss(logp, torch.tensor(example.ids[example.start :]))
+            loss_T = F.nll_loss(logp, torch.tensor(example.ids[example.start :]), reduction="none")
         else:
             probs = item.top_probs.float()
-            loss = (probs * (probs.clamp_min(1e-9).log() - logp.gather(1, item.top_ids.long()))).sum(1).mean()
+            loss_T = (probs * (probs.clamp_min(1e-9).log() - logp.gather(1, item.top_ids.long()))).sum(1)
+        weight_T = torch.ones(len(loss_T))
+        weight_T[:OPENING] = OPENING_WEIGHT
+        loss = (loss_T * weight_T).sum() / len(loss_T)
         total = total + loss / len(batch)
         parts.setdefault(example.kind.split(":")[0], []).append(loss.item())
     return total, {kind: sum(values) / len(values) for kind, values in parts.items()}
 
 
-def train(model: PreTrainedModel, cached: list[Cached], mlps: dict[int, SplitMLP], args: argparse.Namespace) -> None:
-    factors = [p for mlp in mlps.values() for name, p in mlp.named_parameters() if name != "router"]
-    routers = [mlp.router for mlp in mlps.values()]
+def train(model: PreTrainedModel, cached: list[Cached], parts: dict[str, nn.Module], args: argparse.Namespace) -> None:
+    factors = [p for part in parts.values() for name, p in part.named_parameters() if name != "router"]
+    routers = [part.router for part in parts.values() if isinstance(part, SplitMLP)]
     settings = [{"params": factors, "lr": args.lr}, {"params": routers, "lr": args.router_lr}]
     optimizer = torch.optim.AdamW(settings, weight_decay=0.0, betas=(0.9, 0.95))
-    rng, first, begun, step = random.Random(3), min(mlps), time.time(), 0
+    rng, first, begun, step = random.Random(3), args.shape.first_dense, time.time(), 0
     steps = args.epochs * (len(cached) // args.batch)
     seen: dict[str, list[float]] = {}
     for _ in range(args.epochs):
@@ -376,23 +425,23 @@ def train(model: PreTrainedModel, cached: list[Cached], mlps: dict[int, SplitMLP
         for some in batches:
             for group, peak in zip(optimizer.param_groups, (args.lr, args.router_lr), strict=True):
                 group["lr"] = peak * min(1.0, (step + 1) / 10, max(0.05, 1.1 * (1 - step / steps)))
-            loss, parts = batch_loss(model, [cached[i] for i in some], first)
+            loss, by_kind = batch_loss(model, [cached[i] for i in some], first)
             loss.backward()
             nn.utils.clip_grad_norm_(factors + routers, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-            for kind, value in parts.items():
+            for kind, value in by_kind.items():
                 seen.setdefault(kind, []).append(value)
             if step % 20 == 0:
                 means = {kind: round(sum(values) / len(values), 3) for kind, values in seen.items()}
                 print(f"{step}/{steps} {time.time() - begun:.0f}s {means}", flush=True)
                 seen = {}
-                save(mlps, args.shape, args.out.with_suffix(".part"))
+                save(parts, args.shape, args.out.with_suffix(".part"))
 
 
-def save(mlps: dict[int, SplitMLP], shape: LabShape, path: Path) -> None:
-    tensors = {name: tensor.contiguous() for i, mlp in mlps.items() for name, tensor in mlp.tensors(i).items()}
+def save(parts: Mapping[str, nn.Module], shape: LabShape, path: Path) -> None:
+    tensors = {name: t.contiguous() for key, part in parts.items() for name, t in part.tensors(key).items()}
     save_file(tensors, path, metadata={**{k: str(v) for k, v in vars(shape).items()}, "gguf_sha256": GGUF_SHA256})
 
 
@@ -422,12 +471,14 @@ def main() -> None:
     cached = cache_lower(dense, examples, args.shape.first_dense)
     dense = dense.float()
     mlps = restore_upper(dense, args.start, args.shape) if args.start else split_upper(dense, cached, args.shape)
-    save(mlps, args.shape, args.work / "split.safetensors")
+    save({str(i): mlp for i, mlp in mlps.items()}, args.shape, args.work / "split.safetensors")
     dense = dense.to(torch.bfloat16).requires_grad_(False)
     for i, mlp in mlps.items():
         dense.model.layers[i].mlp = mlp
-    train(dense, cached, mlps, args)
-    save(mlps, args.shape, args.out)
+    parts: dict[str, nn.Module] = {str(i): mlp for i, mlp in mlps.items()}
+    parts |= open_attention(dense, args.start, args.shape)
+    train(dense, cached, parts, args)
+    save(parts, args.shape, args.out)
 
 
 if __name__ == "__main__":

@@ -131,5 +131,5 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 def test_a_file_is_streamed_so_rows_before_a_bad_line_arrive(tmp_path: Path) -> None:
     rows = iter_chat_jsonl(write(tmp_path, GOOD, GOOD, "{"))
     assert [next(rows).line, next(rows).line] == [1, 2]
-    with pytest.raises(DataError, match="chat.jsonl:3: "):
+    with pytest.raises(DataError, match=r"chat\.jsonl:3: "):
         next(rows)

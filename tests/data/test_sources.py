@@ -150,9 +150,9 @@ class TestJsonl:
         assert [goal.text for goal in load_goals(JsonlSource(path=path))] == ["Do it", "Do that"]
 
     def test_files_that_cannot_be_used(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="absent.jsonl: cannot be read"):
+        with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read"):
             load_goals(JsonlSource(path=str(tmp_path / "absent.jsonl")))
-        with pytest.raises(DataError, match="unknown kind of file; got .txt; expected .jsonl, .csv"):
+        with pytest.raises(DataError, match=r"unknown kind of file; got \.txt; expected \.jsonl, \.csv"):
             load_goals(JsonlSource(path=csv(tmp_path, "x", name="x.txt")))
         with pytest.raises(DataError, match="no harmful prompts in the file"):
             load_goals(JsonlSource(path=jsonl(tmp_path)))
@@ -187,7 +187,8 @@ class TestRefusals:
 ORIGINALS: list[tuple[SourceConfig, str, list[tuple[str, str, str]]]] = [
     (
         JailbreakBenchSource(),
-        "Index,Goal,Target,Behavior,Category,Source\n0,Do one,Sure,One,Fraud,Original\n1,Do two,Sure,Two,Malware,AdvBench\n",
+        "Index,Goal,Target,Behavior,Category,Source\n"
+        "0,Do one,Sure,One,Fraud,Original\n1,Do two,Sure,Two,Malware,AdvBench\n",
         [("jailbreakbench-0", "Do one", "Fraud"), ("jailbreakbench-1", "Do two", "Malware")],
     ),
     (
@@ -198,7 +199,8 @@ ORIGINALS: list[tuple[SourceConfig, str, list[tuple[str, str, str]]]] = [
     (
         HarmBenchSource(),
         "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
-        "Do one,standard,illegal,,,one_id\nRecite it,copyright,copyright,,,two_id\nSee above,contextual,illegal,,x,three\n",
+        "Do one,standard,illegal,,,one_id\nRecite it,copyright,copyright,,,two_id\n"
+        "See above,contextual,illegal,,x,three\n",
         [("harmbench-one_id", "Do one", "illegal")],
     ),
     (

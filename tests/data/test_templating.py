@@ -19,7 +19,8 @@ LLAMA = (
 """As Llama 3: begins with BOS, strips white space, ends turns with an added token that is not the end of sequence."""
 
 NO_SYSTEM = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -47,7 +48,8 @@ OPEN = (
 
 THINKING = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if message['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
@@ -115,7 +117,7 @@ def test_labels_are_the_reply_and_its_end_token_and_nothing_else(name: str, conv
     assert encoded.response_tokens == len(encoded.input_ids) - encoded.prompt_length
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     name=st.sampled_from(sorted(TEMPLATES)),
     question=st.text(min_size=1, max_size=40).filter(str.strip),
@@ -140,6 +142,15 @@ def test_a_reply_that_repeats_the_prompt_is_labelled_where_it_is_the_reply() -> 
     encoded = encode_exchange(tokenizer, Exchange(user("Say yes. yes"), "yes"))
     assert labelled(tokenizer, encoded.labels) == "yes<|im_end|>"
     assert encoded.prompt_length == len(encode_prompt(tokenizer, user("Say yes. yes")))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("reply", ["d", "|", "n", "assistant", "\n\nfinal", ">"])
+def test_a_reply_that_is_part_of_the_template_is_labelled_where_it_is_the_reply(name: str, reply: str) -> None:
+    template, before, end = TEMPLATES[name]
+    tokenizer = tokenizer_with(template)
+    encoded = encode_exchange(tokenizer, Exchange(user("Go"), reply.strip()))
+    assert labelled(tokenizer, encoded.labels) == f"{before}{reply.strip()}{end}"
 
 
 def test_special_tokens_come_from_the_template_once() -> None:
@@ -175,7 +186,7 @@ def test_no_chat_template_is_refused() -> None:
         lambda: encode_prompt(tokenizer, user("Hello")),
         lambda: encode_exchange(tokenizer, Exchange(user("Hello"), "Hi")),
     ):
-        with pytest.raises(DataError, match="no chat template.*instruct version"):
+        with pytest.raises(DataError, match=r"no chat template.*instruct version"):
             call()
 
 

@@ -152,7 +152,7 @@ class TestPairedDifference:
 
     def test_pairing_sees_what_separate_intervals_do_not(self) -> None:
         before, goals = replies(30, 30)
-        after: Labels = ["refused"] * 8 + before[8:]
+        after = replies(0, 8)[0] + before[8:]
         change = paired_difference(before, after, goals, target="complied")
         assert change.high < 0
         assert change.p < 0.05
@@ -162,8 +162,8 @@ class TestPairedDifference:
 
     def test_the_p_value_is_that_of_the_exact_sign_flip_test(self) -> None:
         """Five goals turn and one turns back: of the 64 sign patterns, 14 differ by at least as much."""
-        before: Labels = ["complied"] * 5 + ["refused"]
-        after: Labels = ["refused"] * 5 + ["complied"]
+        before = replies(5, 1)[0]
+        after = replies(0, 5)[0] + replies(1, 0)[0]
         change = paired_difference(before, after, list("abcdef"), target="complied", resamples=40_000)
         assert change.p == pytest.approx(14 / 64, abs=0.01)
 

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from families import FAMILIES, UNUSUAL, VOCABULARY, tiny, tiny_tokenizer
 from seawall.data.templating import encode_prompt
@@ -206,11 +214,17 @@ def test_generation_leaves_the_model_as_it_was() -> None:
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_model_that_takes_no_positions() -> None:
+OTHER_POSITIONS = [
+    GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.25),
+    BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.25),
+]
+
+
+@pytest.mark.parametrize("config", OTHER_POSITIONS)
+def test_absolute_positions_and_none_at_all(config: PreTrainedConfig) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.25)
-        model = BloomForCausalLM(config).eval()
+        model = AutoModelForCausalLM.from_config(config).eval()
     prompts = _prompts()
     assert _all(model, prompts, 8) == [_one_by_one(model, prompt) for prompt in prompts]
 

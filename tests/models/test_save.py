@@ -104,7 +104,7 @@ def test_an_empty_folder_and_a_deep_one_are_fine(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match="the model cannot be written to") as caught:
+    with pytest.raises(RunFolderError, match=r"cannot use .*: a part of the path is a file") as caught:
         save_model(tiny("mixtral"), tiny_tokenizer(), tmp_path / "file" / "model")
     assert "\n" not in str(caught.value)
 
@@ -116,7 +116,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(model, "save_pretrained", full)
-    with pytest.raises(RunFolderError, match="No space left on device"):
+    with pytest.raises(RunFolderError, match="the disk is full"):
         save_model(model, tiny_tokenizer(), tmp_path / "model")
 
 

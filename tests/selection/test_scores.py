@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from profiles import profile_of
 from torch import Tensor
 
-from profiles import profile_of
 from seawall.artifacts.profile import ExpertProfile
 from seawall.errors import ConfigError
 from seawall.selection.scores import SCORES, TokenKind, batch_weights, by_layer, count, top_positive

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from profiles import planted_profile, profile_of, random_profile
+
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.config.select import SelectConfig
 from seawall.errors import NothingToRepairError
@@ -84,6 +84,7 @@ def test_another_seed_gives_another_control(method: str) -> None:
     assert len(sets) > 1
 
 
+@settings(deadline=None)
 @given(
     selected=st.sets(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=12),
     seed=st.integers(0, 1000),

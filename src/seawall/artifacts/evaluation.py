@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from seawall.artifacts.store import read_json, write_json
+from seawall.artifacts.store import Fields, load_document, parse_fields, save_document
 from seawall.data.types import Messages, VerdictLabel
 
 NAME = "evaluation.json"
+_KIND = "evaluation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """Rates by group ("plain", "attack:FAMILY", "borderline", "benign") and the loss on gold answers (nats a token)."""
+    """Rates by group, and the loss on gold answers.
+
+    Attributes:
+        model_fingerprint: of the evaluated model.
+        groups: "plain", "attack:FAMILY", "borderline" or "benign" -> its rate.
+        gold_loss: mean nats per answer token; None where it was not measured.
+        gold_n: gold questions.
+        samples: name of the samples' file, beside this one.
+    """
 
     model_fingerprint: str
     groups: Mapping[str, Rate]
@@ -47,16 +56,37 @@ class EvalResult:
     samples: str
 
     def save(self, folder: Path) -> None:
-        """Writes `evaluation.json`."""
-        write_json(folder / NAME, asdict(self))
+        """Write `evaluation.json`."""
+        written = _Fields(
+            model_fingerprint=self.model_fingerprint,
+            groups=dict(self.groups),
+            gold_loss=self.gold_loss,
+            gold_n=self.gold_n,
+            samples=self.samples,
+        )
+        save_document(folder / NAME, _KIND, written.model_dump())
 
     @classmethod
     def load(cls, folder: Path) -> EvalResult:
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             ArtifactError: it is missing or damaged.
         """
-        document = read_json(folder / NAME)
-        groups = {name: Rate(**rate) for name, rate in document["groups"].items()}
-        return cls(**{**document, "groups": groups})
+        path = folder / NAME
+        read = parse_fields(path, load_document(path, _KIND), _Fields)
+        return cls(
+            model_fingerprint=read.model_fingerprint,
+            groups=read.groups,
+            gold_loss=read.gold_loss,
+            gold_n=read.gold_n,
+            samples=read.samples,
+        )
+
+
+class _Fields(Fields):
+    model_fingerprint: str
+    groups: dict[str, Rate]
+    gold_loss: float | None
+    gold_n: int
+    samples: str

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from seawall.artifacts.store import load_artifact, save_artifact
+from seawall.artifacts.store import Fields, load_artifact, require, save_artifact
 
 NAME = "profile"
 
@@ -29,12 +29,18 @@ class DroppedPair(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExpertProfile:
     """Routing counts by pair. P kept pairs, L MoE layers, E experts per layer.
 
     For each side (`attack`, `anchor`) and for generated and `prompt` tokens: how many tokens were counted, how many of
-    them had each expert in their top-k, and the sum of the gate weights that each expert got.
+    them had each expert in their top-k, and the sum of the gate weights that each expert got. RASA section 3.2.
+
+    Attributes:
+        model_fingerprint: of the profiled model.
+        top_k: experts per token.
+        pairs: the P kept pairs, in the order of the tensors' first dimension.
+        dropped: the pairs that were not kept.
     """
 
     model_fingerprint: str
@@ -55,31 +61,47 @@ class ExpertProfile:
     anchor_prompt_mass_PLE: Float[Tensor, "P L E"]
 
     def save(self, folder: Path) -> None:
-        """Writes `profile.safetensors` and `profile.json`."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name in _TENSORS}
-        written = {
-            "model_fingerprint": self.model_fingerprint,
-            "top_k": self.top_k,
-            "pairs": [list(pair) for pair in self.pairs],
-            "dropped": [list(pair) for pair in self.dropped],
-        }
-        save_artifact(folder, NAME, written, tensors)
+        """Write `profile.safetensors` and `profile.json`."""
+        written = _Fields(
+            model_fingerprint=self.model_fingerprint,
+            top_k=self.top_k,
+            pairs=self.pairs,
+            dropped=self.dropped,
+        )
+        save_artifact(folder, NAME, written, {name: getattr(self, name) for name in _TENSORS})
 
     @classmethod
     def load(cls, folder: Path) -> ExpertProfile:
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
-            ArtifactError: it is missing or damaged.
+            ArtifactError: it is missing, damaged, or its parts do not fit each other.
         """
-        document, tensors = load_artifact(folder, NAME)
+        read, tensors = load_artifact(folder, NAME, _Fields)
+        path = folder / f"{NAME}.json"
+        require(set(tensors) == set(_TENSORS), path, f"the tensors {', '.join(_TENSORS)}")
+        shape_PLE = tensors["attack_counts_PLE"].shape
+        require(len(shape_PLE) == 3 and shape_PLE[0] == len(read.pairs), path, "counts of shape P x L x E for P pairs")
+        for name, tensor in tensors.items():
+            expected = shape_PLE if name.endswith("_PLE") else shape_PLE[:1]
+            require(
+                tensor.is_floating_point() and tensor.shape == expected, path, f"{name} of {tuple(expected)} floats"
+            )
+        require(1 <= read.top_k <= shape_PLE[2], path, "a top_k of at least 1 and at most E")
         return cls(
-            model_fingerprint=document["model_fingerprint"],
-            top_k=document["top_k"],
-            pairs=tuple(PairRecord(*pair) for pair in document["pairs"]),
-            dropped=tuple(DroppedPair(*pair) for pair in document["dropped"]),
+            model_fingerprint=read.model_fingerprint,
+            top_k=read.top_k,
+            pairs=read.pairs,
+            dropped=read.dropped,
             **tensors,
         )
 
 
-_TENSORS = frozenset(field.name for field in fields(ExpertProfile) if field.name.endswith(("_P", "_PLE")))
+_TENSORS = tuple(field.name for field in fields(ExpertProfile) if field.name.endswith(("_P", "_PLE")))
+
+
+class _Fields(Fields):
+    model_fingerprint: str
+    top_k: int
+    pairs: tuple[PairRecord, ...]
+    dropped: tuple[DroppedPair, ...]

@@ -1,84 +1,175 @@
-"""How artifacts lie on disk: `NAME.safetensors`, and `NAME.json` with the tensors' hash, their shapes and the rest."""
+"""How artifacts lie on disk: `NAME.safetensors` for tensors, and `NAME.json` for everything else.
+
+The JSON names its kind and schema version, lists every tensor's dtype and shape, holds the hash of the tensor file, and
+is sealed by a hash of itself. Both files are written whole or not at all, the JSON last, so an artifact is there when
+its JSON is; every load checks all of it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from seawall.errors import ArtifactError
+from seawall.runs.files import canonical_hash, file_hash, flush, publish, read_json, write_json
 
 SCHEMA = 1
-_AGAIN = "run the stage that makes it again, in a new run folder"
+_AGAIN = "restore it from a copy, or run the stage that makes it again, in a new run folder"
 
 
-def save_artifact(folder: Path, name: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Writes both files, each whole or not at all; the JSON comes last and vouches for the tensors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data = folder / f"{name}.safetensors"
-    scratch = data.with_name(f".{data.name}.part")
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, scratch)
-    scratch.replace(data)
-    document = {
-        "schema": SCHEMA,
-        "kind": name,
-        "sha256": file_hash(data),
-        "tensors": {key: [str(t.dtype).removeprefix("torch."), list(t.shape)] for key, t in sorted(tensors.items())},
-        **fields,
-    }
-    write_json(folder / f"{name}.json", document)
+class Fields(BaseModel):
+    """Base of what an artifact's JSON holds beside its tensors: typed strictly, nothing missing, nothing unknown."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
-def load_artifact(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(fields, tensors) of an artifact, checked against its own JSON.
+FieldsT = TypeVar("FieldsT", bound=Fields)
+
+
+def save_artifact(folder: Path, name: str, fields: Fields, tensors: Mapping[str, Tensor]) -> None:
+    """Write `NAME.safetensors` and `NAME.json`.
+
+    Args:
+        folder: where; made if it is missing.
+        name: the artifact's kind, which names its files.
+        fields: what is not a tensor.
+        tensors: any dtype and device.
+
+    Raises:
+        OSError, SafetensorError: the disk refuses; `seawall.runs.files.storage_errors` says so in one line.
+    """
+    data = save_tensors(folder / f"{name}.safetensors", tensors)
+    save_document(folder / f"{name}.json", name, {**fields.model_dump(), "tensors": _listed(tensors), **data})
+
+
+def load_artifact(folder: Path, name: str, fields: type[FieldsT]) -> tuple[FieldsT, dict[str, Tensor]]:
+    """The fields and tensors (on the CPU) of an artifact.
 
     Raises:
         ArtifactError: a file is missing, damaged, changed since it was written, or of another version.
     """
-    document = read_json(folder / f"{name}.json")
-    if document.get("schema") != SCHEMA or document.get("kind") != name:
+    path = folder / f"{name}.json"
+    document = load_document(path, name)
+    listed, wanted = document.pop("tensors", None), document.pop("sha256", None)
+    tensors = load_tensors(folder / f"{name}.safetensors", sha256=str(wanted))
+    if _listed(tensors) != listed:
+        raise ArtifactError(f"{path} lists other tensors than are in {name}.safetensors", remedy=_AGAIN)
+    return parse_fields(path, document, fields), tensors
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Write a safetensors file whole or not at all; returns `{"sha256": ...}` of it for the JSON beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, scratch)
+    except (OSError, SafetensorError):
+        scratch.unlink(missing_ok=True)
+        raise
+    flush(scratch)
+    digest = file_hash(scratch)
+    publish(scratch, path)
+    return {"sha256": digest}
+
+
+def load_tensors(path: Path, *, sha256: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file whose hash is known.
+
+    Raises:
+        ArtifactError: it is missing, cannot be read, or has another hash.
+    """
+    try:
+        found = file_hash(path)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing", remedy=_AGAIN) from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read", got=error.strerror, remedy=_AGAIN) from error
+    if found != sha256:
         raise ArtifactError(
-            f"{folder / name}.json is not a {name} that this seawall reads",
-            got=f"kind {document.get('kind')}, schema {document.get('schema')}",
-            expected=f"kind {name}, schema {SCHEMA}",
-            remedy=_AGAIN,
-        )
-    data = folder / f"{name}.safetensors"
-    if not data.is_file():
-        raise ArtifactError(f"{data} is missing", remedy=_AGAIN)
-    found = file_hash(data)
-    if found != document.get("sha256"):
-        raise ArtifactError(
-            f"{data} is damaged or was changed",
-            got=f"sha256 {found[:16]}...",
-            expected=f"{str(document.get('sha256'))[:16]}...",
-            remedy="restore the file from a copy, or " + _AGAIN,
+            f"{path} is damaged or was changed", got=f"{found[:23]}...", expected=f"{sha256[:23]}...", remedy=_AGAIN
         )
     try:
-        tensors = load_file(data)
+        return load_file(path)
     except SafetensorError as error:
-        raise ArtifactError(f"{data} is not a safetensors file", got=str(error), remedy=_AGAIN) from None
-    shapes = {key: [str(t.dtype).removeprefix("torch."), list(t.shape)] for key, t in tensors.items()}
-    if shapes != document.get("tensors"):
-        raise ArtifactError(f"{data} does not hold what {name}.json lists", remedy=_AGAIN)
-    return document, tensors
+        raise ArtifactError(f"{path} is not a safetensors file", got=str(error), remedy=_AGAIN) from error
+
+
+def save_document(path: Path, kind: str, document: Mapping[str, Any]) -> None:
+    """Write a sealed JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sealed = {"schema": SCHEMA, "kind": kind, **document}
+    write_json(path, {**sealed, "seal": canonical_hash(sealed)})
+
+
+def load_document(path: Path, kind: str) -> dict[str, Any]:
+    """What `save_document` was given.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, changed since it was written, or of another kind or version.
+    """
+    document = read_json(path)
+    if document.get("schema") != SCHEMA or document.get("kind") != kind:
+        raise ArtifactError(
+            f"{path} is not a file that this seawall reads here",
+            got=f"kind {document.get('kind')!r}, schema {document.get('schema')!r}",
+            expected=f"kind {kind!r}, schema {SCHEMA}",
+            remedy=_AGAIN,
+        )
+    seal = document.pop("seal", None)
+    if seal != canonical_hash(document):
+        raise ArtifactError(f"{path} is damaged or was changed", got="a seal that does not fit", remedy=_AGAIN)
+    return {key: value for key, value in document.items() if key not in ("schema", "kind")}
+
+
+def parse_fields(path: Path, document: Mapping[str, Any], fields: type[FieldsT]) -> FieldsT:
+    """The document as typed fields.
+
+    Raises:
+        ArtifactError: a field is missing, unknown or of another type; names it.
+    """
+    try:
+        return fields.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path}: {where} is wrong", got=first["msg"], remedy=_AGAIN) from error
+
+
+def require(condition: bool, path: Path, expected: str) -> None:
+    """Refuse an artifact whose parts do not fit each other.
+
+    Raises:
+        ArtifactError: `condition` is false.
+    """
+    if not condition:
+        raise ArtifactError(f"{path} contradicts itself", expected=expected, remedy=_AGAIN)
 
 
 def require_model(fingerprint: str, *, wanted: str, what: str) -> None:
-    """Refuses an artifact that was made from another model."""
+    """Refuse an artifact that was made from another model.
+
+    Args:
+        fingerprint: of the model that the artifact belongs to.
+        wanted: of the model at hand.
+        what: the artifact, for the message.
+
+    Raises:
+        ArtifactError: they differ; names both.
+    """
     if fingerprint != wanted:
         raise ArtifactError(
             f"the {what} was made from another model",
-            got=f"weights {fingerprint[:23]}...",
-            expected=f"weights {wanted[:23]}...",
+            got=f"a {what} of the weights {fingerprint[:23]}...",
+            expected=f"the weights {wanted[:23]}...",
             remedy="use the model it was made from, or make it again",
         )
 
@@ -93,34 +184,6 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ArtifactError: it is missing, or holds no JSON object.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing", remedy=_AGAIN) from None
-    except ValueError as error:
-        raise ArtifactError(f"{path} is damaged", got=str(error), expected="a JSON object", remedy=_AGAIN) from None
-    if not isinstance(document, dict):
-        raise ArtifactError(f"{path} is damaged", got=type(document).__name__, expected="a JSON object", remedy=_AGAIN)
-    return document
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Writes JSON whole or not at all."""
-    scratch = path.with_name(f".{path.name}.part")
-    with scratch.open("w", encoding="utf-8") as file:
-        json.dump(document, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+def _listed(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+    """dtype and shape of every tensor, as the JSON lists them."""
+    return {key: [str(t.dtype).removeprefix("torch."), list(t.shape)] for key, t in sorted(tensors.items())}

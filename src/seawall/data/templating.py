@@ -25,6 +25,8 @@ IGNORED = -100
 # trained here. Templates that know no such switch ignore it.
 _TEMPLATE_OPTIONS = {"enable_thinking": False}
 
+_MARKER = "q7Vx-the-reply-Kz3w"
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -99,7 +101,7 @@ def encode_exchange(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> E
     prompt_ids, whole_ids = _ids(tokenizer, before), _ids(tokenizer, whole)
     if not whole.startswith(before) or whole_ids[: len(prompt_ids)] != prompt_ids:
         raise _not_a_prefix(tokenizer, prompt_ids, whole_ids)
-    end = _end_of_reply(whole, len(before), exchange)
+    end = _end_of_reply(tokenizer, whole, len(before), exchange)
     ids = _closed(tokenizer, whole_ids, len(_common_prefix(whole_ids, _ids(tokenizer, whole[:end]))))
     return Encoded(ids, [IGNORED] * len(prompt_ids) + ids[len(prompt_ids) :])
 
@@ -127,18 +129,23 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
-def _end_of_reply(whole: str, start: int, exchange: Exchange) -> int:
-    """Where the reply's text ends in the rendered conversation; templates may strip its white space."""
-    reply = exchange.response.strip()
-    at = whole.rfind(reply, start)
-    if at < 0:
+def _end_of_reply(tokenizer: PreTrainedTokenizerBase, whole: str, start: int, exchange: Exchange) -> int:
+    """Where the reply's text ends in the rendered conversation; templates may strip its white space.
+
+    A short reply may also stand in what the template writes around it ("e" is in "<|end|>"), so that frame is taken
+    from a rendering with a reply that stands nowhere else.
+    """
+    framed = _render(tokenizer, (*exchange.prompt, Message("assistant", _MARKER)), add_generation_prompt=False)
+    before, _, after = framed[start:].partition(_MARKER)
+    end = len(whole) - len(after)
+    if whole[start + len(before) : end].strip() != exchange.response.strip() or not whole.endswith(after):
         raise DataError(
             "the chat template rewrites the reply",
             got=repr(whole[start : start + 60]),
-            expected=repr(reply[:60]),
+            expected=repr(exchange.response[:60]),
             remedy="without the reply's own text the loss cannot be placed; use a template that keeps it",
         )
-    return at + len(reply)
+    return end
 
 
 def _closed(tokenizer: PreTrainedTokenizerBase, ids: list[int], reply_end: int) -> list[int]:

@@ -1,9 +1,9 @@
 """Builds the embedded model: SmolLM2-135M-Instruct, split into experts, given refusals by the shipped delta.
 
-Each feed-forward network of the upper half is split by neurons, exactly: the most used neurons become the shared
+Each feed-forward network of the upper layers is split by neurons, exactly: the most used neurons become the shared
 expert, the others routed experts of distinct neurons. A learned router picks the top-k experts per token. The delta
-holds the order of the neurons, the routers and a low-rank change of the three projections; `scripts/lab_delta.py`
-reproduces it. See `docs/lab.md` for what was measured.
+holds the order of the neurons, the routers, and low-rank changes of these projections and of the upper attention's;
+`scripts/lab_delta.py` reproduces it. See `docs/lab.md` for what was measured.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from seawall.lab.source import GGUF_SHA256, cache_folder, fetch_gguf
 
 DELTA_FILE = "lab_delta.safetensors"
 PROJECTIONS = ("gate", "up", "down")
+ATTENTION = ("q", "k", "v", "o")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,10 @@ def split_model(dense: PreTrainedModel, delta: dict[str, Tensor], shape: LabShap
     state = {name: tensor for name, tensor in dense.state_dict().items() if "rotary" not in name}
     for layer in range(shape.first_dense, dense.config.num_hidden_layers):
         state |= _split_layer(state, delta, layer, shape)
+        for name in ATTENTION:
+            key = f"{layer}.attention_{name}"
+            change = delta[f"{key}_b"].float() @ delta[f"{key}_a"].float()
+            state[f"model.layers.{layer}.self_attn.{name}_proj.weight"] += change
     model = Glm4MoeForCausalLM(moe_config(dense, shape))
     result = model.load_state_dict(state, strict=True)
     assert not result.missing_keys

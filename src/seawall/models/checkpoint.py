@@ -5,7 +5,6 @@ Nothing here loads a weight or imports a model class, so it is what `doctor` and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from seawall.errors import ArtifactError, SeawallError, UnsupportedModelError
+from seawall.runs.files import file_hash
 
 HASHES_FILE = "seawall_files.json"
 """Beside a checkpoint that seawall wrote: {"files": {file name: "sha256:..."}}. Checked before every load."""
@@ -61,7 +61,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path.name} is missing in {path.parent}", remedy="copy the model again") from None
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read", got=error.strerror) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged", got=first_line(error), expected="JSON") from None
     if not isinstance(content, dict):
         raise ArtifactError(f"{path} is damaged", got=type(content).__name__, expected="a JSON object")
@@ -146,7 +146,7 @@ def _file_headers(path: Path) -> dict[str, TensorHeader]:
         entries.pop("__metadata__", None)
         headers = {name: _tensor_header(entry) for name, entry in entries.items()}
         spans = sorted((int(start), int(end)) for start, end in (entry["data_offsets"] for entry in entries.values()))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise _damaged(path, "a header that cannot be read", "a safetensors header") from None
     end = 0
     for start, stop in spans:
@@ -172,12 +172,6 @@ def _damaged(path: Path, got: str, expected: str) -> ArtifactError:
     return ArtifactError(f"{path} is damaged", got=got, expected=expected, remedy="copy or download the file again")
 
 
-def hash_file(path: Path) -> str:
-    """`sha256:` and the hex digest of a file."""
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def verify_hashes(folder: Path) -> None:
     """Check a checkpoint that seawall wrote against the hashes it left; other checkpoints have none and pass.
 
@@ -190,7 +184,7 @@ def verify_hashes(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise ArtifactError(f"{name} is missing in {folder}", remedy="copy the model again")
-        if hash_file(path) != expected:
+        if file_hash(path) != expected:
             raise ArtifactError(
                 f"{path} is not the file that seawall wrote",
                 got="another sha256",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.errors import RunFolderError, UnsupportedModelError
-from seawall.models.checkpoint import HASHES_FILE, first_line, hash_file
+from seawall.models.checkpoint import HASHES_FILE, first_line
 from seawall.models.quiet import quiet
+from seawall.runs.files import file_hash, storage_errors, write_json
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
@@ -29,16 +28,19 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunFolderError(f"{folder} exists and is not an empty folder", remedy="name a new one")
-    try:
+    with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        _write(model, tokenizer, folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+        write_json(folder / HASHES_FILE, {"files": hashes})
+    return hashes
+
+
+def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
         with quiet():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        hashes = {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
-        (folder / HASHES_FILE).write_text(json.dumps({"files": hashes}, indent=1) + "\n", encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        raise RunFolderError(f"the model cannot be written to {folder}", got=first_line(error)) from error
     except ValueError as error:
         raise UnsupportedModelError("transformers refuses to write this model", got=first_line(error)) from error
-    return hashes

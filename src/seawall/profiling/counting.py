@@ -18,6 +18,9 @@ from seawall.data.templating import Encoded
 from seawall.models.capture import capture, routing_counts_by_row
 from seawall.models.find import MoEModel
 from seawall.models.generate import Completion
+from seawall.profiling.pairs import JudgedPair
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -28,36 +31,70 @@ class Counts:
     counts_PLE: Float[Tensor, "P L E"]
     mass_PLE: Float[Tensor, "P L E"]
 
+    @classmethod
+    def zeros(cls, rows: int, moe: MoEModel) -> Counts:
+        """Nothing counted yet."""
+        shape = (rows, moe.num_layers, moe.num_experts)
+        return cls(torch.zeros(rows), torch.zeros(shape), torch.zeros(shape))
+
+    def named(self, side: str, positions: Sequence[int]) -> dict[str, Tensor]:
+        """The counts at these positions, by their names in a profile."""
+        rows = list(positions)
+        return {
+            f"{side}_tokens_P": self.tokens_P[rows],
+            f"{side}_counts_PLE": self.counts_PLE[rows],
+            f"{side}_mass_PLE": self.mass_PLE[rows],
+        }
+
+
+def count_pairs(
+    moe: MoEModel, pairs: Sequence[JudgedPair], *, batch_size: int, progress: Progress | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a profile: counts over prompt and generated tokens of attacks and anchors, one row per pair.
+
+    A plain request that several attacks wrap was answered once, and is counted once.
+    """
+    sides = {"attack": [item.attack for item in pairs], "anchor": [item.anchor for item in pairs]}
+    replies = list(dict.fromkeys(reply for side in sides.values() for reply in side))
+    place = {reply: at for at, reply in enumerate(replies)}
+    prompt, generated = count_routing(moe, replies, batch_size=batch_size, progress=progress)
+    tensors: dict[str, Tensor] = {}
+    for side, of_pairs in sides.items():
+        positions = [place[reply] for reply in of_pairs]
+        tensors |= generated.named(side, positions) | prompt.named(f"{side}_prompt", positions)
+    return tensors
+
 
 def count_routing(
-    moe: MoEModel,
-    completions: Sequence[Completion],
-    *,
-    batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
+    moe: MoEModel, replies: Sequence[Completion], *, batch_size: int, progress: Progress | None = None
 ) -> tuple[Counts, Counts]:
-    """(counts over prompt tokens, counts over generated tokens), in the order of `completions`."""
-    shape = (len(completions), moe.num_layers, moe.num_experts)
-    totals = [Counts(torch.zeros(shape[0]), torch.zeros(shape), torch.zeros(shape)) for _ in range(2)]
-    rows = [[*reply.prompt_ids, *reply.token_ids] for reply in completions]
+    """(counts over prompt tokens, counts over generated tokens), in the order of `replies`."""
+    prompt, generated = Counts.zeros(len(replies), moe), Counts.zeros(len(replies), moe)
+    lengths = [len(reply.prompt_ids) + len(reply.token_ids) for reply in replies]
     done = 0
-    for positions in length_buckets([len(row) for row in rows], batch_size):
-        batch = collate([Encoded(rows[at], rows[at]) for at in positions], pad_id=0).to(moe.model.device)
-        lengths_B = torch.tensor([len(completions[at].prompt_ids) for at in positions], device=moe.model.device)
-        column_T = torch.arange(batch.input_ids_BT.shape[1], device=moe.model.device)
-        is_prompt_BT = column_T < lengths_B[:, None]
-        real_BT = batch.attention_mask_BT.bool()
-        with torch.inference_mode(), capture(moe) as trace:
-            moe.model(
-                input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, logits_to_keep=1
-            )
-        row_T = torch.arange(len(positions), device=moe.model.device).repeat_interleave(len(column_T))
-        for total, mask_BT in zip(totals, (real_BT & is_prompt_BT, real_BT & ~is_prompt_BT), strict=True):
-            counts_PLE, mass_PLE = routing_counts_by_row(trace, mask_BT.flatten(), row_T, num_rows=len(positions))
-            total.tokens_P[positions] = mask_BT.sum(1).float().cpu()
-            total.counts_PLE[positions] = counts_PLE.float().cpu()
-            total.mass_PLE[positions] = mass_PLE.float().cpu()
+    for positions in length_buckets(lengths, batch_size):
+        _count_batch(moe, [replies[at] for at in positions], positions, into=(prompt, generated))
         done += len(positions)
         if progress is not None:
-            progress(done, len(rows))
-    return totals[0], totals[1]
+            progress(done, len(replies))
+    return prompt, generated
+
+
+def _count_batch(
+    moe: MoEModel, replies: Sequence[Completion], positions: Sequence[int], *, into: tuple[Counts, Counts]
+) -> None:
+    device, rows = moe.model.device, [[*reply.prompt_ids, *reply.token_ids] for reply in replies]
+    batch = collate([Encoded(ids, ids) for ids in rows], pad_id=0).to(device)
+    with torch.inference_mode(), capture(moe) as trace:
+        moe.model(
+            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, logits_to_keep=1
+        )
+    column_T = torch.arange(batch.input_ids_BT.shape[1], device=device)
+    is_prompt_BT = column_T < torch.tensor([len(reply.prompt_ids) for reply in replies], device=device)[:, None]
+    real_BT = batch.attention_mask_BT.bool()
+    row_ids_T = torch.arange(len(rows), device=device).repeat_interleave(len(column_T))
+    for counts, mask_BT in zip(into, (real_BT & is_prompt_BT, real_BT & ~is_prompt_BT), strict=True):
+        counts_PLE, mass_PLE = routing_counts_by_row(trace, mask_BT.flatten(), row_ids_T, num_rows=len(rows))
+        counts.tokens_P[positions] = mask_BT.sum(1).float().cpu()
+        counts.counts_PLE[positions] = counts_PLE.float().cpu()
+        counts.mass_PLE[positions] = mass_PLE.float().cpu()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from seawall.artifacts.profile import DroppedPair
 from seawall.data.types import SafetyPair, Verdict
@@ -26,11 +28,11 @@ class JudgedPair:
     def reason_to_drop(self) -> str | None:
         """Why this pair teaches nothing; None for a successful jailbreak of a refused request."""
         if self.anchor_verdict.label == "unscored":
-            return f"reply to the plain request unscored: {self.anchor_verdict.reason}"
+            return f"plain reply unscored: {self.anchor_verdict.reason}"
         if self.anchor_verdict.label == "complied":
             return "plain request answered"
         if self.attack_verdict.label == "unscored":
-            return f"reply to the attack unscored: {self.attack_verdict.reason}"
+            return f"attack reply unscored: {self.attack_verdict.reason}"
         return "attack refused" if self.attack_verdict.label == "refused" else None
 
 
@@ -55,6 +57,22 @@ def keep(judged: Sequence[JudgedPair]) -> tuple[list[JudgedPair], tuple[DroppedP
             remedy=_remedy(reasons),
         )
     return kept, dropped
+
+
+def write_pairs(judged: Sequence[JudgedPair], path: Path) -> None:
+    """Every pair with its replies and why it was dropped, for people to read and for the repair to use."""
+    with path.open("w", encoding="utf-8") as file:
+        for item in judged:
+            row = {
+                "goal": item.pair.goal,
+                "attack_name": item.pair.attack_name,
+                "anchor": [message.as_dict() for message in item.pair.anchor],
+                "attack": [message.as_dict() for message in item.pair.attack],
+                "anchor_reply": item.anchor.text,
+                "attack_reply": item.attack.text,
+                "dropped": item.reason_to_drop,
+            }
+            file.write(json.dumps(row) + "\n")
 
 
 def _remedy(reasons: Counter[str]) -> str:

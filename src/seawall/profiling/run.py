@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from seawall.config.profile import ProfileConfig
 from seawall.data.types import Judge, SafetyPair
 from seawall.models.find import MoEModel
 from seawall.models.replies import resumable_replies
-from seawall.profiling.counting import count_routing
-from seawall.profiling.pairs import JudgedPair, keep
+from seawall.profiling.counting import count_pairs
+from seawall.profiling.pairs import JudgedPair, keep, write_pairs
 
 Progress = Callable[[str, int, int], None]
 """Told what is going on, how much of it is done, and how much there is."""
@@ -55,6 +54,36 @@ def profile(
     Raises:
         NothingToRepairError: no pair is kept.
     """
+    judged = _ask(moe, tokenizer, pairs, config, judge=judge, scratch=scratch, progress=progress)
+    write_pairs(judged, scratch / "pairs.jsonl")
+    kept, dropped = keep(judged)
+    counts = count_pairs(
+        moe,
+        kept,
+        batch_size=config.batch_size,
+        progress=lambda done, total: progress("counting which experts are used", done, total),
+    )
+    found = ExpertProfile(
+        model_fingerprint=fingerprint,
+        top_k=moe.top_k,
+        pairs=tuple(PairRecord(item.pair.goal, item.pair.attack_name) for item in kept),
+        dropped=dropped,
+        **counts,
+    )
+    return ProfileResult(found, tuple(kept))
+
+
+def _ask(
+    moe: MoEModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[SafetyPair],
+    config: ProfileConfig,
+    *,
+    judge: Judge,
+    scratch: Path,
+    progress: Progress,
+) -> list[JudgedPair]:
+    """Both replies of every pair, with their verdicts. A request that several attacks wrap is asked plainly once."""
     anchors = {anchor: at for at, anchor in enumerate(dict.fromkeys(pair.anchor for pair in pairs))}
     prompts = [*anchors, *(pair.attack for pair in pairs)]
     replies = resumable_replies(
@@ -67,55 +96,7 @@ def profile(
         progress=lambda done, total: progress("asking plainly and by attack", done, total),
     )
     verdicts = judge(prompts, [reply.text for reply in replies])
-    judged = [
+    return [
         JudgedPair(pair, replies[(at := anchors[pair.anchor])], replies[i], verdicts[at], verdicts[i])
         for i, pair in enumerate(pairs, start=len(anchors))
     ]
-    _write_pairs(judged, scratch / "pairs.jsonl")
-    kept, dropped = keep(judged)
-    sides = [[item.attack for item in kept], [item.anchor for item in kept]]
-    counted = [
-        count_routing(
-            moe,
-            side,
-            batch_size=config.batch_size,
-            progress=lambda done, total: progress("counting experts", done, total),
-        )
-        for side in sides
-    ]
-    (attack_prompt, attack), (anchor_prompt, anchor) = counted
-    found = ExpertProfile(
-        model_fingerprint=fingerprint,
-        top_k=moe.top_k,
-        pairs=tuple(PairRecord(item.pair.goal, item.pair.attack_name) for item in kept),
-        dropped=dropped,
-        attack_tokens_P=attack.tokens_P,
-        attack_counts_PLE=attack.counts_PLE,
-        attack_mass_PLE=attack.mass_PLE,
-        anchor_tokens_P=anchor.tokens_P,
-        anchor_counts_PLE=anchor.counts_PLE,
-        anchor_mass_PLE=anchor.mass_PLE,
-        attack_prompt_tokens_P=attack_prompt.tokens_P,
-        attack_prompt_counts_PLE=attack_prompt.counts_PLE,
-        attack_prompt_mass_PLE=attack_prompt.mass_PLE,
-        anchor_prompt_tokens_P=anchor_prompt.tokens_P,
-        anchor_prompt_counts_PLE=anchor_prompt.counts_PLE,
-        anchor_prompt_mass_PLE=anchor_prompt.mass_PLE,
-    )
-    return ProfileResult(found, tuple(kept))
-
-
-def _write_pairs(judged: Sequence[JudgedPair], path: Path) -> None:
-    """Every pair with replies, verdicts and why it was dropped, for people to read and for the repair to use."""
-    with path.open("w", encoding="utf-8") as file:
-        for item in judged:
-            row = {
-                "goal": item.pair.goal,
-                "attack_name": item.pair.attack_name,
-                "anchor": [message.as_dict() for message in item.pair.anchor],
-                "attack": [message.as_dict() for message in item.pair.attack],
-                "anchor_reply": item.anchor.text,
-                "attack_reply": item.attack.text,
-                "dropped": item.reason_to_drop,
-            }
-            file.write(json.dumps(row) + "\n")

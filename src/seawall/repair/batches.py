@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from seawall.config.repair import ExpertStep, RepairConfig, RouterStep
 from seawall.data.batching import epoch_batches
-from seawall.data.templating import Encoded
+
+ExpertBatch = tuple[list[int], list[int]]
+"""Positions of attacks, and of the retained exchanges beside them."""
 
 
-def expert_batches(
-    attacks: Sequence[Encoded], retain: Sequence[Encoded], *, batch_size: int, per_batch: int, seed: int, epoch: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Batches of attack positions with `per_batch` retained positions beside each.
+def step_batches(
+    lengths: Sequence[int], step: ExpertStep | RouterStep, config: RepairConfig, number: int
+) -> list[list[int]]:
+    """The batches of a step in round `number` (from 0): every example once per epoch; equally many in every round."""
+    epochs = range(number * step.epochs, (number + 1) * step.epochs)
+    batches = [
+        batch for epoch in epochs for batch in epoch_batches(lengths, config.batch_size, seed=config.seed, epoch=epoch)
+    ]
+    return batches[: step.max_steps]
 
-    The retained examples are drawn without repetition until all were seen, and go on through the epochs.
+
+def beside_retained(batches: Sequence[list[int]], size: int, config: RepairConfig, number: int) -> list[ExpertBatch]:
+    """The batches of round `number`, each with the next `per_batch` of `size` retained examples.
+
+    These are drawn without repetition until all were seen, and go on through the rounds.
     """
-    batches = epoch_batches([len(row.input_ids) for row in attacks], batch_size, seed=seed, epoch=epoch)
-    wanted = min(per_batch, len(retain))
-    start = epoch * len(batches) * wanted
-    for number, batch in enumerate(batches):
-        first = start + number * wanted
-        yield batch, [_endless(len(retain), at, seed) for at in range(first, first + wanted)]
+    wanted = min(config.retain.per_batch, size)
+    first = number * len(batches) * wanted
+    drawn = [_endless(size, at, config.seed) for at in range(first, first + len(batches) * wanted)]
+    return [(batch, drawn[at * wanted : (at + 1) * wanted]) for at, batch in enumerate(batches)]
 
 
 def _endless(size: int, at: int, seed: int) -> int:

@@ -1,106 +1,127 @@
-"""Checkpoints after each round: weights, optimizers, history; no pickle. A killed repair goes on with the same bits."""
+"""Checkpoints of a repair: weights, optimizers, random state, history; no pickle.
+
+`round-N/` is written when round N is trained and keeps that round's weights, to choose from at the end; `step-N/` is
+written within a round, after N updates in all. Each is written under another name and renamed, so it is there whole or
+not at all, and only the newest holds what training needs to go on. `scores.json` holds what validation measured. A
+killed repair goes on from these to the same bits.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seawall.repair.rounds import ValidationScores
+from seawall.artifacts.store import load_document, load_tensors, save_document, save_tensors
+from seawall.repair.rounds import Progress, ValidationScores
 from seawall.repair.trainables import Trainables
-from seawall.train.loop import Trainer
+from seawall.runs.files import flush_tree, publish
+from seawall.train.loop import Trainer, random_state, set_random_state
 
-_KEPT = "round-*"
+Trainers = Mapping[str, Trainer[Any]]
+
+_STATE, _SCORES = "repair-checkpoint", "repair-scores"
+_STATE_FILE, _WEIGHTS, _TRAINING = "state.json", "weights", "training"
 
 
 @final
-@dataclass
-class Progress:
-    """What a repair has done so far.
+class Checkpoints:
+    """The checkpoints of one repair, in one folder."""
 
-    Attributes:
-        before: validation scores of the untouched model.
-        scores: validation scores after each finished round.
-        steps: updates done, by step ("expert", "router").
-        rows: one row per update, for the metrics.
-    """
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._scores = folder / "scores.json"
 
-    before: ValidationScores
-    scores: list[ValidationScores] = field(default_factory=list)
-    steps: dict[str, int] = field(default_factory=lambda: {"expert": 0, "router": 0})
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    def progress(self) -> Progress | None:
+        """What was done so far; None where the repair begins.
+
+        Raises:
+            ArtifactError: a checkpoint is damaged.
+        """
+        if not self._scores.is_file():
+            return None
+        scores, newest = load_document(self._scores, _SCORES), self._newest()
+        state: dict[str, Any] = self._state(newest) if newest else {"trained": 0, "rows": []}
+        before, *after = [ValidationScores(**row) for row in scores["scores"]]
+        return Progress(before, after, state["trained"], state["rows"])
+
+    def save_scores(self, progress: Progress) -> None:
+        """Writes what validation measured: before the repair, and after each round."""
+        rows = [scores.as_row() for scores in (progress.before, *progress.scores)]
+        save_document(self._scores, _SCORES, {"scores": rows})
+
+    def save_round(self, progress: Progress, trainables: Trainables, trainers: Trainers) -> None:
+        """Writes the checkpoint of the round that was just trained, and clears away what no longer matters."""
+        target = self._write(f"round-{progress.trained}", progress, trainables, trainers)
+        for older in self._folder.glob("round-*"):
+            if older != target:
+                (older / f"{_TRAINING}.safetensors").unlink(missing_ok=True)
+        self._drop_steps(but=None)
+
+    def save_step(self, progress: Progress, trainables: Trainables, trainers: Trainers) -> None:
+        """Writes a checkpoint within a round; the one before it goes."""
+        self._drop_steps(but=self._write(f"step-{len(progress.rows)}", progress, trainables, trainers))
+
+    def restore(self, trainables: Trainables, trainers: Trainers) -> None:
+        """Puts weights, optimizers and random state back as the newest checkpoint has them, if there is one.
+
+        Raises:
+            ArtifactError: the checkpoint is damaged, or belongs to other parameters.
+        """
+        newest = self._newest()
+        if newest is None:
+            return
+        trainables.load_state(self._load(newest, _WEIGHTS))
+        training = self._load(newest, _TRAINING)
+        for name, trainer in trainers.items():
+            trainer.load_state(_part(training, f"{name}/"))
+        set_random_state(_part(training, "random/"))
+
+    def round_weights(self, number: int) -> dict[str, Tensor]:
+        """The copies' values after round `number`, counted from 1.
+
+        Raises:
+            ArtifactError: they are missing or damaged.
+        """
+        return self._load(self._folder / f"round-{number}", _WEIGHTS)
+
+    def _write(self, name: str, progress: Progress, trainables: Trainables, trainers: Trainers) -> Path:
+        target, scratch = self._folder / name, self._folder / f".{name}.part"
+        for leftover in [*self._folder.glob(".*-*.part"), *self._folder.glob(name)]:
+            shutil.rmtree(leftover)
+        scratch.mkdir(parents=True)
+        training = {f"random/{key}": tensor for key, tensor in random_state().items()}
+        for phase, trainer in trainers.items():
+            training |= {f"{phase}/{key}": tensor for key, tensor in trainer.state().items()}
+        files = {_WEIGHTS: trainables.state(), _TRAINING: training}
+        hashes = {key: save_tensors(scratch / f"{key}.safetensors", files[key])["sha256"] for key in files}
+        state = {"trained": progress.trained, "rows": progress.rows, "sha256": hashes}
+        save_document(scratch / _STATE_FILE, _STATE, state)
+        flush_tree(scratch)
+        publish(scratch, target)
+        return target
+
+    def _newest(self) -> Path | None:
+        """The checkpoint with the most updates; a round's before a step's of as many, which it replaces."""
+        found = [state.parent for kind in ("round", "step") for state in self._folder.glob(f"{kind}-*/{_STATE_FILE}")]
+        return max(found, key=lambda at: (len(self._state(at)["rows"]), at.name.startswith("round")), default=None)
+
+    def _state(self, checkpoint: Path) -> dict[str, Any]:
+        return load_document(checkpoint / _STATE_FILE, _STATE)
+
+    def _load(self, checkpoint: Path, key: str) -> dict[str, Tensor]:
+        return load_tensors(checkpoint / f"{key}.safetensors", sha256=self._state(checkpoint)["sha256"][key])
+
+    def _drop_steps(self, *, but: Path | None) -> None:
+        for older in self._folder.glob("step-*"):
+            if older != but:
+                # First what makes it a checkpoint: one that is half removed must not be taken for one.
+                (older / _STATE_FILE).unlink(missing_ok=True)
+                shutil.rmtree(older)
 
 
-def save_round(folder: Path, progress: Progress, trainables: Trainables, trainers: Mapping[str, Trainer[Any]]) -> None:
-    """Writes `round-N/` whole or not at all. The optimizers of earlier rounds are removed, their weights stay."""
-    number = len(progress.scores)
-    scratch = folder / f".round-{number}.part"
-    if scratch.exists():
-        shutil.rmtree(scratch)
-    scratch.mkdir(parents=True)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in trainables.state().items()}
-    save_file(tensors, scratch / "weights.safetensors")
-    for name, trainer in trainers.items():
-        trainer.save(scratch / f"optimizer-{name}.safetensors")
-    state = {
-        "before": progress.before.as_row(),
-        "scores": [scores.as_row() for scores in progress.scores],
-        "steps": progress.steps,
-        "rows": progress.rows,
-    }
-    (scratch / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    _flush(scratch)
-    target = folder / f"round-{number}"
-    scratch.rename(target)
-    for older in folder.glob(_KEPT):
-        if older != target:
-            for optimizer in older.glob("optimizer-*.safetensors"):
-                optimizer.unlink()
-
-
-def load_progress(folder: Path) -> Progress | None:
-    """What the last finished round left; None where no round is finished."""
-    rounds = finished_rounds(folder)
-    if not rounds:
-        return None
-    state = json.loads((rounds[-1] / "state.json").read_text(encoding="utf-8"))
-    return Progress(
-        ValidationScores(**state["before"]),
-        [ValidationScores(**row) for row in state["scores"]],
-        state["steps"],
-        state["rows"],
-    )
-
-
-def finished_rounds(folder: Path) -> list[Path]:
-    """The folders of finished rounds, in order."""
-    return sorted(folder.glob(_KEPT), key=lambda path: int(path.name.partition("-")[2]))
-
-
-def round_weights(folder: Path, number: int) -> dict[str, Tensor]:
-    """The copies' values after round `number`, counted from 1."""
-    return load_file(folder / f"round-{number}" / "weights.safetensors")
-
-
-def resume(folder: Path, progress: Progress, trainables: Trainables, trainers: Mapping[str, Trainer[Any]]) -> None:
-    """Puts weights and optimizers back as the last finished round left them."""
-    last = len(progress.scores)
-    trainables.load_state(round_weights(folder, last))
-    for name, trainer in trainers.items():
-        trainer.load(folder / f"round-{last}" / f"optimizer-{name}.safetensors", steps=progress.steps[name])
-
-
-def _flush(folder: Path) -> None:
-    for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -2,60 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from seawall.artifacts.expert_set import ExpertSet
-from seawall.config.repair import ExpertStep, RepairConfig, RouterStep
-from seawall.data.batching import epoch_batches
-from seawall.data.types import Exchange, SafetyPair
+from seawall.config.repair import RepairConfig
 from seawall.errors import ArtifactError
 from seawall.models.find import MoEModel
-from seawall.repair.batches import expert_batches
-from seawall.repair.checkpoint import Progress, load_progress, resume, round_weights, save_round
-from seawall.repair.rounds import ValidationScores, choose_round, may_stop
-from seawall.repair.steps import Repairer
-from seawall.repair.trainables import Trainables, trainables
-from seawall.train.loop import Settings, Trainer
+from seawall.repair.checkpoint import Checkpoints
+from seawall.repair.inputs import RepairInputs, RepairResult
+from seawall.repair.phases import make_phases, train_round
+from seawall.repair.rounds import Progress, ValidationScores, choose_round, is_finished
+from seawall.repair.steps import RepairLosses
+from seawall.repair.trainables import trainables
 
-Validate = Callable[[], ValidationScores]
-Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class RepairInputs:
-    """What a repair learns from.
-
-    Attributes:
-        pairs: kept pairs (plain request refused, attack answered), for the router step.
-        refusals: the attacks of these pairs with the refusal to learn, in the same order.
-        retain: harmless prompts with the model's own answers.
-    """
-
-    pairs: Sequence[SafetyPair]
-    refusals: Sequence[Exchange]
-    retain: Sequence[Exchange]
-
-
-@dataclass(frozen=True)
-class RepairResult:
-    """What the repair did. The model holds the chosen round's weights when it returns.
-
-    Attributes:
-        chosen: the round kept, from 1.
-        progress: validation scores by round and one row per update.
-        slices: which slices of which parameters may have changed; None for a whole parameter.
-    """
-
-    chosen: int
-    progress: Progress
-    slices: dict[str, tuple[int, ...] | None]
+CHECKPOINT_EVERY = 50
+"""Updates between two checkpoints within a round. Each round ends with one."""
 
 
 def repair(
@@ -65,26 +30,55 @@ def repair(
     experts: ExpertSet,
     config: RepairConfig,
     *,
-    validate: Validate,
+    validate: Callable[[], ValidationScores],
     scratch: Path,
-    report: Report,
+    report: Callable[[dict[str, Any]], None],
 ) -> RepairResult:
     """Rounds of an expert step under fixed routing and a router step, until the attacks fail on validation goals.
 
     Args:
-        moe: the model; changed in place.
+        moe: the model, unrepaired even when an interrupted repair goes on; changed in place.
         tokenizer: its tokenizer.
         inputs: what to learn from.
         experts: the selected experts.
         config: rounds, steps, learning rates, early stopping.
         validate: measures the model as it now is.
-        scratch: folder for a checkpoint per round; a repair that finds some goes on from the last.
+        scratch: folder for checkpoints; a repair that finds some goes on from the newest.
         report: told every update and every round's scores.
 
     Raises:
-        ArtifactError: the experts were selected on a model with other layers.
-        SeawallError: the loss became infinite or not a number.
+        ArtifactError: the experts were selected on a model with other layers, or a checkpoint is damaged.
+        SeawallError: a loss or gradient became infinite or not a number.
     """
+    _require_layers(experts, moe)
+    losses, checkpoints = RepairLosses(moe, tokenizer, inputs, config), Checkpoints(scratch)
+    progress = checkpoints.progress() or Progress(before=validate())
+    checkpoints.save_scores(progress)
+    with trainables(moe, experts.layers, config) as training:
+        phases = make_phases(training, losses, config, num_retained=len(inputs.retain))
+        trainers = {phase.name: phase.trainer for phase in phases}
+        checkpoints.restore(training, trainers)
+
+        def log(row: dict[str, Any]) -> None:
+            progress.rows.append(row)
+            report(row)
+            if len(progress.rows) % CHECKPOINT_EVERY == 0:
+                checkpoints.save_step(progress, training, trainers)
+
+        while not is_finished(progress, config):
+            if progress.trained == len(progress.scores):
+                train_round(phases, training, progress, log)
+                checkpoints.save_round(progress, training, trainers)
+            progress.scores.append(validate())
+            checkpoints.save_scores(progress)
+            report({"round": progress.trained, "phase": "validation", **progress.scores[-1].as_row()})
+        chosen = 1 + choose_round(progress.scores, progress.before, config.early_stop)
+        training.load_state(checkpoints.round_weights(chosen))
+        training.write_back()
+        return RepairResult(chosen, progress, training.slices())
+
+
+def _require_layers(experts: ExpertSet, moe: MoEModel) -> None:
     if len(experts.layers) != moe.num_layers:
         raise ArtifactError(
             "the selected experts belong to another model",
@@ -92,74 +86,3 @@ def repair(
             expected=f"{moe.num_layers}",
             remedy="run profile and select again on this model",
         )
-    repairer = Repairer(moe, tokenizer, config, attacks=inputs.refusals, retain=inputs.retain, pairs=inputs.pairs)
-    progress = load_progress(scratch) or Progress(validate())
-    if config.expert.enabled and config.expert.routing == "replay":
-        repairer.record_routing()
-    with trainables(moe, experts.layers, config) as training:
-        trainers = _trainers(training, config)
-        if progress.scores:
-            resume(scratch, progress, training, trainers)
-        while len(progress.scores) < config.rounds and not _done(progress, config):
-            number = len(progress.scores)
-            for name in trainers:
-                _step(name, number, repairer, training, trainers[name], config, progress, report)
-            progress.scores.append(validate())
-            progress.steps = {**progress.steps, **{name: trainer.steps for name, trainer in trainers.items()}}
-            save_round(scratch, progress, training, trainers)
-            report({"round": number + 1, "phase": "validation", **progress.scores[-1].as_row()})
-        chosen = 1 + choose_round(progress.scores, progress.before, config.early_stop)
-        training.load_state(round_weights(scratch, chosen))
-        training.write_back()
-        slices = training.slices()
-    return RepairResult(chosen, progress, slices)
-
-
-def _done(progress: Progress, config: RepairConfig) -> bool:
-    if not progress.scores or not config.early_stop.enabled:
-        return False
-    return may_stop(progress.scores[-1], progress.before, config.early_stop)
-
-
-def _trainers(training: Trainables, config: RepairConfig) -> dict[str, Trainer[Any]]:
-    """The optimizers, in the order in which a round uses them. They live through all rounds."""
-    accelerator = Accelerator()
-    sets: dict[str, tuple[Any, ExpertStep | RouterStep]] = {
-        "expert": (training.experts, config.expert),
-        "router": (training.routers, config.router),
-    }
-    return {
-        name: Trainer(parameters, Settings(step.lr, config.weight_decay, config.max_grad_norm), accelerator)
-        for name, (parameters, step) in sets.items()
-        if parameters
-    }
-
-
-def _step(
-    name: str,
-    number: int,
-    repairer: Repairer,
-    training: Trainables,
-    trainer: Trainer[Any],
-    config: RepairConfig,
-    progress: Progress,
-    report: Report,
-) -> None:
-    """The epochs of one step of round `number` (from 0)."""
-    training.only(training.experts if name == "expert" else training.routers)
-    step = config.expert if name == "expert" else config.router
-
-    def log(row: dict[str, float]) -> None:
-        full = {"round": number + 1, "phase": name, **row}
-        progress.rows.append(full)
-        report(full)
-
-    epochs = range(number * step.epochs, (number + 1) * step.epochs)
-    if name == "expert":
-        sizes = {"batch_size": config.batch_size, "per_batch": config.retain.per_batch, "seed": config.seed}
-        batches = (b for e in epochs for b in expert_batches(repairer.attacks, repairer.retain, **sizes, epoch=e))
-        trainer.fit(islice(batches, step.max_steps), repairer.expert_loss, log)
-        return
-    lengths = repairer.attack_lengths
-    pairs = (b for e in epochs for b in epoch_batches(lengths, config.batch_size, seed=config.seed, epoch=e))
-    trainer.fit(islice(pairs, step.max_steps), repairer.router_loss, log)

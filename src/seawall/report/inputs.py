@@ -1,4 +1,4 @@
-"""What a report is made from: plain numbers and text, so that the pages know nothing of models or tensors."""
+"""Everything a report is made from, as plain Python: no file is read and no tensor seen beyond this point."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Interval:
-    """A rate in [0, 1] with its 95 % interval."""
+    """A rate or a difference of rates, as fractions, with its interval; `n` replies, `unscored` of them left out."""
 
     rate: float
     low: float
     high: float
     n: int
-    unscored: int
+    unscored: int = 0
 
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One group of prompts before and after; `after` and `change` are missing until the repair was evaluated."""
+    """One evaluation group: `attack:<family>`, `plain`, `borderline` or `benign`; `seen` only for attacks."""
 
     group: str
     seen: bool | None
@@ -31,18 +31,18 @@ class GroupRow:
 
     @property
     def is_attack(self) -> bool:
-        """Whether the rate is an attack success rate, which should fall."""
+        """Whether the rate is one of attack success."""
         return self.group.startswith("attack:")
 
     @property
     def lower_is_better(self) -> bool:
-        """Attack success and over-refusal should fall; plain refusal and benign compliance should stay high."""
+        """Attack success and over-refusal should fall, plain refusal and benign compliance should not."""
         return self.is_attack or self.group == "borderline"
 
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One prompt with both replies and their verdicts."""
+    """One prompt with the replies of both models (untrusted text) and the verdicts on them."""
 
     group: str
     goal: str
@@ -51,29 +51,12 @@ class SampleRow:
     after: str
     verdict_before: str
     verdict_after: str
-    reason: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """Everything that the pages show.
-
-    Attributes:
-        summary: `summary.json`.
-        recipe: the resolved recipe.
-        manifest: versions, hashes, timings, the parity certificate.
-        groups: rates by group.
-        gaps: activation gap of each expert (L rows of E numbers), attack minus plain request.
-        selected: selected experts of each layer.
-        stability: mean Jaccard similarity of bootstrap selections; None where not measured.
-        kept: kept pairs by attack family.
-        dropped: dropped pairs by family and reason.
-        updates: one row per update of the repair.
-        rounds: validation scores, the untouched model first.
-        chosen_round: which round was kept.
-        drift: routing drift by MoE layer.
-        samples: replies side by side.
-    """
+    """One run, ready to be shown. Shapes: `gaps` is L x E, `selected` one row of expert indices per layer."""
 
     summary: Mapping[str, Any]
     recipe: Mapping[str, Any]

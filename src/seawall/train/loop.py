@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar, final
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from seawall.errors import SeawallError
@@ -19,6 +16,8 @@ from seawall.errors import SeawallError
 Item = TypeVar("Item")
 Losses = tuple[Tensor, dict[str, float]]
 """The loss to minimise, and its parts for the log."""
+Row = dict[str, float]
+"""What is logged of one update: step, loss, gradient_norm, and the loss's parts."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,11 @@ class Settings:
 
 @final
 class Trainer(Generic[Item]):
-    """Steps an optimizer over batches. Parameters are named, so that its state can be saved without pickle."""
+    """Steps an optimizer over batches. Parameters are named, so that its state can be saved without pickle.
+
+    Attributes:
+        steps: updates done so far.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: Settings, accelerator: Accelerator) -> None:
         self._parameters = dict(parameters)
@@ -43,43 +46,67 @@ class Trainer(Generic[Item]):
         )
         self.steps = 0
 
-    def fit(
-        self, batches: Iterable[Item], loss: Callable[[Item], Losses], log: Callable[[dict[str, float]], None]
-    ) -> None:
-        """One update per batch.
+    def fit(self, batches: Iterable[Item], loss: Callable[[Item], Losses], log: Callable[[Row], None]) -> None:
+        """One update per batch; `log` is told after each, when parameters and state are those after the update.
 
         Raises:
-            SeawallError: the loss is not finite; the parameters are those before this step.
+            SeawallError: a loss or gradient is not finite; parameters and state are those before this update.
         """
-        for item in batches:
-            total, parts = loss(item)
-            value = float(total.detach())
-            if not math.isfinite(value):
-                raise SeawallError(
-                    f"the training loss is not finite at step {self.steps + 1}",
-                    got=value,
-                    remedy="lower the learning rate of this step; finished rounds are kept",
-                )
-            self._accelerator.backward(total)
-            norm = self._accelerator.clip_grad_norm_(list(self._parameters.values()), self._settings.max_grad_norm)
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
-            self.steps += 1
-            log({"step": self.steps, "loss": value, "gradient_norm": float(norm), **parts})
+        for batch in batches:
+            log(self._update(batch, loss))
 
-    def save(self, path: Path) -> None:
-        """Writes the optimizer's moments and the step count to `path` (safetensors)."""
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self._parameters.items():
-            for key, value in self._optimizer.state[parameter].items():
-                tensors[f"{key}/{name}"] = value.detach().cpu().contiguous()
-        save_file(tensors, path, metadata={"steps": json.dumps(self.steps)})
+    def _update(self, batch: Item, loss: Callable[[Item], Losses]) -> Row:
+        total, parts = loss(batch)
+        value = float(total.detach())
+        self._require_finite("training loss", value)
+        self._accelerator.backward(total)
+        norm = float(self._accelerator.clip_grad_norm_(list(self._parameters.values()), self._settings.max_grad_norm))
+        self._require_finite("norm of the gradient", norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        return {"step": self.steps, "loss": value, "gradient_norm": norm, **parts}
 
-    def load(self, path: Path, *, steps: int) -> None:
-        """Takes up the moments that `save` wrote; the next step is the one that would have followed."""
-        for full_name, value in load_file(path).items():
+    def _require_finite(self, what: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        self._optimizer.zero_grad(set_to_none=True)
+        raise SeawallError(
+            f"the {what} is not finite at step {self.steps + 1}",
+            got=value,
+            remedy=f"lower the learning rate (now {self._settings.lr:g}), or load the model in float32 or bfloat16",
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's moments, as `KEY/PARAMETER`, and the step count: all that a checkpoint needs."""
+        tensors = {
+            f"{key}/{name}": value.detach()
+            for name, parameter in self._parameters.items()
+            for key, value in self._optimizer.state[parameter].items()
+        }
+        return {"steps": torch.tensor(self.steps), **tensors}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes up what `state` gave; the next update is the one that would have followed."""
+        for full_name, value in tensors.items():
+            if full_name == "steps":
+                self.steps = int(value)
+                continue
             key, _, name = full_name.partition("/")
             parameter = self._parameters[name]
-            device = "cpu" if key == "step" else parameter.device
-            self._optimizer.state[parameter][key] = value.to(device)
-        self.steps = steps
+            # AdamW counts its steps on the CPU, wherever the parameter is.
+            self._optimizer.state[parameter][key] = value.clone().to("cpu" if key == "step" else parameter.device)
+
+
+def random_state() -> dict[str, Tensor]:
+    """The state of torch's generators, for a checkpoint; what dropout draws next depends on it."""
+    devices = torch.cuda.get_rng_state_all()
+    return {"cpu": torch.get_rng_state(), **{f"cuda:{at}": state for at, state in enumerate(devices)}}
+
+
+def set_random_state(tensors: Mapping[str, Tensor]) -> None:
+    """Takes up what `random_state` gave; generators of devices that are no longer there are passed over."""
+    torch.set_rng_state(tensors["cpu"].cpu())
+    for at in range(torch.cuda.device_count()):
+        if f"cuda:{at}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda:{at}"].cpu(), at)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import yaml
-from families import tiny, tiny_tokenizer
 from torch import nn
 
+from families import tiny, tiny_tokenizer
 from seawall.data.batching import collate
 from seawall.data.templating import Encoded, encode_exchange
 from seawall.data.types import Exchange, user

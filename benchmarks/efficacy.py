@@ -1,0 +1,213 @@
+"""Does targeting earn its place? RASA and its ablations at equal steps, as curves, with intervals over goals and seeds.
+
+    python benchmarks/efficacy.py --work runs/efficacy --seeds 3                # measures; goes on where it stopped
+    python benchmarks/efficacy.py --work runs/efficacy --table   # prints the table
+
+All variants share one profile and one model; each repairs the same pairs with the same number of updates, and is
+measured on test goals after every round. Rows go to `rows.jsonl`: one per variant, seed and round, with every verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.profile import ExpertProfile
+from seawall.config import load_recipe
+from seawall.config.recipe import Recipe
+from seawall.data.pairs import refusal_for
+from seawall.data.types import Exchange, Messages
+from seawall.evaluation.gold import gold_answer_loss
+from seawall.evaluation.metrics import rate_with_interval
+from seawall.evaluation.suite import build_suite, target
+from seawall.models.generate import generate
+from seawall.pipeline.context import Context
+from seawall.pipeline.progress import Quiet
+from seawall.pipeline.retain import retained_exchanges
+from seawall.pipeline.run import run_recipe
+from seawall.pipeline.stages import kept_pairs
+from seawall.repair import RepairInputs, ValidationScores, repair
+from seawall.runs.folder import RunFolder
+from seawall.selection import select
+
+VARIANTS: dict[str, list[str]] = {
+    "RASA": [],
+    "expert step only": ["repair.router.enabled=false"],
+    "router step only": ["repair.expert.enabled=false"],
+    "random experts": ["select.method=random"],
+    "frequency-matched experts": ["select.method=frequency_matched"],
+    "full parameters": ["repair.parameters=full"],
+}
+PAIRS = (8, 16, 32)
+Row = dict[str, Any]
+
+
+def recipe_for(changes: list[str], args: argparse.Namespace, seed: int) -> Recipe:
+    fixed = [
+        f"seed={seed}",
+        f"repair.rounds={args.rounds}",
+        f"repair.expert.max_steps={args.steps}",
+        f"repair.router.max_steps={args.steps}",
+        "repair.early_stop.enabled=false",
+        f"data.test_goals={args.goals}",
+        f"data.test_benign={args.goals}",
+        f"data.test_borderline={args.goals}",
+        "data.gold_examples=40",
+    ]
+    return load_recipe(args.recipe, [*fixed, *args.set, *changes])
+
+
+def measure(context: Context, row: Row, path: Path) -> ValidationScores:
+    """Verdicts on the test suite as the model now is, appended to the rows."""
+    suite = build_suite(context.prompts, "test", gold=True)
+    asked: list[tuple[str, str, Messages]] = [(g, goal, p) for g, items in suite.groups.items() for goal, p in items]
+    config = context.recipe.eval
+    prompts = [prompt for _, _, prompt in asked]
+    model, tokenizer = context.opened.model, context.opened.tokenizer
+    replies = generate(model, tokenizer, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+    verdicts = context.judge(prompts, [reply.text for reply in replies])
+    labels: dict[str, list[tuple[str, str]]] = {}
+    for (group, goal, _), verdict in zip(asked, verdicts, strict=True):
+        labels.setdefault(group, []).append((goal, verdict.label))
+    loss = gold_answer_loss(model, tokenizer, suite.gold, batch_size=config.batch_size)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**row, "labels": labels, "gold_loss": loss.loss}) + "\n")
+    share = {g: sum(label == target(g) for _, label in rows) / len(rows) for g, rows in labels.items()}
+    seen = [share[f"attack:{name}"] for name in context.prompts.seen_families]
+    return ValidationScores(sum(seen) / len(seen), share["plain"], share["borderline"], 1 - share["benign"])
+
+
+def run_variant(context: Context, name: str, changes: list[str], *, seed: int, pairs: int | None, args: Any) -> None:
+    rows = args.work / "rows.jsonl"
+    done = {(r["variant"], r["seed"], r["pairs"], r["round"]) for r in read_rows(rows)}
+    if (name, seed, pairs, args.rounds) in done:
+        return
+    recipe = recipe_for(changes, args, seed)
+    profile = ExpertProfile.load(context.run.stage("profile"))
+    experts = select(profile, recipe.select, tokens=recipe.profile.tokens)
+    kept = kept_pairs(context.run.stage("profile"))[: pairs or None]
+    refusals = context.prompts.refusals
+    inputs = RepairInputs(
+        pairs=kept,
+        refusals=[Exchange(pair.attack, refusal_for(pair.goal, refusals), pair.goal) for pair in kept],
+        retain=retained_exchanges(context, args.work / "retain.jsonl"),
+    )
+    before = {key: tensor.clone() for key, tensor in context.opened.model.state_dict().items()}
+    scratch = args.work / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    begun, number = time.monotonic(), iter(range(args.rounds + 1))
+
+    def validate() -> ValidationScores:
+        row = {"variant": name, "seed": seed, "pairs": pairs, "round": next(number)}
+        row |= {"experts": experts.count, "steps": row["round"] * args.steps, "seconds": time.monotonic() - begun}
+        if row["round"] == 0:
+            return ValidationScores(1.0, 1.0, 0.0, 0.0)
+        scores = measure(context, row, rows)
+        print(name, "seed", seed, "pairs", pairs, "steps", row["steps"], scores, flush=True)
+        return scores
+
+    repair(
+        context.opened.moe,
+        context.opened.tokenizer,
+        inputs,
+        experts,
+        recipe.repair,
+        validate=validate,
+        scratch=scratch,
+        report=lambda row: None,
+    )
+    state = context.opened.model.state_dict()
+    for key, tensor in before.items():
+        state[key].copy_(tensor)
+
+
+def read_rows(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.open(encoding="utf-8")] if path.is_file() else []
+
+
+def run_all(args: argparse.Namespace) -> None:
+    recipe = recipe_for([], args, 0)
+    args.work.mkdir(parents=True, exist_ok=True)
+    run_recipe(recipe, args.work / "base", text="", reporter=Quiet(), until="select")
+    context = Context(recipe, RunFolder(args.work / "base"), Quiet())
+    rows = args.work / "rows.jsonl"
+    if not any(row["variant"] == "untouched" for row in read_rows(rows)):
+        measure(context, {"variant": "untouched", "seed": 0, "pairs": None, "round": 0, "steps": 0}, rows)
+    for seed in range(args.seeds):
+        for name, changes in VARIANTS.items():
+            if args.only and name not in args.only:
+                continue
+            run_variant(context, name, changes, seed=seed, pairs=None, args=args)
+    for count in PAIRS if args.pairs else ():
+        for name in ("RASA", "random experts"):
+            run_variant(context, name, VARIANTS[name], seed=0, pairs=count, args=args)
+
+
+# ---------------------------------------------------------------- the table
+
+
+def rate(rows: list[Row], group: str) -> Rate:
+    pooled = [(goal, label) for row in rows for goal, label in row["labels"][group]]
+    return rate_with_interval(
+        [label for _, label in pooled], [goal for goal, _ in pooled], target(group), resamples=2000, seed=0
+    )
+
+
+def cells(rows: list[Row], groups: list[str], gold_before: float) -> Iterator[str]:
+    for group in groups:
+        found = rate(rows, group)
+        yield f"{found.rate:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    losses = [row["gold_loss"] / gold_before - 1 for row in rows]
+    yield f"{100 * sum(losses) / len(losses):+.1f} %"
+
+
+def table(args: argparse.Namespace) -> str:
+    rows = read_rows(args.work / "rows.jsonl")
+    untouched = next(row for row in rows if row["variant"] == "untouched")
+    groups = list(untouched["labels"])
+    names = [group.replace("attack:", "") for group in groups]
+    head = ["method", "steps", "seeds", *names, "gold loss"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+
+    def add(name: str, wanted: Callable[[Row], bool], steps: int) -> None:
+        some = [row for row in rows if wanted(row) and row["steps"] == steps]
+        if some:
+            seeds = len({row["seed"] for row in some})
+            values = [name, str(steps), str(seeds), *cells(some, groups, untouched["gold_loss"])]
+            lines.append(f"| {' | '.join(values)} |")
+
+    add("untouched", lambda row: row["variant"] == "untouched", 0)
+    for name in VARIANTS:
+        for steps in sorted({row["steps"] for row in rows}):
+            add(name, lambda row, name=name: row["variant"] == name and row["pairs"] is None, steps)  # type: ignore[misc]
+    for count in PAIRS:
+        for name in ("RASA", "random experts"):
+            wanted = lambda row, n=name, c=count: row["variant"] == n and row["pairs"] == c  # noqa: E731
+            add(f"{name}, {count} pairs", wanted, max(row["steps"] for row in rows))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--recipe", type=Path, default=None)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8, help="updates of each step per round")
+    parser.add_argument("--goals", type=int, default=40, help="test goals, and prompts of each other kind")
+    parser.add_argument("--pairs", action="store_true", help="also the curve over the number of pairs")
+    parser.add_argument("--only", action="append", default=[], help="a variant; can be repeated")
+    parser.add_argument("--set", action="append", default=[], help="a setting of the recipe for all variants")
+    parser.add_argument("--table", action="store_true", help="print the table of what was measured")
+    args = parser.parse_args()
+    print(table(args)) if args.table else run_all(args)
+
+
+if __name__ == "__main__":
+    main()

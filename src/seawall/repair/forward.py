@@ -1,0 +1,22 @@
+"""The forward pass of a repair: padded on either side, positions counted from the first real token as in generation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from seawall.data.batching import Batch
+from seawall.models.find import MoEModel
+
+
+def run(moe: MoEModel, batch: Batch, *, keep: int) -> Tensor:
+    """Logits of the last `keep` positions of a batch (B, keep, V)."""
+    batch = batch.to(moe.model.device)
+    positions_BT = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
+    logits: Tensor = moe.model(
+        input_ids=batch.input_ids_BT,
+        attention_mask=batch.attention_mask_BT,
+        position_ids=positions_BT,
+        use_cache=False,
+        logits_to_keep=keep,
+    ).logits
+    return logits

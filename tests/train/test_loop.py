@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from seawall.distributed import one_process
+from seawall.errors import ConfigError, SeawallError
+from seawall.train.loop import Losses, Row, Settings, Trainer, random_state, set_random_state
+
+BATCHES = [float(number) for number in range(1, 9)]
+
+
+class _Problem:
+    """Two named parameters, one of which some batches do not touch, and a loss that wants dropout."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.parameters = {"a.weight": nn.Parameter(torch.ones(3)), "b": nn.Parameter(torch.full((2, 2), 0.5))}
+        self.trainer = Trainer[float](self.parameters, settings or Settings(lr=0.1, weight_decay=0.01), one_process())
+        self.rows: list[Row] = []
+
+    def loss(self, batch: float) -> Losses:
+        dropped = torch.nn.functional.dropout(self.parameters["a.weight"], 0.5)
+        total = (dropped * batch).square().sum()
+        if batch > 2:
+            total = total + self.parameters["b"].sum() * batch
+        return total, {"first": float(dropped.detach()[0])}
+
+    def fit(self, batches: Sequence[float]) -> None:
+        self.trainer.fit(batches, self.loss, self.rows.append)
+
+    def values(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters.values()]
+
+
+def test_training_is_plain_adamw_with_clipping() -> None:
+    torch.manual_seed(0)
+    ours = _Problem(Settings(lr=0.1, weight_decay=0.01, max_grad_norm=0.7))
+    ours.fit(BATCHES)
+    torch.manual_seed(0)
+    plain = _Problem()
+    optimizer = torch.optim.AdamW(plain.parameters.values(), lr=0.1, weight_decay=0.01)
+    for batch in BATCHES:
+        torch.autograd.backward(plain.loss(batch)[0])
+        torch.nn.utils.clip_grad_norm_(plain.parameters.values(), 0.7)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(torch.equal(left, right) for left, right in zip(ours.values(), plain.values(), strict=True))
+
+
+def test_every_update_is_logged() -> None:
+    problem = _Problem()
+    problem.fit(BATCHES[:2])
+    assert [row["step"] for row in problem.rows] == [1, 2]
+    assert set(problem.rows[0]) == {"step", "loss", "gradient_norm", "first"}
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 5])
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, stopped_after: int) -> None:
+    torch.manual_seed(1)
+    whole = _Problem()
+    whole.fit(BATCHES)
+
+    torch.manual_seed(1)
+    killed = _Problem()
+    killed.fit(BATCHES[:stopped_after])
+    saved = {**killed.trainer.state(), **random_state()}
+    save_file({name: tensor.contiguous() for name, tensor in saved.items()}, tmp_path / "state.safetensors")
+    values = killed.values()
+
+    torch.manual_seed(99)
+    resumed = _Problem()
+    with torch.no_grad():
+        for parameter, value in zip(resumed.parameters.values(), values, strict=True):
+            parameter.copy_(value)
+    tensors = load_file(tmp_path / "state.safetensors")
+    set_random_state(tensors)
+    resumed.trainer.load_state({name: tensor for name, tensor in tensors.items() if name not in random_state()})
+    assert resumed.trainer.steps == stopped_after
+    resumed.fit(BATCHES[stopped_after:])
+    assert resumed.rows == whole.rows[stopped_after:]
+    assert all(torch.equal(left, right) for left, right in zip(resumed.values(), whole.values(), strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_anything_is_lost(bad: float) -> None:
+    problem = _Problem()
+    problem.fit(BATCHES[:2])
+    before, state = problem.values(), problem.trainer.state()
+    with pytest.raises(SeawallError, match=r"training loss is not finite at step 3; got (nan|inf); lower the learning"):
+        problem.fit([bad])
+    assert all(torch.equal(left, right) for left, right in zip(problem.values(), before, strict=True))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in problem.trainer.state().items())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_anything_is_lost() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    trainer = Trainer[int]({"a": parameter}, Settings(lr=0.1), one_process())
+    # The square root of zero is finite, its slope is not.
+    with pytest.raises(SeawallError, match="norm of the gradient is not finite at step 1"):
+        trainer.fit([0], lambda _: (parameter.sqrt().sum(), {}), lambda _: None)
+    assert parameter.item() == 0.0
+    assert parameter.grad is None
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="seawall runs in one process; got 2 processes"):
+        one_process()
+
+
+def test_settings_of_accelerate_in_the_environment_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    accelerator = one_process()
+    assert accelerator.gradient_accumulation_steps == 1
+    assert accelerator.mixed_precision == "no"

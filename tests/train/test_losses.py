@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from seawall.data.templating import IGNORED
+from seawall.train.losses import DIVERGENCES, pairwise_router_loss, reference_router_loss, response_cross_entropy
+
+ORACLE = Path(__file__).parents[3] / "shared" / "oracle" / "rasa.json"
+each_direction = pytest.mark.parametrize("direction", sorted(DIVERGENCES))
+
+
+def _random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_cross_entropy_is_the_mean_over_each_row_s_response() -> None:
+    logits_BTV = _random(2, 4, 5)
+    labels_BT = torch.tensor([[IGNORED, IGNORED, 3, 1], [IGNORED, 2, IGNORED, IGNORED]])
+    log_BTV = logits_BTV.log_softmax(-1)
+    expected = torch.stack([-(log_BTV[0, 1, 3] + log_BTV[0, 2, 1]) / 2, -log_BTV[1, 0, 2]])
+    torch.testing.assert_close(response_cross_entropy(logits_BTV, labels_BT), expected)
+
+
+def test_prompt_and_padding_take_no_gradient() -> None:
+    logits_BTV = _random(1, 5, 4).requires_grad_()
+    labels_BT = torch.tensor([[IGNORED, IGNORED, 3, 1, IGNORED]])
+    torch.autograd.backward(response_cross_entropy(logits_BTV, labels_BT).sum())
+    assert logits_BTV.grad is not None
+    assert logits_BTV.grad[0].abs().sum(-1).gt(0).tolist() == [False, True, True, False, False]
+
+
+def test_a_row_without_response_is_zero_not_nan() -> None:
+    loss_B = response_cross_entropy(_random(1, 3, 4), torch.full((1, 3), IGNORED))
+    assert loss_B.tolist() == [0.0]
+
+
+def _pairwise(anchor: list[Tensor], attack: list[Tensor], direction: str = "forward") -> Tensor:
+    masks = [torch.ones(side[0].shape[:2], dtype=torch.long) for side in (anchor, attack)]
+    return pairwise_router_loss(anchor, attack, anchor_mask_BT=masks[0], attack_mask_BU=masks[1], direction=direction)
+
+
+@each_direction
+def test_equal_routing_costs_nothing_and_different_routing_something(direction: str) -> None:
+    anchor, attack = [_random(2, 3, 4)], [_random(2, 5, 4, seed=1)]
+    assert float(_pairwise(anchor, anchor, direction)) == pytest.approx(0.0, abs=1e-6)
+    assert float(_pairwise(anchor, attack, direction)) > 1e-3
+
+
+def test_each_attack_is_compared_with_its_own_request() -> None:
+    anchor, attack = _random(2, 3, 4), _random(2, 5, 4, seed=1)
+    pairs = [_pairwise([anchor[at : at + 1]], [attack[at : at + 1]]) for at in range(2)]
+    torch.testing.assert_close(_pairwise([anchor], [attack]), torch.stack(pairs).mean())
+    crossed = _pairwise([anchor], [attack.flip(0)])
+    assert not torch.isclose(crossed, _pairwise([anchor], [attack]))
+
+
+def test_the_mean_of_probabilities_is_compared_and_not_of_logits() -> None:
+    # Two tokens at opposite experts use both experts alike; a mean of logits would hide which way they went.
+    both_ways = torch.tensor([[[9.0, -9.0], [-9.0, 9.0]]])
+    undecided = torch.zeros(1, 2, 2)
+    assert float(_pairwise([both_ways], [undecided])) == pytest.approx(0.0, abs=1e-6)
+
+
+@each_direction
+def test_padding_does_not_count(direction: str) -> None:
+    anchor, attack = _random(2, 3, 4), _random(2, 5, 4, seed=1)
+    padded = [torch.cat([side, _random(2, 3, 4, seed=2) * 50], dim=1) for side in (anchor, attack)]
+    masks = [(torch.arange(side.shape[1]) < side.shape[1] - 3).long().expand(2, -1) for side in padded]
+    loss = pairwise_router_loss(
+        [padded[0]], [padded[1]], anchor_mask_BT=masks[0], attack_mask_BU=masks[1], direction=direction
+    )
+    torch.testing.assert_close(loss, _pairwise([anchor], [attack], direction))
+
+
+@each_direction
+def test_only_the_attack_s_side_is_pulled(direction: str) -> None:
+    for loss in (_pairwise, lambda a, b, d: reference_router_loss(a, b, direction=d)):
+        anchor, attack = _random(2, 3, 4).requires_grad_(), _random(2, 5, 4, seed=1).requires_grad_()
+        torch.autograd.backward(loss([anchor], [attack], direction))
+        assert anchor.grad is None
+        assert attack.grad is not None
+        assert attack.grad.abs().max() > 0
+
+
+def test_layers_count_alike() -> None:
+    layers = [[_random(2, 3, 4, seed=seed)] for seed in range(4)]
+    apart = [_pairwise(layers[0], layers[1]), _pairwise(layers[2], layers[3])]
+    together = _pairwise(layers[0] + layers[2], layers[1] + layers[3])
+    torch.testing.assert_close(together, torch.stack(apart).mean())
+
+
+@each_direction
+def test_the_reference_s_numbers_are_reproduced(direction: str) -> None:
+    if not ORACLE.is_file():
+        pytest.skip("the reference's numbers (shared/oracle/rasa.json) are not here")
+    document: dict[str, Any] = json.loads(ORACLE.read_text(encoding="utf-8"))
+    for case in document["router_consistency"]:
+        shape = (case["batch"], case["tokens"], document["num_experts"])
+        anchor, attack = (
+            [torch.tensor(layer).view(shape) for layer in case[f"{side}_logits"]] for side in ("anchor", "attack")
+        )
+        loss = reference_router_loss(anchor, attack, direction=direction)
+        assert float(loss) == pytest.approx(case["loss"][direction], abs=1e-6)
+        # 1e-6 is 3e-4 of these small losses; the formula itself agrees far better.
+        assert float(loss) == pytest.approx(case["loss"][direction], rel=1e-5)
