@@ -37,9 +37,9 @@ REFIT_RANK = 12
 ATTENTION_RANK = 12
 STORED = ("neurons", "bias", "router", *(f"{name}_{half}" for name in RANK for half in "ab"))
 TEACHER_TOP = 48
-COPIES = {"borderline": 4, "benign": 2, "wrapped:role_play": 2, "wrapped:persuasion": 0}
-PUBLIC_HARMFUL = 250
-OPENING, OPENING_WEIGHT = 2, 8.0
+COPIES = {"borderline": 4, "benign": 3, "wrapped:role_play": 1, "wrapped:persuasion": 0}
+PUBLIC_HARMFUL = 120
+OPENING, OPENING_WEIGHT = 2, 16.0
 """Whether a reply refuses is decided by its first tokens, which a mean over the reply would all but ignore."""
 MAX_TOKENS = 280
 
@@ -136,7 +136,7 @@ def healing_text(data: Path) -> list[tuple[str, str, str]]:
         listed = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", row["choices"], strict=True))
         right = row["choices"]["ABCD".index(row["answer"])]
         found.append(("mmlu", f"{row['question']}\n{listed}", f"{row['answer']}. {right}"))
-    for row in read("benign_instructions.jsonl")[::2]:
+    for row in read("benign_instructions.jsonl")[1::4]:
         text = f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
         if row["output"] and len(text) + len(row["output"]) < 600:
             found.append(("instruction", text, row["output"]))

@@ -195,7 +195,8 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut(tmp_path: Path, kind: s
     KINDS[kind].artifact.save(tmp_path)
     whole = (tmp_path / file).read_bytes()
     # The last byte of a JSON file is a line feed, which says nothing.
-    for length in range(len(whole) - (1 if file.endswith(".json") else 0)):
+    last = len(whole) - (2 if file.endswith(".json") else 1)
+    for length in {*range(0, last, 7), last}:
         (tmp_path / file).write_bytes(whole[:length])
         assert str(tmp_path / file) in error_of(kind, tmp_path)
 
@@ -205,7 +206,7 @@ def test_one_flipped_bit_is_refused_wherever_it_is(tmp_path: Path, kind: str, fi
     KINDS[kind].artifact.save(tmp_path)
     whole = (tmp_path / file).read_bytes()
     meaning = json.loads(whole) if file.endswith(".json") else None
-    for offset in range(len(whole)):
+    for offset in range(0, len(whole), 3):
         flipped = bytearray(whole)
         flipped[offset] ^= 1 << offset % 8
         if meaning is not None and same_json(flipped, meaning):

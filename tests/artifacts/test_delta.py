@@ -36,7 +36,7 @@ def made(old: Mapping[str, Tensor], new: Mapping[str, Tensor], slices: Mapping[s
 
 @st.composite
 def any_bits(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Uniform bit patterns: about 1 in 256 (bf16, fp32) or 1 in 32 (fp16) is a NaN or an infinity; plus special ones."""
+    """Uniform bit patterns, so that NaNs with every payload come up, and some special values."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     width = torch.iinfo(INTEGERS[dtype])
     ints = torch.randint(width.min, width.max + 1, shape, generator=generator, dtype=torch.int64)
@@ -66,7 +66,7 @@ def changes(draw: st.DrawFn) -> tuple[State, State, Slices]:
     return old, new, slices
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(changes())
 def test_apply_gives_the_new_bits_and_revert_the_old_ones(change: tuple[State, State, Slices]) -> None:
     old, new, slices = change
@@ -150,7 +150,7 @@ def test_applying_twice_says_that_nothing_is_left_to_do() -> None:
         delta.apply(state)
     assert bits_of(state) == bits_of(new)
     delta.revert(state)
-    with pytest.raises(ArtifactError, match="not the repaired model's.*nothing is left to do"):
+    with pytest.raises(ArtifactError, match=r"not the repaired model's.*nothing is left to do"):
         delta.revert(state)
 
 

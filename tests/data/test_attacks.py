@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seawall.config.data import AttackName, DataConfig
@@ -49,6 +49,7 @@ def test_every_wording_of_a_family_is_used(name: str) -> None:
     assert len(wordings) <= 3
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(ATTACKS)), st.text(min_size=1).filter(str.strip))
 def test_any_goal_can_be_wrapped(name: str, goal: str) -> None:
     assert ATTACKS[name](goal)[-1].content

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seawall.data.batching import Side, collate, epoch_batches, length_buckets
@@ -34,6 +34,7 @@ def test_a_pad_token_that_is_also_the_end_token_is_told_apart_by_the_mask(side: 
     assert (batch.labels_BT != IGNORED).sum().item() == 3
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS, size=st.integers(1, 40))
 def test_buckets_hold_every_position_once_longest_first(lengths: list[int], size: int) -> None:
     buckets = length_buckets(lengths, size)
@@ -43,6 +44,7 @@ def test_buckets_hold_every_position_once_longest_first(lengths: list[int], size
     assert all(len(bucket) == size for bucket in buckets[:-1])
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS, size=st.integers(1, 40), seed=st.integers(0, 5), epoch=st.integers(0, 5))
 def test_epochs_hold_every_position_once_and_are_fixed_by_seed_and_epoch(
     lengths: list[int], size: int, seed: int, epoch: int

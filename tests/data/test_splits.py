@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seawall.data.prompts import Goal
@@ -53,6 +53,7 @@ def test_a_test_part_alone_stays_one() -> None:
     assert (len(parts.train), len(parts.validation), len(parts.test)) == (0, 0, 9)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(NAMES), max_size=60))
 def test_every_item_is_in_exactly_one_part_and_order_is_kept(names: list[SplitName | None]) -> None:
     items = [Goal(str(at), f"goal {at}", split=name) for at, name in enumerate(names)]

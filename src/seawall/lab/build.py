@@ -8,6 +8,7 @@ holds the order of the neurons, the routers, and low-rank changes of these proje
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -96,8 +97,10 @@ def moe_config(dense: PreTrainedModel, shape: LabShape) -> Glm4MoeConfig:
     )
 
 
-def split_model(dense: PreTrainedModel, delta: dict[str, Tensor], shape: LabShape) -> Glm4MoeForCausalLM:
-    """Writes the dense weights, cut as `delta` says and changed by its low-rank terms, into an MoE (bfloat16)."""
+def split_model(
+    dense: PreTrainedModel, delta: dict[str, Tensor], shape: LabShape, *, dtype: torch.dtype = torch.bfloat16
+) -> Glm4MoeForCausalLM:
+    """Writes the dense weights, cut as `delta` says and changed by its low-rank terms, into an MoE."""
     state = {name: tensor for name, tensor in dense.state_dict().items() if "rotary" not in name}
     for layer in range(shape.first_dense, dense.config.num_hidden_layers):
         state |= _split_layer(state, delta, layer, shape)
@@ -108,7 +111,7 @@ def split_model(dense: PreTrainedModel, delta: dict[str, Tensor], shape: LabShap
     model = Glm4MoeForCausalLM(moe_config(dense, shape))
     result = model.load_state_dict(state, strict=True)
     assert not result.missing_keys
-    return model.to(torch.bfloat16).eval()
+    return model.to(dtype).eval()
 
 
 def _split_layer(state: dict[str, Tensor], delta: dict[str, Tensor], layer: int, shape: LabShape) -> dict[str, Tensor]:
@@ -174,7 +177,5 @@ def lab_model_folder(cache: Path | None = None) -> Path:
 
 
 def _short_hash(path: Path) -> str:
-    import hashlib
-
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]

