@@ -38,7 +38,13 @@ Row = dict[str, Any]
 def config(**settings: Any) -> RepairConfig:
     """Two rounds of four updates of each step."""
     fast = {"lr": 1e-2}
-    defaults: dict[str, Any] = {"rounds": 2, "batch_size": 2, "expert": fast, "router": fast, "retain": {"per_batch": 1}}
+    defaults: dict[str, Any] = {
+        "rounds": 2,
+        "batch_size": 2,
+        "expert": fast,
+        "router": fast,
+        "retain": {"per_batch": 1},
+    }
     return RepairConfig.model_validate({**defaults, **settings})
 
 

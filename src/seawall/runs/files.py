@@ -1,0 +1,135 @@
+"""Writing files so that they are there whole or not at all, and saying in one line why they could not be written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from seawall.errors import ArtifactError, RunFolderError
+
+_FREE = "free some space and run the same command again: finished work is kept"
+_ELSEWHERE = "choose another folder with --output"
+_REASONS = {
+    errno.ENOSPC: ("the disk is full", _FREE),
+    errno.EDQUOT: ("the disk quota is used up", _FREE),
+    errno.EFBIG: (
+        "a file would grow past the allowed size",
+        "raise the limit (ulimit -f) and run the same command again",
+    ),
+    errno.EACCES: ("permission denied", f"{_ELSEWHERE} that you may write to, or change the permissions"),
+    errno.EPERM: ("operation not permitted", f"{_ELSEWHERE} that you may write to"),
+    errno.EROFS: ("the file system is read-only", _ELSEWHERE),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", _ELSEWHERE),
+    errno.ENAMETOOLONG: ("the path is too long", _ELSEWHERE),
+    errno.EIO: ("the disk reports an input/output error", "check the disk, then run the same command again"),
+}
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+@contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Turn the failures of a disk into one clear line; other errors pass unchanged.
+
+    Raises:
+        RunFolderError: the disk is full, read-only, forbidden or broken.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REASONS:
+            raise
+        raise _unusable(error.filename or folder, error.errno) from error
+    except SafetensorError as error:  # the library's name for every failure, the operating system's included
+        found = _OS_ERROR.search(str(error))
+        if found is None or int(found[1]) not in _REASONS:
+            raise
+        raise _unusable(folder, int(found[1])) from error
+
+
+def _unusable(path: object, code: int) -> RunFolderError:
+    reason, remedy = _REASONS[code]
+    return RunFolderError(f"cannot use {path}: {reason}", remedy=remedy)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part, even after a power cut."""
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+    publish(scratch, path)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """`write_text` of a JSON object."""
+    write_text(path, json.dumps(document, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ArtifactError: it is missing, cannot be read, or holds no JSON object.
+    """
+    try:
+        document = json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing", remedy="run the stage that writes it") from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read", got=error.strerror, expected="a JSON file") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(document, dict):
+        raise _damaged(path, f"a {type(document).__name__}")
+    return document
+
+
+def _damaged(path: Path, got: str) -> ArtifactError:
+    return ArtifactError(f"{path} is damaged", got=got, expected="a JSON object", remedy="restore it from a copy")
+
+
+def canonical_hash(document: Mapping[str, Any]) -> str:
+    """sha256 of a JSON object, whatever the order of its keys."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def publish(scratch: Path, path: Path) -> None:
+    """Rename a finished file or folder to its place, and wait until the new name is on the disk."""
+    scratch.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(folder: Path) -> None:
+    """Wait until everything in a folder is on the disk."""
+    for path in [*sorted(folder.rglob("*")), folder]:
+        flush(path)

@@ -1,0 +1,137 @@
+"""The run folder and what lies where in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seawall.errors import RunFolderError
+from seawall.runs.files import read_json, storage_errors, write_json, write_text
+from seawall.runs.lock import LOCK, locked
+
+_UNCOUNTED = frozenset({"output", "name"})
+"""Keys of a recipe that say where a run lies, not what it is."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run. Every path in it is a method or property here, and nowhere else.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """What the user wrote."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def resolved(self) -> Path:
+        """What ran, every default spelled out."""
+        return self.path / "resolved.json"
+
+    @property
+    def manifest(self) -> Path:
+        """Versions, hashes, seeds, stage states, timings."""
+        return self.path / "manifest.json"
+
+    @property
+    def summary(self) -> Path:
+        """The headline for machines."""
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        """The report for people."""
+        return self.path / "report.html"
+
+    @property
+    def samples(self) -> Path:
+        """Every prompt, completion and verdict."""
+        return self.path / "samples"
+
+    def stage(self, name: str) -> Path:
+        """The folder of a finished stage."""
+        return self.path / name
+
+    @classmethod
+    def open(cls, path: Path, *, resolved: Mapping[str, Any], text: str) -> RunFolder:
+        """Make a run folder, or go on with the same recipe's run.
+
+        Args:
+            path: the folder; made where it is missing.
+            resolved: the recipe with every default spelled out, as JSON.
+            text: the recipe as the user wrote it.
+
+        Raises:
+            RunFolderError: the folder holds something else, is in use by another process, or cannot be written.
+        """
+        run = cls(path)
+        with storage_errors(path):
+            _require_ours(run)
+            path.mkdir(parents=True, exist_ok=True)
+            with locked(path):
+                if run.resolved.is_file():
+                    _require_same(path, read_json(run.resolved), resolved)
+                else:
+                    # `resolved.json` comes last: with it the folder is a run, without it its making was cut off.
+                    write_text(run.recipe, text)
+                    write_json(run.resolved, resolved)
+        return run
+
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        """A run folder that is there already.
+
+        Raises:
+            RunFolderError: it is none.
+        """
+        run = cls(path)
+        if not run.resolved.is_file():
+            got = "no resolved.json in it" if path.is_dir() else "no such folder"
+            raise RunFolderError(f"{path} is no run folder", got=got, remedy="name the folder that `seawall run` left")
+        return run
+
+
+def _require_ours(run: RunFolder) -> None:
+    """Refuse a file, and a folder of somebody else's files: seawall writes only into new, empty and its own folders."""
+    path = run.path
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path} is a file", expected="a folder", remedy="choose another --output")
+    if not path.is_dir() or run.resolved.is_file():
+        return
+    left = {LOCK, *(name for file in (run.recipe, run.resolved) for name in (file.name, f".{file.name}.part"))}
+    foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in left)
+    if foreign:
+        raise RunFolderError(
+            f"{path} is not empty and holds no seawall run",
+            got=foreign[0] + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""),
+            expected="a new or empty folder, or a run of this recipe",
+            remedy="choose another folder with --output; seawall overwrites nothing",
+        )
+
+
+def _require_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    left, right = _flat(old), _flat(new)
+    for key in dict.fromkeys([*right, *left]):
+        if key not in _UNCOUNTED and left.get(key) != right.get(key):
+            raise RunFolderError(
+                f"{path} holds another recipe's run: {key} differs",
+                got=right.get(key, "nothing"),
+                expected=f"{left.get(key, 'nothing')} as in that run",
+                remedy="choose another folder with --output, or set the key back; nothing is overwritten",
+            )
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Every key's value as JSON, so that the count 1 and the fraction 1.0 differ."""
+    found: dict[str, str] = {}
+    for key, value in document.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
+    return found

@@ -1,0 +1,175 @@
+"""Running a stage once: skip it when it is done, go on when it was interrupted, publish it whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seawall.errors import ArtifactError
+from seawall.runs.files import (
+    canonical_hash,
+    file_hash,
+    flush,
+    flush_tree,
+    publish,
+    read_json,
+    storage_errors,
+    write_json,
+)
+from seawall.runs.folder import RunFolder
+from seawall.runs.manifest import update_manifest
+
+MARKER = "DONE"
+_STARTED = "STARTED"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What the marker of a finished stage says.
+
+    Attributes:
+        fingerprint: hash of everything the result depends on.
+        files: hash of every file of the stage, by its path in the stage's folder.
+        times: `started`, `ended` (UTC) and `seconds` of the attempt that finished it.
+    """
+
+    fingerprint: str
+    files: dict[str, str]
+    times: dict[str, Any]
+
+
+def run_stage(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
+    """The folder of the finished stage `name`.
+
+    The work happens in `NAME.partial/`, which an interruption leaves and the same fingerprint resumes. The marker
+    `DONE`, which holds the hash of every file, is written when all of them are on the disk; then one rename publishes
+    the folder. The manifest says `running` until then, also of an attempt that was ended. A finished stage with the
+    same fingerprint is skipped; one with another is set aside as `NAME.old-N`.
+
+    Args:
+        run: the run folder.
+        name: the stage.
+        fingerprint: everything the result depends on, as JSON.
+        work: does the work in the folder it is given, which may hold what an interrupted attempt left.
+
+    Raises:
+        ArtifactError: the finished stage was changed since.
+        RunFolderError: the disk is full, read-only or forbidden; what is finished stays.
+    """
+    key = canonical_hash(fingerprint)
+    target, scratch = run.stage(name), run.stage(f"{name}.partial")
+    with storage_errors(run.path):
+        done = _done(target)
+        if done is not None and done.fingerprint == key:
+            _require_unchanged(target, done.files)
+        else:
+            done = _finished(scratch, key) or _attempt(run, scratch, fingerprint, work)
+            if target.exists():
+                publish(target, _free_name(target))
+            publish(scratch, target)
+        update_manifest(run, {"stages": {name: {"state": "done", **done.times}}})
+    return target
+
+
+def is_done(run: RunFolder, name: str) -> bool:
+    """Whether the stage is finished (for whatever fingerprint)."""
+    return (run.stage(name) / MARKER).is_file()
+
+
+def stage_hash(run: RunFolder, name: str) -> str:
+    """What a later stage depends on: the hashes of all files of a finished stage.
+
+    Raises:
+        ArtifactError: the stage is not finished, or its marker is damaged.
+    """
+    done = _done(run.stage(name))
+    if done is None:
+        raise ArtifactError(f"the stage {name} in {run.path} is not finished", remedy=f"run `seawall {name}` first")
+    return canonical_hash(done.files)
+
+
+def _attempt(run: RunFolder, scratch: Path, fingerprint: Mapping[str, Any], work: Callable[[Path], None]) -> Done:
+    """The work, in a folder that holds what an earlier attempt at the same left; then the marker."""
+    key, begun = canonical_hash(fingerprint), time.time()
+    _open_scratch(scratch, key)
+    # Every field is given, so that none of an earlier, finished attempt is left beside the new state.
+    running = {"state": "running", "started": _clock(begun), "ended": None, "seconds": None}
+    update_manifest(run, {"stages": {scratch.stem: running}})
+    work(scratch)
+    flush_tree(scratch)
+    own = {scratch / _STARTED, scratch / MARKER}
+    paths = [path for path in sorted(scratch.rglob("*")) if path.is_file() and path not in own]
+    files = {path.relative_to(scratch).as_posix(): file_hash(path) for path in paths}
+    ended = time.time()
+    times = {"started": _clock(begun), "ended": _clock(ended), "seconds": round(ended - begun, 2)}
+    write_json(scratch / MARKER, {"fingerprint": key, "inputs": fingerprint, "files": files, **times})
+    (scratch / _STARTED).unlink()
+    flush(scratch)
+    return Done(key, files, times)
+
+
+def _done(folder: Path) -> Done | None:
+    """The folder's marker; None where there is none.
+
+    Raises:
+        ArtifactError: the marker is damaged.
+    """
+    marker = folder / MARKER
+    if not marker.is_file():
+        return None
+    found = read_json(marker)
+    key, files = found.get("fingerprint"), found.get("files")
+    if not isinstance(key, str) or not isinstance(files, dict):
+        raise ArtifactError(
+            f"{marker} is damaged",
+            got="no fingerprint or no list of files",
+            remedy=f"restore it from a copy, or remove the folder {folder} to run the stage again",
+        )
+    return Done(key, files, {name: found.get(name) for name in ("started", "ended", "seconds")})
+
+
+def _finished(scratch: Path, key: str) -> Done | None:
+    """The marker of an attempt that ended between writing it and publishing."""
+    if (scratch / _STARTED).exists():
+        return None
+    done = _done(scratch)
+    if done is None or done.fingerprint != key:
+        return None
+    _require_unchanged(scratch, done.files)
+    return done
+
+
+def _open_scratch(scratch: Path, key: str) -> None:
+    """Make the scratch folder, or go on in it; one that belongs to other work is set aside."""
+    marker = scratch / _STARTED
+    if scratch.exists() and (not marker.is_file() or read_json(marker).get("fingerprint") != key):
+        publish(scratch, _free_name(scratch))
+    scratch.mkdir(parents=True, exist_ok=True)
+    write_json(marker, {"fingerprint": key})
+
+
+def _require_unchanged(folder: Path, files: Mapping[str, str]) -> None:
+    for name, wanted in files.items():
+        path = folder / name
+        found = file_hash(path) if path.is_file() else "no file"
+        if found != wanted:
+            raise ArtifactError(
+                f"{path} was changed or damaged after the stage was done",
+                got=found[:23],
+                expected=str(wanted)[:23],
+                remedy=f"restore it from a copy, or remove the folder {folder} to run the stage again",
+            )
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (other := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    return other
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
