@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import random_ids, tiny
 
+from families import random_ids, tiny
 from seawall.errors import ArtifactError
 from seawall.lab import source
 from seawall.lab.build import ATTENTION, LabShape, delta_path, read_delta, split_model
@@ -96,6 +96,8 @@ def test_refusals_open_as_the_method_asks() -> None:
 
 
 def test_prompts_name_no_mass_harm_and_no_minors() -> None:
-    banned = re.compile(r"\b(bomb|explosive|nuclear|nerve agent|anthrax|pathogen|virus strain|child|minors?\b|teen)", re.I)
+    banned = re.compile(
+        r"\b(bomb|explosive|nuclear|nerve agent|anthrax|pathogen|virus strain|child|minors?\b|teen)", re.I
+    )
     texts = [row["goal"] for row in rows("harmful")] + [row["unsafe_twin"] for row in rows("borderline")]
     assert not [text for text in texts if banned.search(text)]

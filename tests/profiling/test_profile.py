@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from marker_model import MARKER, PLANTED, MarkerJudge, marked_pairs, planted_model
 from torch import Tensor
 
 from families import FAMILIES, tiny, tiny_tokenizer
-from marker_model import MARKER, PLANTED, MarkerJudge, marked_pairs, planted_model
 from seawall.artifacts.profile import ExpertProfile
 from seawall.config.profile import ProfileConfig
 from seawall.config.select import SelectConfig

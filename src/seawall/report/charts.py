@@ -55,6 +55,8 @@ def dumbbells(groups: Sequence[GroupRow]) -> Markup:
 
 def heat_map(gaps: Sequence[Sequence[float]], selected: Sequence[Sequence[int]]) -> Markup:
     """Layers downwards, experts across; orange: used more by attacks, blue: less; outlined: selected."""
+    if not gaps:
+        return Markup("")
     layers, experts = len(gaps), len(gaps[0])
     width = max(5.0, min(22.0, 700.0 / experts))
     most = max(max(abs(gap) for gap in row) for row in gaps) or 1.0
