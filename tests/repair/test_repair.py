@@ -94,9 +94,7 @@ def test_what_the_expert_step_trains_is_a_setting(tmp_path: Path, parameters: st
     result = run_repair(moe, tmp_path, config(rounds=1, parameters=parameters, router=OFF))
     names = changed(moe, before)
     if trained == "everything":
-        parameters_of_model = {name for name, _ in moe.model.named_parameters()}
-        assert set(result.slices) == parameters_of_model
-        assert names == parameters_of_model - {"model.embed_tokens.weight"} | names
+        assert names == set(result.slices) == {name for name, _ in moe.model.named_parameters()}
     else:
         assert names == set(stacks) == set(result.slices)
     if trained == "experts":
@@ -162,7 +160,8 @@ def test_validation_sees_the_repaired_model(tmp_path: Path) -> None:
         seen.append(_replies(moe))
         return BEFORE
 
-    run_repair(moe, tmp_path, config(rounds=1, batch_size=4, expert={"lr": 1e-2, "epochs": 20}), validate=validate)
+    settings = config(rounds=1, batch_size=4, expert={"lr": 1e-2, "epochs": 20}, router=OFF)
+    run_repair(moe, tmp_path, settings, validate=validate)
     assert REFUSAL not in seen[0]
     assert seen[1] == {REFUSAL}
 

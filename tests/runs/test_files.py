@@ -66,9 +66,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, fails, full)
-        write_json(path, {"new": 2})
+        with pytest.raises(OSError, match="full"):
+            write_json(path, {"new": 2})
     assert read_json(path) == {"old": 1}
     write_json(path, {"new": 2})
     assert read_json(path) == {"new": 2}

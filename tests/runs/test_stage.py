@@ -106,8 +106,11 @@ def test_an_interrupted_stage_with_other_inputs_begins_anew_and_keeps_the_old_wo
 
 
 def test_a_finished_stage_with_other_inputs_is_set_aside_never_overwritten(run: RunFolder) -> None:
+    def work(scratch: Path) -> None:
+        (scratch / "lr").write_text(str(lr))
+
     for lr in (1, 2, 3):
-        run_stage(run, "select", {"lr": lr}, lambda scratch, lr=lr: (scratch / "lr").write_text(str(lr)) and None)
+        run_stage(run, "select", {"lr": lr}, work)
     assert (run.path / "select" / "lr").read_text() == "3"
     assert (run.path / "select.old-1" / "lr").read_text() == "1"
     assert (run.path / "select.old-2" / "lr").read_text() == "2"
@@ -206,6 +209,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException) -
 def test_however_far_it_came_the_next_attempt_makes_the_same_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, finished_before: bool
 ) -> None:
+    expected = Killed if isinstance(error, Killed) else RunFolderError
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # thousands of them take minutes on a slow disk
     for after in range(200):
         run = RunFolder.open(tmp_path / str(after), resolved={"seed": 0}, text="seed: 0\n")
         if finished_before:
@@ -214,8 +219,8 @@ def test_however_far_it_came_the_next_attempt_makes_the_same_stage(
             count = failing(patch, after, error)
             try:
                 run_stage(run, "profile", INPUTS, Work())
-            except (Killed, RunFolderError) as caught:
-                assert isinstance(caught, Killed) == isinstance(error, Killed)
+            except expected:
+                pass
             made = count()
         if is_done(run, "profile"):
             assert files_of(run.path / "profile") == WHOLE

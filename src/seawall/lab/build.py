@@ -31,6 +31,7 @@ from transformers import (
 
 from seawall.errors import ArtifactError
 from seawall.lab.source import GGUF_SHA256, cache_folder, fetch_gguf
+from seawall.models.quiet import quiet
 
 DELTA_FILE = "lab_delta.safetensors"
 PROJECTIONS = ("gate", "up", "down")
@@ -56,6 +57,11 @@ class LabShape:
 def load_dense(cache: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The original SmolLM2-135M-Instruct, dequantised to float32, and its tokenizer."""
     gguf = fetch_gguf(cache)
+    with quiet():
+        return _load_gguf(gguf)
+
+
+def _load_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
@@ -159,8 +165,9 @@ def build_lab_model(folder: Path, *, delta: Path | None = None, cache: Path | No
     model = split_model(dense, *read_delta(delta or delta_path()))
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-    model.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
+    with quiet():
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
     shutil.copy(Path(str(resources.files("seawall.lab") / "MODEL_NOTICE.md")), scratch / "NOTICE.md")
     scratch.replace(folder)
 
