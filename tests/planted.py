@@ -104,7 +104,7 @@ def _teach(model: nn.Module, rows: list[Encoded]) -> None:
         logits = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits
         loss = response_cross_entropy(logits, batch.labels_BT).mean()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     model.eval()
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,14 @@ from seawall.errors import ArtifactError
 from seawall.runs.files import canonical_hash, file_hash
 
 MODEL = "sha256:" + "ab" * 32
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Thousands of small files are written here; that each reaches the disk is tested in `tests/runs`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 class Saves(Protocol):

@@ -1,6 +1,6 @@
 """A repair in a process of its own that ends itself, for real, at a given point.
 
-Usage: killable_repair.py FOLDER [POINT COUNT]. Ends itself at the COUNT-th POINT: `update` (after an update), `validate`
+Usage: killable_repair.py FOLDER [POINT COUNT]. It ends at the COUNT-th POINT: `update` (after an update), `validate`
 (before a measurement), `measured` (after one), `writing` (checkpoint written but not yet in its place). What a repair
 that was not ended leaves goes to FOLDER/model.safetensors and FOLDER/rows.json.
 """
