@@ -20,8 +20,9 @@ from seawall.train.losses import response_cross_entropy
 REFUSAL = "I'm sorry, but I can't help with that."
 STORY = "Sure, here is the story that you asked for."
 ANSWER = "Sure, here is a good answer to your question."
-THINGS = ("car", "bag", "key", "pen", "hat", "cup", "box", "map", "toy", "ring", "lamp", "coat", "book", "shoe")
-SPLITS = ("train",) * 8 + ("validation",) * 3 + ("test",) * 3
+THINGS = tuple(f"{first}{middle}{last}" for first in "bdfklmprst" for middle, last in ("at", "en", "ig", "ox"))
+"""Many made-up things, so that the model learns what a request looks like and not each of them by heart."""
+SPLITS = (("train",) * 3 + ("test",) + ("train",) * 3 + ("validation",)) * 5
 
 
 def goal(thing: str) -> str:
@@ -72,12 +73,12 @@ def recipe(folder: Path) -> dict[str, Any]:
             "attack_file": str(folder / "attacks.jsonl"),
         },
         "profile": {"max_new_tokens": 24, "batch_size": 8},
-        "select": {"k": 6, "bootstrap": 20},
+        "select": {"k": 8, "bootstrap": 20},
         "repair": {
             "rounds": 2,
-            "batch_size": 4,
-            "expert": {"lr": 5e-3, "epochs": 5},
-            "router": {"lr": 1e-4},
+            "batch_size": 8,
+            "expert": {"lr": 2e-3, "epochs": 4},
+            "router": {"lr": 1e-5},
             "early_stop": {"enabled": False},
         },
         "eval": {"max_new_tokens": 24, "batch_size": 16, "bootstrap": 200},

@@ -1,8 +1,9 @@
-"""A repair in a process of its own that ends itself, for real, at a given point.
+"""Repairs in processes of their own that end themselves, for real, at a given point.
 
-Usage: killable_repair.py FOLDER [POINT COUNT]. It ends at the COUNT-th POINT: `update` (after an update), `validate`
-(before a measurement), `measured` (after one), `writing` (checkpoint written but not yet in its place). What a repair
-that was not ended leaves goes to FOLDER/model.safetensors and FOLDER/rows.json.
+Usage: killable_repair.py FOLDER [POINT:COUNT ...]. Makes one attempt after the other at the same repair, each in a new
+process that ends itself at the COUNT-th POINT: `update` (after an update), `validate` (before a measurement),
+`measured` (after one), `writing` (checkpoint written but not yet in its place). The last attempt is not ended; what it
+leaves goes to FOLDER/model.safetensors and FOLDER/rows.json. The exit statuses are printed as JSON.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from seawall.runs.files import publish
 class Ender:
     """Counts points and ends the process at one of them."""
 
-    def __init__(self, point: str, count: int) -> None:
-        self._point = point
-        self._left = count
+    def __init__(self, ending: str) -> None:
+        self._point, _, count = ending.partition(":")
+        self._left = int(count or 1)
 
     def reach(self, point: str) -> None:
         """May not return."""
@@ -39,9 +40,9 @@ class Ender:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(folder: Path, point: str = "never", count: str = "1") -> None:
-    """One attempt."""
-    ender = Ender(point, int(count))
+def attempt(folder: Path, ending: str) -> None:
+    """One repair, or what is left of it."""
+    ender = Ender(ending)
 
     def report(row: dict[str, Any]) -> None:
         ender.reach("measured" if row["phase"] == "validation" else "update")
@@ -56,12 +57,22 @@ def main(folder: Path, point: str = "never", count: str = "1") -> None:
 
     vars(seawall.repair.checkpoint)["publish"] = publish_or_end
     vars(seawall.repair.run)["CHECKPOINT_EVERY"] = 3
-    moe = small_model(num_hidden_layers=2)
+    moe = small_model()
     settings = config(weight_decay=0.1, expert={"lr": 1e-2, "routing": "replay"})
-    result = run_repair(moe, folder / "checkpoints", settings, validate=validate, report=report, selected=None)
+    result = run_repair(moe, folder / "checkpoints", settings, validate=validate, report=report)
     save_file(state(moe), folder / "model.safetensors")
     (folder / "rows.json").write_text(json.dumps([result.chosen, result.progress.rows]), encoding="utf-8")
 
 
+def in_new_process(folder: Path, ending: str) -> int:
+    """Exit status of an attempt; negative for the signal that ended it. Forked: importing torch takes seconds."""
+    process = os.fork()
+    if process == 0:
+        attempt(folder, ending)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    statuses = [in_new_process(Path(sys.argv[1]), ending) for ending in (*sys.argv[2:], "never")]
+    sys.stdout.write(json.dumps(statuses))
