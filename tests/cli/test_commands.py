@@ -57,7 +57,7 @@ def test_bad_prompts(planted: Path, tmp_path: Path) -> None:
     folder = planted.parent
     broken = tmp_path / "harmful.jsonl"
     broken.write_text((folder / "harmful.jsonl").read_text() + "{not json\n")
-    refused("run", planted, "-o", tmp_path / "a", "--set", f"data.harmful.path={broken}", saying="harmful.jsonl:15")
+    refused("run", planted, "-o", tmp_path / "a", "--set", f"data.harmful.path={broken}", saying="harmful.jsonl:41")
     stranger = tmp_path / "attacks.jsonl"
     row = {"goal": "Steal the moon", "attack": "story", "messages": [{"role": "user", "content": "Story time!"}]}
     stranger.write_text(json.dumps(row) + "\n")
@@ -76,6 +76,7 @@ def test_bad_models(planted: Path, tmp_path: Path) -> None:
     tokenizer.chat_template = None
     tokenizer.save_pretrained(silent)
     refused("run", planted, "-o", tmp_path / "b", "--set", f"model.id={silent}", saying="chat template")
+    tiny_tokenizer().save_pretrained(silent)
     weights = next(silent.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-64])
     refused("run", planted, "-o", tmp_path / "c", "--set", f"model.id={silent}", saying="safetensors")
@@ -117,8 +118,8 @@ def test_killed_in_every_stage_and_resumed_to_the_same_numbers(planted: Path, tm
 def _end_in(stage: str, number: signal.Signals, recipe: Path, folder: Path) -> None:
     words = [*COMMAND, "run", str(recipe), "-o", str(folder)]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT)
-    scratch = folder / f"{stage}.partial"
-    while process.poll() is None and not scratch.exists():
+    scratch, finished = folder / f"{stage}.partial", folder / stage
+    while process.poll() is None and not scratch.exists() and not finished.exists():
         time.sleep(0.002)
     process.send_signal(number)
     _, errors = process.communicate()

@@ -93,7 +93,7 @@ def _finish(context: Context, summary: dict[str, Any], seconds: float) -> dict[s
     run = context.run
     earlier = read_json(run.manifest).get("seconds", 0.0) if run.manifest.is_file() else 0.0
     known = read_json(run.summary) if run.summary.is_file() else {}
-    peak = max(int(known.get("peak_memory_bytes", 0)), peak_memory())
+    peak = known.get("peak_memory_bytes", peak_memory())
     summary |= {"seconds": known.get("seconds", round(earlier + seconds, 1)), "peak_memory_bytes": peak}
     update_manifest(run, {"seconds": summary["seconds"]})
     write_json(run.summary, summary)
