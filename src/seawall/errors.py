@@ -48,5 +48,8 @@ class NothingToRepairError(SeawallError):
     """No pair is left: the model refuses every attack already, or answers even the plain requests."""
 
 
-class Interrupted(Exception):
-    """Work was stopped and can be resumed by the same command. The command line exits with 3."""
+class Interrupted(BaseException):
+    """Work was stopped and can be resumed by the same command. The command line exits with 3.
+
+    No `Exception`, so that nothing that handles errors swallows it.
+    """

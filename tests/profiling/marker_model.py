@@ -37,8 +37,9 @@ def planted_model(marker_id: int) -> PreTrainedModel:
             layer.mlp.experts.down_proj[:, [_MARKED, _ALWAYS]] = 0.0
         attention = layers[0].self_attn
         attention.k_proj.weight.zero_()  # attends evenly to the past
+        attention.v_proj.weight[0].zero_()
         attention.v_proj.weight[0, _MARKED] = 1.0
-        attention.o_proj.weight[:, 0] = 0.0
+        attention.o_proj.weight[:, [0, 8]] = 0.0  # the two heads that share these values
         attention.o_proj.weight[_MARKED, 0] = 100.0
         router = layers[PLANTED[0]].mlp.gate.weight[PLANTED[1]]
         router.zero_()

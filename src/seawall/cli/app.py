@@ -47,18 +47,19 @@ def _root(
 
 
 def run() -> NoReturn:
-    """Runs the command and turns what a user can meet into one line and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Runs the command and turns what a user can meet into one line and an exit code.
+
+    Ctrl-C and SIGTERM become an exception of our own, since the command line library has a meaning of its own for
+    KeyboardInterrupt. Wrong options are its business: it prints them and exits with 2.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
-        app(standalone_mode=False)
+        app()
     except SeawallError as error:
         _end(str(error), 2)
-    except (KeyboardInterrupt, Interrupted, typer.Abort):
+    except (KeyboardInterrupt, Interrupted):
         _end("interrupted; the same command goes on where it stopped", 3)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(0)
     sys.exit(0)
 
 
@@ -67,6 +68,5 @@ def _end(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """SIGTERM is treated as Ctrl-C: what is finished stays, the rest can be resumed."""
-    raise KeyboardInterrupt
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted

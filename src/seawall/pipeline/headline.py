@@ -18,7 +18,7 @@ def headline_table(rates: Named) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("measure", no_wrap=True)
     for name, _ in rates:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     groups: Mapping[str, Rate] = rates[0][1].groups
     for group in groups:
         table.add_row(_name(group), *[_rate(result.groups.get(group)) for _, result in rates])
@@ -30,7 +30,7 @@ def headline_table(rates: Named) -> Table:
 def _name(group: str) -> str:
     names = {"plain": "plain refusal", "borderline": "over-refusal", "benign": "benign compliance"}
     if group.startswith(ATTACK):
-        return f"attack success: {group.removeprefix(ATTACK)}"
+        return f"attack: {group.removeprefix(ATTACK)}"
     return names.get(group, group)
 
 
