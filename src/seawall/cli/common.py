@@ -55,6 +55,7 @@ def quiet_libraries() -> None:
     """Keeps progress bars and notices of libraries off the terminal; warnings stay."""
     import os
 
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
