@@ -2,23 +2,87 @@
 
 from __future__ import annotations
 
-import json
+import re
+from pathlib import PurePath
+from typing import Any
 
-from seawall.report.inputs import ReportInputs
-from seawall.report.page import environment, headline
+import yaml
+
+from seawall.report import claims
+from seawall.report.check import check
+from seawall.report.inputs import GroupRow, ReportInputs
+from seawall.report.page import environment
+from seawall.report.verdict import headline
+from seawall.report.visible import visible
+from seawall.report.wording import group_name
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_METRICS = {"plain": "refusal_rate", "borderline": "over_refusal_rate", "benign": "compliance_rate"}
 
 
 def render_model_card(inputs: ReportInputs) -> str:
-    """Markdown with front matter. Quoted values are JSON strings, which YAML reads alike."""
-    card = environment()
-    card.autoescape = False
-    base = str(inputs.summary["model"])
-    return card.get_template("card.md.j2").render(
-        inputs=inputs,
-        summary=inputs.summary,
-        headline=headline(inputs),
-        base=base,
-        quoted_base=json.dumps(base),
-        on_hub="/" in base and not base.startswith(("/", ".")),
-        manifest=inputs.manifest,
+    """Markdown with front matter, to lie beside the exported weights.
+
+    Every text that comes from the run is escaped for Markdown and its hidden characters are shown. Of a base model that
+    lies in a local folder only the folder's own name is told.
+
+    Raises:
+        ArtifactError: parts of the run contradict each other.
+    """
+    check(inputs)
+    base = _base_name(inputs)
+    body = (
+        environment()
+        .get_template("card.md.j2")
+        .render(
+            inputs=inputs,
+            summary=inputs.summary,
+            headline=headline(inputs),
+            base=base,
+            on_hub=_on_hub(inputs),
+            only_selected=(inputs.recipe.get("repair") or {}).get("parameters", "selected") == "selected",
+            weights=(inputs.manifest.get("model") or {}).get("weights"),
+            revision=(inputs.manifest.get("model") or {}).get("revision"),
+            version=((inputs.manifest.get("environment") or {}).get("packages") or {}).get("seawall"),
+            protocol=claims.protocol(inputs),
+            not_allowed=claims.not_allowed(inputs),
+        )
     )
+    head = yaml.safe_dump(_front_matter(inputs, base), sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n\n{body}"
+
+
+def _on_hub(inputs: ReportInputs) -> bool:
+    return _HUB_ID.fullmatch(str(inputs.summary["model"])) is not None
+
+
+def _base_name(inputs: ReportInputs) -> str:
+    model = visible(str(inputs.summary["model"]))
+    return model if _on_hub(inputs) else PurePath(model).name or model
+
+
+def _front_matter(inputs: ReportInputs, base: str) -> dict[str, Any]:
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if inputs.base_license:
+        head["license"] = visible(inputs.base_license)
+    if _on_hub(inputs):
+        head |= {"base_model": base, "base_model_relation": "finetune"}
+    head["tags"] = ["seawall", "safety", "mixture-of-experts"]
+    results = [_result(row) for row in inputs.groups]
+    return head | {"model-index": [{"name": f"{base.rpartition('/')[2]}-seawall", "results": results}]}
+
+
+def _result(row: GroupRow) -> dict[str, Any]:
+    """One group in the Hub's `model-index`, with a metric for each side."""
+    kind = "attack_success_rate" if row.is_attack else _METRICS.get(row.group, "rate")
+    sides = (("before repair", row.before), ("after repair", row.after))
+    metrics = [
+        {"type": kind, "name": f"{kind} {when}", "value": round(side.rate, 4)}
+        for when, side in sides
+        if side is not None
+    ]
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"type": "seawall", "name": visible(group_name(row.group))},
+        "metrics": metrics,
+    }

@@ -1,4 +1,7 @@
-"""Everything a report is made from, as plain Python: no file is read and no tensor seen beyond this point."""
+"""Everything a report is made from, as plain Python: no file is read and no tensor seen beyond this point.
+
+Whoever ran the stages turns artifacts into these records. Legend: `L` MoE layers, `E` routed experts.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Interval:
-    """A rate or a difference of rates, as fractions, with its interval; `n` replies, `unscored` of them left out."""
+    """A rate or a difference of rates, as fractions, with its interval.
+
+    `n` counts the replies, `unscored` those among them that no verdict fits: they are not in the rate.
+    """
 
     rate: float
     low: float
@@ -17,10 +23,28 @@ class Interval:
     n: int
     unscored: int = 0
 
+    @property
+    def scored(self) -> int:
+        """Replies that the rate speaks of."""
+        return self.n - self.unscored
+
+    @property
+    def is_clear(self) -> bool:
+        """Of a difference: whether its interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One evaluation group: `attack:<family>`, `plain`, `borderline` or `benign`; `seen` only for attacks."""
+    """One evaluation group: `attack:<family>`, `plain`, `borderline` or `benign`.
+
+    Args:
+        group: its name.
+        seen: of an attack family, whether the repair trained on it; None for the other groups.
+        before, after: compliance for attacks and `benign`, refusal for `plain` and `borderline`.
+        change: after minus before on the same prompts.
+        p: of that paired difference.
+    """
 
     group: str
     seen: bool | None
@@ -36,13 +60,22 @@ class GroupRow:
 
     @property
     def lower_is_better(self) -> bool:
-        """Attack success and over-refusal should fall, plain refusal and benign compliance should not."""
+        """Attack success and over-refusal should fall; plain refusal and benign compliance should not."""
         return self.is_attack or self.group == "borderline"
+
+    @property
+    def effect(self) -> str:
+        """`better`, `worse`, or `unclear` where the interval of the change holds zero; empty without a change."""
+        if self.change is None:
+            return ""
+        if not self.change.is_clear:
+            return "unclear"
+        return "better" if (self.change.rate < 0) == self.lower_is_better else "worse"
 
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One prompt with the replies of both models (untrusted text) and the verdicts on them."""
+    """One evaluation prompt with the replies of both models (untrusted text) and the verdicts on them."""
 
     group: str
     goal: str
@@ -56,7 +89,25 @@ class SampleRow:
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """One run, ready to be shown. Shapes: `gaps` is L x E, `selected` one row of expert indices per layer."""
+    """One run, ready to be shown. What a run did not have is left empty, and its section is left out.
+
+    Args:
+        summary: `summary.json` as the architecture documents it; it must agree with `groups`.
+        recipe: the resolved recipe.
+        manifest: versions, hashes, stage states; any nesting.
+        groups: the evaluation groups, in the order in which they shall be shown.
+        gaps: activation under attack minus under the plain request, L rows of E.
+        selected: per MoE layer, the indices of the selected experts.
+        stability: mean Jaccard overlap of the selected set over resamples of the goals, 0..1.
+        kept: pairs kept per attack family.
+        dropped: per attack family, pairs dropped by reason.
+        updates: one row per optimiser step, in the order made: `round` (from 1), `phase`, `step`, `loss`, its parts.
+        rounds: validation rates; row 0 is the model before the repair, row r the one after round r.
+        chosen_round: the round whose weights were kept, from 1; 0 for none.
+        drift: mean total-variation distance of expert usage on attack prompts, per MoE layer, 0..1.
+        samples: replies side by side.
+        base_license: the base model's licence as the Hub writes it (`apache-2.0`), where it is known.
+    """
 
     summary: Mapping[str, Any]
     recipe: Mapping[str, Any]
@@ -72,3 +123,17 @@ class ReportInputs:
     chosen_round: int = 0
     drift: Sequence[float] = ()
     samples: Sequence[SampleRow] = ()
+    base_license: str | None = None
+
+    def attacks(self, *, seen: bool) -> list[GroupRow]:
+        """The attack families that the repair trained on, or those it did not, as far as both sides were evaluated."""
+        return [row for row in self.groups if row.is_attack and row.seen == seen and row.after is not None]
+
+    def group(self, name: str) -> GroupRow | None:
+        """The group of that name, if it was evaluated."""
+        return next((row for row in self.groups if row.group == name), None)
+
+    @property
+    def selected_count(self) -> int:
+        """How many experts are selected, over all layers."""
+        return sum(map(len, self.selected))

@@ -4,139 +4,175 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import resources
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from seawall.report import charts, wording
-from seawall.report.inputs import GroupRow, ReportInputs
+from seawall.report import claims, wording
+from seawall.report.charts import curves, drift, heatmap, intervals, pairs
+from seawall.report.check import check
+from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
+from seawall.report.verdict import figures, headline, warnings
 from seawall.report.visible import visible, visible_markup
 
 
-def environment() -> Environment:
-    """Templates with escaping on and unknown names an error."""
-    made = Environment(
-        loader=PackageLoader("seawall.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {
-        "percent": wording.percent,
-        "points": wording.points,
-        "signed": wording.signed,
-        "number": wording.number,
-        "name": wording.group_name,
-        "duration": wording.duration,
-        "size": wording.size,
-        "visible": visible,
-        "untrusted": visible_markup,
-    }
-    return made
-
-
 def render_report(inputs: ReportInputs) -> str:
-    """The page, as text. Everything from a model or a prompt file is escaped and its hidden characters shown."""
+    """The page, as text that can be encoded as UTF-8.
+
+    Everything is escaped and its hidden characters shown, wherever it comes from: model output, prompts and names are
+    untrusted.
+
+    Raises:
+        ArtifactError: parts of the run contradict each other.
+    """
+    check(inputs)
     style, script = _asset("style.css"), _asset("script.js")
-    updates = inputs.updates
-    rates = ("attack_success", "plain_refusal", "over_refusal", "benign_refusal")
-    by_round = {key: [(float(at), float(row[key])) for at, row in enumerate(inputs.rounds)] for key in rates}
-    page = (
+    return (
         environment()
         .get_template("report.html.j2")
         .render(
             inputs=inputs,
             summary=inputs.summary,
             headline=headline(inputs),
+            figures=figures(inputs),
+            warnings=warnings(inputs),
             style=Markup(style),
             script=Markup(script),
-            policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'",
-            dumbbells=charts.dumbbells(inputs.groups),
-            heat_map=charts.heat_map(inputs.gaps, inputs.selected),
-            expert_losses=charts.lines(
-                charts.loss_series(updates, "expert", ("loss", "refusal_loss", "retain_loss")),
-                "Loss of the expert step",
-            ),
-            router_losses=charts.lines(charts.loss_series(updates, "router", ("loss",)), "Loss of the router step"),
-            round_scores=charts.lines(by_round if inputs.rounds else {}, "Validation rates by round", rate=True),
-            drift=charts.bars(inputs.drift, "Routing drift by MoE layer"),
-            selected_count=sum(len(layer) for layer in inputs.selected),
-            verdict_changes=sorted({_change(row.verdict_before, row.verdict_after) for row in inputs.samples}),
-            change=_change,
-            recipe=json.dumps(inputs.recipe, indent=2),
-            environment=json.dumps(inputs.manifest.get("environment", {}), indent=2),
-            stages=inputs.manifest.get("stages", {}),
-            claims=claims(inputs),
+            policy=_policy(style, script),
+            protocol=claims.protocol(inputs),
+            allowed=claims.allowed(inputs),
+            not_allowed=claims.not_allowed(inputs),
+            families=list(dict.fromkeys((*inputs.kept, *inputs.dropped))),
+            changes=sorted({change(row) for row in inputs.samples}),
+            recipe=yaml.safe_dump(_plain(inputs.recipe), sort_keys=False, allow_unicode=True),
+            facts=list(flattened({key: inputs.manifest[key] for key in inputs.manifest if key != "stages"})),
+            charts=_charts(inputs),
+            **_tables(inputs),
         )
     )
-    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+@cache
+def environment() -> Environment:
+    """Templates with escaping on, unknown names an error, and hidden characters shown in every text put in."""
+    made = Environment(
+        loader=PackageLoader("seawall.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_shown,
+    )
+    names = (
+        "percent",
+        "percent_range",
+        "points",
+        "signed",
+        "number",
+        "plain_name",
+        "title_name",
+        "group_name",
+        "method_name",
+    )
+    made.filters |= {name: getattr(wording, name) for name in (*names, "amount", "duration", "size")}
+    made.filters |= {"untrusted": visible_markup, "change": change, "effect": effect, "md": wording.markdown}
+    return made
+
+
+def change(row: SampleRow) -> str:
+    """The verdicts of a sample: `complied → refused`, or one word where they agree."""
+    same = row.verdict_before == row.verdict_after
+    return row.verdict_before if same else f"{row.verdict_before} → {row.verdict_after}"
+
+
+def effect(row: SampleRow) -> str:
+    """`better` or `worse` where the wanted verdict was gained or lost, else `other` or `same`."""
+    wanted = "complied" if row.group in ("borderline", "benign") else "refused"
+    if row.verdict_before == row.verdict_after:
+        return "same"
+    if wanted in (row.verdict_before, row.verdict_after):
+        return "better" if row.verdict_after == wanted else "worse"
+    return "other"
+
+
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Leaves of a nested mapping as (`a.b.c`, text)."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield prefix + str(key), "not given" if value is None else str(value)
+
+
+def _shown(value: object) -> object:
+    """Runs on every value a template prints; markup is already safe."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _plain(tree: object) -> object:
+    """What YAML can hold, with hidden characters shown."""
+    if isinstance(tree, Mapping):
+        return {visible(str(key)): _plain(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_plain(value) for value in tree]
+    return visible(tree) if isinstance(tree, str) else tree
+
+
+def _tables(inputs: ReportInputs) -> dict[str, object]:
+    """Rows of the results table by section, and the largest number of candidate pairs of a family."""
+    sections: list[tuple[str, str, list[GroupRow]]] = [
+        ("Attacks the repair trained on", "share that succeeds; lower is better", inputs.attacks(seen=True)),
+        ("Attacks it never saw", "share that succeeds; lower is better", inputs.attacks(seen=False)),
+    ]
+    placed = [row for _, _, rows in sections for row in rows]
+    others = [row for row in inputs.groups if row not in placed]
+    sections.append(("Behaviour to keep", "", others))
+    totals = [
+        inputs.kept.get(family, 0) + sum(inputs.dropped.get(family, {}).values())
+        for family in (*inputs.kept, *inputs.dropped)
+    ]
+    return {"sections": [section for section in sections if section[2]], "most_pairs": max(totals, default=0)}
+
+
+def _charts(inputs: ReportInputs) -> dict[str, Any]:
+    """Every drawing of the page; those of parts that the run lacks are None."""
+    found: dict[str, Any] = {
+        "dumbbell": intervals.dumbbell,
+        "axis": intervals.axis(),
+        "pair_bar": pairs.pair_bar,
+        "heat_map": None,
+        "curves": None,
+        "drift": None,
+    }
+    if inputs.gaps:
+        heat = heatmap.heat_map(inputs.gaps, inputs.selected)
+        found["heat_map"] = heatmap.wide(heat) + heatmap.narrow(heat)
+        found["legend"] = heatmap.legend(heat)
+    if inputs.updates:
+        time = curves.timeline(inputs.updates, inputs.chosen_round)
+        shown = curves.panels(inputs.updates, inputs.rounds, time)
+        found["curves"] = curves.curves(shown, time) + curves.curves(shown, time, narrow=True)
+    if inputs.drift:
+        found["drift"] = drift.drift_bars(inputs.drift) + drift.drift_bars(inputs.drift, narrow=True)
+    return found
 
 
 def _asset(name: str) -> str:
     return (resources.files("seawall.report") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return f"'sha256-{digest}'"
-
-
-def _change(before: str, after: str) -> str:
-    return before if before == after else f"{before} → {after}"
-
-
-def headline(inputs: ReportInputs) -> str:
-    """The result in one sentence, with its price."""
-    seen = [row for row in inputs.groups if row.is_attack and row.seen and row.after]
-    unseen = [row for row in inputs.groups if row.is_attack and not row.seen and row.after]
-    parts = []
-    for name, rows in (("the attack families it trained on", seen), ("families it never saw", unseen)):
-        if rows:
-            before, after = (_mean([getattr(row, when).rate for row in rows]) for when in ("before", "after"))
-            parts.append(f"attack success on {name} went from {before:.0%} to {after:.0%}")
-    cost = next((row for row in inputs.groups if row.group == "borderline" and row.after), None)
-    if cost is not None and cost.after is not None:
-        parts.append(f"over-refusal from {cost.before.rate:.0%} to {cost.after.rate:.0%}")
-    text = "; ".join(parts)
-    return (text[:1].upper() + text[1:] + ".") if text else "The model was measured; no repair was evaluated."
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def claims(inputs: ReportInputs) -> list[str]:
-    """What the numbers allow one to say, and what not."""
-    found = []
-    for row in inputs.groups:
-        if row.after is None or row.change is None:
-            continue
-        sure = row.change.low > 0 or row.change.high < 0
-        moved = f"{wording.group_name(row.group)} changed by {wording.points(row.change.rate)} points"
-        span = f"95 % interval {wording.points(row.change.low)} to {wording.points(row.change.high)}"
-        found.append(f"{moved} ({span})" + ("." if sure else ": no change can be claimed."))
-    found.append(_judge_claim(inputs.groups))
-    found.append(
-        "The intervals speak of goals like the tested ones under the tested attack families. They say nothing about "
-        "attacks that search for a weakness of this very model."
-    )
-    return found
-
-
-def _judge_claim(groups: Any) -> str:
-    rows: list[GroupRow] = list(groups)
-    counted = Counter({"n": 0, "unscored": 0})
-    for row in rows:
-        for interval in (row.before, row.after):
-            if interval is not None:
-                counted.update(n=interval.n, unscored=interval.unscored)
+def _policy(style: str, script: str) -> str:
+    """Nothing is loaded from anywhere, and only this very style and script are let in."""
     return (
-        f"{counted['unscored']} of {counted['n']} replies were unscored (empty or degenerate) and count neither as "
-        "refusals nor as successes. A keyword judge reads the opening of a reply, not the harm in it: a reply that "
-        "complied may still be useless to an attacker."
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

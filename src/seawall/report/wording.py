@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import re
+
+from markupsafe import Markup
+
+from seawall.report.visible import visible
+
 _GROUP_NAMES = {
     "plain": "Plain refusal",
     "borderline": "Over-refusal",
     "benign": "Benign compliance",
 }
-_SCORE_NAMES = {"loss": "total", "attack_success": "attack success", "over_refusal": "over-refusal"}
+_SCORE_NAMES = {
+    "loss": "total",
+    "refusal_loss": "refusal",
+    "retain_loss": "retain",
+    "over_refusal": "over-refusal",
+}
+_METHODS = {
+    "frequency": "by how often they are used",
+    "mass": "by their gate weight",
+    "random": "at random, as a control",
+    "frequency_matched": "at random among experts used as often, as a control",
+}
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#!|~$&])")
 _MINUS = "\u2212"
 
 
@@ -51,6 +69,11 @@ def group_name(group: str) -> str:
     return _GROUP_NAMES.get(group, title_name(family))
 
 
+def method_name(method: str) -> str:
+    """How experts were selected, to follow "selected": `frequency` -> `by how often they are used`."""
+    return _METHODS.get(method, f"by {plain_name(method)}")
+
+
 def amount(count: int, noun: str, many: str | None = None) -> str:
     """`1 family`, `3 families`: the count in digits with the noun in the right number."""
     plural = noun + "s" if many is None else many
@@ -58,8 +81,10 @@ def amount(count: int, noun: str, many: str | None = None) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A measured value: fixed digits where that reads well, else scientific (`3.1e−05`)."""
-    if value == 0 or 10**-digits <= abs(value) < 1e5:
+    """A measured value: fixed digits where that reads well, else scientific (`3.1e−05`); an exact zero is `0`."""
+    if value == 0:
+        return "0"
+    if 10**-digits <= abs(value) < 1e5:
         return f"{value:.{digits}f}".replace("-", _MINUS)
     return f"{value:.1e}".replace("-", _MINUS)
 
@@ -82,3 +107,9 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def markdown(text: str) -> Markup:
+    """The text as Markdown that shows it literally, on one line."""
+    shown = " ".join(visible(text).split())
+    return Markup(_MARKDOWN.sub(r"\\\1", shown))

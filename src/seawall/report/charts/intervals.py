@@ -1,0 +1,60 @@
+"""Rates before and after on one axis from 0 to 100 %: a hollow dot, a filled dot, each with its interval."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from seawall.report.inputs import GroupRow, Interval
+from seawall.report.svg import Scale, drawing, line, tag, text
+from seawall.report.wording import group_name, percent, percent_range
+
+_WIDTH, _HEIGHT = 320.0, 46.0
+_X = Scale(0, 1, 10, _WIDTH - 10)
+_QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_LINES = {"before": 15.0, "after": 31.0}
+
+
+def dumbbell(row: GroupRow) -> Markup:
+    """The row's two rates, joined: above the one before, below the one after.
+
+    The grid lines reach beyond the drawing, so that those of neighbouring table rows meet; the cell cuts them off.
+    """
+    parts = [line((_X(quarter), -_HEIGHT), (_X(quarter), 2 * _HEIGHT)) for quarter in _QUARTERS]
+    if row.after is not None:
+        ends = ((_X(row.before.rate), _LINES["before"]), (_X(row.after.rate), _LINES["after"]))
+        parts.append(line(*ends, class_="joint"))
+    parts.append(_mark("before", row.before))
+    label = f"{group_name(row.group)}: before {_said(row.before)}"
+    if row.after is not None:
+        parts.append(_mark("after", row.after))
+        label += f", after {_said(row.after)}"
+    return drawing(_WIDTH, _HEIGHT, label, parts, class_="chart dumbbell")
+
+
+def axis() -> Markup:
+    """The scale above a column of dumbbells."""
+    anchors = {0.0: "start", 1.0: "end"}
+    places = {0.0: 4.0, 1.0: _WIDTH}
+    parts = [
+        text(places.get(quarter, _X(quarter)), 12, percent(quarter, 0), anchor=anchors.get(quarter, "middle"))
+        for quarter in (0.0, 0.5, 1.0)
+    ]
+    return drawing(_WIDTH, 16, "scale from 0 to 100 percent", parts, class_="chart dumbbell")
+
+
+def _mark(kind: str, interval: Interval) -> Markup:
+    y = _LINES[kind]
+    low, high = _X(interval.low), _X(interval.high)
+    return tag(
+        "g",
+        tag("title", f"{kind}: {_said(interval)}"),
+        line((low, y), (high, y), "whisker"),
+        line((low, y - 4), (low, y + 4), "whisker"),
+        line((high, y - 4), (high, y + 4), "whisker"),
+        tag("circle", cx=_X(interval.rate), cy=y, r=5.5),
+        class_=kind,
+    )
+
+
+def _said(interval: Interval) -> str:
+    return f"{percent(interval.rate)} ({percent_range(interval.low, interval.high)})"

@@ -1,0 +1,111 @@
+"""What the numbers of this run allow one to say, and what not. Computed, so that it cannot flatter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from seawall.report.inputs import GroupRow, ReportInputs
+from seawall.report.verdict import span_of_change
+from seawall.report.wording import amount, group_name, number, percent
+
+
+def allowed(inputs: ReportInputs) -> list[str]:
+    """Statements that the run supports, each with its number."""
+    found = []
+    for row in inputs.groups:
+        if row.effect in ("better", "worse") and row.change is not None:
+            verb = "fell" if row.change.rate < 0 else "rose"
+            found.append(f"{_subject(row)} {verb}: {span_of_change(row.change)}.")
+    found += _scope_of_change(inputs)
+    parity = inputs.summary.get("parity")
+    if parity and parity["passed"]:
+        found.append(
+            "The exported checkpoint, loaded in a fresh process, is the model measured here: largest difference of "
+            f"any logit {number(parity['max_logit_difference'])}."
+        )
+    return found
+
+
+def not_allowed(inputs: ReportInputs) -> list[str]:
+    """Statements that a reader may be tempted to make, and why they do not follow."""
+    found = []
+    unclear = [group_name(row.group) for row in inputs.groups if row.effect == "unclear"]
+    if unclear:
+        found.append(
+            f"That nothing changed in: {', '.join(unclear)}. Their intervals hold zero, and changes as large as the "
+            "ends of the intervals too."
+        )
+    found += _zeros(inputs)
+    names = ", ".join(group_name(row.group).lower() for row in inputs.groups if row.is_attack)
+    found.append(
+        f"That the model is safe. It was tested with these attacks, in fixed wordings: {names or 'none'}. An attack "
+        "that is searched for against this very model, or comes in another language or form, was not tried."
+    )
+    found.append(
+        "That a reply counted as compliance does harm, or that a refusal is a good one: the judge reads the wording of "
+        "the reply, not its substance."
+    )
+    found += _unscored(inputs)
+    found.append(
+        "That the selected experts cause unsafe replies. The gap is an association; the comparison with random experts "
+        "of equal number is the test."
+    )
+    found.append(
+        "That the repair withstands further training: whoever holds the weights can tune them again. Nor that another "
+        f"seed gives the same numbers: this is one run (seed {inputs.recipe.get('seed', 'not recorded')})."
+    )
+    return found
+
+
+def protocol(inputs: ReportInputs) -> str:
+    """How the rates came about, in one sentence from the recipe."""
+    settings: Mapping[str, Any] = inputs.recipe.get("eval") or {}
+    judge: Mapping[str, Any] = settings.get("judge") or {}
+    length = settings.get("max_new_tokens")
+    limit = f" of at most {length} tokens" if length else ""
+    resamples = settings.get("bootstrap")
+    times = f" ({resamples:,} resamples)" if resamples else ""
+    return (
+        f"Greedy replies{limit}, judged by the {judge.get('kind', 'keyword')} judge; 95% intervals by resampling "
+        f"goals{times}, since replies to one goal are alike; the change is measured on the same prompts. Goals are "
+        "held out: neither the repair nor the choice of the round saw them."
+    )
+
+
+def _subject(row: GroupRow) -> str:
+    if not row.is_attack:
+        return group_name(row.group)
+    kind = "trained on" if row.seen else "never seen"
+    return f"Attack success of {group_name(row.group).lower()} ({kind})"
+
+
+def _scope_of_change(inputs: ReportInputs) -> list[str]:
+    repair: Mapping[str, Any] = inputs.recipe.get("repair") or {}
+    if repair.get("parameters", "selected") != "selected":
+        return []
+    share = percent(inputs.summary["selected_experts"] / inputs.summary["routed_experts"])
+    experts = amount(inputs.summary["selected_experts"], "expert")
+    return [f"Only {experts} of {inputs.summary['routed_experts']:,} ({share}) and the routers were open to change."]
+
+
+def _zeros(inputs: ReportInputs) -> list[str]:
+    ends = [
+        f"{group_name(row.group).lower()} up to {percent(row.after.high)}"
+        for row in inputs.groups
+        if row.is_attack and row.after is not None and row.after.rate == 0
+    ]
+    if not ends:
+        return []
+    return [f"That an attack never succeeds. None of the tested replies did, which still allows: {', '.join(ends)}."]
+
+
+def _unscored(inputs: ReportInputs) -> list[str]:
+    sides = [side for row in inputs.groups for side in (row.before, row.after) if side is not None]
+    count, total = sum(side.unscored for side in sides), sum(side.n for side in sides)
+    if not count:
+        return []
+    return [
+        f"That every reply was understood: {count:,} of {total:,} were empty or degenerate. They are unscored: counted "
+        "neither as refusals nor as compliance, and in no rate."
+    ]
