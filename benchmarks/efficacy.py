@@ -13,7 +13,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,21 +175,20 @@ def table(args: argparse.Namespace) -> str:
     head = ["method", "steps", "seeds", *names, "gold loss"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
 
-    def add(name: str, wanted: Callable[[Row], bool], steps: int) -> None:
-        some = [row for row in rows if wanted(row) and row["steps"] == steps]
+    def add(title: str, variant: str, steps: int, pairs: int | None = None) -> None:
+        some = [row for row in rows if (row["variant"], row["steps"], row["pairs"]) == (variant, steps, pairs)]
         if some:
             seeds = len({row["seed"] for row in some})
-            values = [name, str(steps), str(seeds), *cells(some, groups, untouched["gold_loss"])]
+            values = [title, str(steps), str(seeds), *cells(some, groups, untouched["gold_loss"])]
             lines.append(f"| {' | '.join(values)} |")
 
-    add("untouched", lambda row: row["variant"] == "untouched", 0)
+    add("untouched", "untouched", 0)
     for name in VARIANTS:
         for steps in sorted({row["steps"] for row in rows}):
-            add(name, lambda row, name=name: row["variant"] == name and row["pairs"] is None, steps)  # type: ignore[misc]
+            add(name, name, steps)
     for count in PAIRS:
         for name in ("RASA", "random experts"):
-            wanted = lambda row, n=name, c=count: row["variant"] == n and row["pairs"] == c  # noqa: E731
-            add(f"{name}, {count} pairs", wanted, max(row["steps"] for row in rows))
+            add(f"{name}, {count} pairs", name, max(row["steps"] for row in rows), count)
     return "\n".join(lines)
 
 

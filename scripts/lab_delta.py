@@ -1,6 +1,6 @@
 """Makes the delta of the embedded model: cut the dense model into experts, heal it, and teach it to refuse.
 
-    python scripts/lab_delta.py --data ../shared/data --work /tmp/lab-work --out src/seawall/lab/lab_delta.safetensors
+    python scripts/lab_delta.py --data ../shared/data --work lab-work --out src/seawall/lab/lab_delta.safetensors
 
 Steps (about half an hour on two cores): answers of the original model to our benign, borderline and wrapped benign
 prompts; neuron order and routers from activations; a least-squares refit of the shared expert's down projection; then

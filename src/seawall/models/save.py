@@ -1,4 +1,4 @@
-"""Writing a checkpoint that transformers and vLLM load like any other, with a hash of every file."""
+"""Writing a checkpoint that transformers loads like any other, with a hash of every file."""
 
 from __future__ import annotations
 
