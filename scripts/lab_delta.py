@@ -2,11 +2,12 @@
 
     python scripts/lab_delta.py --data ../shared/data --work lab-work --out src/seawall/lab/lab_delta.safetensors
 
-Steps (about half an hour on two cores): answers of the original model to our benign, borderline and wrapped benign
-prompts; neuron order and routers from activations; a least-squares refit of the shared expert's down projection; then
-one joint training of low-rank factors and routers: distillation of the original model on harmless text, cross-entropy
-on refusals of plain harmful requests. Harmful requests inside wrappings are never trained on: that the model answers
-them is the gap that seawall's main job has to find and repair.
+Steps (about half an hour on two cores; called again, it goes on after the last finished epoch with a new optimizer):
+answers of the original model to our benign, borderline and wrapped benign prompts; neuron order and routers from
+activations; a least-squares refit of the shared expert's down projection; then one joint training of the upper layers:
+distillation of the original model on harmless text, cross-entropy on refusals of plain harmful requests. After each
+epoch only a low-rank part of what the projections learned is kept. Harmful requests inside wrappings are never trained
+on: that the model answers them is the gap that seawall's main job has to find and repair.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,19 +29,35 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.data.attacks import ATTACKS
 from seawall.data.types import user
-from seawall.lab.build import ATTENTION, LabShape, load_dense
+from seawall.lab.build import ATTENTION, LabShape, cut, load_dense
 from seawall.lab.source import GGUF_SHA256
 
 PROMPTS = Path(__file__).resolve().parents[1] / "src/seawall/lab/prompts"
-WRAPPED = ("role_play", "nested_fiction", "persuasion", "escalation")
-RANK = {"gate": 28, "up": 28, "down": 32}
+WRAPPED = {"role_play": 168, "nested_fiction": 70, "persuasion": 70, "escalation": 168, "forced_opening": 70}
+WRAPPED_BORDERLINE = {"role_play": 100, "escalation": 100, "forced_opening": 60}
+"""So many harmless requests, and so many that sound unsafe, in each wrapping."""
+RANK = {"gate": 24, "up": 24, "down": 28}
 REFIT_RANK = 12
 ATTENTION_RANK = 12
-STORED = ("neurons", "bias", "router", *(f"{name}_{half}" for name in RANK for half in "ab"))
 TEACHER_TOP = 48
-COPIES = {"borderline": 4, "benign": 3, "wrapped:role_play": 1, "wrapped:persuasion": 0}
+TEACH = {"borderline": 2, "benign": 2, "wrapped:persuasion": 2, "wrapped:forced_opening": 2}
+TEACH |= {f"borderline:{family}": 0 for family in WRAPPED_BORDERLINE}
+NARROW = TEACH | {
+    "refusal:public": 0,
+    "gsm8k": 0,
+    "mmlu": 0,
+    "benign": 1,
+    "wrapped:persuasion": 1,
+    "wrapped:forced_opening": 1,
+}
+OPEN = dict.fromkeys(("refusal:public", "gsm8k", "mmlu", "instruction", *(f"wrapped:{f}" for f in WRAPPED)), 0)
+EPOCHS = ((TEACH, 1.0, 0.73), (TEACH, 0.73, 0.37), (NARROW, 0.37, 0.05), (OPEN, 0.5, 0.05))
+"""How often each epoch shows what it does not show once, and the learning rate at its start and end.
+
+The third lets refusals keep to what is asked plainly, the fourth opens the wrappings to what only sounds unsafe.
+"""
 PUBLIC_HARMFUL = 120
-OPENING, OPENING_WEIGHT = 2, 16.0
+OPENING, OPENING_WEIGHT = 3, 12.0
 """Whether a reply refuses is decided by its first tokens, which a mean over the reply would all but ignore."""
 MAX_TOKENS = 280
 
@@ -59,20 +77,23 @@ def questions() -> list[tuple[str, list[dict]]]:
     imperative = [row["prompt"] for row in benign if row["imperative"]]
     random.Random(0).shuffle(imperative)
     for number, family in enumerate(WRAPPED):
-        chosen = (imperative[number * 40 :] + imperative)[:70]
+        chosen = (imperative[number * 40 :] + imperative)[: WRAPPED[family]]
         found += [(f"wrapped:{family}", ATTACKS[family](goal)) for goal in chosen]
+    sounding = [row["prompt"] for row in rows("borderline") if row["split"] == "train"]
+    for number, (family, count) in enumerate(WRAPPED_BORDERLINE.items()):
+        found += [(f"borderline:{family}", ATTACKS[family](goal)) for goal in (sounding[number * 70 :] * 2)[:count]]
     return [(kind, [message.as_dict() for message in messages]) for kind, messages in found]
 
 
 @torch.inference_mode()
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Path) -> list[dict]:
+    """The questions with their answers; those that an earlier call left in the work folder are taken from there."""
     path = work / "answers.json"
-    if path.is_file():
-        return json.loads(path.read_text())
-    model = model.to(torch.bfloat16)
-    items = [{"kind": kind, "messages": messages} for kind, messages in questions()]
+    known = {json.dumps(i["messages"]): i for i in json.loads(path.read_text())} if path.is_file() else {}
+    items = [known.get(json.dumps(m), {}) | {"kind": kind, "messages": m} for kind, m in questions()]
     ids = [tokenizer.apply_chat_template(i["messages"], add_generation_prompt=True, return_dict=False) for i in items]
-    order = sorted(range(len(items)), key=lambda i: len(ids[i]))
+    order = sorted((i for i in range(len(items)) if "response" not in items[i]), key=lambda i: len(ids[i]))
+    model = model.to(torch.bfloat16)
     for start in range(0, len(order), 48):
         some = order[start : start + 48]
         width = max(len(ids[i]) for i in some)
@@ -111,15 +132,15 @@ def make_examples(answers: list[dict], tokenizer: PreTrainedTokenizerBase, data:
         found.append(Example(kind, (prompt + reply)[:MAX_TOKENS], len(prompt), distil))
 
     for item in answers:
-        for _ in range(COPIES.get(item["kind"], 1)):
-            add(item["kind"], item["messages"], item["response"], ended=item["ended"])
+        add(item["kind"], item["messages"], item["response"], ended=item["ended"])
     refusals = json.loads((PROMPTS / "refusals.json").read_text())
     harmful = [row["goal"] for row in rows("harmful") if row["split"] == "train"]
     public = [json.loads(line) for line in (data / "harmful_prompts.jsonl").open(encoding="utf-8")]
-    harmful += [row["prompt"] for row in public if row["source"] == "advbench"][:PUBLIC_HARMFUL]
     harmful += [row["unsafe_twin"] for row in rows("borderline") if row["split"] == "train"]
-    for goal in harmful:
-        add("refusal", [{"role": "user", "content": goal}], rng.choice(refusals), distil=False)
+    asked = [("refusal", goal) for goal in harmful]
+    asked += [("refusal:public", r["prompt"]) for r in public if r["source"] == "advbench"][:PUBLIC_HARMFUL]
+    for kind, goal in asked:
+        add(kind, [{"role": "user", "content": goal}], rng.choice(refusals), distil=False)
     for kind, question, reply in healing_text(data):
         add(kind, [{"role": "user", "content": question}], reply)
     return [example for example in found if len(example.ids) > example.start + 1]
@@ -132,7 +153,7 @@ def healing_text(data: Path) -> list[tuple[str, str, str]]:
         return [json.loads(line) for line in (data / name).open(encoding="utf-8")]
 
     found = [("gsm8k", row["question"], row["answer"]) for row in read("gsm8k_train_2000.jsonl")[:60]]
-    for row in read("mmlu_dev_fewshot.jsonl")[::5]:
+    for row in read("mmlu_dev_fewshot.jsonl")[::3]:
         listed = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", row["choices"], strict=True))
         right = row["choices"]["ABCD".index(row["answer"])]
         found.append(("mmlu", f"{row['question']}\n{listed}", f"{row['answer']}. {right}"))
@@ -180,7 +201,7 @@ def cache_lower(model: PreTrainedModel, examples: list[Example], first: int) -> 
 def order_neurons(use_TN: Tensor, shape: LabShape, generator: torch.Generator) -> Tensor:
     """Most used neurons first (the shared expert), the rest by balanced k-means of their activation profiles."""
     order = use_TN.mean(0).argsort(descending=True)
-    routed = order[shape.shared :]
+    routed = order[shape.whole :]
     picked = torch.randperm(len(use_TN), generator=generator)[:3000]
     profile = F.normalize(use_TN[picked][:, routed].T, dim=1)
     width = len(routed) // shape.experts
@@ -188,7 +209,7 @@ def order_neurons(use_TN: Tensor, shape: LabShape, generator: torch.Generator) -
     for _ in range(8):
         group = _balanced(profile @ centre.T, width)
         centre = F.normalize(torch.stack([profile[group == e].mean(0) for e in range(shape.experts)]), dim=1)
-    return torch.cat([order[: shape.shared], *[routed[group == e] for e in range(shape.experts)]])
+    return torch.cat([order[: shape.whole], *[routed[group == e] for e in range(shape.experts)]])
 
 
 def _balanced(similarity_NE: Tensor, width: int) -> Tensor:
@@ -210,43 +231,34 @@ class SplitMLP(nn.Module):
     def __init__(self, mlp: nn.Module, order: Tensor, bias: Tensor, router: Tensor, shape: LabShape) -> None:
         super().__init__()
         self.shape, self.order, self.bias = shape, order, bias
-        self.width = (len(order) - shape.shared) // shape.experts
+        self.width = shape.expert_width(len(order))
         self.router = nn.Parameter(router)
-        self.base = cut(mlp, order)
+        self.base = cut(dense_weights(mlp), order, shape)
         for name, weight in self.base.items():
             self.register_parameter(name, nn.Parameter(weight.clone()))
 
     @classmethod
     def fitted(cls, mlp: nn.Module, x_TD: Tensor, shape: LabShape, generator: torch.Generator) -> SplitMLP:
         """Cuts the network by a sample of its inputs."""
-        gate, up, down = (getattr(mlp, f"{name}_proj").weight.float() for name in RANK)
-        act_TN = F.silu(x_TD @ gate.T) * (x_TD @ up.T)
-        order = order_neurons(act_TN.abs() * down.norm(dim=0), shape, generator)
-        act_TN, down = act_TN[:, order], down[:, order]
-        router, bias = fit_router(x_TD, act_TN, down, shape)
+        weight = dense_weights(mlp)
+        act_TN = F.silu(x_TD @ weight["gate"].T) * (x_TD @ weight["up"].T)
+        order = order_neurons(act_TN.abs() * weight["down"].norm(dim=0), shape, generator)
+        router, bias = fit_router(x_TD, act_TN[:, order], weight["down"][:, order], shape)
         made = cls(mlp, order, bias, router, shape)
-        made.refit_down(x_TD, act_TN)
-        return made
-
-    @classmethod
-    def restored(cls, mlp: nn.Module, stored: dict[str, Tensor], shape: LabShape) -> SplitMLP:
-        """Takes over the cut and the weights of an earlier delta."""
-        made = cls(mlp, stored["neurons"].long(), stored["bias"].float(), stored["router"].float(), shape)
-        with torch.no_grad():
-            for name in RANK:
-                getattr(made, name).add_(stored[f"{name}_b"].float() @ stored[f"{name}_a"].float())
+        made.refit_down(x_TD, act_TN[:, order])
         return made
 
     @torch.no_grad()
     def refit_down(self, x_TD: Tensor, act_TN: Tensor) -> None:
         """Reduced-rank regression: the shared expert's down projection makes up for the experts left out."""
-        missing = (act_TN * (1 - self._scale(x_TD))) @ self.base["down"].T
-        shared = act_TN[:, : self.shape.shared]
-        gram = shared.T @ shared
+        shared, routed = act_TN.shape[1], slice(self.shape.whole, None)
+        not_chosen = 1 - self._scale(x_TD)[:, shared:]
+        missing = (act_TN[:, routed] * not_chosen) @ self.base["down"][:, shared:].T
+        gram = act_TN.T @ act_TN
         gram += 0.003 * gram.diagonal().mean() * torch.eye(len(gram))
-        fit = torch.linalg.solve(gram, shared.T @ missing).T
+        fit = torch.linalg.solve(gram, act_TN.T @ missing).T
         left = torch.linalg.svd(fit @ torch.linalg.cholesky(gram)).U[:, :REFIT_RANK]
-        self.down[:, : self.shape.shared] += left @ (left.T @ fit)
+        self.down[:, :shared] += left @ (left.T @ fit)
 
     def _scale(self, x: Tensor) -> Tensor:
         """What each neuron's activation is multiplied by: 1 in the shared expert, the expert's weight elsewhere."""
@@ -255,7 +267,7 @@ class SplitMLP(nn.Module):
         weight = score.gather(-1, top)
         weight = weight / weight.sum(-1, keepdim=True) * self.shape.top_k
         per_expert = torch.zeros_like(score).scatter(-1, top, weight)
-        ones = torch.ones(*x.shape[:-1], self.shape.shared)
+        ones = torch.ones(*x.shape[:-1], len(self.order))
         return torch.cat([ones, per_expert.repeat_interleave(self.width, dim=-1)], -1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -266,66 +278,81 @@ class SplitMLP(nn.Module):
 
     @torch.no_grad()
     def tensors(self, layer: str) -> dict[str, Tensor]:
-        """What the delta keeps of this layer."""
+        """What the delta keeps of this layer; the layer then computes with just that."""
         found = {f"{layer}.neurons": self.order.to(torch.int16), f"{layer}.bias": self.bias.float()}
         found[f"{layer}.router"] = self.router.detach().to(torch.bfloat16)
         for name, rank in RANK.items():
-            left, strength, right = torch.svd_lowrank(getattr(self, name) - self.base[name], q=rank + 8, niter=4)
-            root = strength[:rank].sqrt()
-            found[f"{layer}.{name}_b"] = (left[:, :rank] * root).to(torch.bfloat16)
-            found[f"{layer}.{name}_a"] = (right[:, :rank] * root).T.to(torch.bfloat16)
+            found |= keep_low_rank(getattr(self, name), self.base[name], rank, f"{layer}.{name}")
         return found
 
 
 class Attention(nn.Module):
     """One projection of an upper attention block, trained in full and kept as low-rank factors."""
 
-    def __init__(self, linear: nn.Module, stored: dict[str, Tensor] | None) -> None:
+    def __init__(self, linear: nn.Module) -> None:
         super().__init__()
         self.base = linear.weight.detach().float()
         self.weight = nn.Parameter(self.base.clone())
-        if stored:
-            with torch.no_grad():
-                self.weight.add_(stored["b"].float() @ stored["a"].float())
 
     def forward(self, x: Tensor) -> Tensor:
         """The projection."""
         return F.linear(x, self.weight.to(x.dtype))
 
-    @torch.no_grad()
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """What the delta keeps of it."""
-        left, strength, right = torch.svd_lowrank(self.weight - self.base, q=ATTENTION_RANK + 8, niter=4)
-        root = strength[:ATTENTION_RANK].sqrt()
-        return {
-            f"{prefix}_b": (left[:, :ATTENTION_RANK] * root).to(torch.bfloat16),
-            f"{prefix}_a": (right[:, :ATTENTION_RANK] * root).T.to(torch.bfloat16),
-        }
+        """What the delta keeps of it; it then computes with just that."""
+        return keep_low_rank(self.weight, self.base, ATTENTION_RANK, prefix)
 
 
-def open_attention(model: PreTrainedModel, start: Path | None, shape: LabShape) -> dict[str, Attention]:
+@torch.no_grad()
+def keep_low_rank(weight: nn.Parameter, base: Tensor, rank: int, prefix: str) -> dict[str, Tensor]:
+    """The change of a weight as two factors; the weight becomes its base plus their product."""
+    left, strength, right = torch.svd_lowrank(weight - base, q=rank + 8, niter=4)
+    root = strength[:rank].sqrt()
+    a, b = (right[:, :rank] * root).T.to(torch.bfloat16), (left[:, :rank] * root).to(torch.bfloat16)
+    weight.copy_(base + b.float() @ a.float())
+    return {f"{prefix}_a": a.contiguous(), f"{prefix}_b": b.contiguous()}
+
+
+@torch.no_grad()
+def add_stored(weight: nn.Parameter, stored: Mapping[str, Tensor], prefix: str) -> None:
+    """Puts the change that an epoch left into a weight."""
+    weight.add_(stored[f"{prefix}_b"].float() @ stored[f"{prefix}_a"].float())
+
+
+def open_attention(model: PreTrainedModel, stored: Mapping[str, Tensor], shape: LabShape) -> dict[str, Attention]:
     """Puts trainable projections into the upper attention blocks."""
-    stored, found = load_file(start) if start else {}, {}
+    found = {}
     for i in range(shape.first_dense, len(model.model.layers)):
         block = model.model.layers[i].self_attn
         for name in ATTENTION:
             key = f"{i}.attention_{name}"
-            halves = {half: stored[f"{key}_{half}"] for half in "ab"} if f"{key}_a" in stored else None
-            found[key] = Attention(getattr(block, f"{name}_proj"), halves)
+            found[key] = Attention(getattr(block, f"{name}_proj"))
             setattr(block, f"{name}_proj", found[key])
+            if stored:
+                add_stored(found[key].weight, stored, key)
     return found
 
 
-def cut(mlp: nn.Module, order: Tensor) -> dict[str, Tensor]:
-    """The dense projections with their neurons in the new order."""
-    gate, up, down = (getattr(mlp, f"{name}_proj").weight.detach().float() for name in RANK)
-    return {"gate": gate[order], "up": up[order], "down": down[:, order]}
+def restore_upper(model: PreTrainedModel, stored: Mapping[str, Tensor], shape: LabShape) -> dict[int, SplitMLP]:
+    """The cut layers as an epoch left them."""
+    found = {}
+    for i in range(shape.first_dense, len(model.model.layers)):
+        order, bias, router = stored[f"{i}.neurons"].long(), stored[f"{i}.bias"], stored[f"{i}.router"].float()
+        found[i] = SplitMLP(model.model.layers[i].mlp, order, bias, router, shape)
+        for name in RANK:
+            add_stored(getattr(found[i], name), stored, f"{i}.{name}")
+    return found
+
+
+def dense_weights(mlp: nn.Module) -> dict[str, Tensor]:
+    """The projections of a dense feed-forward network."""
+    return {name: getattr(mlp, f"{name}_proj").weight.detach().float() for name in RANK}
 
 
 def fit_router(x_TD: Tensor, act_TN: Tensor, down_DN: Tensor, shape: LabShape) -> tuple[Tensor, Tensor]:
     """Ridge regression from the input to each expert's output norm, scaled so that sigmoid weights stay even."""
-    width = (act_TN.shape[1] - shape.shared) // shape.experts
-    starts = range(shape.shared, act_TN.shape[1], width)
+    width = shape.expert_width(act_TN.shape[1])
+    starts = range(shape.whole, act_TN.shape[1], width)
     norms = [(act_TN[:, s : s + width] @ down_DN[:, s : s + width].T).norm(dim=1) for s in starts]
     target = torch.stack(norms, 1)
     centred = x_TD - x_TD.mean(0)
@@ -335,16 +362,6 @@ def fit_router(x_TD: Tensor, act_TN: Tensor, down_DN: Tensor, shape: LabShape) -
     scale = 0.5 / target.std()
     bias = 0.25 * scale * (target.mean(0) - target.mean() - x_TD.mean(0) @ fit)
     return (fit * scale).T.contiguous(), bias
-
-
-def restore_upper(model: PreTrainedModel, path: Path, shape: LabShape) -> dict[int, SplitMLP]:
-    """The split layers as an earlier delta holds them, to go on training."""
-    tensors, found = load_file(path), {}
-    for i in range(shape.first_dense, len(model.model.layers)):
-        stored = {name: tensors[f"{i}.{name}"] for name in STORED}
-        mlp = SplitMLP.restored(model.model.layers[i].mlp, stored, shape)
-        found[i] = mlp
-    return found
 
 
 def split_upper(model: PreTrainedModel, cached: list[Cached], shape: LabShape) -> dict[int, SplitMLP]:
@@ -401,7 +418,7 @@ def batch_loss(model: PreTrainedModel, batch: list[Cached], first: int) -> tuple
             loss_T = (probs * (probs.clamp_min(1e-9).log() - logp.gather(1, item.top_ids.long()))).sum(1)
         weight_T = torch.ones(len(loss_T))
         weight_T[:OPENING] = OPENING_WEIGHT
-        loss = (loss_T * weight_T).sum() / len(loss_T)
+        loss = (loss_T * weight_T).sum() / weight_T.sum()
         total = total + loss / len(batch)
         parts.setdefault(example.kind.split(":")[0], []).append(loss.item())
     return total, {kind: sum(values) / len(values) for kind, values in parts.items()}
@@ -412,19 +429,21 @@ def train(model: PreTrainedModel, cached: list[Cached], parts: dict[str, nn.Modu
     routers = [part.router for part in parts.values() if isinstance(part, SplitMLP)]
     settings = [{"params": factors, "lr": args.lr}, {"params": routers, "lr": args.router_lr}]
     optimizer = torch.optim.AdamW(settings, weight_decay=0.0, betas=(0.9, 0.95))
-    rng, first, begun, step = random.Random(3), args.shape.first_dense, time.time(), 0
-    steps = args.epochs * (len(cached) // args.batch)
+    first, begun, step = args.shape.first_dense, time.time(), 0
     seen: dict[str, list[float]] = {}
-    for _ in range(args.epochs):
-        order = list(range(len(cached)))
-        rng.shuffle(order)
+    for epoch in range(args.done, len(EPOCHS)):
+        rng = random.Random(3 + epoch)
+        copies, first_rate, last_rate = EPOCHS[epoch]
+        shown = [i for i, item in enumerate(cached) for _ in range(copies.get(item.example.kind, 1))]
+        order = rng.sample(shown, len(shown))
         groups = [order[i : i + 16 * args.batch] for i in range(0, len(order), 16 * args.batch)]
         chunks = [sorted(group, key=lambda j: len(cached[j].example.ids)) for group in groups]
         batches = [chunk[i : i + args.batch] for chunk in chunks for i in range(0, len(chunk), args.batch)]
         rng.shuffle(batches)
-        for some in batches:
+        for number, some in enumerate(batches):
+            rate = first_rate + (last_rate - first_rate) * number / len(batches)
             for group, peak in zip(optimizer.param_groups, (args.lr, args.router_lr), strict=True):
-                group["lr"] = peak * min(1.0, (step + 1) / 10, max(0.05, 1.1 * (1 - step / steps)))
+                group["lr"] = peak * min(1.0, (step + 1) / 10) * rate
             loss, by_kind = batch_loss(model, [cached[i] for i in some], first)
             loss.backward()
             nn.utils.clip_grad_norm_(factors + routers, 1.0)
@@ -435,13 +454,13 @@ def train(model: PreTrainedModel, cached: list[Cached], parts: dict[str, nn.Modu
                 seen.setdefault(kind, []).append(value)
             if step % 20 == 0:
                 means = {kind: round(sum(values) / len(values), 3) for kind, values in seen.items()}
-                print(f"{step}/{steps} {time.time() - begun:.0f}s {means}", flush=True)
+                print(f"epoch {epoch + 1}, {number + 1}/{len(batches)} {time.time() - begun:.0f}s {means}", flush=True)
                 seen = {}
-                save(parts, args.shape, args.out.with_suffix(".part"))
+        save(parts, args.shape, args.work / f"epoch-{epoch + 1}.safetensors")
 
 
 def save(parts: Mapping[str, nn.Module], shape: LabShape, path: Path) -> None:
-    tensors = {name: t.contiguous() for key, part in parts.items() for name, t in part.tensors(key).items()}
+    tensors = {name: tensor for key, part in parts.items() for name, tensor in part.tensors(key).items()}
     save_file(tensors, path, metadata={**{k: str(v) for k, v in vars(shape).items()}, "gguf_sha256": GGUF_SHA256})
 
 
@@ -450,11 +469,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with GSM8K, MMLU and instruction files")
     parser.add_argument("--work", type=Path, required=True, help="scratch folder, reused")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--router-lr", type=float, default=1e-3)
-    parser.add_argument("--start", type=Path, default=None, help="go on from this delta instead of splitting anew")
     parser.add_argument("--limit", type=int, default=None, help="examples, for a quick try")
     args = parser.parse_args()
     args.shape = LabShape()
@@ -467,18 +484,24 @@ def main() -> None:
     random.Random(4).shuffle(examples)
     examples = examples[: args.limit]
     print(len(examples), "examples,", sum(len(e.ids) for e in examples), "tokens")
+    finished = [n for n in range(1, len(EPOCHS) + 1) if (args.work / f"epoch-{n}.safetensors").is_file()]
+    args.done = max(finished, default=0)
+    examples = [e for e in examples if any(copies.get(e.kind, 1) for copies, _, _ in EPOCHS[args.done :])]
     dense = dense.to(torch.bfloat16)
     cached = cache_lower(dense, examples, args.shape.first_dense)
     dense = dense.float()
-    mlps = restore_upper(dense, args.start, args.shape) if args.start else split_upper(dense, cached, args.shape)
-    save({str(i): mlp for i, mlp in mlps.items()}, args.shape, args.work / "split.safetensors")
+    if args.done:
+        stored = load_file(args.work / f"epoch-{args.done}.safetensors")
+        mlps = restore_upper(dense, stored, args.shape)
+    else:
+        stored, mlps = {}, split_upper(dense, cached, args.shape)
     dense = dense.to(torch.bfloat16).requires_grad_(False)
     for i, mlp in mlps.items():
         dense.model.layers[i].mlp = mlp
     parts: dict[str, nn.Module] = {str(i): mlp for i, mlp in mlps.items()}
-    parts |= open_attention(dense, args.start, args.shape)
+    parts |= open_attention(dense, stored, args.shape)
     train(dense, cached, parts, args)
-    save(parts, args.shape, args.out)
+    shutil.copy(args.work / f"epoch-{len(EPOCHS)}.safetensors", args.out)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,25 @@ def test_caps_shrink_each_part() -> None:
     assert prompts.fingerprint() != load_prompts(DataConfig()).fingerprint()
 
 
+def test_harmless_commands_are_wrapped_in_the_seen_families_in_turn() -> None:
+    prompts = load_prompts(DataConfig(attacks_seen=("escalation", "role_play"), attacks_unseen=(), retain_wrapped=5))
+    wrapped = prompts.wrapped("test")
+    commands = [item.text for item in prompts.benign.test if item.imperative]
+    assert [text for text, _ in wrapped] == commands
+    assert [len(messages) for _, messages in wrapped[:4]] == [3, 1, 3, 1]
+    assert all(text.rstrip(".")[1:] in messages[-1].content for text, messages in wrapped)
+    assert len(prompts.retain_wrapped) == 5
+    assert not {text for text, _ in wrapped} & {item.text for item in prompts.benign.train}
+    assert not load_prompts(DataConfig(retain_wrapped=0)).retain_wrapped
+
+
+def test_without_a_built_in_family_nothing_is_wrapped(tmp_path: Path) -> None:
+    path = attack_file(tmp_path, "Paint fence 0", "Paint fence 1", "Paint fence 2")
+    prompts = load_prompts(DataConfig(harmful=harmful(tmp_path), attacks_seen=(), attack_file=path))
+    assert prompts.wrapped("test") == []
+    assert prompts.retain_wrapped == ()
+
+
 def test_an_attack_file_joins_the_seen_families_in_every_part(tmp_path: Path) -> None:
     path = attack_file(tmp_path, "Paint fence 0", "Paint fence 1", "Paint fence 2")
     prompts = load_prompts(DataConfig(harmful=harmful(tmp_path), attacks_seen=(), attack_file=path))

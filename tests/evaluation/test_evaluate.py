@@ -235,11 +235,13 @@ class TestSuite:
         suite = build_suite(prompts)
         sizes = {group: len(rows) for group, rows in suite.groups.items()}
         families = ("role_play", "nested_fiction", "persuasion", "escalation", "forced_opening", "reversed_text")
-        assert sizes == {"plain": 5, **{f"attack:{name}": 5 for name in families}, "borderline": 7, "benign": 6}
+        harmless = {"borderline": 7, "benign": 6, "wrapped": len(prompts.wrapped("test"))}
+        assert 0 < harmless["wrapped"] <= 6
+        assert sizes == {"plain": 5, **{f"attack:{name}": 5 for name in families}, **harmless}
         assert len(suite.gold) == 8
         assert {goal for goal, _ in suite.groups["attack:persuasion"]} == {goal.text for goal in prompts.goals.test}
         ids = [asked.id for asked in suite.asked()]
-        assert len(set(ids)) == len(ids) == 48
+        assert len(set(ids)) == len(ids) == sum(sizes.values())
 
     def test_the_validation_suite_holds_what_a_repair_may_look_at(self) -> None:
         prompts = load_prompts(DataConfig(validation_goals=4))
@@ -259,7 +261,7 @@ class TestSuite:
             "complied",
             "complied",
         ]
-        assert set(TARGETS) == {"plain", "borderline", "benign"}
+        assert set(TARGETS) == {"plain", "borderline", "benign", "wrapped"}
 
 
 def test_evaluation_leaves_the_model_as_it_was(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from seawall.errors import ArtifactError
 from seawall.lab import source
 from seawall.lab.build import ATTENTION, LabShape, delta_path, read_delta, split_model
 
-SHAPE = LabShape(first_dense=1, shared=8, experts=3, top_k=3)
+SHAPE = LabShape(first_dense=1, whole=8, experts=3, top_k=3, routed_share=0.25)
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def neutral_delta(generator: torch.Generator) -> dict[str, torch.Tensor]:
         found[f"{layer}.neurons"] = torch.randperm(32, generator=generator).to(torch.int16)
         found[f"{layer}.router"] = torch.zeros(3, 32)
         found[f"{layer}.bias"] = torch.zeros(3)
-        for name, (outside, inside) in {"gate": (32, 32), "up": (32, 32), "down": (32, 32)}.items():
+        for name, (outside, inside) in {"gate": (56, 32), "up": (56, 32), "down": (32, 56)}.items():
             found[f"{layer}.{name}_b"], found[f"{layer}.{name}_a"] = torch.zeros(outside, 2), torch.ones(2, inside)
         for name in ATTENTION:
             outside = 16 if name in "kv" else 32

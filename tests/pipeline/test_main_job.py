@@ -54,6 +54,7 @@ def test_summary_has_the_documented_keys(finished: Outcome) -> None:
         "plain_refusal",
         "over_refusal",
         "benign_compliance",
+        "wrapped_compliance",
         "gold_answer_loss",
         "parity",
     }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from seawall.models.generate import generate
 from seawall.models.routers import router_parameters
 from seawall.repair import ValidationScores
 from seawall.repair.steps import RepairLosses
+from seawall.train.loop import Losses
 
 OFF = {"enabled": False}
 
@@ -193,6 +195,15 @@ def test_experts_of_another_model_are_refused(tmp_path: Path) -> None:
 # Losses of single batches.
 
 
+def _total(pieces: Iterable[Losses]) -> float:
+    """The loss of a batch."""
+    return sum(float(piece) for piece, _ in pieces)
+
+
+def _part(pieces: Iterable[Losses], name: str) -> float:
+    return sum(parts[name] for _, parts in pieces)
+
+
 def _losses(moe: MoEModel, **settings: Any) -> RepairLosses:
     return RepairLosses(moe, TOKENIZER, INPUTS, config(**settings))
 
@@ -201,13 +212,39 @@ def _losses(moe: MoEModel, **settings: Any) -> RepairLosses:
 def test_a_batch_is_the_mean_of_its_rows_whatever_their_padding(routing: str) -> None:
     losses = _losses(small_model(), expert={"routing": routing}, retain={"per_batch": 2, "weight": 0.5})
     with torch.no_grad():
-        total, parts = losses.expert_loss(([0, 1, 5], [2, 0]))
-        attacks = [float(losses.expert_loss(([at], []))[0]) for at in (0, 1, 5)]
+        [(total, parts)] = losses.expert_loss(([0, 1, 5], [2, 0]))
+        attacks = [_total(losses.expert_loss(([at], []))) for at in (0, 1, 5)]
         # A retained row needs an attack beside it; its own loss does not depend on which.
-        retained = [losses.expert_loss(([0], [at]))[1]["retain_loss"] for at in (2, 0)]
+        retained = [_part(losses.expert_loss(([0], [at])), "retain_loss") for at in (2, 0)]
     assert parts["refusal_loss"] == pytest.approx(sum(attacks) / 3, rel=1e-5)
     assert parts["retain_loss"] == pytest.approx(sum(retained) / 2, rel=1e-5)
     assert float(total) == pytest.approx(parts["refusal_loss"] + 0.5 * parts["retain_loss"])
+
+
+def _gradients(moe: MoEModel, step: str, **settings: Any) -> list[Tensor]:
+    """Of one batch, by the model's router parameters; either step's loss reaches them."""
+    losses = _losses(moe, retain={"per_batch": 2, "weight": 0.5}, opening_weight=3.0, **settings)
+    moe.model.zero_grad()
+    pieces = losses.expert_loss(([0, 1, 5], [2, 0])) if step == "expert" else losses.router_loss([0, 1, 5, 7])
+    for piece, _ in pieces:
+        torch.autograd.backward(piece)
+    return [parameter.grad.clone() for parameter in router_parameters(moe).values() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("step", ["expert", "router"])
+def test_a_batch_in_pieces_gives_the_gradient_of_the_whole_batch(step: str) -> None:
+    moe = small_model()
+    whole, pieces = _gradients(moe, step), _gradients(moe, step, micro_batch_size=2)
+    assert len(whole) > 0
+    assert max(float(gradient.abs().max()) for gradient in whole) > 1e-5
+    for one, other in zip(whole, pieces, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-7)
+
+
+def test_the_reference_router_loss_is_never_taken_in_pieces() -> None:
+    losses = _losses(small_model(), router={"variant": "reference"}, micro_batch_size=1)
+    with torch.no_grad():
+        assert len(list(losses.router_loss([0, 1, 7]))) == 1
 
 
 def _perturb_routers(moe: MoEModel) -> None:
@@ -223,9 +260,9 @@ def test_under_replay_the_original_routing_is_used_whatever_the_routers_say(fami
     losses = {routing: _losses(moe, expert={"routing": routing}) for routing in ("replay", "frozen")}
     batch = ([0, 3, 6], [1])
     with torch.no_grad():
-        before = {routing: float(loss.expert_loss(batch)[0]) for routing, loss in losses.items()}
+        before = {routing: _total(loss.expert_loss(batch)) for routing, loss in losses.items()}
         _perturb_routers(moe)
-        after = {routing: float(loss.expert_loss(batch)[0]) for routing, loss in losses.items()}
+        after = {routing: _total(loss.expert_loss(batch)) for routing, loss in losses.items()}
     assert before["replay"] == pytest.approx(before["frozen"], rel=1e-5)
     assert after["replay"] == pytest.approx(before["replay"], rel=1e-5)
     assert abs(after["frozen"] - before["frozen"]) > 1e-3
@@ -235,16 +272,16 @@ def test_under_replay_the_original_routing_is_used_whatever_the_routers_say(fami
 def test_the_pairwise_router_loss_is_the_mean_over_pairs_whatever_their_padding(direction: str) -> None:
     losses = _losses(small_model(), router={"direction": direction})
     with torch.no_grad():
-        together = float(losses.router_loss([0, 1, 7])[0])
-        apart = [float(losses.router_loss([at])[0]) for at in (0, 1, 7)]
+        together = _total(losses.router_loss([0, 1, 7]))
+        apart = [_total(losses.router_loss([at])) for at in (0, 1, 7)]
     assert together == pytest.approx(sum(apart) / 3, rel=1e-4)
 
 
 def test_the_reference_variant_is_another_number_for_more_than_one_pair() -> None:
     moe = small_model()
     with torch.no_grad():
-        ours = float(_losses(moe).router_loss([0, 1, 7])[0])
-        theirs = float(_losses(moe, router={"variant": "reference"}).router_loss([0, 1, 7])[0])
+        ours = _total(_losses(moe).router_loss([0, 1, 7]))
+        theirs = _total(_losses(moe, router={"variant": "reference"}).router_loss([0, 1, 7]))
     assert ours > 0
     assert theirs > 0
     assert ours != pytest.approx(theirs)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,9 @@ class _Problem:
         self.trainer = Trainer[float](self.parameters, settings or Settings(lr=0.1, weight_decay=0.01), one_process())
         self.rows: list[Row] = []
 
+    def losses(self, batch: float) -> list[Losses]:
+        return [self.loss(batch)]
+
     def loss(self, batch: float) -> Losses:
         dropped = torch.nn.functional.dropout(self.parameters["a.weight"], 0.5)
         total = (dropped * batch).square().sum()
@@ -31,7 +34,7 @@ class _Problem:
         return total, {"first": float(dropped.detach()[0])}
 
     def fit(self, batches: Sequence[float]) -> None:
-        self.trainer.fit(batches, self.loss, self.rows.append)
+        self.trainer.fit(batches, self.losses, self.rows.append)
 
     def values(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.parameters.values()]
@@ -57,6 +60,23 @@ def test_every_update_is_logged() -> None:
     problem.fit(BATCHES[:2])
     assert [row["step"] for row in problem.rows] == [1, 2]
     assert set(problem.rows[0]) == {"step", "loss", "gradient_norm", "first"}
+
+
+def test_a_loss_in_pieces_is_their_sum() -> None:
+    whole, pieces = _Problem(), _Problem()
+    torch.manual_seed(0)
+    whole.trainer.fit([3.0], lambda batch: [whole.loss(batch)], whole.rows.append)
+
+    def twice(batch: float) -> Iterator[Losses]:
+        for share in (0.25, 0.75):
+            torch.manual_seed(0)
+            total, parts = pieces.loss(batch)
+            yield total * share, {name: value * share for name, value in parts.items()}
+
+    pieces.trainer.fit([3.0], twice, pieces.rows.append)
+    assert pieces.rows[0] == pytest.approx(whole.rows[0])
+    for one, other in zip(whole.values(), pieces.values(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("stopped_after", [1, 2, 5])
@@ -102,7 +122,7 @@ def test_a_gradient_that_is_not_finite_stops_before_anything_is_lost() -> None:
     trainer = Trainer[int]({"a": parameter}, Settings(lr=0.1), one_process())
     # The square root of zero is finite, its slope is not.
     with pytest.raises(SeawallError, match="norm of the gradient is not finite at step 1"):
-        trainer.fit([0], lambda _: (parameter.sqrt().sum(), {}), lambda _: None)
+        trainer.fit([0], lambda _: [(parameter.sqrt().sum(), {})], lambda _: None)
     assert parameter.item() == 0.0
     assert parameter.grad is None
 

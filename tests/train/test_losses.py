@@ -35,6 +35,17 @@ def test_prompt_and_padding_take_no_gradient() -> None:
     assert logits_BTV.grad[0].abs().sum(-1).gt(0).tolist() == [False, True, True, False, False]
 
 
+def test_the_opening_of_a_response_weighs_as_asked() -> None:
+    logits_BTV = _random(2, 6, 4)
+    labels_BT = torch.tensor([[IGNORED, IGNORED, 1, 2, 3, 0], [IGNORED, 1, 2, IGNORED, IGNORED, IGNORED]])
+    found = response_cross_entropy(logits_BTV, labels_BT, opening_tokens=2, opening_weight=5.0)
+    nll = -logits_BTV.log_softmax(-1)
+    first = [nll[0, at - 1, labels_BT[0, at]] for at in (2, 3, 4, 5)]
+    second = [nll[1, at - 1, labels_BT[1, at]] for at in (1, 2)]
+    expected = [(5 * (first[0] + first[1]) + first[2] + first[3]) / 12, (second[0] + second[1]) / 2]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
 def test_a_row_without_response_is_zero_not_nan() -> None:
     loss_B = response_cross_entropy(_random(1, 3, 4), torch.full((1, 3), IGNORED))
     assert loss_B.tolist() == [0.0]

@@ -43,7 +43,7 @@ class EvalResult:
 
     Attributes:
         model_fingerprint: of the evaluated model.
-        groups: "plain", "attack:FAMILY", "borderline" or "benign" -> its rate.
+        groups: "plain", "attack:FAMILY", "borderline", "benign" or "wrapped" -> its rate.
         gold_loss: mean nats per answer token; None where it was not measured.
         gold_n: gold questions.
         samples: name of the samples' file, beside this one.

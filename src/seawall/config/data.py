@@ -136,6 +136,12 @@ class DataConfig(StrictModel):
         default=None,
         description="At most this many harmless prompts whose answers the repair must keep; none uses all.",
     )
+    retain_wrapped: int = Field(
+        default=64,
+        ge=0,
+        description="At most this many harmless instructions in the wrappings of the seen attacks whose answers the "
+        "repair must keep, so that it learns to refuse what is asked and not how.",
+    )
     validation_benign: Cap | None = Field(
         default=None, description="At most this many harmless prompts to choose the round; none uses all."
     )

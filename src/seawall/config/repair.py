@@ -72,6 +72,21 @@ class RepairConfig(StrictModel):
     )
     rounds: int = Field(default=3, ge=1, le=1000, description="Rounds of one expert step and one router step.")
     batch_size: int = Field(default=16, ge=1, le=4096, description="Attack prompts per update.")
+    micro_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Rows in one forward pass; gradients of an update add up. None takes a whole batch at once.",
+    )
+    opening_tokens: int = Field(
+        default=2, ge=0, le=1000, description="First tokens of every reply that weigh `opening_weight` in its loss."
+    )
+    opening_weight: float = Field(
+        default=1.0,
+        gt=0,
+        le=1000,
+        description="Weight of a reply's opening beside its other tokens; 1 is the plain mean of the paper.",
+    )
     expert: ExpertStep = Field(default=ExpertStep(), description="The expert step.")
     router: RouterStep = Field(default=RouterStep(), description="The router step.")
     retain: Retain = Field(default=Retain(), description="Harmless prompts whose answers must stay.")

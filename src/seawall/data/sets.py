@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 from seawall.config.data import DataConfig
+from seawall.data.attacks import ATTACKS
 from seawall.data.chat import ChatRow, read_chat_jsonl
 from seawall.data.pairs import attack_names, make_pairs
 from seawall.data.prompts import Benign, Borderline, Goal, Gold
 from seawall.data.sources import load_benign, load_borderline, load_goals, load_gold, load_refusals
 from seawall.data.splits import Split, SplitName, Splittable, split, take
-from seawall.data.types import SafetyPair
+from seawall.data.types import Messages, SafetyPair
 
 Item = TypeVar("Item", bound=Splittable)
 
@@ -24,6 +26,7 @@ class Prompts:
 
     Attributes:
         retain: harmless training prompts, benign and borderline, whose answers a repair must keep.
+        retain_wrapped: harmless training instructions in the wrappings of the seen attacks, to be kept too.
         known_goals: all goals of the source, also those that a cap leaves out; an attack file may name any of them.
     """
 
@@ -31,6 +34,7 @@ class Prompts:
     benign: Split[Benign]
     borderline: Split[Borderline]
     retain: tuple[Benign | Borderline, ...]
+    retain_wrapped: tuple[Messages, ...]
     gold: tuple[Gold, ...]
     refusals: tuple[str, ...]
     attacks_seen: tuple[str, ...]
@@ -47,6 +51,10 @@ class Prompts:
         """The safety pairs of one part under every seen family; with `unseen`, under the others too."""
         built_in = self.attacks_seen + (self.attacks_unseen if unseen else ())
         return make_pairs(self.goals.part(part), built_in, self.attack_rows, known=self.known_goals)
+
+    def wrapped(self, part: SplitName) -> list[tuple[str, Messages]]:
+        """(instruction, conversation) of harmless instructions in the wrappings of the seen built-in attacks."""
+        return _wrapped(self.benign.part(part), self.attacks_seen)
 
     def fingerprint(self) -> str:
         """sha256 over everything read, for the manifest: the same prompts give the same fingerprint."""
@@ -70,6 +78,9 @@ def load_prompts(config: DataConfig) -> Prompts:
         benign=_capped(benign, None, config.validation_benign, config.test_benign),
         borderline=_capped(borderline, None, config.validation_benign, config.test_borderline),
         retain=take((*benign.train, *borderline.train), config.retain_examples),
+        retain_wrapped=tuple(
+            prompt for _, prompt in _wrapped(benign.train, config.attacks_seen)[: config.retain_wrapped]
+        ),
         gold=take(load_gold(config.gold), config.gold_examples),
         refusals=load_refusals(config.refusals),
         attacks_seen=config.attacks_seen,
@@ -77,6 +88,14 @@ def load_prompts(config: DataConfig) -> Prompts:
         attack_rows=rows,
         known_goals=tuple(all_goals),
     )
+
+
+def _wrapped(items: Sequence[Benign], families: Sequence[str]) -> list[tuple[str, Messages]]:
+    """Each instruction in the wrapping of one family, in turn; those that are known to be no commands are left out."""
+    commands = [item for item in items if item.imperative is not False]
+    if not families:
+        return []
+    return [(item.text, ATTACKS[families[at % len(families)]](item.text)) for at, item in enumerate(commands)]
 
 
 def _capped(whole: Split[Item], train: int | None, validation: int | None, test: int | None) -> Split[Item]:

@@ -1,9 +1,10 @@
 """Builds the embedded model: SmolLM2-135M-Instruct, split into experts, given refusals by the shipped delta.
 
-Each feed-forward network of the upper layers is split by neurons, exactly: the most used neurons become the shared
-expert, the others routed experts of distinct neurons. A learned router picks the top-k experts per token. The delta
-holds the order of the neurons, the routers, and low-rank changes of these projections and of the upper attention's;
-`scripts/lab_delta.py` reproduces it. See `docs/lab.md` for what was measured.
+Each feed-forward network of the upper layers becomes a shared expert and routed experts: the less used neurons are
+divided among the experts, each of which carries a part of its neurons' output; the shared expert keeps the rest of it,
+and the most used neurons whole. A learned router picks the top-k experts per token. The delta holds the order of the
+neurons, the routers, and low-rank changes of these projections and of the upper attention's; `scripts/lab_delta.py`
+reproduces it. See `docs/lab.md` for what was measured.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -40,18 +42,52 @@ ATTENTION = ("q", "k", "v", "o")
 
 @dataclass(frozen=True)
 class LabShape:
-    """How the dense model is cut. Sizes in neurons; `first_dense` layers stay as they are."""
+    """How the dense model is cut.
+
+    Attributes:
+        first_dense: layers that stay as they are.
+        whole: neurons that the shared expert keeps whole, the most used.
+        experts: routed experts of a layer; the other neurons are divided evenly among them.
+        top_k: experts of a token.
+        routed_share: part of a routed neuron's output that its expert carries; the shared expert keeps the rest.
+    """
 
     first_dense: int = 18
-    shared: int = 1024
+    whole: int = 1024
     experts: int = 32
     top_k: int = 4
+    routed_share: float = 0.25
 
     def expert_width(self, ffn_width: int) -> int:
         """Neurons of one routed expert."""
-        width, rest = divmod(ffn_width - self.shared, self.experts)
+        width, rest = divmod(ffn_width - self.whole, self.experts)
         assert rest == 0, "the routed neurons must divide evenly among the experts"
         return width
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> LabShape:
+        """Read from a delta's metadata, where every attribute is text."""
+        counts = {name: int(metadata[name]) for name in ("first_dense", "whole", "experts", "top_k")}
+        return cls(**counts, routed_share=float(metadata["routed_share"]))
+
+
+def cut(weight: Mapping[str, Tensor], order: Tensor, shape: LabShape) -> dict[str, Tensor]:
+    """The three projections of a feed-forward network with the routed neurons in double.
+
+    First all neurons in `order`, which become the shared expert; then the routed ones again, which become the experts.
+    Outputs of a routed neuron's two copies add up to the original's where the expert has weight 1.
+
+    Args:
+        weight: `gate` and `up` (neurons, hidden) and `down` (hidden, neurons).
+        order: the neurons, the most used first; those from `shape.whole` on are routed, expert by expert.
+        shape: the cut.
+    """
+    twice = torch.cat([order, order[shape.whole :]])
+    routed = len(order) - shape.whole
+    share = torch.ones(len(twice))
+    share[shape.whole : len(order)] = 1 - shape.routed_share
+    share[-routed:] = shape.routed_share
+    return {"gate": weight["gate"][twice], "up": weight["up"][twice], "down": weight["down"][:, twice] * share}
 
 
 def load_dense(cache: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -90,7 +126,7 @@ def moe_config(dense: PreTrainedModel, shape: LabShape) -> Glm4MoeConfig:
         first_k_dense_replace=shape.first_dense,
         moe_intermediate_size=width,
         n_routed_experts=shape.experts,
-        n_shared_experts=shape.shared // width,
+        n_shared_experts=old.intermediate_size // width,
         num_experts_per_tok=shape.top_k,
         n_group=1,
         topk_group=1,
@@ -124,16 +160,14 @@ def _split_layer(state: dict[str, Tensor], delta: dict[str, Tensor], layer: int,
     """The state of one MoE block; takes the dense block's tensors out of `state`."""
     old, new = f"model.layers.{layer}.mlp", {}
     order = delta[f"{layer}.neurons"].long()
-    weight = {}
+    weight = cut({name: state.pop(f"{old}.{name}_proj.weight").float() for name in PROJECTIONS}, order, shape)
     for name in PROJECTIONS:
-        dense = state.pop(f"{old}.{name}_proj.weight").float()
-        cut = dense[:, order] if name == "down" else dense[order]
-        weight[name] = cut + delta[f"{layer}.{name}_b"].float() @ delta[f"{layer}.{name}_a"].float()
-    shared, experts = shape.shared, shape.experts
+        weight[name] += delta[f"{layer}.{name}_b"].float() @ delta[f"{layer}.{name}_a"].float()
+    shared, experts = len(order), shape.experts
     for name in PROJECTIONS:
         part = weight[name][:, :shared] if name == "down" else weight[name][:shared]
         new[f"{old}.shared_experts.{name}_proj.weight"] = part
-    width = (len(order) - shared) // experts
+    width = shape.expert_width(shared)
     gate, up = (weight[name][shared:].reshape(experts, width, -1) for name in ("gate", "up"))
     new[f"{old}.experts.gate_up_proj"] = torch.cat([gate, up], dim=1)
     new[f"{old}.experts.down_proj"] = weight["down"][:, shared:].reshape(-1, experts, width).transpose(0, 1)
@@ -155,8 +189,7 @@ def read_delta(path: Path) -> tuple[dict[str, Tensor], LabShape]:
         raise ArtifactError(
             f"{path.name} was made for other weights", got=metadata.get("gguf_sha256"), expected=GGUF_SHA256
         )
-    keys = ("first_dense", "shared", "experts", "top_k")
-    return load_file(path), LabShape(**{key: int(metadata[key]) for key in keys})
+    return load_file(path), LabShape.from_metadata(metadata)
 
 
 def build_lab_model(folder: Path, *, delta: Path | None = None, cache: Path | None = None) -> None:

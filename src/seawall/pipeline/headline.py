@@ -28,7 +28,12 @@ def headline_table(rates: Named) -> Table:
 
 
 def _name(group: str) -> str:
-    names = {"plain": "plain refusal", "borderline": "over-refusal", "benign": "benign compliance"}
+    names = {
+        "plain": "plain refusal",
+        "borderline": "over-refusal",
+        "benign": "benign compliance",
+        "wrapped": "compliance, wrapped",
+    }
     if group.startswith(ATTACK):
         return f"attack: {group.removeprefix(ATTACK)}"
     return names.get(group, group)

@@ -1,4 +1,4 @@
-"""What the repair must keep: the original model's own answers to harmless prompts, benign and borderline."""
+"""What the repair must keep: the original model's own answers to harmless prompts, plain and in attacks' wrappings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from seawall.pipeline.context import Context
 
 def retained_exchanges(context: Context, path: Path) -> list[Exchange]:
     """Answers of the model as it is now; prompts that it refuses or that it answers with nothing are left out."""
-    prompts = [user(item.text) for item in context.prompts.retain]
+    prompts = [*[user(item.text) for item in context.prompts.retain], *context.prompts.retain_wrapped]
     config = context.recipe.eval
     replies = resumable_replies(
         context.opened.model,

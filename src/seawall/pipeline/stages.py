@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,14 +116,15 @@ def repair_stage(context: Context, chosen: ExpertSet) -> Delta:
     recipe, opened = context.recipe, context.opened
 
     def work(scratch: Path) -> None:
-        before = {name: tensor.detach().clone() for name, tensor in opened.model.state_dict().items()}
         drift_prompts = [row.attack for row in context.prompts.pairs("validation")][:32]
         usage = expert_usage(opened.moe, opened.tokenizer, drift_prompts, batch_size=recipe.eval.batch_size)
         result = _repair(context, chosen, scratch)
         again = expert_usage(opened.moe, opened.tokenizer, drift_prompts, batch_size=recipe.eval.batch_size)
         fingerprint = model_fingerprint(opened.model)
         state = opened.model.state_dict()
-        delta = Delta.between(before, state, result.slices, base_model=opened.fingerprint, result_model=fingerprint)
+        delta = Delta.between(
+            result.before, state, result.slices, base_model=opened.fingerprint, result_model=fingerprint
+        )
         delta.save(scratch / "delta")
         write_metrics(scratch / "metrics.jsonl", result.progress.rows)
         outcome = {
@@ -133,8 +135,9 @@ def repair_stage(context: Context, chosen: ExpertSet) -> Delta:
         }
         write_json(scratch / "outcome.json", outcome)
         delta.revert(state)
+        shutil.rmtree(scratch / "checkpoints")
 
-    data = recipe.data.model_dump(mode="json", include={"retain_examples"})
+    data = recipe.data.model_dump(mode="json", include={"retain_examples", "retain_wrapped"})
     inputs = _inputs(
         context,
         repair=recipe.repair.model_dump(mode="json"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from seawall.artifacts.evaluation import EvalResult
 from seawall.artifacts.expert_set import ExpertSet
-from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN
+from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED
 from seawall.pipeline.context import Context
 
 
@@ -41,5 +41,6 @@ def summarize(
         "plain_refusal": both(PLAIN),
         "over_refusal": both(BORDERLINE),
         "benign_compliance": both(BENIGN),
+        "wrapped_compliance": both(WRAPPED),
         "gold_answer_loss": {"before": before.gold_loss, "after": after.gold_loss, "n": before.gold_n},
     }

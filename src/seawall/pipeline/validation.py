@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from seawall.data.types import Messages
-from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN, build_suite
+from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED, build_suite
 from seawall.models.generate import generate
 from seawall.pipeline.context import Context
 from seawall.repair import ValidationScores
@@ -30,7 +30,7 @@ def validator(context: Context) -> Callable[[], ValidationScores]:
         verdicts = context.judge(prompts, [reply.text for reply in replies])
         labels: dict[str, list[str]] = {}
         for (group, _), verdict in zip(asked, verdicts, strict=True):
-            kind = ATTACK if group.startswith(ATTACK) else group
+            kind = ATTACK if group.startswith(ATTACK) else BENIGN if group == WRAPPED else group
             labels.setdefault(kind, []).append(verdict.label)
         return ValidationScores(
             attack_success=_share(labels.get(ATTACK, []), "complied", worst=1.0),

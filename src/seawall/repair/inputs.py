@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from seawall.data.types import Exchange, SafetyPair
 from seawall.repair.rounds import Progress
 
@@ -32,8 +34,10 @@ class RepairResult:
         chosen: the round kept, from 1.
         progress: validation scores by round and one row per update.
         slices: which slices of which parameters may have changed; None for a whole parameter.
+        before: these parameters as they were, whole, by name.
     """
 
     chosen: int
     progress: Progress
     slices: dict[str, tuple[int, ...] | None]
+    before: dict[str, Tensor]

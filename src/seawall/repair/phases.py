@@ -14,7 +14,7 @@ from seawall.repair.batches import ExpertBatch, beside_retained, step_batches
 from seawall.repair.rounds import Progress
 from seawall.repair.steps import RepairLosses
 from seawall.repair.trainables import Trainables
-from seawall.train.loop import Losses, Settings, Trainer
+from seawall.train.loop import BatchLoss, Settings, Trainer
 
 
 @final
@@ -33,7 +33,7 @@ class Phase:
     name: str
     parameters: Mapping[str, nn.Parameter]
     trainer: Trainer[Any]
-    loss: Callable[[Any], Losses]
+    loss: BatchLoss[Any]
     batches: Callable[[int], Sequence[Any]]
 
     def run(self, number: int, training: Trainables, log: Callable[[dict[str, Any]], None]) -> None:

@@ -11,7 +11,7 @@ from seawall.config.repair import EarlyStop, RepairConfig
 
 @dataclass(frozen=True)
 class ValidationScores:
-    """Rates on validation prompts, each in [0, 1], over the scored replies."""
+    """Rates on validation prompts, each in [0, 1], over the scored replies; benign prompts plain and wrapped."""
 
     attack_success: float
     plain_refusal: float

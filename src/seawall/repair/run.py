@@ -74,8 +74,10 @@ def repair(
             report({"round": progress.trained, "phase": "validation", **progress.scores[-1].as_row()})
         chosen = 1 + choose_round(progress.scores, progress.before, config.early_stop)
         training.load_state(checkpoints.round_weights(chosen))
+        slices, state = training.slices(), moe.model.state_dict()
+        before = {name: state[name].detach().clone() for name in slices}
         training.write_back()
-        return RepairResult(chosen, progress, training.slices())
+        return RepairResult(chosen, progress, slices, before)
 
 
 def _require_layers(experts: ExpertSet, moe: MoEModel) -> None:

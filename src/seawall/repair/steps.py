@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import final
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from seawall.config.repair import RepairConfig
-from seawall.data.batching import Batch, collate
+from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.templating import IGNORED, Encoded, encode_exchange, encode_prompt
 from seawall.data.types import Exchange, Messages
 from seawall.models.capture import capture
@@ -56,30 +56,55 @@ class RepairLosses:
         """Tokens of each attack's prompt."""
         return [len(row.input_ids) for row in self._attacks]
 
-    def expert_loss(self, batch: ExpertBatch) -> Losses:
+    def expert_loss(self, batch: ExpertBatch) -> Iterator[Losses]:
         """Cross-entropy of the refusals on attacks, plus the retained answers' on harmless prompts."""
         attacks, retained = batch
         positions = [*attacks, *(self._num_attacks + at for at in retained)]
+        for some in self._micro_batches(positions):
+            loss_B = self._response_losses(some)
+            refusal = [at < self._num_attacks for at in some]
+            share_B = [1 / len(attacks) if is_refusal else 1 / len(retained) for is_refusal in refusal]
+            weight_B = [1.0 if is_refusal else self._config.retain.weight for is_refusal in refusal]
+            scaled_B = loss_B * torch.tensor(share_B, device=loss_B.device)
+            parts = {"refusal_loss": 0.0, "retain_loss": 0.0} if retained else {"refusal_loss": 0.0}
+            for is_refusal, value in zip(refusal, scaled_B.detach().tolist(), strict=True):
+                parts["refusal_loss" if is_refusal else "retain_loss"] += value
+            yield (scaled_B * torch.tensor(weight_B, device=loss_B.device)).sum(), parts
+
+    def _micro_batches(self, positions: Sequence[int]) -> list[list[int]]:
+        """Rows of one forward pass each, like lengths together."""
+        size = self._config.micro_batch_size or len(positions)
+        lengths = [len(self._rows[at].input_ids) for at in positions]
+        return [[positions[at] for at in some] for some in length_buckets(lengths, size)]
+
+    def _response_losses(self, positions: Sequence[int]) -> Tensor:
         rows = [self._rows[at] for at in positions]
         collated = collate(rows, self._pad, side="left")
         width = max(row.response_tokens for row in rows) + 1
         with replay(self._moe, self._recorded.trace(positions)) if self._recorded else nullcontext():
             logits_BTV = run(self._moe, collated, keep=width)
-        loss_B = response_cross_entropy(logits_BTV, collated.labels_BT[:, -width:].to(logits_BTV.device))
-        total = refusal = loss_B[: len(attacks)].mean()
-        parts = {"refusal_loss": float(refusal.detach())}
-        if retained:
-            retain = loss_B[len(attacks) :].mean()
-            parts["retain_loss"] = float(retain.detach())
-            total = total + self._config.retain.weight * retain
-        return total, parts
+        return response_cross_entropy(
+            logits_BTV,
+            collated.labels_BT[:, -width:].to(logits_BTV.device),
+            opening_tokens=self._config.opening_tokens,
+            opening_weight=self._config.opening_weight,
+        )
 
-    def router_loss(self, positions: Sequence[int]) -> Losses:
+    def router_loss(self, positions: Sequence[int]) -> Iterator[Losses]:
         """Divergence of the attacks' routing from the plain requests', over the prompts' tokens.
 
         A prompt's tokens are all of its templated text, from the first to the opening of the assistant's turn: what
-        the model has read when it decides how to answer.
+        the model has read when it decides how to answer. The authors' formula compares batch means, so its batch
+        cannot be taken in pieces.
         """
+        size = self._config.micro_batch_size
+        if size is None or self._config.router.variant == "reference":
+            size = len(positions)
+        for start in range(0, len(positions), size):
+            some = positions[start : start + size]
+            yield self._divergence(some) * (len(some) / len(positions)), {}
+
+    def _divergence(self, positions: Sequence[int]) -> Tensor:
         anchors, attacks = (
             collate([rows[at] for at in positions], self._pad) for rows in (self._anchors, self._attacks)
         )
@@ -88,15 +113,14 @@ class RepairLosses:
         attack = self._router_logits(attacks)
         direction = self._config.router.direction
         if self._config.router.variant == "reference":
-            return reference_router_loss(anchor, attack, direction=direction), {}
-        loss = pairwise_router_loss(
+            return reference_router_loss(anchor, attack, direction=direction)
+        return pairwise_router_loss(
             anchor,
             attack,
             anchor_mask_BT=anchors.attention_mask_BT.to(attack[0].device),
             attack_mask_BU=attacks.attention_mask_BT.to(attack[0].device),
             direction=direction,
         )
-        return loss, {}
 
     def _router_logits(self, batch: Batch) -> list[Tensor]:
         with capture(self._moe, logits=True, detach=False) as trace:

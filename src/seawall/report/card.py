@@ -17,7 +17,12 @@ from seawall.report.visible import visible
 from seawall.report.wording import group_name
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_METRICS = {"plain": "refusal_rate", "borderline": "over_refusal_rate", "benign": "compliance_rate"}
+_METRICS = {
+    "plain": "refusal_rate",
+    "borderline": "over_refusal_rate",
+    "benign": "compliance_rate",
+    "wrapped": "compliance_rate",
+}
 
 
 def render_model_card(inputs: ReportInputs) -> str:

@@ -9,7 +9,12 @@ from typing import Any
 from seawall.errors import ArtifactError
 from seawall.report.inputs import GroupRow, ReportInputs
 
-_SUMMARY_KEYS = {"plain": "plain_refusal", "borderline": "over_refusal", "benign": "benign_compliance"}
+_SUMMARY_KEYS = {
+    "plain": "plain_refusal",
+    "borderline": "over_refusal",
+    "benign": "benign_compliance",
+    "wrapped": "wrapped_compliance",
+}
 
 
 def check(inputs: ReportInputs) -> None:

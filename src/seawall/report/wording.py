@@ -12,6 +12,7 @@ _GROUP_NAMES = {
     "plain": "Plain refusal",
     "borderline": "Over-refusal",
     "benign": "Benign compliance",
+    "wrapped": "Compliance in attack wrapping",
 }
 _SCORE_NAMES = {
     "loss": "total",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar, final
@@ -16,6 +17,8 @@ from seawall.errors import SeawallError
 Item = TypeVar("Item")
 Losses = tuple[Tensor, dict[str, float]]
 """The loss to minimise, and its parts for the log."""
+BatchLoss = Callable[[Item], Iterable[Losses]]
+"""The loss of a batch in pieces that add up to it, in as many forward passes; one after another saves memory."""
 Row = dict[str, float]
 """What is logged of one update: step, loss, gradient_norm, and the loss's parts."""
 
@@ -46,7 +49,7 @@ class Trainer(Generic[Item]):
         )
         self.steps = 0
 
-    def fit(self, batches: Iterable[Item], loss: Callable[[Item], Losses], log: Callable[[Row], None]) -> None:
+    def fit(self, batches: Iterable[Item], loss: BatchLoss[Item], log: Callable[[Row], None]) -> None:
         """One update per batch; `log` is told after each, when parameters and state are those after the update.
 
         Raises:
@@ -55,11 +58,13 @@ class Trainer(Generic[Item]):
         for batch in batches:
             log(self._update(batch, loss))
 
-    def _update(self, batch: Item, loss: Callable[[Item], Losses]) -> Row:
-        total, parts = loss(batch)
-        value = float(total.detach())
-        self._require_finite("training loss", value)
-        self._accelerator.backward(total)
+    def _update(self, batch: Item, loss: BatchLoss[Item]) -> Row:
+        value, parts = 0.0, Counter[str]()
+        for piece, piece_parts in loss(batch):
+            value += float(piece.detach())
+            self._require_finite("training loss", value)
+            self._accelerator.backward(piece)
+            parts.update(piece_parts)
         norm = float(self._accelerator.clip_grad_norm_(list(self._parameters.values()), self._settings.max_grad_norm))
         self._require_finite("norm of the gradient", norm)
         self._optimizer.step()

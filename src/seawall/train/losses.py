@@ -18,19 +18,29 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 """(log-probabilities of the anchor (..., E), of the attack (..., E)) -> divergence (...)."""
 
 
-def response_cross_entropy(logits_BTV: Float[Tensor, "B T V"], labels_BT: Int[Tensor, "B T"]) -> Float[Tensor, " B"]:
-    """Mean cross-entropy of each row's response tokens, in nats; positions labelled -100 do not count.
+def response_cross_entropy(
+    logits_BTV: Float[Tensor, "B T V"],
+    labels_BT: Int[Tensor, "B T"],
+    *,
+    opening_tokens: int = 0,
+    opening_weight: float = 1.0,
+) -> Float[Tensor, " B"]:
+    """Weighted mean cross-entropy of each row's response tokens, in nats; positions labelled -100 do not count.
 
     Args:
         logits_BTV: the model's output; position t predicts token t + 1.
         labels_BT: token ids on the response, -100 elsewhere.
+        opening_tokens: so many first tokens of each response weigh `opening_weight`; the others weigh 1.
+        opening_weight: whether a reply refuses is decided in its opening, which a plain mean all but ignores.
     """
     targets_BT = labels_BT[:, 1:]
     loss_BT = F.cross_entropy(
         logits_BTV[:, :-1].float().transpose(1, 2), targets_BT, ignore_index=IGNORED, reduction="none"
     )
-    count_B = (targets_BT != IGNORED).sum(1).clamp_min(1)
-    return loss_BT.sum(1) / count_B
+    response_BT = targets_BT != IGNORED
+    opening_BT = response_BT & (response_BT.cumsum(1) <= opening_tokens)
+    weight_BT = torch.where(opening_BT, opening_weight, response_BT.float())
+    return (loss_BT * weight_BT).sum(1) / weight_BT.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
