@@ -1,10 +1,12 @@
 """Does targeting earn its place? RASA and its ablations at equal steps, as curves, with intervals over goals and seeds.
 
-    python benchmarks/efficacy.py --work runs/efficacy --seeds 3                # measures; goes on where it stopped
-    python benchmarks/efficacy.py --work runs/efficacy --table   # prints the table
+    python benchmarks/efficacy.py --work runs/efficacy --seeds 3 --pairs        # measures; goes on where it stopped
+    python benchmarks/efficacy.py --work runs/efficacy --table                  # prints the table
+    python benchmarks/efficacy.py --work runs/efficacy --plot docs/efficacy.svg # draws the curves (extra `bench`)
 
 All variants share one profile and one model; each repairs the same pairs with the same number of updates, and is
-measured on test goals after every round. Rows go to `rows.jsonl`: one per variant, seed and round, with every verdict.
+measured on test goals after every round. With fewer pairs, both the selection and the repair see only these. Rows go
+to `rows.jsonl`: one per variant, seed and round, with every verdict.
 """
 
 from __future__ import annotations
@@ -13,9 +15,13 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.profile import ExpertProfile
@@ -59,6 +65,8 @@ def recipe_for(changes: list[str], args: argparse.Namespace, seed: int) -> Recip
         f"data.test_benign={args.goals}",
         f"data.test_borderline={args.goals}",
         "data.gold_examples=40",
+        f"data.attacks_seen=[{','.join(args.seen)}]",
+        f"data.attacks_unseen=[{','.join(args.unseen)}]",
     ]
     return load_recipe(args.recipe, [*fixed, *args.set, *changes])
 
@@ -89,7 +97,7 @@ def run_variant(context: Context, name: str, changes: list[str], *, seed: int, p
     if (name, seed, pairs, args.rounds) in done:
         return
     recipe = recipe_for(changes, args, seed)
-    profile = ExpertProfile.load(context.run.stage("profile"))
+    profile = first_pairs(ExpertProfile.load(context.run.stage("profile")), pairs)
     experts = select(profile, recipe.select, tokens=recipe.profile.tokens)
     kept = kept_pairs(context.run.stage("profile"))[: pairs or None]
     refusals = context.prompts.refusals
@@ -127,6 +135,13 @@ def run_variant(context: Context, name: str, changes: list[str], *, seed: int, p
         state[key].copy_(tensor)
 
 
+def first_pairs(profile: ExpertProfile, count: int | None) -> ExpertProfile:
+    """The profile of the first pairs alone."""
+    tensors = {field.name: getattr(profile, field.name) for field in fields(profile)}
+    kept = {name: value[:count] for name, value in tensors.items() if name.endswith(("_P", "_PLE"))}
+    return replace(profile, pairs=profile.pairs[:count], **kept)
+
+
 def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.open(encoding="utf-8")] if path.is_file() else []
 
@@ -152,16 +167,17 @@ def run_all(args: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- the table
 
 
-def rate(rows: list[Row], group: str) -> Rate:
-    pooled = [(goal, label) for row in rows for goal, label in row["labels"][group]]
+def pooled_rate(rows: list[Row], groups: Sequence[str]) -> Rate:
+    """Over seeds and groups, with an interval clustered by goal."""
+    pooled = [(goal, label) for row in rows for group in groups for goal, label in row["labels"][group]]
     return rate_with_interval(
-        [label for _, label in pooled], [goal for goal, _ in pooled], target(group), resamples=2000, seed=0
+        [label for _, label in pooled], [goal for goal, _ in pooled], target(groups[0]), resamples=2000, seed=0
     )
 
 
 def cells(rows: list[Row], groups: list[str], gold_before: float) -> Iterator[str]:
     for group in groups:
-        found = rate(rows, group)
+        found = pooled_rate(rows, [group])
         yield f"{found.rate:.2f} [{found.low:.2f}, {found.high:.2f}]"
     losses = [row["gold_loss"] / gold_before - 1 for row in rows]
     yield f"{100 * sum(losses) / len(losses):+.1f} %"
@@ -192,6 +208,57 @@ def table(args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+# ---------------------------------------------------------------- the curves
+
+
+def plot(args: argparse.Namespace) -> None:
+    """Attack success and over-refusal over updates and over the number of pairs; intervals as in the table."""
+    figure, axes = plt.subplots(2, 3, figsize=(15, 8), sharey="row", layout="constrained")
+    rows = read_rows(args.work / "rows.jsonl")
+    untouched = next(row for row in rows if row["variant"] == "untouched")
+    families = {
+        "attacks trained on": [f"attack:{name}" for name in args.seen],
+        "attacks never seen": [g for g in untouched["labels"] if g.startswith("attack:") and g[7:] not in args.seen],
+        "over-refusal (borderline)": ["borderline"],
+    }
+    for column, (title, wanted) in enumerate(families.items()):
+        groups = [group for group in wanted if group in untouched["labels"]]
+        if not groups:
+            continue
+        steps = sorted({row["steps"] for row in rows if row["pairs"] is None})
+        by_steps = {
+            name: [[r for r in rows if (r["variant"], r["steps"], r["pairs"]) == (name, at, None)] for at in steps]
+            for name in VARIANTS
+        }
+        for points in by_steps.values():
+            points[0] = [untouched]
+        curves(axes[0, column], steps, by_steps, groups)
+        axes[0, column].set(title=title, xlabel="updates of each step")
+        counts = sorted({row["pairs"] for row in rows if row["pairs"] is not None})
+        by_pairs = {
+            name: [
+                [r for r in rows if (r["variant"], r["pairs"], r["steps"]) == (name, count, max(steps))]
+                for count in counts
+            ]
+            for name in ("RASA", "random experts")
+        }
+        curves(axes[1, column], counts, by_pairs, groups)
+        axes[1, column].set(xlabel="pairs that selection and repair see")
+    axes[0, 0].legend(fontsize="small")
+    for row in axes:
+        row[0].set(ylabel="rate", ylim=(-0.02, 1.02))
+    figure.savefig(args.plot, metadata={"Date": None})
+
+
+def curves(axis: Axes, places: Sequence[int], found: dict[str, list[list[Row]]], groups: Sequence[str]) -> None:
+    for number, (name, points) in enumerate(found.items()):
+        shown = [(place, pooled_rate(rows, groups)) for place, rows in zip(places, points, strict=True) if rows]
+        x = [place + 0.15 * number for place, _ in shown]
+        y = [rate.rate for _, rate in shown]
+        around = [[rate.rate - rate.low for _, rate in shown], [rate.high - rate.rate for _, rate in shown]]
+        axis.errorbar(x, y, yerr=around, label=name, marker="o", markersize=3, linewidth=1, capsize=2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
@@ -203,9 +270,17 @@ def main() -> None:
     parser.add_argument("--pairs", action="store_true", help="also the curve over the number of pairs")
     parser.add_argument("--only", action="append", default=[], help="a variant; can be repeated")
     parser.add_argument("--set", action="append", default=[], help="a setting of the recipe for all variants")
+    parser.add_argument("--seen", nargs="+", default=["role_play", "nested_fiction"], help="families to repair")
+    parser.add_argument("--unseen", nargs="+", default=["escalation", "forced_opening"], help="families for transfer")
+    parser.add_argument("--plot", type=Path, default=None, help="draw what was measured into this file")
     parser.add_argument("--table", action="store_true", help="print the table of what was measured")
     args = parser.parse_args()
-    print(table(args)) if args.table else run_all(args)
+    if args.plot:
+        plot(args)
+    elif args.table:
+        print(table(args))
+    else:
+        run_all(args)
 
 
 if __name__ == "__main__":
