@@ -18,10 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
-
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING, Any
 
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.profile import ExpertProfile
@@ -41,6 +38,9 @@ from seawall.pipeline.stages import kept_pairs
 from seawall.repair import RepairInputs, ValidationScores, repair
 from seawall.runs.folder import RunFolder
 from seawall.selection import select
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 VARIANTS: dict[str, list[str]] = {
     "RASA": [],
@@ -213,6 +213,8 @@ def table(args: argparse.Namespace) -> str:
 
 def plot(args: argparse.Namespace) -> None:
     """Attack success and over-refusal over updates and over the number of pairs; intervals as in the table."""
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), sharey="row", layout="constrained")
     rows = read_rows(args.work / "rows.jsonl")
     untouched = next(row for row in rows if row["variant"] == "untouched")

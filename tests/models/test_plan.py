@@ -145,6 +145,12 @@ def test_the_work_of_a_recipe_by_hand() -> None:
     )
 
 
+@pytest.mark.parametrize(("micro", "rows"), [(None, 20), (8, 8), (64, 20)])
+def test_a_micro_batch_bounds_the_rows_of_a_forward_pass(micro: int | None, rows: int) -> None:
+    recipe = _recipe(repair={"batch_size": 16, "micro_batch_size": micro, "retain": {"per_batch": 4}})
+    assert recipe_workload(SUMMARY, recipe, SIZES).training_rows == rows
+
+
 @pytest.mark.parametrize(
     ("sections", "trained"),
     [
