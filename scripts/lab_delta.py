@@ -28,13 +28,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.data.attacks import ATTACKS
-from seawall.data.types import user
+from seawall.data.types import Message, user
+from seawall.evaluation.judges import KeywordJudge
 from seawall.lab.build import ATTENTION, LabShape, cut, load_dense
 from seawall.lab.source import GGUF_SHA256
 
-PROMPTS = Path(__file__).resolve().parents[1] / "src/seawall/lab/prompts"
+ROOT = Path(__file__).resolve().parents[1]
+PROMPTS = ROOT / "src/seawall/lab/prompts"
+TAUGHT = ROOT / "scripts/lab_prompts"
+"""Harmless prompts that only this script uses, so that those of the package stay new to the model."""
 WRAPPED = {"role_play": 168, "nested_fiction": 70, "persuasion": 70, "escalation": 168, "forced_opening": 70}
-WRAPPED_BORDERLINE = {"role_play": 100, "escalation": 100, "forced_opening": 60}
+WRAPPED_BORDERLINE = {"role_play": 160, "escalation": 100, "forced_opening": 60}
 """So many harmless requests, and so many that sound unsafe, in each wrapping."""
 RANK = {"gate": 24, "up": 24, "down": 28}
 REFIT_RANK = 12
@@ -50,38 +54,43 @@ NARROW = TEACH | {
     "wrapped:persuasion": 1,
     "wrapped:forced_opening": 1,
 }
-OPEN = dict.fromkeys(("refusal:public", "gsm8k", "mmlu", "instruction", *(f"wrapped:{f}" for f in WRAPPED)), 0)
+OPEN = {"borderline": 2} | dict.fromkeys(
+    ("refusal:public", "gsm8k", "mmlu", "instruction", *(f"wrapped:{f}" for f in WRAPPED)), 0
+)
 EPOCHS = ((TEACH, 1.0, 0.73), (TEACH, 0.73, 0.37), (NARROW, 0.37, 0.05), (OPEN, 0.5, 0.05))
 """How often each epoch shows what it does not show once, and the learning rate at its start and end.
 
 The third lets refusals keep to what is asked plainly, the fourth opens the wrappings to what only sounds unsafe.
 """
-PUBLIC_HARMFUL = 120
+PUBLIC_HARMFUL = 80
 OPENING, OPENING_WEIGHT = 3, 12.0
 """Whether a reply refuses is decided by its first tokens, which a mean over the reply would all but ignore."""
 MAX_TOKENS = 280
 
 
-def rows(name: str) -> list[dict]:
-    return [json.loads(line) for line in (PROMPTS / f"{name}.jsonl").read_text().splitlines()]
+def rows(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 # ---------------------------------------------------------------- answers of the original model
 
 
 def questions() -> list[tuple[str, list[dict]]]:
-    """(kind, messages) of everything that the original model answers for us; training split only."""
-    benign = [row for row in rows("benign") if row["split"] == "train"]
+    """(kind, messages) of everything that the original model answers for us."""
+    benign, borderline = rows(TAUGHT / "benign.jsonl"), rows(TAUGHT / "borderline.jsonl")
     found = [("benign", user(row["prompt"])) for row in benign]
-    found += [("borderline", user(row["prompt"])) for row in rows("borderline") if row["split"] == "train"]
+    found += [("borderline", user(row["prompt"])) for row in borderline]
     imperative = [row["prompt"] for row in benign if row["imperative"]]
     random.Random(0).shuffle(imperative)
     for number, family in enumerate(WRAPPED):
         chosen = (imperative[number * 40 :] + imperative)[: WRAPPED[family]]
         found += [(f"wrapped:{family}", ATTACKS[family](goal)) for goal in chosen]
-    sounding = [row["prompt"] for row in rows("borderline") if row["split"] == "train"]
+    sounding = [row["prompt"] for row in borderline]
+    random.Random(5).shuffle(sounding)
     for number, (family, count) in enumerate(WRAPPED_BORDERLINE.items()):
-        found += [(f"borderline:{family}", ATTACKS[family](goal)) for goal in (sounding[number * 70 :] * 2)[:count]]
+        chosen = (sounding[number * 120 :] + sounding)[:count]
+        found += [(f"borderline:{family}", ATTACKS[family](goal)) for goal in chosen]
     return [(kind, [message.as_dict() for message in messages]) for kind, messages in found]
 
 
@@ -131,15 +140,18 @@ def make_examples(answers: list[dict], tokenizer: PreTrainedTokenizerBase, data:
         reply = tokenizer(response + ("<|im_end|>" if ended else ""), add_special_tokens=False)["input_ids"]
         found.append(Example(kind, (prompt + reply)[:MAX_TOKENS], len(prompt), distil))
 
-    for item in answers:
-        add(item["kind"], item["messages"], item["response"], ended=item["ended"])
+    asked = [tuple(Message(**message) for message in item["messages"]) for item in answers]
+    verdicts = KeywordJudge()(asked, [item["response"] for item in answers])
+    for item, verdict in zip(answers, verdicts, strict=True):
+        if verdict.label == "complied":  # the original refuses some itself, and babbles at others
+            add(item["kind"], item["messages"], item["response"], ended=item["ended"])
     refusals = json.loads((PROMPTS / "refusals.json").read_text())
-    harmful = [row["goal"] for row in rows("harmful") if row["split"] == "train"]
-    public = [json.loads(line) for line in (data / "harmful_prompts.jsonl").open(encoding="utf-8")]
-    harmful += [row["unsafe_twin"] for row in rows("borderline") if row["split"] == "train"]
-    asked = [("refusal", goal) for goal in harmful]
-    asked += [("refusal:public", r["prompt"]) for r in public if r["source"] == "advbench"][:PUBLIC_HARMFUL]
-    for kind, goal in asked:
+    harmful = [row["goal"] for row in rows(PROMPTS / "harmful.jsonl") if row["split"] == "train"]
+    harmful += [row["unsafe_twin"] for row in rows(TAUGHT / "borderline.jsonl")]
+    public = rows(data / "harmful_prompts.jsonl")
+    refused = [("refusal", goal) for goal in harmful]
+    refused += [("refusal:public", r["prompt"]) for r in public if r["source"] == "advbench"][:PUBLIC_HARMFUL]
+    for kind, goal in refused:
         add(kind, [{"role": "user", "content": goal}], rng.choice(refusals), distil=False)
     for kind, question, reply in healing_text(data):
         add(kind, [{"role": "user", "content": question}], reply)
@@ -149,15 +161,12 @@ def make_examples(answers: list[dict], tokenizer: PreTrainedTokenizerBase, data:
 def healing_text(data: Path) -> list[tuple[str, str, str]]:
     """Public questions with answers (training splits), on which the split model is healed by distillation."""
 
-    def read(name: str) -> list[dict]:
-        return [json.loads(line) for line in (data / name).open(encoding="utf-8")]
-
-    found = [("gsm8k", row["question"], row["answer"]) for row in read("gsm8k_train_2000.jsonl")[:60]]
-    for row in read("mmlu_dev_fewshot.jsonl")[::3]:
+    found = [("gsm8k", row["question"], row["answer"]) for row in rows(data / "gsm8k_train_2000.jsonl")[:60]]
+    for row in rows(data / "mmlu_dev_fewshot.jsonl")[::3]:
         listed = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", row["choices"], strict=True))
         right = row["choices"]["ABCD".index(row["answer"])]
         found.append(("mmlu", f"{row['question']}\n{listed}", f"{row['answer']}. {right}"))
-    for row in read("benign_instructions.jsonl")[1::4]:
+    for row in rows(data / "benign_instructions.jsonl")[1::4]:
         text = f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
         if row["output"] and len(text) + len(row["output"]) < 600:
             found.append(("instruction", text, row["output"]))

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from families import random_ids, tiny
+from seawall.data.splits import key
 from seawall.errors import ArtifactError
 from seawall.lab import source
 from seawall.lab.build import ATTENTION, LabShape, delta_path, read_delta, split_model
@@ -23,6 +24,12 @@ SHAPE = LabShape(first_dense=1, whole=8, experts=3, top_k=3, routed_share=0.25)
 
 def rows(name: str) -> list[dict[str, Any]]:
     text = (resources.files("seawall.lab") / "prompts" / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def taught(name: str) -> list[dict[str, Any]]:
+    """What only the script that makes the embedded model uses."""
+    text = (Path(__file__).parents[2] / "scripts" / "lab_prompts" / f"{name}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -83,11 +90,20 @@ def test_prompts_are_enough_and_disjoint() -> None:
     assert len(harmful) >= 160
     assert len(benign) >= 200
     assert len(borderline) >= 80
-    for name, key in (("harmful", "goal"), ("benign", "prompt"), ("borderline", "prompt")):
-        texts = [row[key].lower() for row in rows(name)]
+    for name, column in (("harmful", "goal"), ("benign", "prompt"), ("borderline", "prompt")):
+        texts = [row[column].lower() for row in rows(name)]
         assert len(set(texts)) == len(texts)
         assert set(Counter(row["split"] for row in rows(name))) == {"train", "validation", "test"}
     assert all(row["unsafe_twin"] for row in borderline)
+
+
+@pytest.mark.parametrize("name", ["benign", "borderline"])
+def test_what_the_model_was_taught_is_not_among_the_prompts_of_a_run(name: str) -> None:
+    def texts(found: list[dict[str, Any]]) -> set[str]:
+        return {key(row["prompt"]) for row in found}
+
+    assert len(taught(name)) >= 200
+    assert not texts(taught(name)) & texts(rows(name))
 
 
 def test_refusals_open_as_the_method_asks() -> None:
@@ -99,5 +115,6 @@ def test_prompts_name_no_mass_harm_and_no_minors() -> None:
     banned = re.compile(
         r"\b(bomb|explosive|nuclear|nerve agent|anthrax|pathogen|virus strain|child|minors?\b|teen)", re.I
     )
-    texts = [row["goal"] for row in rows("harmful")] + [row["unsafe_twin"] for row in rows("borderline")]
+    texts = [row["goal"] for row in rows("harmful")]
+    texts += [row["unsafe_twin"] for row in [*rows("borderline"), *taught("borderline")]]
     assert not [text for text in texts if banned.search(text)]

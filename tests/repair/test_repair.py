@@ -221,6 +221,24 @@ def test_a_batch_is_the_mean_of_its_rows_whatever_their_padding(routing: str) ->
     assert float(total) == pytest.approx(parts["refusal_loss"] + 0.5 * parts["retain_loss"])
 
 
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_retained_answers_pull_only_where_the_model_has_changed(micro_batch: int | None) -> None:
+    moe = small_model()
+    losses = _losses(moe, retain={"per_batch": 2, "loss": "kl"}, micro_batch_size=micro_batch)
+    plain = _losses(moe, retain={"per_batch": 2})
+    batch = ([0, 1, 5], [2, 0, 1])
+    with torch.no_grad():
+        assert _part(losses.expert_loss(batch), "retain_loss") == pytest.approx(0, abs=1e-5)
+        assert _part(plain.expert_loss(batch), "retain_loss") > 0.1
+        both = [_part(made.expert_loss(batch), "refusal_loss") for made in (losses, plain)]
+        assert both[0] == pytest.approx(both[1], rel=1e-5)
+        _perturb_routers(moe)
+        changed = _part(losses.expert_loss(batch), "retain_loss")
+        alone = [_part(losses.expert_loss(([0], [at])), "retain_loss") for at in (0, 1, 2)]
+    assert changed > 1e-3
+    assert changed == pytest.approx(sum(alone) / 3, rel=1e-3)
+
+
 def _gradients(moe: MoEModel, step: str, **settings: Any) -> list[Tensor]:
     """Of one batch, by the model's router parameters; either step's loss reaches them."""
     losses = _losses(moe, retain={"per_batch": 2, "weight": 0.5}, opening_weight=3.0, **settings)

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from seawall.data.templating import IGNORED
-from seawall.train.losses import DIVERGENCES, pairwise_router_loss, reference_router_loss, response_cross_entropy
+from seawall.train.losses import (
+    DIVERGENCES,
+    pairwise_router_loss,
+    reference_router_loss,
+    response_cross_entropy,
+    response_divergence,
+)
 
 ORACLE = Path(__file__).parents[3] / "shared" / "oracle" / "rasa.json"
 each_direction = pytest.mark.parametrize("direction", sorted(DIVERGENCES))
@@ -49,6 +55,47 @@ def test_the_opening_of_a_response_weighs_as_asked() -> None:
 def test_a_row_without_response_is_zero_not_nan() -> None:
     loss_B = response_cross_entropy(_random(1, 3, 4), torch.full((1, 3), IGNORED))
     assert loss_B.tolist() == [0.0]
+
+
+LABELS_BT = torch.tensor([[IGNORED, IGNORED, 1, 2, 3, 0], [IGNORED, 1, 2, IGNORED, IGNORED, IGNORED]])
+
+
+def _divergence(original_BTV: Tensor, now_BTV: Tensor, likeliest: int, **opening: Any) -> Tensor:
+    top = original_BTV[:, :-1].log_softmax(-1).topk(likeliest, dim=-1)
+    return response_divergence(now_BTV, LABELS_BT, top.indices, top.values, **opening)
+
+
+def test_the_divergence_is_the_mean_kl_over_each_row_s_response() -> None:
+    original_BTV, now_BTV = _random(2, 6, 7), _random(2, 6, 7, seed=1)
+    log_p, log_q = original_BTV.log_softmax(-1), now_BTV.log_softmax(-1)
+    kl_BT = (log_p.exp() * (log_p - log_q)).sum(-1)
+    found = _divergence(original_BTV, now_BTV, 7, opening_tokens=1, opening_weight=3.0)
+    expected = [(3 * kl_BT[0, 1] + kl_BT[0, 2:5].sum()) / 6, (3 * kl_BT[1, 0] + kl_BT[1, 1]) / 4]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_the_divergence_of_the_likeliest_tokens_counts_the_rest_as_one_outcome() -> None:
+    original_BTV, now_BTV = _random(2, 6, 7), _random(2, 6, 7, seed=1)
+    two = _divergence(original_BTV, now_BTV, 2)
+    expected = []
+    for at in (0, 1):
+        p_K, order_K = original_BTV[1, at].softmax(-1).sort(descending=True)
+        q_K = now_BTV[1, at].softmax(-1)[order_K]
+        p_K, q_K = (torch.cat([x_K[:2], x_K[2:].sum()[None]]) for x_K in (p_K, q_K))
+        expected.append((p_K * (p_K / q_K).log()).sum())
+    torch.testing.assert_close(two[1], sum(expected) / 2)
+    assert torch.all(two < _divergence(original_BTV, now_BTV, 7)), "merging outcomes can only lose information"
+
+
+@pytest.mark.parametrize("certain", [1.0, 100.0])
+def test_what_has_not_changed_costs_nothing_and_takes_no_gradient(certain: float) -> None:
+    original_BTV = certain * _random(2, 6, 7)
+    now_BTV = original_BTV.clone().requires_grad_()
+    loss_B = _divergence(original_BTV, now_BTV, 3)
+    torch.autograd.backward(loss_B.sum())
+    assert now_BTV.grad is not None
+    torch.testing.assert_close(loss_B, torch.zeros(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(now_BTV.grad, torch.zeros_like(original_BTV), atol=1e-6, rtol=0)
 
 
 def _pairwise(anchor: list[Tensor], attack: list[Tensor], direction: str = "forward") -> Tensor:

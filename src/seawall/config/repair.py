@@ -47,6 +47,11 @@ class Retain(StrictModel):
         default=4, ge=0, le=4096, description="Harmless prompts added to each batch; 0 turns it off."
     )
     weight: float = Field(default=1.0, ge=0, le=1000, description="Weight of their loss beside the refusal loss.")
+    loss: Literal["cross_entropy", "kl"] = Field(
+        default="cross_entropy",
+        description="`cross_entropy` of the model's own answers, or `kl`: divergence from the original model's "
+        "next-token distributions in them, which pulls only where something has changed.",
+    )
 
 
 class EarlyStop(StrictModel):

@@ -20,16 +20,23 @@ from seawall.models.replay import replay
 from seawall.repair.batches import ExpertBatch
 from seawall.repair.forward import run
 from seawall.repair.inputs import RepairInputs
+from seawall.repair.original import OriginalPredictions
 from seawall.repair.routing import RecordedRouting
 from seawall.train.loop import Losses
-from seawall.train.losses import pairwise_router_loss, reference_router_loss, response_cross_entropy
+from seawall.train.losses import (
+    pairwise_router_loss,
+    reference_router_loss,
+    response_cross_entropy,
+    response_divergence,
+)
 
 
 @final
 class RepairLosses:
     """Losses of batches, given as positions in the lists of attacks, retained exchanges and pairs.
 
-    Make it while the model is still the original: with `routing: replay` its routing is recorded here.
+    Make it while the model is still the original: with `routing: replay` its routing is recorded here, with
+    `retain.loss: kl` its predictions.
     """
 
     def __init__(
@@ -45,6 +52,10 @@ class RepairLosses:
         self._recorded: RecordedRouting | None = None
         if config.expert.enabled and config.expert.routing == "replay":
             self._recorded = RecordedRouting(moe, self._rows, self._pad, batch_size=config.batch_size)
+        self._original: OriginalPredictions | None = None
+        if config.expert.enabled and config.retain.loss == "kl" and config.retain.per_batch:
+            retained = self._rows[self._num_attacks :]
+            self._original = OriginalPredictions(moe, retained, self._pad, batch_size=config.batch_size)
 
     @property
     def attack_lengths(self) -> list[int]:
@@ -57,7 +68,7 @@ class RepairLosses:
         return [len(row.input_ids) for row in self._attacks]
 
     def expert_loss(self, batch: ExpertBatch) -> Iterator[Losses]:
-        """Cross-entropy of the refusals on attacks, plus the retained answers' on harmless prompts."""
+        """Cross-entropy of the refusals on attacks, plus what keeps the answers to harmless prompts."""
         attacks, retained = batch
         positions = [*attacks, *(self._num_attacks + at for at in retained)]
         for some in self._micro_batches(positions):
@@ -83,12 +94,22 @@ class RepairLosses:
         width = max(row.response_tokens for row in rows) + 1
         with replay(self._moe, self._recorded.trace(positions)) if self._recorded else nullcontext():
             logits_BTV = run(self._moe, collated, keep=width)
-        return response_cross_entropy(
-            logits_BTV,
-            collated.labels_BT[:, -width:].to(logits_BTV.device),
-            opening_tokens=self._config.opening_tokens,
-            opening_weight=self._config.opening_weight,
+        labels_BT = collated.labels_BT[:, -width:].to(logits_BTV.device)
+        tokens, weight = self._config.opening_tokens, self._config.opening_weight
+        loss_B = response_cross_entropy(logits_BTV, labels_BT, opening_tokens=tokens, opening_weight=weight)
+        retained = [row for row, at in enumerate(positions) if at >= self._num_attacks]
+        if self._original is None or not retained:
+            return loss_B
+        original = self._original.of([positions[row] - self._num_attacks for row in retained], width=width - 1)
+        divergence_B = response_divergence(
+            logits_BTV[retained],
+            labels_BT[retained],
+            original.tokens_BTK.to(logits_BTV.device),
+            original.log_probability_BTK.to(logits_BTV.device),
+            opening_tokens=tokens,
+            opening_weight=weight,
         )
+        return loss_B.index_copy(0, torch.tensor(retained, device=loss_B.device), divergence_B)
 
     def router_loss(self, positions: Sequence[int]) -> Iterator[Losses]:
         """Divergence of the attacks' routing from the plain requests', over the prompts' tokens.

@@ -37,10 +37,47 @@ def response_cross_entropy(
     loss_BT = F.cross_entropy(
         logits_BTV[:, :-1].float().transpose(1, 2), targets_BT, ignore_index=IGNORED, reduction="none"
     )
-    response_BT = targets_BT != IGNORED
+    return _response_mean(loss_BT, targets_BT != IGNORED, opening_tokens, opening_weight)
+
+
+def response_divergence(
+    logits_BTV: Float[Tensor, "B T V"],
+    labels_BT: Int[Tensor, "B T"],
+    tokens_BTK: Int[Tensor, "B T-1 K"],
+    log_probability_BTK: Float[Tensor, "B T-1 K"],
+    *,
+    opening_tokens: int = 0,
+    opening_weight: float = 1.0,
+) -> Float[Tensor, " B"]:
+    """Weighted mean over each row's response of KL(original || model), in nats, with all but the K likeliest tokens
+    of the original taken as one outcome. It is 0, and so is its gradient, where nothing has changed.
+
+    Args:
+        logits_BTV: the model's output; position t predicts token t + 1.
+        labels_BT: token ids on the response, -100 elsewhere.
+        tokens_BTK: the original's likeliest tokens for the positions 1 to T - 1.
+        log_probability_BTK: their log-probabilities under the original.
+        opening_tokens: as in `response_cross_entropy`.
+        opening_weight: as in `response_cross_entropy`.
+    """
+    log_q_BTK = logits_BTV[:, :-1].float().log_softmax(-1).gather(-1, tokens_BTK)
+    loss_BT = _kl(log_probability_BTK, log_q_BTK)
+    if tokens_BTK.shape[-1] < logits_BTV.shape[-1]:
+        loss_BT = loss_BT + _kl(_log_rest(log_probability_BTK), _log_rest(log_q_BTK))
+    return _response_mean(loss_BT, labels_BT[:, 1:] != IGNORED, opening_tokens, opening_weight)
+
+
+def _log_rest(log_probability_BTK: Tensor) -> Tensor:
+    """Log-probability of all other tokens, (B, T, 1); never below about 1e-7, where float32 knows no better."""
+    rest_BT1 = 1 - log_probability_BTK.exp().sum(-1, keepdim=True)
+    return rest_BT1.clamp_min(torch.finfo(torch.float32).eps).log()
+
+
+def _response_mean(loss_BT: Tensor, response_BT: Tensor, opening_tokens: int, opening_weight: float) -> Tensor:
     opening_BT = response_BT & (response_BT.cumsum(1) <= opening_tokens)
     weight_BT = torch.where(opening_BT, opening_weight, response_BT.float())
-    return (loss_BT * weight_BT).sum(1) / weight_BT.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+    masked_BT = torch.where(response_BT, loss_BT, 0.0)
+    return (masked_BT * weight_BT).sum(1) / weight_BT.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
