@@ -201,7 +201,7 @@ def build_lab_model(folder: Path, *, delta: Path | None = None, cache: Path | No
     with quiet():
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-    shutil.copy(Path(str(resources.files("seawall.lab") / "MODEL_NOTICE.md")), scratch / "NOTICE.md")
+    shutil.copy(Path(str(resources.files("seawall.lab") / "MODEL_CARD.md")), scratch / "README.md")
     scratch.replace(folder)
 
 

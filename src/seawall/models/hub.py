@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import yaml
 from huggingface_hub import get_safetensors_metadata, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -17,13 +18,15 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     SafetensorsParsingError,
 )
+from huggingface_hub.repocard import metadata_load
 
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, ConfigError, UnsupportedModelError
 from seawall.models.checkpoint import TensorHeader, first_line
 from seawall.models.quiet import quiet
 
-_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+_CARD = "README.md"
+_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", _CARD)
 
 
 def locate(config: ModelConfig, *, weights: bool = True) -> Path:
@@ -57,6 +60,22 @@ def locate(config: ModelConfig, *, weights: bool = True) -> Path:
     except (OSError, HTTPError, HFValidationError) as error:
         raise hub_error(config, error) from error
     return Path(snapshot)
+
+
+def stated_licence(folder: Path) -> str | None:
+    """The licence that a checkpoint's model card names in its front matter (`apache-2.0`); None where it names none.
+
+    A card that cannot be read says nothing: it is a description, and no run should fail by it.
+    """
+    card = folder / _CARD
+    if not card.is_file():
+        return None
+    try:
+        data = metadata_load(str(card))
+    except (ValueError, yaml.YAMLError):
+        return None
+    found = (data or {}).get("license")
+    return found if isinstance(found, str) else None
 
 
 def hub_error(config: ModelConfig, error: Exception) -> ConfigError:

@@ -37,6 +37,7 @@ class Context:
         found = open_model(self.recipe.model)
         self.reporter.say(found.moe.describe())
         model = {"id": self.recipe.model.id, "revision": self.recipe.model.revision, "weights": found.fingerprint}
+        model |= {"license": found.licence} if found.licence is not None else {}
         update_manifest(self.run, {"model": model, "seed": self.recipe.seed})
         return found
 

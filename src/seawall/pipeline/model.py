@@ -10,6 +10,7 @@ from seawall.config.model import ModelConfig
 from seawall.lab.build import lab_model_folder
 from seawall.models.find import MoEModel, find_moe
 from seawall.models.fingerprint import model_fingerprint
+from seawall.models.hub import locate, stated_licence
 from seawall.models.load import load_model
 
 LAB = "lab"
@@ -23,6 +24,7 @@ class OpenModel:
     tokenizer: PreTrainedTokenizerBase
     moe: MoEModel
     fingerprint: str
+    licence: str | None = None
 
 
 def located(config: ModelConfig) -> ModelConfig:
@@ -36,6 +38,7 @@ def open_model(config: ModelConfig) -> OpenModel:
     Raises:
         SeawallError: it cannot be loaded, or it is no mixture of experts that seawall understands.
     """
-    model, tokenizer = load_model(located(config))
+    config = located(config)
+    model, tokenizer = load_model(config)
     moe = find_moe(model)
-    return OpenModel(model, tokenizer, moe, model_fingerprint(model))
+    return OpenModel(model, tokenizer, moe, model_fingerprint(model), stated_licence(locate(config, weights=False)))

@@ -35,10 +35,11 @@ def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
     dropped: dict[str, Counter[str]] = {}
     for pair in profile.dropped:
         dropped.setdefault(pair.attack_name, Counter())[pair.reason.partition(":")[0]] += 1
+    manifest = read_json(run.manifest)
     return ReportInputs(
         summary={"parity": None, **summary},
         recipe=recipe,
-        manifest=read_json(run.manifest),
+        manifest=manifest,
         groups=[_row(one, summary) for one in compared.values()],
         gaps=chosen.scores_LE.tolist(),
         selected=chosen.layers,
@@ -50,6 +51,7 @@ def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
         chosen_round=outcome["chosen_round"],
         drift=outcome["routing_drift"],
         samples=_side_by_side(before, after),
+        base_license=manifest["model"].get("license"),
     )
 
 
