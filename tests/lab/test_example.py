@@ -1,0 +1,38 @@
+"""The method by hand, `examples/repair_by_hand.py`, runs from end to end."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seawall.errors import ArtifactError
+from seawall.lab.build import lab_model_folder
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "repair_by_hand.py"
+SMALLEST = ["--goals", "4", "--rounds", "1", "--steps", "1", "--test-goals", "4"]
+LINES = (
+    "attack success in the role-play",
+    "plain goals refused",
+    "benign in the role-play refused",
+    "plain benign refused",
+)
+
+
+@pytest.mark.lab
+def test_repair_by_hand_prints_its_table() -> None:
+    try:
+        lab_model_folder()
+    except ArtifactError as error:
+        pytest.skip(f"the embedded model is not in the cache and cannot be fetched: {error}")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *SMALLEST], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    for line in LINES:
+        assert re.search(rf"^{re.escape(line)} +[0-4] +[0-4]$", done.stdout, re.MULTILINE), done.stdout
