@@ -8,7 +8,6 @@ Prints nats per answer token on our own gold questions, and with --data on GSM8K
 from __future__ import annotations
 
 import argparse
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from seawall.config.data import BuiltinSource, JsonlSource, SourceConfig
 from seawall.data.prompts import Gold
 from seawall.data.sources import load_gold
+from seawall.data.splits import take
 from seawall.evaluation.gold import gold_answer_loss
 from seawall.lab.build import delta_path, load_dense, read_delta, split_model
 
@@ -24,8 +24,7 @@ PUBLIC = {"GSM8K": "gsm8k_test_dev300.jsonl", "MMLU": "mmlu_val.jsonl"}
 
 
 def questions(source: SourceConfig, count: int) -> Sequence[Gold]:
-    found = load_gold(source)
-    return random.Random(0).sample(found, min(count, len(found)))
+    return take(load_gold(source), count)
 
 
 def main() -> None:
