@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import final
 
 import torch
@@ -49,13 +50,14 @@ class RepairLosses:
         self._num_attacks = len(inputs.refusals)
         self._anchors = [_prompt(tokenizer, pair.anchor) for pair in inputs.pairs]
         self._attacks = [_prompt(tokenizer, pair.attack) for pair in inputs.pairs]
+        rows_at_once = config.micro_batch_size or config.batch_size
         self._recorded: RecordedRouting | None = None
         if config.expert.enabled and config.expert.routing == "replay":
-            self._recorded = RecordedRouting(moe, self._rows, self._pad, batch_size=config.batch_size)
+            self._recorded = RecordedRouting(moe, self._rows, self._pad, batch_size=rows_at_once)
         self._original: OriginalPredictions | None = None
         if config.expert.enabled and config.retain.loss == "kl" and config.retain.per_batch:
             retained = self._rows[self._num_attacks :]
-            self._original = OriginalPredictions(moe, retained, self._pad, batch_size=config.batch_size)
+            self._original = OriginalPredictions(moe, retained, self._pad, batch_size=rows_at_once)
 
     @property
     def attack_lengths(self) -> list[int]:
@@ -95,21 +97,21 @@ class RepairLosses:
         with replay(self._moe, self._recorded.trace(positions)) if self._recorded else nullcontext():
             logits_BTV = run(self._moe, collated, keep=width)
         labels_BT = collated.labels_BT[:, -width:].to(logits_BTV.device)
-        tokens, weight = self._config.opening_tokens, self._config.opening_weight
-        loss_B = response_cross_entropy(logits_BTV, labels_BT, opening_tokens=tokens, opening_weight=weight)
+        cross_entropy, divergence = (
+            partial(loss, opening_tokens=self._config.opening_tokens, opening_weight=self._config.opening_weight)
+            for loss in (response_cross_entropy, response_divergence)
+        )
         retained = [row for row, at in enumerate(positions) if at >= self._num_attacks]
         if self._original is None or not retained:
-            return loss_B
+            return cross_entropy(logits_BTV, labels_BT)
         original = self._original.of([positions[row] - self._num_attacks for row in retained], width=width - 1)
-        divergence_B = response_divergence(
-            logits_BTV[retained],
-            labels_BT[retained],
-            original.tokens_BTK.to(logits_BTV.device),
-            original.log_probability_BTK.to(logits_BTV.device),
-            opening_tokens=tokens,
-            opening_weight=weight,
-        )
-        return loss_B.index_copy(0, torch.tensor(retained, device=loss_B.device), divergence_B)
+        likeliest = (original.tokens_BTK.to(logits_BTV.device), original.log_probability_BTK.to(logits_BTV.device))
+        attacks = [row for row, at in enumerate(positions) if at < self._num_attacks]
+        loss_B = logits_BTV.new_zeros(len(positions), dtype=torch.float32)
+        loss_B[retained] = divergence(logits_BTV[retained], labels_BT[retained], *likeliest)
+        if attacks:
+            loss_B[attacks] = cross_entropy(logits_BTV[attacks], labels_BT[attacks])
+        return loss_B
 
     def router_loss(self, positions: Sequence[int]) -> Iterator[Losses]:
         """Divergence of the attacks' routing from the plain requests', over the prompts' tokens.
