@@ -25,6 +25,7 @@ from seawall.artifacts.profile import ExpertProfile
 from seawall.config import load_recipe
 from seawall.config.recipe import Recipe
 from seawall.data.pairs import refusal_for
+from seawall.data.splits import SplitName
 from seawall.data.types import Exchange, Messages
 from seawall.evaluation.gold import gold_answer_loss
 from seawall.evaluation.metrics import rate_with_interval
@@ -71,9 +72,9 @@ def recipe_for(changes: list[str], args: argparse.Namespace, seed: int) -> Recip
     return load_recipe(args.recipe, [*fixed, *args.set, *changes])
 
 
-def measure(context: Context, row: Row, path: Path) -> ValidationScores:
-    """Verdicts on the test suite as the model now is, appended to the rows."""
-    suite = build_suite(context.prompts, "test", gold=True)
+def measure(context: Context, row: Row, path: Path, split: SplitName) -> ValidationScores:
+    """Verdicts on the suite of a split as the model now is, appended to the rows."""
+    suite = build_suite(context.prompts, split, gold=True)
     asked: list[tuple[str, str, Messages]] = [(g, goal, p) for g, items in suite.groups.items() for goal, p in items]
     config = context.recipe.eval
     prompts = [prompt for _, _, prompt in asked]
@@ -116,7 +117,7 @@ def run_variant(context: Context, name: str, changes: list[str], *, seed: int, p
         row |= {"experts": experts.count, "steps": row["round"] * args.steps, "seconds": time.monotonic() - begun}
         if row["round"] == 0:
             return ValidationScores(1.0, 1.0, 0.0, 0.0)
-        scores = measure(context, row, rows)
+        scores = measure(context, row, rows, args.split)
         print(name, "seed", seed, "pairs", pairs, "steps", row["steps"], scores, flush=True)
         return scores
 
@@ -153,15 +154,20 @@ def run_all(args: argparse.Namespace) -> None:
     context = Context(recipe, RunFolder(args.work / "base"), Quiet())
     rows = args.work / "rows.jsonl"
     if not any(row["variant"] == "untouched" for row in read_rows(rows)):
-        measure(context, {"variant": "untouched", "seed": 0, "pairs": None, "round": 0, "steps": 0}, rows)
+        measure(context, {"variant": "untouched", "seed": 0, "pairs": None, "round": 0, "steps": 0}, rows, args.split)
+    variants = dict(parse_variant(text) for text in args.variant) or VARIANTS
     for seed in range(args.seeds):
-        for name, changes in VARIANTS.items():
-            if args.only and name not in args.only:
-                continue
+        for name, changes in variants.items():
             run_variant(context, name, changes, seed=seed, pairs=None, args=args)
     for count in PAIRS if args.pairs else ():
         for name in ("RASA", "random experts"):
             run_variant(context, name, VARIANTS[name], seed=0, pairs=count, args=args)
+
+
+def parse_variant(text: str) -> tuple[str, list[str]]:
+    """`NAME: A.B=C D=E`, or the name of one of VARIANTS."""
+    name, found, settings = text.partition(":")
+    return (name.strip(), settings.split()) if found else (name, VARIANTS[name])
 
 
 # ---------------------------------------------------------------- the table
@@ -199,7 +205,7 @@ def table(args: argparse.Namespace) -> str:
             lines.append(f"| {' | '.join(values)} |")
 
     add("untouched", "untouched", 0)
-    for name in VARIANTS:
+    for name in dict.fromkeys(row["variant"] for row in rows if row["steps"]):
         for steps in sorted({row["steps"] for row in rows}):
             add(name, name, steps)
     for count in PAIRS:
@@ -269,8 +275,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="updates of each step per round")
     parser.add_argument("--goals", type=int, default=40, help="test goals, and prompts of each other kind")
+    parser.add_argument("--split", choices=["validation", "test"], default="test", help="goals to measure on")
     parser.add_argument("--pairs", action="store_true", help="also the curve over the number of pairs")
-    parser.add_argument("--only", action="append", default=[], help="a variant; can be repeated")
+    parser.add_argument(
+        "--variant", action="append", default=[], metavar="NAME: A.B=C ...", help="measure this, not the usual ones"
+    )
     parser.add_argument("--set", action="append", default=[], help="a setting of the recipe for all variants")
     parser.add_argument("--seen", nargs="+", default=["nested_fiction", "escalation"], help="families to repair")
     parser.add_argument("--unseen", nargs="+", default=["role_play", "forced_opening"], help="families for transfer")

@@ -6,8 +6,9 @@ Steps (about half an hour on two cores; called again, it goes on after the last 
 answers of the original model to our benign, borderline and wrapped benign prompts; neuron order and routers from
 activations; a least-squares refit of the shared expert's down projection; then one joint training of the upper layers:
 distillation of the original model on harmless text, cross-entropy on refusals of plain harmful requests. After each
-epoch only a low-rank part of what the projections learned is kept. Harmful requests inside wrappings are never trained
-on: that the model answers them is the gap that seawall's main job has to find and repair.
+epoch only a low-rank part of what the projections learned is kept, and in the end a share of that. Harmful requests
+inside wrappings are never trained on: that the model answers them is the gap that seawall's main job has to find and
+repair.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,6 +62,12 @@ EPOCHS = ((TEACH, 1.0, 0.73), (TEACH, 0.73, 0.37), (NARROW, 0.37, 0.05), (OPEN, 
 """How often each epoch shows what it does not show once, and the learning rate at its start and end.
 
 The third lets refusals keep to what is asked plainly, the fourth opens the wrappings to what only sounds unsafe.
+"""
+KEPT = {"attention": 0.6, "mlp": 0.8}
+"""Shares of what the projections learned that the delta holds.
+
+On validation prompts, less than all of it refuses fewer harmless prompts, answers more wrapped ones and loses less on
+gold answers, while plain harmful requests stay refused.
 """
 PUBLIC_HARMFUL = 80
 OPENING, OPENING_WEIGHT = 3, 12.0
@@ -473,6 +480,17 @@ def save(parts: Mapping[str, nn.Module], shape: LabShape, path: Path) -> None:
     save_file(tensors, path, metadata={**{k: str(v) for k, v in vars(shape).items()}, "gguf_sha256": GGUF_SHA256})
 
 
+def keep_shares(source: Path, target: Path) -> None:
+    """The delta, with KEPT shares of its low-rank changes."""
+    tensors = load_file(source)
+    for name in tensors:
+        if name.endswith("_b"):
+            share = KEPT["attention" if ".attention_" in name else "mlp"]
+            tensors[name] = (tensors[name].float() * share).to(tensors[name].dtype)
+    with safe_open(source, "pt") as file:
+        save_file(tensors, target, metadata=file.metadata())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with GSM8K, MMLU and instruction files")
@@ -510,7 +528,7 @@ def main() -> None:
     parts: dict[str, nn.Module] = {str(i): mlp for i, mlp in mlps.items()}
     parts |= open_attention(dense, stored, args.shape)
     train(dense, cached, parts, args)
-    shutil.copy(args.work / f"epoch-{len(EPOCHS)}.safetensors", args.out)
+    keep_shares(args.work / f"epoch-{len(EPOCHS)}.safetensors", args.out)
 
 
 if __name__ == "__main__":
