@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seawall.data.templating import encode_prompt
 from seawall.data.types import Messages
 from seawall.errors import SeawallError, UnsupportedModelError
+from seawall.models.head import contiguous_output_layer
 from seawall.models.memory import is_out_of_memory
 
 TokenIds = tuple[int, ...]
@@ -128,7 +129,7 @@ def greedy_batches(
     waiting = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
     while waiting:
         positions = waiting[:batch_size]
-        with _evaluating(model):
+        with _evaluating(model), contiguous_output_layer(model):
             rows = _decode_or_none([prompts[at] for at in positions], model, decoding)
         if rows is not None:
             waiting = waiting[len(positions) :]

@@ -6,17 +6,19 @@ from torch import Tensor
 
 from seawall.data.batching import Batch
 from seawall.models.find import MoEModel
+from seawall.models.head import contiguous_output_layer
 
 
 def run(moe: MoEModel, batch: Batch, *, keep: int) -> Tensor:
     """Logits of the last `keep` positions of a batch (B, keep, V)."""
     batch = batch.to(moe.model.device)
     positions_BT = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
-    logits: Tensor = moe.model(
-        input_ids=batch.input_ids_BT,
-        attention_mask=batch.attention_mask_BT,
-        position_ids=positions_BT,
-        use_cache=False,
-        logits_to_keep=keep,
-    ).logits
+    with contiguous_output_layer(moe.model):
+        logits: Tensor = moe.model(
+            input_ids=batch.input_ids_BT,
+            attention_mask=batch.attention_mask_BT,
+            position_ids=positions_BT,
+            use_cache=False,
+            logits_to_keep=keep,
+        ).logits
     return logits
