@@ -46,21 +46,24 @@ if TYPE_CHECKING:
 VARIANTS: dict[str, list[str]] = {
     "RASA": [],
     "expert step only": ["repair.router.enabled=false"],
-    "router step only": ["repair.expert.enabled=false"],
+    "router step only": ["repair.expert.enabled=false", "repair.router.lr=1e-3"],
     "random experts": ["select.method=random"],
     "frequency-matched experts": ["select.method=frequency_matched"],
-    "full parameters": ["repair.parameters=full"],
+    "full parameters": ["repair.parameters=full", "repair.expert.lr=3e-5"],
 }
+"""What each changes in the recipe. What trains other parameters than selected experts has its own learning rate, the
+best of a few on validation goals (docs/LOG.md, fourth session)."""
 PAIRS = (8, 16, 32)
 Row = dict[str, Any]
 
 
 def recipe_for(changes: list[str], args: argparse.Namespace, seed: int) -> Recipe:
+    router_alone = "repair.expert.enabled=false" in changes
     fixed = [
         f"seed={seed}",
         f"repair.rounds={args.rounds}",
         f"repair.expert.max_steps={args.steps}",
-        f"repair.router.max_steps={args.steps}",
+        f"repair.router.max_steps={args.steps if router_alone else args.router_steps}",
         "repair.early_stop.enabled=false",
         f"data.test_goals={args.goals}",
         f"data.test_benign={args.goals}",
@@ -241,7 +244,7 @@ def plot(args: argparse.Namespace) -> None:
         for points in by_steps.values():
             points[0] = [untouched]
         curves(axes[0, column], steps, by_steps, groups)
-        axes[0, column].set(title=title, xlabel="updates of each step")
+        axes[0, column].set(title=title, xlabel="updates")
         counts = sorted({row["pairs"] for row in rows if row["pairs"] is not None})
         by_pairs = {
             name: [
@@ -273,7 +276,8 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=None)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8, help="updates of each step per round")
+    parser.add_argument("--steps", type=int, default=8, help="expert updates per round, or router updates alone")
+    parser.add_argument("--router-steps", type=int, default=8, help="router updates per round beside an expert step")
     parser.add_argument("--goals", type=int, default=40, help="test goals, and prompts of each other kind")
     parser.add_argument("--split", choices=["validation", "test"], default="test", help="goals to measure on")
     parser.add_argument("--pairs", action="store_true", help="also the curve over the number of pairs")
