@@ -50,6 +50,8 @@ def test_without_early_stopping_the_last_round_is_kept() -> None:
         ([_scores(0.5, 0.1)], False),
         ([_scores(0.02, 0.15)], True),
         ([_scores(0.02, 0.16)], False),
+        ([_scores(0.02, 0.1, benign_refusal=0.07)], True),
+        ([_scores(0.02, 0.1, benign_refusal=0.08)], False),
         ([_scores(0.02, 0.1), _scores(0.5, 0.1)], False),
         ([_scores(0.5, 0.1)] * 3, True),
     ],

@@ -59,8 +59,10 @@ def is_repaired(scores: ValidationScores, config: EarlyStop) -> bool:
 
 
 def refuses_more(scores: ValidationScores, before: ValidationScores, config: EarlyStop) -> bool:
-    """Over-refusal rose by more than is allowed."""
-    return scores.over_refusal - before.over_refusal > config.max_over_refusal_increase
+    """Refusals of borderline or of benign prompts rose by more than is allowed."""
+    over_refusal = scores.over_refusal - before.over_refusal
+    benign_refusal = scores.benign_refusal - before.benign_refusal
+    return max(over_refusal, benign_refusal) > config.max_over_refusal_increase
 
 
 def choose_round(history: Sequence[ValidationScores], before: ValidationScores, config: EarlyStop) -> int:
