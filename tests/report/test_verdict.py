@@ -37,6 +37,13 @@ def test_a_change_within_the_noise_is_not_called_a_change() -> None:
     )
 
 
+def test_an_interval_without_zero_is_not_enough_where_the_test_disagrees() -> None:
+    near = replace(row("attack:a", 0.9, 0.7, 0.15), p=0.064)
+    assert near.change is not None
+    assert near.change.is_clear
+    assert near.effect == "unclear"
+
+
 def test_a_mixed_result_says_in_how_many_families_it_is_clear() -> None:
     rows = [row("attack:a", 0.9, 0.1, 0.1, False), row("attack:b", 0.5, 0.4, 0.2, False)]
     assert headline(example(groups=rows)) == (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from seawall.report.inputs import GroupRow, ReportInputs
+from seawall.report.inputs import SIGNIFICANT, GroupRow, ReportInputs
 from seawall.report.verdict import span_of_change
 from seawall.report.wording import amount, group_name, number, percent
 
@@ -33,8 +33,8 @@ def not_allowed(inputs: ReportInputs) -> list[str]:
     unclear = [group_name(row.group) for row in inputs.groups if row.effect == "unclear"]
     if unclear:
         found.append(
-            f"That nothing changed in: {', '.join(unclear)}. Their intervals hold zero, and changes as large as the "
-            "ends of the intervals too."
+            f"That nothing changed in: {', '.join(unclear)}. Their intervals hold zero or p is not below "
+            f"{SIGNIFICANT}; changes as large as the ends of the intervals are possible too."
         )
     found += _zeros(inputs)
     names = ", ".join(group_name(row.group).lower() for row in inputs.groups if row.is_attack)

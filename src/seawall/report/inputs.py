@@ -34,6 +34,9 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
+SIGNIFICANT = 0.05
+
+
 @dataclass(frozen=True)
 class GroupRow:
     """One evaluation group: `attack:<family>`, `plain`, `borderline` or `benign`.
@@ -65,10 +68,14 @@ class GroupRow:
 
     @property
     def effect(self) -> str:
-        """`better`, `worse`, or `unclear` where the interval of the change holds zero; empty without a change."""
+        """`better`, `worse`, or `unclear` where the interval of the change holds zero or its p-value is not below
+        SIGNIFICANT; empty without a change.
+
+        The two answer differently near the edge: the interval resamples goals, the test flips signs.
+        """
         if self.change is None:
             return ""
-        if not self.change.is_clear:
+        if not self.change.is_clear or (self.p is not None and self.p >= SIGNIFICANT):
             return "unclear"
         return "better" if (self.change.rate < 0) == self.lower_is_better else "worse"
 

@@ -44,7 +44,7 @@ def headline(inputs: ReportInputs) -> str:
 
 
 def _verb(rows: Sequence[GroupRow]) -> str:
-    """How a mean moved: `fell`, `rose`, or `did not clearly change` where no group's interval leaves out zero."""
+    """How a mean moved: `fell`, `rose`, or `did not clearly change` where no group's change is clear."""
     before, after = means(rows)
     if before == after or not any(row.effect in _CLEAR for row in rows):
         return _UNMOVED
