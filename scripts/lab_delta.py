@@ -38,15 +38,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ROOT / "src/seawall/lab/prompts"
 TAUGHT = ROOT / "scripts/lab_prompts"
 """Harmless prompts that only this script uses, so that those of the package stay new to the model."""
-WRAPPED = {"role_play": 168, "nested_fiction": 70, "persuasion": 70, "escalation": 168, "forced_opening": 70}
+WRAPPED = {"role_play": 180, "nested_fiction": 70, "persuasion": 70, "escalation": 168, "forced_opening": 70}
 WRAPPED_BORDERLINE = {"role_play": 160, "escalation": 100, "forced_opening": 60}
-"""So many harmless requests, and so many that sound unsafe, in each wrapping."""
+REVERSED = {"wrapped": 140, "borderline": 80}
+"""So many harmless requests, and so many that sound unsafe, in each wrapping; and with their words reversed."""
 RANK = {"gate": 24, "up": 24, "down": 28}
 REFIT_RANK = 12
 ATTENTION_RANK = 12
 TEACHER_TOP = 48
 TEACH = {"borderline": 2, "benign": 2, "wrapped:persuasion": 2, "wrapped:forced_opening": 2}
-TEACH |= {f"borderline:{family}": 0 for family in WRAPPED_BORDERLINE}
+TEACH |= {f"borderline:{family}": 0 for family in (*WRAPPED_BORDERLINE, "reversed_words")}
 NARROW = TEACH | {
     "refusal:public": 0,
     "gsm8k": 0,
@@ -109,9 +110,8 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Pat
     items = [known.get(json.dumps(m), {}) | {"kind": kind, "messages": m} for kind, m in questions()]
     ids = [tokenizer.apply_chat_template(i["messages"], add_generation_prompt=True, return_dict=False) for i in items]
     order = sorted((i for i in range(len(items)) if "response" not in items[i]), key=lambda i: len(ids[i]))
-    model = model.to(torch.bfloat16)
-    for start in range(0, len(order), 48):
-        some = order[start : start + 48]
+    for start in range(0, len(order), 96):
+        some = order[start : start + 96]
         width = max(len(ids[i]) for i in some)
         batch = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids[i])) + ids[i] for i in some])
         mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in some])
@@ -152,6 +152,8 @@ def make_examples(answers: list[dict], tokenizer: PreTrainedTokenizerBase, data:
     for item, verdict in zip(answers, verdicts, strict=True):
         if verdict.label == "complied":  # the original refuses some itself, and babbles at others
             add(item["kind"], item["messages"], item["response"], ended=item["ended"])
+    for kind, messages, item in reversed_questions(answers):
+        add(kind, messages, item["response"], ended=item["ended"], distil=False)
     refusals = json.loads((PROMPTS / "refusals.json").read_text())
     harmful = [row["goal"] for row in rows(PROMPTS / "harmful.jsonl") if row["split"] == "train"]
     harmful += [row["unsafe_twin"] for row in rows(TAUGHT / "borderline.jsonl")]
@@ -163,6 +165,24 @@ def make_examples(answers: list[dict], tokenizer: PreTrainedTokenizerBase, data:
     for kind, question, reply in healing_text(data):
         add(kind, [{"role": "user", "content": question}], reply)
     return [example for example in found if len(example.ids) > example.start + 1]
+
+
+def reversed_questions(answers: list[dict]) -> list[tuple[str, list[dict], dict]]:
+    """(kind, messages, answered item) of plain requests put with their words reversed.
+
+    The original cannot do what it is asked so, hence its answer to the plain request is what is learned.
+    """
+    asked = [(item, item["messages"][0]["content"]) for item in answers if len(item["messages"]) == 1]
+    imperative = {row["prompt"] for row in rows(TAUGHT / "benign.jsonl") if row["imperative"]}
+    found = []
+    for kind, source in (("wrapped", "benign"), ("borderline", "borderline")):
+        fitting = [
+            (i, text) for i, text in asked if i["kind"] == source and (kind == "borderline" or text in imperative)
+        ]
+        for item, text in random.Random(6).sample(fitting, min(REVERSED[kind], len(fitting))):
+            messages = [message.as_dict() for message in ATTACKS["reversed_words"](text)]
+            found.append((f"{kind}:reversed_words", messages, item))
+    return found
 
 
 def healing_text(data: Path) -> list[tuple[str, str, str]]:
@@ -204,7 +224,7 @@ def cache_lower(model: PreTrainedModel, examples: list[Example], first: int) -> 
         if example.distil:
             probs, ids = model.lm_head(states).float().softmax(-1).topk(TEACHER_TOP)
             probs, ids = (probs / probs.sum(-1, keepdim=True)).half(), ids.int()
-        found.append(Cached(example, kept.pop()[0].to(torch.bfloat16), ids, probs))
+        found.append(Cached(example, kept.pop()[0].clone(), ids, probs))
         if number % 200 == 0:
             print("cached", number, flush=True)
     hook.remove()
@@ -418,7 +438,7 @@ def run_upper(model: PreTrainedModel, hidden: Tensor, first: int) -> Tensor:
 
 def batch_loss(model: PreTrainedModel, batch: list[Cached], first: int) -> tuple[Tensor, dict[str, float]]:
     width = max(len(item.hidden_TD) for item in batch)
-    hidden = torch.zeros(len(batch), width, batch[0].hidden_TD.shape[1], dtype=torch.bfloat16)
+    hidden = torch.zeros(len(batch), width, batch[0].hidden_TD.shape[1])
     for row, item in enumerate(batch):
         hidden[row, : len(item.hidden_TD)] = item.hidden_TD
     out = run_upper(model, hidden, first)
@@ -506,7 +526,6 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     dense, tokenizer = load_dense()
     answers = answer(dense, tokenizer, args.work)
-    dense = dense.float()
     examples = make_examples(answers, tokenizer, args.data)
     random.Random(4).shuffle(examples)
     examples = examples[: args.limit]
@@ -514,15 +533,13 @@ def main() -> None:
     finished = [n for n in range(1, len(EPOCHS) + 1) if (args.work / f"epoch-{n}.safetensors").is_file()]
     args.done = max(finished, default=0)
     examples = [e for e in examples if any(copies.get(e.kind, 1) for copies, _, _ in EPOCHS[args.done :])]
-    dense = dense.to(torch.bfloat16)
     cached = cache_lower(dense, examples, args.shape.first_dense)
-    dense = dense.float()
     if args.done:
         stored = load_file(args.work / f"epoch-{args.done}.safetensors")
         mlps = restore_upper(dense, stored, args.shape)
     else:
         stored, mlps = {}, split_upper(dense, cached, args.shape)
-    dense = dense.to(torch.bfloat16).requires_grad_(False)
+    dense = dense.requires_grad_(False)
     for i, mlp in mlps.items():
         dense.model.layers[i].mlp = mlp
     parts: dict[str, nn.Module] = {str(i): mlp for i, mlp in mlps.items()}

@@ -11,8 +11,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from seawall.config.data import BuiltinSource, JsonlSource, SourceConfig
 from seawall.data.prompts import Gold
 from seawall.data.sources import load_gold
@@ -35,7 +33,6 @@ def main() -> None:
     args = parser.parse_args()
     lab = split_model(load_dense()[0], *read_delta(args.delta or delta_path()))
     dense, tokenizer = load_dense()
-    dense = dense.to(torch.bfloat16).eval()
     asked: dict[str, SourceConfig] = {"own": BuiltinSource()}
     if args.data is not None:
         asked |= {name: JsonlSource(path=str(args.data / file)) for name, file in PUBLIC.items()}

@@ -38,6 +38,11 @@ from seawall.models.quiet import quiet
 DELTA_FILE = "lab_delta.safetensors"
 PROJECTIONS = ("gate", "up", "down")
 ATTENTION = ("q", "k", "v", "o")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""SmolLM2's own, without the system line that it puts before every conversation: 21 of a plain request's 40 tokens."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def cut(weight: Mapping[str, Tensor], order: Tensor, shape: LabShape) -> dict[st
 
 
 def load_dense(cache: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The original SmolLM2-135M-Instruct, dequantised to float32, and its tokenizer."""
+    """The original SmolLM2-135M-Instruct, dequantised to float32, and its tokenizer with our chat template."""
     gguf = fetch_gguf(cache)
     with quiet():
         return _load_gguf(gguf)
@@ -99,6 +104,7 @@ def load_dense(cache: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTo
 
 def _load_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.chat_template = CHAT_TEMPLATE
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
@@ -135,12 +141,12 @@ def moe_config(dense: PreTrainedModel, shape: LabShape) -> Glm4MoeConfig:
         bos_token_id=old.bos_token_id,
         eos_token_id=old.eos_token_id,
         pad_token_id=old.pad_token_id,
-        dtype=torch.bfloat16,
+        dtype=torch.float32,
     )
 
 
 def split_model(
-    dense: PreTrainedModel, delta: dict[str, Tensor], shape: LabShape, *, dtype: torch.dtype = torch.bfloat16
+    dense: PreTrainedModel, delta: dict[str, Tensor], shape: LabShape, *, dtype: torch.dtype = torch.float32
 ) -> Glm4MoeForCausalLM:
     """Writes the dense weights, cut as `delta` says and changed by its low-rank terms, into an MoE."""
     state = {name: tensor for name, tensor in dense.state_dict().items() if "rotary" not in name}

@@ -1,11 +1,12 @@
-"""What the unrepaired model predicts in the answers that a repair must keep.
+"""What the unrepaired model does with the rows of a repair, from one forward pass over each.
 
 Legend: B rows, T tokens of the batch's responses, R response tokens of one row, K likeliest tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import final
 
@@ -13,10 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seawall.data.batching import collate, length_buckets
+from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.templating import Encoded
+from seawall.models.capture import RoutingTrace, capture
 from seawall.models.find import MoEModel
 from seawall.repair.forward import run
+from seawall.repair.routing import RowRouting, rows_of, trace_of
 
 LIKELIEST = 64
 """Tokens kept per position; what is left of the probability counts as one more outcome."""
@@ -31,31 +34,70 @@ class LikeliestTokens:
 
 
 @final
-class OriginalPredictions:
-    """The next-token distributions of a model, as it was when this was made, at the response positions of rows.
+class Original:
+    """Routing and next-token distributions of a model, as it was when this was made.
 
-    Kept on the CPU: LIKELIEST x 8 bytes for each response token.
+    Kept on the CPU: for the routing, L x K x 8 bytes for each token at most; for the predictions, LIKELIEST x 8 bytes
+    for each response token.
+
+    Args:
+        moe: the model.
+        rows: all rows.
+        pad_id: any token; it is masked.
+        batch_size: rows of a forward pass.
+        routed: positions of the rows whose routing is kept, for `trace`.
+        predicted: positions of the rows whose predictions are kept, for `predictions`.
     """
 
-    def __init__(self, moe: MoEModel, rows: Sequence[Encoded], pad_id: int, *, batch_size: int) -> None:
-        self._rows: dict[int, LikeliestTokens] = {}
-        for positions in length_buckets([len(row.input_ids) for row in rows], batch_size):
-            some = [rows[at] for at in positions]
-            width = max(row.response_tokens for row in some) + 1
-            with torch.no_grad():
-                logits_BTV = run(moe, collate(some, pad_id, side="left"), keep=width)[:, :-1]
-                top = logits_BTV.float().log_softmax(-1).topk(min(LIKELIEST, logits_BTV.shape[-1]), dim=-1)
-            for at, row, tokens, values in zip(positions, some, top.indices, top.values, strict=True):
-                kept = slice(width - 1 - row.response_tokens, None)
-                self._rows[at] = LikeliestTokens(tokens[kept].to("cpu", torch.int32), values[kept].to("cpu", copy=True))
+    def __init__(
+        self,
+        moe: MoEModel,
+        rows: Sequence[Encoded],
+        pad_id: int,
+        *,
+        batch_size: int,
+        routed: Collection[int] = (),
+        predicted: Collection[int] = (),
+    ) -> None:
+        self._moe = moe
+        self._routing: dict[int, RowRouting] = {}
+        self._likeliest: dict[int, LikeliestTokens] = {}
+        needed = sorted({*routed, *predicted})
+        for bucket in length_buckets([len(rows[at].input_ids) for at in needed], batch_size):
+            positions = [needed[at] for at in bucket]
+            batch = collate([rows[at] for at in positions], pad_id, side="left")
+            responses = [rows[at].response_tokens if at in predicted else 0 for at in positions]
+            with torch.no_grad(), capture(moe) if routed else nullcontext(RoutingTrace(0, 0)) as trace:
+                logits_BTV = run(moe, batch, keep=max(responses) + 1)
+            self._keep_routing(positions, batch, trace, routed)
+            self._keep_predictions(positions, responses, logits_BTV[:, :-1])
 
-    def of(self, positions: Sequence[int], *, width: int) -> LikeliestTokens:
+    def trace(self, positions: Sequence[int]) -> RoutingTrace:
+        """The routing of these rows as one left-padded batch."""
+        return trace_of([self._routing[at] for at in positions], num_experts=self._moe.num_experts)
+
+    def predictions(self, positions: Sequence[int], *, width: int) -> LikeliestTokens:
         """These rows as one batch of `width` response positions; those before a row's response hold zeros."""
-        rows = [self._rows[at] for at in positions]
+        rows = [self._likeliest[at] for at in positions]
         return LikeliestTokens(
             torch.stack([_padded(row.tokens_BTK, width) for row in rows]).long(),
             torch.stack([_padded(row.log_probability_BTK, width) for row in rows]),
         )
+
+    def _keep_routing(
+        self, positions: Sequence[int], batch: Batch, trace: RoutingTrace, routed: Collection[int]
+    ) -> None:
+        if routed:
+            found = zip(positions, rows_of(trace, batch.attention_mask_BT), strict=True)
+            self._routing |= {at: row for at, row in found if at in routed}
+
+    def _keep_predictions(self, positions: Sequence[int], responses: Sequence[int], logits_BTV: Tensor) -> None:
+        for at, count, logits_TV in zip(positions, responses, logits_BTV, strict=True):
+            if count:
+                top = logits_TV[-count:].float().log_softmax(-1).topk(min(LIKELIEST, logits_TV.shape[-1]), dim=-1)
+                self._likeliest[at] = LikeliestTokens(
+                    top.indices.to("cpu", torch.int32), top.values.to("cpu", copy=True)
+                )
 
 
 def _padded(tensor_RK: Tensor, width: int) -> Tensor:

@@ -1,22 +1,17 @@
-"""The original routing of the training sequences, for an expert step under replayed routing.
+"""The routing of token sequences, one by one: taken from a padded batch, and put together as another one.
 
 Legend: B rows, T tokens of a row, L MoE layers, K places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch import Tensor
 
-from seawall.data.batching import collate, length_buckets
-from seawall.data.templating import Encoded
-from seawall.models.capture import RoutingTrace, capture
-from seawall.models.find import MoEModel
-from seawall.repair.forward import run
+from seawall.models.capture import RoutingTrace
 
 
 @dataclass(frozen=True)
@@ -27,38 +22,26 @@ class RowRouting:
     weights: tuple[Tensor, ...]
 
 
-@final
-class RecordedRouting:
-    """Where a model sent the tokens of some rows when this was made."""
-
-    def __init__(self, moe: MoEModel, rows: Sequence[Encoded], pad_id: int, *, batch_size: int) -> None:
-        self._moe = moe
-        self._rows: dict[int, RowRouting] = {}
-        for positions in length_buckets([len(row.input_ids) for row in rows], batch_size):
-            batch = collate([rows[at] for at in positions], pad_id, side="left")
-            with torch.no_grad(), capture(moe) as trace:
-                run(moe, batch, keep=1)
-            shape = batch.input_ids_BT.shape
-            for at, start, routed in zip(positions, _starts(batch.attention_mask_BT), range(shape[0]), strict=True):
-                self._rows[at] = RowRouting(
-                    tuple(t.view(*shape, -1)[routed, start:].to("cpu", torch.int32) for t in trace.indices),
-                    tuple(t.view(*shape, -1)[routed, start:].to("cpu", copy=True) for t in trace.weights),
-                )
-
-    def trace(self, positions: Sequence[int]) -> RoutingTrace:
-        """The routing of these rows as one left-padded batch. Padding goes to the first experts with weight 0."""
-        rows = [self._rows[at] for at in positions]
-        width = max(len(row.indices[0]) for row in rows)
-        found = RoutingTrace(self._moe.num_layers, self._moe.num_experts)
-        for layer in range(self._moe.num_layers):
-            found.indices.append(torch.cat([_padded_indices(row.indices[layer], width) for row in rows]))
-            found.weights.append(torch.cat([_padded(row.weights[layer], width) for row in rows]))
-        return found
+def rows_of(trace: RoutingTrace, mask_BT: Tensor) -> Iterator[RowRouting]:
+    """The routing of every row of a left-padded batch."""
+    shape = mask_BT.shape
+    for row, tokens in enumerate(mask_BT.sum(1).tolist()):
+        kept = slice(shape[1] - int(tokens), None)
+        yield RowRouting(
+            tuple(layer.view(*shape, -1)[row, kept].to("cpu", torch.int32) for layer in trace.indices),
+            tuple(layer.view(*shape, -1)[row, kept].to("cpu", copy=True) for layer in trace.weights),
+        )
 
 
-def _starts(mask_BT: Tensor) -> list[int]:
-    """Where each left-padded row begins."""
-    return [int(start) for start in (mask_BT.shape[1] - mask_BT.sum(1)).tolist()]
+def trace_of(rows: Sequence[RowRouting], *, num_experts: int) -> RoutingTrace:
+    """Rows as one left-padded batch. Padding goes to the first experts with weight 0."""
+    layers = range(len(rows[0].indices))
+    width = max(len(row.indices[0]) for row in rows)
+    found = RoutingTrace(len(layers), num_experts)
+    for layer in layers:
+        found.indices.append(torch.cat([_padded_indices(row.indices[layer], width) for row in rows]))
+        found.weights.append(torch.cat([_padded(row.weights[layer], width) for row in rows]))
+    return found
 
 
 def _padded(tensor_TK: Tensor, width: int) -> Tensor:

@@ -21,8 +21,7 @@ from seawall.models.replay import replay
 from seawall.repair.batches import ExpertBatch
 from seawall.repair.forward import run
 from seawall.repair.inputs import RepairInputs
-from seawall.repair.original import OriginalPredictions
-from seawall.repair.routing import RecordedRouting
+from seawall.repair.original import Original
 from seawall.train.loop import Losses
 from seawall.train.losses import (
     pairwise_router_loss,
@@ -50,14 +49,18 @@ class RepairLosses:
         self._num_attacks = len(inputs.refusals)
         self._anchors = [_prompt(tokenizer, pair.anchor) for pair in inputs.pairs]
         self._attacks = [_prompt(tokenizer, pair.attack) for pair in inputs.pairs]
-        rows_at_once = config.micro_batch_size or config.batch_size
-        self._recorded: RecordedRouting | None = None
-        if config.expert.enabled and config.expert.routing == "replay":
-            self._recorded = RecordedRouting(moe, self._rows, self._pad, batch_size=rows_at_once)
-        self._original: OriginalPredictions | None = None
-        if config.expert.enabled and config.retain.loss == "kl" and config.retain.per_batch:
-            retained = self._rows[self._num_attacks :]
-            self._original = OriginalPredictions(moe, retained, self._pad, batch_size=rows_at_once)
+        replayed = config.expert.enabled and config.expert.routing == "replay"
+        diverging = config.expert.enabled and config.retain.loss == "kl" and bool(config.retain.per_batch)
+        self._routed = range(len(self._rows)) if replayed else range(0)
+        self._predicted = range(self._num_attacks, len(self._rows)) if diverging else range(0)
+        self._original = Original(
+            moe,
+            self._rows,
+            self._pad,
+            batch_size=config.micro_batch_size or config.batch_size,
+            routed=self._routed,
+            predicted=self._predicted,
+        )
 
     @property
     def attack_lengths(self) -> list[int]:
@@ -94,19 +97,19 @@ class RepairLosses:
         rows = [self._rows[at] for at in positions]
         collated = collate(rows, self._pad, side="left")
         width = max(row.response_tokens for row in rows) + 1
-        with replay(self._moe, self._recorded.trace(positions)) if self._recorded else nullcontext():
+        with replay(self._moe, self._original.trace(positions)) if self._routed else nullcontext():
             logits_BTV = run(self._moe, collated, keep=width)
         labels_BT = collated.labels_BT[:, -width:].to(logits_BTV.device)
         cross_entropy, divergence = (
             partial(loss, opening_tokens=self._config.opening_tokens, opening_weight=self._config.opening_weight)
             for loss in (response_cross_entropy, response_divergence)
         )
-        retained = [row for row, at in enumerate(positions) if at >= self._num_attacks]
-        if self._original is None or not retained:
+        retained = [row for row, at in enumerate(positions) if at in self._predicted]
+        if not retained:
             return cross_entropy(logits_BTV, labels_BT)
-        original = self._original.of([positions[row] - self._num_attacks for row in retained], width=width - 1)
+        original = self._original.predictions([positions[row] for row in retained], width=width - 1)
         likeliest = (original.tokens_BTK.to(logits_BTV.device), original.log_probability_BTK.to(logits_BTV.device))
-        attacks = [row for row, at in enumerate(positions) if at < self._num_attacks]
+        attacks = [row for row, at in enumerate(positions) if at not in self._predicted]
         loss_B = logits_BTV.new_zeros(len(positions), dtype=torch.float32)
         loss_B[retained] = divergence(logits_BTV[retained], labels_BT[retained], *likeliest)
         if attacks:
