@@ -8,7 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from seawall.config.base import StrictModel, Tuple, wrong
 
-AttackName = Literal["role_play", "nested_fiction", "persuasion", "forced_opening", "reversed_text", "escalation"]
+AttackName = Literal[
+    "role_play", "nested_fiction", "persuasion", "forced_opening", "reversed_text", "reversed_words", "escalation"
+]
 """The built-in attack families; a test asserts that they are the keys of `seawall.data.attacks.ATTACKS`."""
 
 
