@@ -28,9 +28,11 @@ from families import FAMILIES, NUM_EXPERTS
 from seawall.errors import ArtifactError, SeawallError
 from seawall.models.find import MoEModel
 from seawall.models.generate import generate
+from seawall.models.residual import decoder_layers
 from seawall.models.routers import router_parameters
 from seawall.repair import ValidationScores
 from seawall.repair.steps import RepairLosses
+from seawall.repair.trainables import first_changed_layer
 from seawall.train.loop import Losses
 
 OFF = {"enabled": False}
@@ -204,8 +206,40 @@ def _part(pieces: Iterable[Losses], name: str) -> float:
     return sum(parts[name] for _, parts in pieces)
 
 
-def _losses(moe: MoEModel, **settings: Any) -> RepairLosses:
-    return RepairLosses(moe, TOKENIZER, INPUTS, config(**settings))
+def _losses(moe: MoEModel, *, first_changed: int = 0, **settings: Any) -> RepairLosses:
+    return RepairLosses(moe, TOKENIZER, INPUTS, config(**settings), first_changed=first_changed)
+
+
+@pytest.mark.parametrize("retain", [{"per_batch": 2}, {"per_batch": 2, "loss": "kl"}])
+def test_beginning_at_the_first_layer_that_changes_gives_the_same_loss(retain: dict[str, Any]) -> None:
+    moe, batch = small_model(), ([0, 3, 5], [0, 2])
+    values, ran = [], list[int]()
+    block = decoder_layers(moe.model)[0]
+    block.get_submodule("mlp").register_forward_pre_hook(lambda *_: ran.append(1))
+    for first_changed in (0, 1):
+        losses = _losses(moe, first_changed=first_changed, retain=retain)
+        for parameter in moe.layers[1].experts.parameters():
+            parameter.data.mul_(1.01)
+        ran.clear()
+        values.append(sum(loss.item() for loss, _ in losses.expert_loss(batch)))
+        assert bool(ran) == (first_changed == 0)
+        for parameter in moe.layers[1].experts.parameters():
+            parameter.data.div_(1.01)
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"router": OFF}, 2),
+        ({}, 1),
+        ({"router": OFF, "parameters": "all_experts"}, 1),
+        ({"parameters": "full"}, 0),
+    ],
+)
+def test_the_first_layer_that_changes(settings: dict[str, Any], expected: int) -> None:
+    selected = ((), *SELECTED[1:])
+    assert first_changed_layer(small_model(), selected, config(**settings)) == expected
 
 
 @pytest.mark.parametrize("routing", ["frozen", "replay"])

@@ -1,6 +1,6 @@
 """What the unrepaired model does with the rows of a repair, from one forward pass over each.
 
-Legend: B rows, T tokens of the batch's responses, R response tokens of one row, K likeliest tokens.
+Legend: B rows, T tokens of the batch's responses, R response tokens of one row, K likeliest tokens, D model width.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.templating import Encoded
 from seawall.models.capture import RoutingTrace, capture
 from seawall.models.find import MoEModel
+from seawall.models.residual import capture_residual
 from seawall.repair.forward import run
 from seawall.repair.routing import RowRouting, rows_of, trace_of
 
@@ -35,10 +36,10 @@ class LikeliestTokens:
 
 @final
 class Original:
-    """Routing and next-token distributions of a model, as it was when this was made.
+    """Routing, next-token distributions and hidden states of a model, as it was when this was made.
 
     Kept on the CPU: for the routing, L x K x 8 bytes for each token at most; for the predictions, LIKELIEST x 8 bytes
-    for each response token.
+    for each response token; for the hidden states, D numbers for each token.
 
     Args:
         moe: the model.
@@ -47,6 +48,7 @@ class Original:
         batch_size: rows of a forward pass.
         routed: positions of the rows whose routing is kept, for `trace`.
         predicted: positions of the rows whose predictions are kept, for `predictions`.
+        entry: decoder layer whose input is kept for all rows, for `hidden`; 0 keeps none, since it is the embedding.
     """
 
     def __init__(
@@ -58,18 +60,24 @@ class Original:
         batch_size: int,
         routed: Collection[int] = (),
         predicted: Collection[int] = (),
+        entry: int = 0,
     ) -> None:
         self._moe = moe
         self._routing: dict[int, RowRouting] = {}
         self._likeliest: dict[int, LikeliestTokens] = {}
-        needed = sorted({*routed, *predicted})
+        self._hidden: dict[int, Tensor] = {}
+        needed = range(len(rows)) if entry else sorted({*routed, *predicted})
+        layers = [entry] if entry else []
         for bucket in length_buckets([len(rows[at].input_ids) for at in needed], batch_size):
             positions = [needed[at] for at in bucket]
             batch = collate([rows[at] for at in positions], pad_id, side="left")
             responses = [rows[at].response_tokens if at in predicted else 0 for at in positions]
-            with torch.no_grad(), capture(moe) if routed else nullcontext(RoutingTrace(0, 0)) as trace:
-                logits_BTV = run(moe, batch, keep=max(responses) + 1)
+            with torch.no_grad(), capture_residual(moe.model, layers) as inputs:
+                with capture(moe) if routed else nullcontext(RoutingTrace(0, 0)) as trace:
+                    logits_BTV = run(moe, batch, keep=max(responses) + 1)
             self._keep_routing(positions, batch, trace, routed)
+            for layer in layers:
+                self._keep_hidden(positions, batch, inputs.inputs[layer])
             self._keep_predictions(positions, responses, logits_BTV[:, :-1])
 
     def trace(self, positions: Sequence[int]) -> RoutingTrace:
@@ -83,6 +91,15 @@ class Original:
             torch.stack([_padded(row.tokens_BTK, width) for row in rows]).long(),
             torch.stack([_padded(row.log_probability_BTK, width) for row in rows]),
         )
+
+    def hidden(self, positions: Sequence[int]) -> Float[Tensor, "B T D"]:
+        """The inputs of the entry layer for these rows, as one left-padded batch; padding is zero."""
+        rows = [self._hidden[at] for at in positions]
+        return torch.stack([_padded(row, max(map(len, rows))) for row in rows])
+
+    def _keep_hidden(self, positions: Sequence[int], batch: Batch, hidden_BTD: Tensor) -> None:
+        for at, tokens, hidden_TD in zip(positions, batch.attention_mask_BT.sum(1).tolist(), hidden_BTD, strict=True):
+            self._hidden[at] = hidden_TD[len(hidden_TD) - int(tokens) :].to("cpu", copy=True)
 
     def _keep_routing(
         self, positions: Sequence[int], batch: Batch, trace: RoutingTrace, routed: Collection[int]

@@ -17,7 +17,7 @@ from seawall.repair.inputs import RepairInputs, RepairResult
 from seawall.repair.phases import make_phases, train_round
 from seawall.repair.rounds import Progress, ValidationScores, choose_round, is_finished
 from seawall.repair.steps import RepairLosses
-from seawall.repair.trainables import trainables
+from seawall.repair.trainables import first_changed_layer, trainables
 
 CHECKPOINT_EVERY = 50
 """Updates between two checkpoints within a round. Each round ends with one."""
@@ -51,7 +51,9 @@ def repair(
         SeawallError: a loss or gradient became infinite or not a number.
     """
     _require_layers(experts, moe)
-    losses, checkpoints = RepairLosses(moe, tokenizer, inputs, config), Checkpoints(scratch)
+    first_changed = first_changed_layer(moe, experts.layers, config)
+    losses = RepairLosses(moe, tokenizer, inputs, config, first_changed=first_changed)
+    checkpoints = Checkpoints(scratch)
     progress = checkpoints.progress() or Progress(before=validate())
     checkpoints.save_scores(progress)
     with trainables(moe, experts.layers, config) as training:

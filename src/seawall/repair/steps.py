@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import final
 
@@ -16,6 +16,7 @@ from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.templating import IGNORED, Encoded, encode_exchange, encode_prompt
 from seawall.data.types import Exchange, Messages
 from seawall.models.capture import capture
+from seawall.models.entry import can_be_entered, entered_at
 from seawall.models.find import MoEModel
 from seawall.models.replay import replay
 from seawall.repair.batches import ExpertBatch
@@ -36,11 +37,18 @@ class RepairLosses:
     """Losses of batches, given as positions in the lists of attacks, retained exchanges and pairs.
 
     Make it while the model is still the original: with `routing: replay` its routing is recorded here, with
-    `retain.loss: kl` its predictions.
+    `retain.loss: kl` its predictions, and what its decoder layers below the first that may change give to that one:
+    the expert step then begins there.
     """
 
     def __init__(
-        self, moe: MoEModel, tokenizer: PreTrainedTokenizerBase, inputs: RepairInputs, config: RepairConfig
+        self,
+        moe: MoEModel,
+        tokenizer: PreTrainedTokenizerBase,
+        inputs: RepairInputs,
+        config: RepairConfig,
+        *,
+        first_changed: int = 0,
     ) -> None:
         self._moe = moe
         self._config = config
@@ -53,6 +61,7 @@ class RepairLosses:
         diverging = config.expert.enabled and config.retain.loss == "kl" and bool(config.retain.per_batch)
         self._routed = range(len(self._rows)) if replayed else range(0)
         self._predicted = range(self._num_attacks, len(self._rows)) if diverging else range(0)
+        self._entry = first_changed if config.expert.enabled and can_be_entered(moe.model) else 0
         self._original = Original(
             moe,
             self._rows,
@@ -60,6 +69,7 @@ class RepairLosses:
             batch_size=config.micro_batch_size or config.batch_size,
             routed=self._routed,
             predicted=self._predicted,
+            entry=self._entry,
         )
 
     @property
@@ -97,7 +107,12 @@ class RepairLosses:
         rows = [self._rows[at] for at in positions]
         collated = collate(rows, self._pad, side="left")
         width = max(row.response_tokens for row in rows) + 1
-        with replay(self._moe, self._original.trace(positions)) if self._routed else nullcontext():
+        with ExitStack() as changes:
+            if self._routed:
+                changes.enter_context(replay(self._moe, self._original.trace(positions)))
+            if self._entry:
+                hidden_BTD = self._original.hidden(positions).to(self._moe.model.device)
+                changes.enter_context(entered_at(self._moe.model, self._entry, hidden_BTD))
             logits_BTV = run(self._moe, collated, keep=width)
         labels_BT = collated.labels_BT[:, -width:].to(logits_BTV.device)
         cross_entropy, divergence = (

@@ -60,6 +60,14 @@ class Trainables:
         return {part.name: part.indices for group in self.groups for part in group.parts}
 
 
+def first_changed_layer(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairConfig) -> int:
+    """The lowest decoder layer of which a parameter may change; 0 where every parameter trains."""
+    if config.parameters == "full":
+        return 0
+    everywhere = config.router.enabled or config.parameters != "selected"
+    return min(layer.decoder_layer for layer in moe.layers if everywhere or selected[layer.index])
+
+
 @contextmanager
 def trainables(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairConfig) -> Iterator[Trainables]:
     """Sets the model up so that it computes with the copies; restored on exit."""
