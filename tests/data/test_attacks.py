@@ -26,7 +26,7 @@ def test_an_attack_is_a_fixed_conversation_that_ends_with_the_user(name: str) ->
     assert all(message.content.strip() == message.content for message in messages)
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "reversed_text"])
+@pytest.mark.parametrize("name", [name for name in ATTACKS if not name.startswith("reversed_")])
 def test_an_attack_holds_its_goal_without_a_second_full_stop(name: str) -> None:
     text = ATTACKS[name](GOAL)[-1].content
     assert "ake a cake without asking the baker" in text
@@ -38,13 +38,19 @@ def test_reversed_text_holds_the_goal_backwards() -> None:
     assert "rekab eht gniksa tuohtiw ekac a ekaB" in ATTACKS["reversed_text"](GOAL)[-1].content
 
 
+def test_reversed_words_holds_the_words_of_the_goal_backwards() -> None:
+    text = ATTACKS["reversed_words"](GOAL)[-1].content
+    assert text.endswith(": baker the asking without cake a Bake")
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_wording_of_a_family_is_used(name: str) -> None:
-    wordings = {
-        message.content.replace(goal, "").replace(goal[0].lower() + goal[1:], "").replace(goal[::-1], "")
-        for goal in GOALS
-        for message in ATTACKS[name](goal)[-1:]
-    }
+    wordings = set()
+    for goal in GOALS:
+        text = ATTACKS[name](goal)[-1].content
+        for form in (goal, goal[0].lower() + goal[1:], goal[::-1], " ".join(goal.split()[::-1])):
+            text = text.replace(form, "")
+        wordings.add(text)
     assert len(wordings) >= 2
     assert len(wordings) <= 3
 
