@@ -26,6 +26,8 @@ Floats = NDArray[np.float64]
 LEVEL = 0.95
 _Z = 1.959963984540054
 _CHUNK = 2048
+_LEAST = 1e-9
+"""Nats that stand for a loss of zero below a fraction bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,16 @@ class Difference:
     high: float
     p: float
     goals: int
+
+
+@dataclass(frozen=True, slots=True)
+class Increase:
+    """After over before, minus one, with its 95 % interval, and the number of questions."""
+
+    increase: float
+    low: float
+    high: float
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +110,8 @@ def paired_difference(
 
     The interval resamples goals, each with its replies before and after. The p-value is that of a sign-flip test: if
     nothing changed, before and after are exchangeable within each goal. Where every goal moved alike the bootstrap has
-    no width; the interval then comes from Newcombe's method on the Wilson intervals of the two rates.
+    no width; the interval then comes from Newcombe's method on the Wilson intervals of the two rates, or, where no goal
+    moved at all, from Wilson's for a move in none of so many goals.
 
     Returns:
         The difference; with nothing scored on a side, 0 with the interval [-1, 1] and p = 1.
@@ -113,9 +126,39 @@ def paired_difference(
     weights_RC = list(_weights(first.hits_C.size, resamples, seed))
     low, high = _percentiles(_ratios(second, weights_RC) - _ratios(first, weights_RC))
     if high - low <= 0:
-        low, high = _newcombe(rate_before, rate_after, max(goals, 1))
+        still = np.array_equal(first.hits_C, second.hits_C) and np.array_equal(first.scored_C, second.scored_C)
+        low, high = _unmoved(max(goals, 1)) if still else _newcombe(rate_before, rate_after, max(goals, 1))
     p = _sign_flip(first, second, resamples=resamples, seed=seed)
     return Difference(difference, min(low, difference), max(high, difference), p, goals)
+
+
+def relative_increase(
+    before: Sequence[float], after: Sequence[float], *, resamples: int = 2000, seed: int = 0
+) -> Increase:
+    """By what share a total grew: sum of `after` over sum of `before`, minus one. Of losses: what capability cost.
+
+    The interval resamples questions, each with its loss before and after. A loss that is not a number makes all three
+    NaN, which passes no threshold.
+
+    Args:
+        before: one loss per question, in nats over the whole answer, so that every token weighs the same.
+        after: of the same questions in the same order.
+        resamples: of the questions, for the interval.
+        seed: of the resamples.
+    """
+    assert len(before) == len(after) > 0
+    first_C, second_C = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if not (np.isfinite(first_C).all() and np.isfinite(second_C).all()):
+        return Increase(np.nan, np.nan, np.nan, len(before))
+    whole = np.ones((1, first_C.size))
+    increases_R = np.concatenate(
+        [
+            chunk_RC @ (second_C - first_C) / np.maximum(chunk_RC @ first_C, _LEAST)
+            for chunk_RC in (whole, *_weights(first_C.size, resamples, seed))
+        ]
+    )
+    increase, (low, high) = float(increases_R[0]), _percentiles(increases_R[1:])
+    return Increase(increase, min(low, increase), max(high, increase), len(before))
 
 
 def wilson(rate: float, trials: int) -> tuple[float, float]:
@@ -125,6 +168,15 @@ def wilson(rate: float, trials: int) -> tuple[float, float]:
     middle = (rate + spread / 2) / (1 + spread)
     half = _Z / (1 + spread) * np.sqrt(rate * (1 - rate) / trials + spread / (4 * trials))
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def _unmoved(trials: int) -> tuple[float, float]:
+    """Interval of a difference where none of so many goals moved: the share that moves either way may be this large.
+
+    Newcombe's method takes the rates for independent, and would doubt "nothing changed" by the width of both.
+    """
+    _, share = wilson(0.0, trials)
+    return -share, share
 
 
 def _newcombe(before: float, after: float, trials: int) -> tuple[float, float]:

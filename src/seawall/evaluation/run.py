@@ -83,6 +83,7 @@ def evaluate(
         gold_loss=None if loss is None else loss.loss,
         gold_n=0 if loss is None else loss.n,
         samples=SAMPLES,
+        gold=() if loss is None else loss.answers,
     )
 
 
