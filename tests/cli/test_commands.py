@@ -22,7 +22,7 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
     code += "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("run", "doctor", "plan", "profile", "select", "repair", "eval", "report", "apply", "gate"):
+    for verb in ("run", "doctor", "plan", "profile", "select", "repair", "eval", "report", "apply", "gate", "diff"):
         assert verb in done.stdout
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seawall.artifacts.delta import DeltaOutline
 from seawall.artifacts.evaluation import EvalResult, Sample
-from seawall.artifacts.store import load_document, require_model
+from seawall.artifacts.store import require_model
 from seawall.errors import RunFolderError
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
@@ -62,9 +63,9 @@ def open_finished(path: Path) -> FinishedRun:
             remedy="finish it with `seawall run`, the same recipe and the same --output",
         )
     before, after = (_evaluated(run, when) for when in ("before", "after"))
-    change = load_document(finished_stage(run, "repair") / "delta" / "delta.json", "delta")
-    for one, wanted in ((before, change["base_model"]), (after, change["result_model"])):
-        require_model(one.result.model_fingerprint, wanted=str(wanted), what="evaluation")
+    change = DeltaOutline.load(finished_stage(run, "repair") / "delta")
+    for one, wanted in ((before, change.base_model), (after, change.result_model)):
+        require_model(one.result.model_fingerprint, wanted=wanted, what="evaluation")
     return FinishedRun(run, read_json(run.resolved), read_json(run.summary), before, after)
 
 
