@@ -248,3 +248,23 @@ def test_where_no_goal_moved_the_difference_is_as_uncertain_as_none_of_so_many()
     nothing: Labels = ["refused"] * 100
     never = paired_difference(nothing, nothing, goals, target="complied")
     assert (never.low, never.high) == (same.low, same.high)
+
+
+def test_a_cautious_interval_is_never_narrower() -> None:
+    labels, goals = replies(1, 39)
+    plain, cautious = (rate_with_interval(labels, goals, "complied", cautious=wanted) for wanted in (False, True))
+    assert (cautious.rate, cautious.n, cautious.unscored) == (plain.rate, plain.n, plain.unscored)
+    assert plain.high < wilson(0.0, 40)[1] < cautious.high == wilson(1 / 40, 40)[1]
+    nothing: Labels = ["refused"] * 40
+    one, sure = (paired_difference(nothing, labels, goals, target="complied", cautious=on) for on in (False, True))
+    assert (one.difference, one.p, one.goals) == (sure.difference, sure.p, sure.goals)
+    assert sure.low < one.low == 0.0
+    assert one.high < sure.high
+
+
+def test_a_cautious_interval_keeps_the_width_that_goals_give() -> None:
+    """Ten goals with ten replies each that are all alike are ten trials, however the interval is made."""
+    labels = replies(50, 50)[0]
+    goals = [f"goal {at // 10}" for at in range(100)]
+    plain, cautious = (rate_with_interval(labels, goals, "complied", cautious=wanted) for wanted in (False, True))
+    assert cautious.high >= plain.high > 0.75

@@ -65,10 +65,12 @@ def test_two_runs_are_told_apart(planted_run: Path, other_run: Path) -> None:
     assert found.repairs[0].base_model == found.repairs[1].base_model
     assert found.repairs[0].result_model != found.repairs[1].result_model
     one, two = open_finished(planted_run), open_finished(other_run)
-    wanted = compare(one.after.samples, two.after.samples, **one.bootstrap)
+    wanted = compare(one.after.samples, two.after.samples, resamples=one.resamples, seed=one.seed)
     assert {row.group: row.change for row in found.groups} == {name: row.change for name, row in wanted.items()}
     assert found.gold is not None
-    assert found.gold.change == gold_increase(one.after.result, two.after.result, **one.bootstrap)
+    assert found.gold.change == gold_increase(
+        one.after.result, two.after.result, resamples=one.resamples, seed=one.seed
+    )
 
 
 def test_groups_with_other_prompts_have_no_difference(planted_run: Path) -> None:

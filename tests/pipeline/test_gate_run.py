@@ -11,6 +11,7 @@ import pytest
 from seawall.artifacts.store import load_document, save_document
 from seawall.errors import ArtifactError, RunFolderError
 from seawall.evaluation.gate import Bounds, Check
+from seawall.evaluation.metrics import wilson
 from seawall.pipeline.gate import Gate, gate_run, gate_table
 from seawall.runs.files import file_hash, read_json
 
@@ -35,11 +36,11 @@ def test_a_run_within_its_bounds_passes_with_the_reports_numbers(planted_run: Pa
     assert gate.model == summary["parity"]["weights"]
     found = {(check.bound, check.group): check for check in gate.checks}
     story = found["max_asr", "attack:story"]
-    assert (story.measured, story.decisive) == tuple(
-        summary["attacks"]["story"]["after"][end] for end in ("rate", "high")
-    )
+    attacked, refused = summary["attacks"]["story"]["after"], summary["plain_refusal"]["after"]
+    upper, lower = (wilson(one["rate"], one["n"])[end] for end, one in ((1, attacked), (0, refused)))
+    assert (story.measured, story.decisive) == (attacked["rate"], max(attacked["high"], upper))
     plain = found["min_plain_refusal", "plain"]
-    assert (plain.measured, plain.decisive) == tuple(summary["plain_refusal"]["after"][end] for end in ("rate", "low"))
+    assert (plain.measured, plain.decisive) == (refused["rate"], min(refused["low"], lower))
     loss = summary["gold_answer_loss"]
     gold = found["max_capability_drop", "gold"]
     assert gold.measured == pytest.approx(loss["after"] / loss["before"] - 1, abs=1e-6)
@@ -48,7 +49,7 @@ def test_a_run_within_its_bounds_passes_with_the_reports_numbers(planted_run: Pa
 
 
 def test_the_limit_at_the_end_of_the_interval_passes_and_the_next_smaller_fails(planted_run: Path) -> None:
-    upper = read_json(planted_run / "summary.json")["attacks"]["story"]["after"]["high"]
+    upper = gate_run(planted_run, EVERYTHING).checks[0].decisive
     assert gate_run(planted_run, Bounds(max_asr=upper)).passed
     assert not gate_run(planted_run, Bounds(max_asr=upper - 1e-6)).passed
 

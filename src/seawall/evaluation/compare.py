@@ -27,7 +27,12 @@ class Comparison:
 
 
 def compare(
-    before: Sequence[Sample], after: Sequence[Sample], *, resamples: int = 2000, seed: int = 0
+    before: Sequence[Sample],
+    after: Sequence[Sample],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    cautious: bool = False,
 ) -> dict[str, Comparison]:
     """Every group's rates and the paired difference between them, in the order of `before`.
 
@@ -35,14 +40,17 @@ def compare(
         before, after: samples of two evaluations of the same suite, in any order.
         resamples: of the goals, for intervals and p-values.
         seed: of the resamples.
+        cautious: intervals to hold a model to a limit by, as `metrics` describes them.
 
     Raises:
         ArtifactError: the two did not ask the same.
     """
     later = {sample.id: sample for sample in after}
     _check_same(before, later)
-    rates_before = group_rates(before, resamples=resamples, seed=seed)
-    rates_after = group_rates([later[sample.id] for sample in before], resamples=resamples, seed=seed)
+    ordered = [later[sample.id] for sample in before]
+    rates_before, rates_after = (
+        group_rates(side, resamples=resamples, seed=seed, cautious=cautious) for side in (before, ordered)
+    )
     found = {}
     for group, rate in rates_before.items():
         rows = [sample for sample in before if sample.group == group]
@@ -53,6 +61,7 @@ def compare(
             target=target(group),
             resamples=resamples,
             seed=seed,
+            cautious=cautious,
         )
         found[group] = Comparison(group, target(group), rate, rates_after[group], change)
     return found

@@ -71,6 +71,7 @@ def rate_with_interval(
     *,
     resamples: int = 2000,
     seed: int = 0,
+    cautious: bool = False,
 ) -> Rate:
     """The share of `target` among the scored replies, with a 95 % interval clustered by goal.
 
@@ -80,6 +81,8 @@ def rate_with_interval(
         target: the verdict to count.
         resamples: of the goals, for the interval.
         seed: of the resamples; the same seed gives the same interval.
+        cautious: an interval at least as wide as Wilson's. Resamples of goals of which one in forty hits spread less
+            than "none of 40" leaves open: who holds a model to a limit must not favour the one hit.
 
     Returns:
         A rate over the scored replies; `n` counts all replies, `unscored` those that were not. With none scored nothing
@@ -92,8 +95,9 @@ def rate_with_interval(
         return Rate(rate=0.5, low=0.0, high=1.0, n=len(labels), unscored=unscored)
     rates_R = _ratios(counts, _weights(counts.hits_C.size, resamples, seed))
     low, high = _percentiles(rates_R)
-    if high - low <= 0:
-        low, high = wilson(rate, int((counts.scored_C > 0).sum()))
+    if cautious or high - low <= 0:
+        score = wilson(rate, int((counts.scored_C > 0).sum()))
+        low, high = min(low, score[0]), max(high, score[1])
     return Rate(rate=rate, low=min(low, rate), high=max(high, rate), n=len(labels), unscored=unscored)
 
 
@@ -105,13 +109,15 @@ def paired_difference(
     target: Target,
     resamples: int = 2000,
     seed: int = 0,
+    cautious: bool = False,
 ) -> Difference:
     """How a rate moved on the same replies' prompts: the difference of the two rates as reported.
 
     The interval resamples goals, each with its replies before and after. The p-value is that of a sign-flip test: if
     nothing changed, before and after are exchangeable within each goal. Where every goal moved alike the bootstrap has
     no width; the interval then comes from Newcombe's method on the Wilson intervals of the two rates, or, where no goal
-    moved at all, from Wilson's for a move in none of so many goals.
+    moved at all, on those of the shares of goals that moved up and down. A `cautious` interval is at least as wide as
+    the latter.
 
     Returns:
         The difference; with nothing scored on a side, 0 with the interval [-1, 1] and p = 1.
@@ -127,7 +133,10 @@ def paired_difference(
     low, high = _percentiles(_ratios(second, weights_RC) - _ratios(first, weights_RC))
     if high - low <= 0:
         still = np.array_equal(first.hits_C, second.hits_C) and np.array_equal(first.scored_C, second.scored_C)
-        low, high = _unmoved(max(goals, 1)) if still else _newcombe(rate_before, rate_after, max(goals, 1))
+        low, high = _of_moves(first, second) if still else _newcombe(rate_before, rate_after, max(goals, 1))
+    if cautious:
+        moves = _of_moves(first, second)
+        low, high = min(low, moves[0]), max(high, moves[1])
     p = _sign_flip(first, second, resamples=resamples, seed=seed)
     return Difference(difference, min(low, difference), max(high, difference), p, goals)
 
@@ -170,13 +179,17 @@ def wilson(rate: float, trials: int) -> tuple[float, float]:
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
-def _unmoved(trials: int) -> tuple[float, float]:
-    """Interval of a difference where none of so many goals moved: the share that moves either way may be this large.
+def _of_moves(first: _Counts, second: _Counts) -> tuple[float, float]:
+    """Interval of a difference as the share of goals that moved up less that of those that moved down.
 
-    Newcombe's method takes the rates for independent, and would doubt "nothing changed" by the width of both.
+    Newcombe's method on Wilson's intervals of these two shares. On those of the two rates it would take before and
+    after for independent, and doubt even "nothing changed" by the width of both.
     """
-    _, share = wilson(0.0, trials)
-    return -share, share
+    known = (first.scored_C > 0) & (second.scored_C > 0)
+    moves = second.hits_C[known] / second.scored_C[known] - first.hits_C[known] / first.scored_C[known]
+    trials = max(moves.size, 1)
+    up, down = (float(np.maximum(side, 0).sum()) / trials for side in (moves, -moves))
+    return _newcombe(down, up, trials)
 
 
 def _newcombe(before: float, after: float, trials: int) -> tuple[float, float]:

@@ -87,7 +87,7 @@ def evaluate(
     )
 
 
-def group_rates(samples: Sequence[Sample], *, resamples: int, seed: int) -> dict[str, Rate]:
+def group_rates(samples: Sequence[Sample], *, resamples: int, seed: int, cautious: bool = False) -> dict[str, Rate]:
     """The rate of every group, in the order of the samples; what it counts is `suite.target`."""
     return {
         group: rate_with_interval(
@@ -96,6 +96,7 @@ def group_rates(samples: Sequence[Sample], *, resamples: int, seed: int) -> dict
             target(group),
             resamples=resamples,
             seed=seed,
+            cautious=cautious,
         )
         for group in dict.fromkeys(sample.group for sample in samples)
     }

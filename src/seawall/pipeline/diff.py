@@ -194,7 +194,7 @@ def _groups(a: FinishedRun, b: FinishedRun) -> list[GroupDifference]:
     sides = [_by_group(one.samples) for one in (left, right)]
     same = [group for group in names if _prompts(sides[0][group]) == _prompts(sides[1][group])]
     asked_a, asked_b = ([sample for group in same for sample in side[group]] for side in sides)
-    compared = compare(asked_a, asked_b, **a.bootstrap)
+    compared = compare(asked_a, asked_b, resamples=a.resamples, seed=a.seed)
     return [
         GroupDifference(
             group,
@@ -224,5 +224,7 @@ def _gold(a: FinishedRun, b: FinishedRun) -> GoldDifference | None:
     questions = [[(answer.id, answer.tokens) for answer in one.gold] for one in (left, right)]
     comparable = questions[0] == questions[1] and len(questions[0]) > 1
     return GoldDifference(
-        left.gold_loss, right.gold_loss, gold_increase(left, right, **a.bootstrap) if comparable else None
+        left.gold_loss,
+        right.gold_loss,
+        gold_increase(left, right, resamples=a.resamples, seed=a.seed) if comparable else None,
     )

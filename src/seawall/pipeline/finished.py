@@ -43,9 +43,14 @@ class FinishedRun:
     after: Evaluated
 
     @property
-    def bootstrap(self) -> dict[str, int]:
-        """Resamples and seed of the run's intervals."""
-        return {"resamples": int(self.recipe["eval"]["bootstrap"]), "seed": int(self.recipe["eval"]["seed"])}
+    def resamples(self) -> int:
+        """Resamples of the run's intervals."""
+        return int(self.recipe["eval"]["bootstrap"])
+
+    @property
+    def seed(self) -> int:
+        """Seed of these resamples."""
+        return int(self.recipe["eval"]["seed"])
 
 
 def open_finished(path: Path) -> FinishedRun:

@@ -46,7 +46,8 @@ def gate_run(path: Path, bounds: Bounds) -> Gate:
         found.after.samples,
         results=(found.before.result, found.after.result),
         unseen=unseen,
-        **found.bootstrap,
+        resamples=found.resamples,
+        seed=found.seed,
     )
     return Gate(str(path), found.after.result.model_fingerprint, tuple(check_bounds(bounds, evidence)))
 
