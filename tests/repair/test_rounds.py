@@ -24,8 +24,11 @@ def _scores(attack_success: float, over_refusal: float, benign_refusal: float = 
         ([(0.0, 0.14), (0.02, 0.11), (0.5, 0.02)], 1),
         # A round within the allowed increase goes before one beyond it.
         ([(0.0, 0.30), (0.02, 0.15)], 1),
-        # The attacks never fail: the least attack success, ties to the least over-refusal.
+        # The attacks never fail: the least sum of attack success and over-refusal.
         ([(0.4, 0.10), (0.3, 0.20), (0.3, 0.12)], 2),
+        ([(0.57, 0.10), (0.07, 0.48), (0.11, 0.10)], 2),
+        # Without a repair nothing is gained: a round that did nothing does not win over one that did.
+        ([(0.9, 0.10), (0.3, 0.35)], 1),
         # An earlier round wins a tie.
         ([(0.0, 0.11), (0.0, 0.11)], 0),
     ],

@@ -69,8 +69,9 @@ def choose_round(history: Sequence[ValidationScores], before: ValidationScores, 
     """The round to keep, counted from 0; the last one where early stopping is off.
 
     Among the rounds whose attacks fail: the one that refuses least of what is harmless (first those within the allowed
-    increase). If the attacks never fail: the one with the least attack success, then the least over-refusal. An
-    earlier round wins a tie.
+    increase). If the attacks never fail: the one with the least sum of attack success, over-refusal and benign
+    refusal, so that a few points fewer attacks are not bought with many more refusals of harmless prompts. An earlier
+    round wins a tie.
     """
     if not config.enabled:
         return len(history) - 1
@@ -80,6 +81,6 @@ def choose_round(history: Sequence[ValidationScores], before: ValidationScores, 
         harmless = scores.over_refusal + scores.benign_refusal
         if is_repaired(scores, config):
             return (0, float(refuses_more(scores, before, config)), harmless, scores.attack_success, at)
-        return (1, scores.attack_success, harmless, 0.0, at)
+        return (1, scores.attack_success + harmless, 0.0, 0.0, at)
 
     return min(range(len(history)), key=rank)
