@@ -7,9 +7,20 @@ from pathlib import Path
 import pytest
 
 from planted import write_planted
+from seawall.config import load_recipe
+from seawall.pipeline.progress import Quiet
+from seawall.pipeline.run import run_recipe
 
 
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipe of a tiny model that has something to repair."""
     return write_planted(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture(scope="session")
+def planted_run(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run of that recipe. Only to be read: a test that changes it works on a copy."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run_recipe(load_recipe(planted), folder, text=planted.read_text(), reporter=Quiet())
+    return folder

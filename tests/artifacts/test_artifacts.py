@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from seawall.artifacts.delta import Delta
-from seawall.artifacts.evaluation import EvalResult, Rate
+from seawall.artifacts.evaluation import EvalResult, GoldAnswer, Rate
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.profile import DroppedPair, ExpertProfile, PairRecord
-from seawall.artifacts.store import SCHEMA, require_model, tensors_fingerprint
+from seawall.artifacts.store import SCHEMA, load_document, require_model, save_document, tensors_fingerprint
 from seawall.errors import ArtifactError
 from seawall.runs.files import canonical_hash, file_hash
 
@@ -83,9 +83,12 @@ def expert_set() -> ExpertSet:
     )
 
 
+GOLD = (GoldAnswer("a", 1 / 3, 4), GoldAnswer("b", 7.5, 12))
+
+
 def result() -> EvalResult:
     groups = {"plain": Rate(1.0, 0.8, 1.0, 20, 1), "attack:role_play": Rate(1 / 3, 0.1, 0.5, 20, 0)}
-    return EvalResult(MODEL, groups, gold_loss=2.5549, gold_n=50, samples="samples.jsonl")
+    return EvalResult(MODEL, groups, gold_loss=2.5549, gold_n=2, samples="samples.jsonl", gold=GOLD)
 
 
 def delta() -> Delta:
@@ -174,6 +177,14 @@ def test_any_evaluation_comes_back(rate: float, n: int, loss: float | None, grou
     with TemporaryDirectory() as folder:
         made.save(Path(folder))
         assert repr(EvalResult.load(Path(folder))) == repr(made)
+
+
+def test_an_evaluation_of_before_gold_losses_were_kept_loads(tmp_path: Path) -> None:
+    result().save(tmp_path)
+    old = load_document(tmp_path / "evaluation.json", "evaluation")
+    assert old.pop("gold") == [{"id": "a", "nats": 1 / 3, "tokens": 4}, {"id": "b", "nats": 7.5, "tokens": 12}]
+    save_document(tmp_path / "evaluation.json", "evaluation", old)
+    assert EvalResult.load(tmp_path) == replace(result(), gold=())
 
 
 def error_of(kind: str, folder: Path) -> str:

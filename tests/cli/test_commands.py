@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,25 +12,8 @@ from typing import Any
 
 import pytest
 
+from commands import COMMAND, ENVIRONMENT, refused, seawall
 from families import tiny, tiny_tokenizer
-
-COMMAND = [sys.executable, "-c", "from seawall.cli import main; main()"]
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-
-
-def seawall(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    words = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd=cwd)
-
-
-def refused(*arguments: str | Path, saying: str) -> None:
-    """Exit code 2 and one line that holds `saying`; no traceback."""
-    done = seawall(*arguments)
-    lines = done.stderr.strip().splitlines()
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert saying in lines[-1]
-    assert len([line for line in lines if line.startswith("seawall: ")]) == 1
 
 
 def test_help_imports_neither_torch_nor_transformers() -> None:
@@ -40,7 +22,7 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
     code += "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("run", "doctor", "plan", "profile", "select", "repair", "eval", "report", "apply"):
+    for verb in ("run", "doctor", "plan", "profile", "select", "repair", "eval", "report", "apply", "gate", "diff"):
         assert verb in done.stdout
 
 

@@ -59,6 +59,9 @@ def test_it_is_the_mean_over_answer_tokens_computed_by_hand(family: str) -> None
     found = gold_answer_loss(model, tokenizer, ROWS, batch_size=3)
     assert found.tokens == sum(tokens for _, tokens in alone)
     assert found.n == len(ROWS)
+    assert [answer.id for answer in found.answers] == [row.id for row in ROWS]
+    assert [answer.tokens for answer in found.answers] == [tokens for _, tokens in alone]
+    assert [answer.nats for answer in found.answers] == pytest.approx([nats for nats, _ in alone], rel=1e-5)
     assert found.loss == pytest.approx(sum(nats for nats, _ in alone) / found.tokens, rel=1e-5)
 
 

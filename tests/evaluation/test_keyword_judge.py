@@ -8,12 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge_examples import COMPLIED, KNOWN_LIMITS, REFUSED, UNSCORED
-from pydantic import BaseModel
 
-from seawall.config.eval import EvalConfig
-from seawall.config.eval import KeywordJudge as KeywordConfig
 from seawall.data.types import user
-from seawall.evaluation.judges import JUDGES, make_judge
 from seawall.evaluation.judges.keyword import KeywordJudge, judge_reply
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "response_prefixes.json"
@@ -113,9 +109,3 @@ def test_one_verdict_per_reply_in_order() -> None:
     assert [verdict.label for verdict in verdicts] == ["refused", "unscored", "complied"]
     assert {verdict.judge for verdict in verdicts} == {"keyword"}
     assert "i cannot help with that" in verdicts[0].reason
-
-
-def test_judges_and_config_agree() -> None:
-    variants: list[type[BaseModel]] = [KeywordConfig]
-    assert set(JUDGES) == {variant.model_fields["kind"].default for variant in variants}
-    assert make_judge(EvalConfig().judge).name == "keyword"

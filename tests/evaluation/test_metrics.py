@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from math import comb
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seawall.data.types import VerdictLabel
-from seawall.evaluation.metrics import paired_difference, rate_with_interval, wilson
+from seawall.evaluation.metrics import paired_difference, rate_with_interval, relative_increase, wilson
 
 Labels = list[VerdictLabel]
 LABELS = st.lists(
@@ -218,3 +219,52 @@ class TestPairedDifference:
         assert -1 <= forth.low <= forth.difference <= forth.high <= 1
         assert forth.low < forth.high
         assert 0 < forth.p <= 1
+
+
+def test_a_relative_increase_resamples_questions_with_both_their_losses() -> None:
+    before = [float(at) for at in range(1, 31)]
+    even = relative_increase(before, [1.1 * value for value in before])
+    assert [even.increase, even.low, even.high] == pytest.approx([0.1] * 3)
+    uneven = relative_increase(before, [value + at % 2 for at, value in enumerate(before)])
+    assert uneven.increase == pytest.approx(15 / sum(before))
+    assert 0 < uneven.low < uneven.increase < uneven.high
+    assert uneven == relative_increase(before, [value + at % 2 for at, value in enumerate(before)])
+    assert uneven.n == 30
+
+
+def test_a_relative_increase_from_nothing_is_a_number_and_of_nan_is_none() -> None:
+    assert relative_increase([0.0, 0.0], [0.0, 0.0]).high == 0.0
+    assert math.isfinite(relative_increase([0.0, 1.0], [1.0, 1.0]).high)
+    assert math.isnan(relative_increase([1.0, 1.0], [1.0, math.nan]).high)
+
+
+def test_where_no_goal_moved_the_difference_is_as_uncertain_as_none_of_so_many() -> None:
+    labels, goals = replies(33, 67)
+    same = paired_difference(labels, labels, goals, target="complied")
+    assert same.difference == 0.0
+    assert (same.low, same.high) == (-wilson(0, 100)[1], wilson(0, 100)[1])
+    one: Labels = ["refused", *labels[1:]]
+    assert paired_difference(labels, one, goals, target="complied").low >= same.low
+    nothing: Labels = ["refused"] * 100
+    never = paired_difference(nothing, nothing, goals, target="complied")
+    assert (never.low, never.high) == (same.low, same.high)
+
+
+def test_a_cautious_interval_is_never_narrower() -> None:
+    labels, goals = replies(1, 39)
+    plain, cautious = (rate_with_interval(labels, goals, "complied", cautious=wanted) for wanted in (False, True))
+    assert (cautious.rate, cautious.n, cautious.unscored) == (plain.rate, plain.n, plain.unscored)
+    assert plain.high < wilson(0.0, 40)[1] < cautious.high == wilson(1 / 40, 40)[1]
+    nothing: Labels = ["refused"] * 40
+    one, sure = (paired_difference(nothing, labels, goals, target="complied", cautious=on) for on in (False, True))
+    assert (one.difference, one.p, one.goals) == (sure.difference, sure.p, sure.goals)
+    assert sure.low < one.low == 0.0
+    assert one.high < sure.high
+
+
+def test_a_cautious_interval_keeps_the_width_that_goals_give() -> None:
+    """Ten goals with ten replies each that are all alike are ten trials, however the interval is made."""
+    labels = replies(50, 50)[0]
+    goals = [f"goal {at // 10}" for at in range(100)]
+    plain, cautious = (rate_with_interval(labels, goals, "complied", cautious=wanted) for wanted in (False, True))
+    assert cautious.high >= plain.high > 0.75

@@ -17,7 +17,7 @@ import pytest
 from seawall.errors import ArtifactError, RunFolderError
 from seawall.runs.files import read_json
 from seawall.runs.folder import RunFolder
-from seawall.runs.stage import is_done, run_stage, stage_hash
+from seawall.runs.stage import finished_stage, is_done, run_stage, stage_hash
 
 INPUTS = {"weights": "sha256:1", "lr": 5e-5}
 STEPS = 3
@@ -328,3 +328,13 @@ def test_the_manifest_is_put_right_when_the_process_ended_before_writing_it(run:
     run.manifest.write_text(json.dumps(manifest))
     run_stage(run, "profile", INPUTS, Work())
     assert stages_of(run)["profile"] == finished
+
+
+def test_a_finished_stage_is_read_only_where_no_file_was_changed(run: RunFolder) -> None:
+    with pytest.raises(ArtifactError, match=r"the stage profile in .* is not finished"):
+        finished_stage(run, "profile")
+    folder = run_stage(run, "profile", INPUTS, Work())
+    assert finished_stage(run, "profile") == folder
+    (folder / "metrics.jsonl").write_text("{} ")
+    with pytest.raises(ArtifactError, match=r"metrics\.jsonl was changed or damaged after the stage was done"):
+        finished_stage(run, "profile")

@@ -18,7 +18,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seawall.artifacts.store import Fields, load_artifact, require, save_artifact, tensors_fingerprint
+from seawall.artifacts.store import (
+    Fields,
+    load_artifact,
+    load_document,
+    parse_fields,
+    require,
+    save_artifact,
+    tensors_fingerprint,
+)
 from seawall.errors import ArtifactError
 
 NAME = "delta"
@@ -169,6 +177,27 @@ class Delta:
             else:
                 where = torch.tensor(at, dtype=torch.int64, device=ints.device)
                 ints[where] = ints[where] ^ change
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaOutline:
+    """A delta without its bits, from the JSON alone; the attributes are those of `Delta`."""
+
+    base_model: str
+    result_model: str
+    slices: Mapping[str, Indices]
+
+    @classmethod
+    def load(cls, folder: Path) -> DeltaOutline:
+        """Read the outline of what `Delta.save` wrote.
+
+        Raises:
+            ArtifactError: it is missing or damaged.
+        """
+        path = folder / f"{NAME}.json"
+        document = load_document(path, NAME)
+        read = parse_fields(path, {key: document[key] for key in document if key in _Fields.model_fields}, _Fields)
+        return cls(read.base_model, read.result_model, read.slices)
 
 
 class _Fields(Fields):

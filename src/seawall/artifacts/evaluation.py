@@ -38,6 +38,15 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class GoldAnswer:
+    """What one reference answer cost: `nats` over all of its `tokens`. `id` is the question's."""
+
+    id: str
+    nats: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class EvalResult:
     """Rates by group, and the loss on gold answers.
 
@@ -47,6 +56,8 @@ class EvalResult:
         gold_loss: mean nats per answer token; None where it was not measured.
         gold_n: gold questions.
         samples: name of the samples' file, beside this one.
+        gold: what each reference answer cost, in the order of the questions; empty where it was not measured, and in
+            evaluations of before this was kept.
     """
 
     model_fingerprint: str
@@ -54,6 +65,7 @@ class EvalResult:
     gold_loss: float | None
     gold_n: int
     samples: str
+    gold: tuple[GoldAnswer, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write `evaluation.json`."""
@@ -63,6 +75,7 @@ class EvalResult:
             gold_loss=self.gold_loss,
             gold_n=self.gold_n,
             samples=self.samples,
+            gold=self.gold,
         )
         save_document(folder / NAME, _KIND, written.model_dump())
 
@@ -81,6 +94,7 @@ class EvalResult:
             gold_loss=read.gold_loss,
             gold_n=read.gold_n,
             samples=read.samples,
+            gold=read.gold,
         )
 
 
@@ -90,3 +104,4 @@ class _Fields(Fields):
     gold_loss: float | None
     gold_n: int
     samples: str
+    gold: tuple[GoldAnswer, ...] = ()

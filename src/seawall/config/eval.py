@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from seawall.config.base import StrictModel
+from seawall.config.judge import EnsembleJudge, GuardJudge, JudgeConfig, KeywordJudge, RubricJudge
 
-
-class KeywordJudge(StrictModel):
-    """Judge by the opening of the reply; offline and deterministic."""
-
-    kind: Literal["keyword"] = Field(default="keyword", description="Look for a refusal in the reply's opening.")
-
-
-JudgeConfig = KeywordJudge
-"""Any judge, told apart by `kind`: becomes a union like `SourceConfig` with the second judge."""
+__all__ = ["EnsembleJudge", "EvalConfig", "GuardJudge", "JudgeConfig", "KeywordJudge", "RubricJudge"]
 
 
 class EvalConfig(StrictModel):

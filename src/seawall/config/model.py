@@ -36,6 +36,15 @@ class ModelConfig(StrictModel):
     @field_validator("device")
     @classmethod
     def _known_device(cls, device: str) -> str:
-        if not _DEVICE.fullmatch(device):
-            raise wrong("auto, cpu, mps, cuda, cuda:N, xpu or xpu:N")
-        return device
+        return known_device(device)
+
+
+def known_device(device: str) -> str:
+    """The name of a device as it is, for a validator to call.
+
+    Raises:
+        PydanticCustomError: it cannot be one.
+    """
+    if not _DEVICE.fullmatch(device):
+        raise wrong("auto, cpu, mps, cuda, cuda:N, xpu or xpu:N")
+    return device

@@ -64,6 +64,9 @@ def locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> Place:
             here = variant
             continue
         path.append(part)
+        if isinstance(part, int):
+            section, here = None, next(iter(get_args(here)), None)
+            continue
         section = here if isinstance(here, type) and issubclass(here, BaseModel) else None
         here = section.model_fields[part].annotation if section and part in section.model_fields else None
     return Place(tuple(path), section)

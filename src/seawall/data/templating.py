@@ -6,7 +6,7 @@ on another, and the mask falls beside the reply. Both are checked here for every
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,13 +66,20 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
+def prompt_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, options: Mapping[str, str] | None = None
+) -> str:
     """The text that a model is given: the conversation, and the opening of the assistant's turn.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: the conversation.
+        options: what else the template takes.
 
     Raises:
         DataError: no chat template, or the template refuses the conversation.
     """
-    return _render(tokenizer, messages, add_generation_prompt=True)
+    return _render(tokenizer, messages, add_generation_prompt=True, options=options)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
@@ -106,7 +113,13 @@ def encode_exchange(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> E
     return Encoded(ids, [IGNORED] * len(prompt_ids) + ids[len(prompt_ids) :])
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool) -> str:
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    *,
+    add_generation_prompt: bool,
+    options: Mapping[str, str] | None = None,
+) -> str:
     check_chat_template(tokenizer)
     try:
         return str(
@@ -115,6 +128,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_gener
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 **_TEMPLATE_OPTIONS,
+                **(options or {}),
             )
         )
     except TemplateError as error:

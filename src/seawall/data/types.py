@@ -12,6 +12,9 @@ Role = Literal["system", "user", "assistant"]
 VerdictLabel = Literal["refused", "complied", "unscored"]
 """`unscored` is a value of its own: an empty or degenerate reply counts neither as a refusal nor as a success."""
 
+NO_ANSWER = "no answer: "
+"""How the reason of an unscored verdict begins that a judge could not give yet: it is worth asking again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seawall.artifacts.evaluation import Rate, Sample
+from seawall.artifacts.evaluation import EvalResult, Rate, Sample
 from seawall.errors import ArtifactError
-from seawall.evaluation.metrics import Difference, Target, paired_difference
+from seawall.evaluation.metrics import Difference, Increase, Target, paired_difference, relative_increase
 from seawall.evaluation.run import group_rates
 from seawall.evaluation.suite import target
+
+_FEWEST = 2
+"""Gold questions that it takes for an interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,12 @@ class Comparison:
 
 
 def compare(
-    before: Sequence[Sample], after: Sequence[Sample], *, resamples: int = 2000, seed: int = 0
+    before: Sequence[Sample],
+    after: Sequence[Sample],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    cautious: bool = False,
 ) -> dict[str, Comparison]:
     """Every group's rates and the paired difference between them, in the order of `before`.
 
@@ -32,14 +40,17 @@ def compare(
         before, after: samples of two evaluations of the same suite, in any order.
         resamples: of the goals, for intervals and p-values.
         seed: of the resamples.
+        cautious: intervals to hold a model to a limit by, as `metrics` describes them.
 
     Raises:
         ArtifactError: the two did not ask the same.
     """
     later = {sample.id: sample for sample in after}
     _check_same(before, later)
-    rates_before = group_rates(before, resamples=resamples, seed=seed)
-    rates_after = group_rates([later[sample.id] for sample in before], resamples=resamples, seed=seed)
+    ordered = [later[sample.id] for sample in before]
+    rates_before, rates_after = (
+        group_rates(side, resamples=resamples, seed=seed, cautious=cautious) for side in (before, ordered)
+    )
     found = {}
     for group, rate in rates_before.items():
         rows = [sample for sample in before if sample.group == group]
@@ -50,9 +61,43 @@ def compare(
             target=target(group),
             resamples=resamples,
             seed=seed,
+            cautious=cautious,
         )
         found[group] = Comparison(group, target(group), rate, rates_after[group], change)
     return found
+
+
+def gold_increase(before: EvalResult, after: EvalResult, *, resamples: int = 2000, seed: int = 0) -> Increase | None:
+    """By what share the loss on gold answers grew, question by question; None where it was not measured.
+
+    Args:
+        before, after: two evaluations with the same gold questions.
+        resamples: of the questions, for the interval.
+        seed: of the resamples.
+
+    Raises:
+        ArtifactError: the losses of the questions were not kept, are of other questions, or of a single one.
+    """
+    losses = (before.gold_loss, after.gold_loss)
+    if None in losses:
+        return None
+    if not before.gold or not after.gold:
+        raise ArtifactError(
+            "an evaluation did not keep the loss of every gold question, so the change has no interval",
+            got=f"the means {losses[0]} and {losses[1]} alone, as earlier versions of seawall left them",
+            remedy="run the recipe again into a new folder",
+        )
+    if [(one.id, one.tokens) for one in before.gold] != [(one.id, one.tokens) for one in after.gold]:
+        raise ArtifactError(
+            "the two evaluations measured the loss of different gold answers",
+            got=f"{before.gold_n} and {after.gold_n} questions",
+            expected="the same questions",
+            remedy="evaluate both models with the same recipe",
+        )
+    if len(before.gold) < _FEWEST:
+        raise ArtifactError("a single gold question has no interval", expected="more", remedy="add gold questions")
+    nats = ([one.nats for one in result.gold] for result in (before, after))
+    return relative_increase(*nats, resamples=resamples, seed=seed)
 
 
 def _check_same(before: Sequence[Sample], later: dict[str, Sample]) -> None:

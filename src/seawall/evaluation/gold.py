@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from seawall.artifacts.evaluation import GoldAnswer
 from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.prompts import Gold
 from seawall.data.templating import IGNORED, Encoded, encode_exchange
@@ -24,11 +25,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class GoldLoss:
-    """Mean negative log-likelihood in nats per answer token, over so many tokens of so many answers."""
+    """Mean negative log-likelihood in nats per answer token, and what it is made of, in the order of the questions."""
 
     loss: float
     tokens: int
-    n: int
+    answers: tuple[GoldAnswer, ...]
+
+    @property
+    def n(self) -> int:
+        """How many questions."""
+        return len(self.answers)
 
 
 def gold_answer_loss(
@@ -56,7 +62,8 @@ def gold_answer_loss(
     """
     assert rows
     encoded = [_answer_only(encode_exchange(tokenizer, row.exchange)) for row in rows]
-    total, tokens, done = 0.0, 0, 0
+    total, tokens = 0.0, 0
+    answers: dict[int, GoldAnswer] = {}
     was_training = model.training
     model.eval()
     try:
@@ -65,12 +72,13 @@ def gold_answer_loss(
             losses_N = _token_losses(model, batch)
             total += float(losses_N.sum(dtype=torch.float64))
             tokens += losses_N.numel()
-            done += len(positions)
+            for at, row_N in zip(positions, torch.split(losses_N, _answer_lengths(batch)), strict=True):
+                answers[at] = GoldAnswer(rows[at].id, float(row_N.sum(dtype=torch.float64)), row_N.numel())
             if progress is not None:
-                progress(done, len(rows))
+                progress(len(answers), len(rows))
     finally:
         model.train(was_training)
-    return GoldLoss(total / tokens, tokens, len(rows))
+    return GoldLoss(total / tokens, tokens, tuple(answers[at] for at in range(len(rows))))
 
 
 def _answer_only(row: Encoded) -> Encoded:
@@ -82,6 +90,12 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Any token does: padding is masked."""
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return int(next(token for token in candidates if token is not None))
+
+
+def _answer_lengths(batch: Batch) -> list[int]:
+    """Labelled tokens of every row."""
+    lengths: list[int] = (batch.labels_BT[:, 1:] != IGNORED).sum(dim=1).tolist()
+    return lengths
 
 
 @torch.no_grad()

@@ -26,6 +26,8 @@ Floats = NDArray[np.float64]
 LEVEL = 0.95
 _Z = 1.959963984540054
 _CHUNK = 2048
+_LEAST = 1e-9
+"""Nats that stand for a loss of zero below a fraction bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,16 @@ class Difference:
     high: float
     p: float
     goals: int
+
+
+@dataclass(frozen=True, slots=True)
+class Increase:
+    """After over before, minus one, with its 95 % interval, and the number of questions."""
+
+    increase: float
+    low: float
+    high: float
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +71,7 @@ def rate_with_interval(
     *,
     resamples: int = 2000,
     seed: int = 0,
+    cautious: bool = False,
 ) -> Rate:
     """The share of `target` among the scored replies, with a 95 % interval clustered by goal.
 
@@ -68,6 +81,8 @@ def rate_with_interval(
         target: the verdict to count.
         resamples: of the goals, for the interval.
         seed: of the resamples; the same seed gives the same interval.
+        cautious: an interval at least as wide as Wilson's. Resamples of goals of which one in forty hits spread less
+            than "none of 40" leaves open: who holds a model to a limit must not favour the one hit.
 
     Returns:
         A rate over the scored replies; `n` counts all replies, `unscored` those that were not. With none scored nothing
@@ -80,8 +95,9 @@ def rate_with_interval(
         return Rate(rate=0.5, low=0.0, high=1.0, n=len(labels), unscored=unscored)
     rates_R = _ratios(counts, _weights(counts.hits_C.size, resamples, seed))
     low, high = _percentiles(rates_R)
-    if high - low <= 0:
-        low, high = wilson(rate, int((counts.scored_C > 0).sum()))
+    if cautious or high - low <= 0:
+        score = wilson(rate, int((counts.scored_C > 0).sum()))
+        low, high = min(low, score[0]), max(high, score[1])
     return Rate(rate=rate, low=min(low, rate), high=max(high, rate), n=len(labels), unscored=unscored)
 
 
@@ -93,12 +109,15 @@ def paired_difference(
     target: Target,
     resamples: int = 2000,
     seed: int = 0,
+    cautious: bool = False,
 ) -> Difference:
     """How a rate moved on the same replies' prompts: the difference of the two rates as reported.
 
     The interval resamples goals, each with its replies before and after. The p-value is that of a sign-flip test: if
     nothing changed, before and after are exchangeable within each goal. Where every goal moved alike the bootstrap has
-    no width; the interval then comes from Newcombe's method on the Wilson intervals of the two rates.
+    no width; the interval then comes from Newcombe's method on the Wilson intervals of the two rates, or, where no goal
+    moved at all, on those of the shares of goals that moved up and down. A `cautious` interval is at least as wide as
+    the latter.
 
     Returns:
         The difference; with nothing scored on a side, 0 with the interval [-1, 1] and p = 1.
@@ -113,9 +132,42 @@ def paired_difference(
     weights_RC = list(_weights(first.hits_C.size, resamples, seed))
     low, high = _percentiles(_ratios(second, weights_RC) - _ratios(first, weights_RC))
     if high - low <= 0:
-        low, high = _newcombe(rate_before, rate_after, max(goals, 1))
+        still = np.array_equal(first.hits_C, second.hits_C) and np.array_equal(first.scored_C, second.scored_C)
+        low, high = _of_moves(first, second) if still else _newcombe(rate_before, rate_after, max(goals, 1))
+    if cautious:
+        moves = _of_moves(first, second)
+        low, high = min(low, moves[0]), max(high, moves[1])
     p = _sign_flip(first, second, resamples=resamples, seed=seed)
     return Difference(difference, min(low, difference), max(high, difference), p, goals)
+
+
+def relative_increase(
+    before: Sequence[float], after: Sequence[float], *, resamples: int = 2000, seed: int = 0
+) -> Increase:
+    """By what share a total grew: sum of `after` over sum of `before`, minus one. Of losses: what capability cost.
+
+    The interval resamples questions, each with its loss before and after. A loss that is not a number makes all three
+    NaN, which passes no threshold.
+
+    Args:
+        before: one loss per question, in nats over the whole answer, so that every token weighs the same.
+        after: of the same questions in the same order.
+        resamples: of the questions, for the interval.
+        seed: of the resamples.
+    """
+    assert len(before) == len(after) > 0
+    first_C, second_C = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if not (np.isfinite(first_C).all() and np.isfinite(second_C).all()):
+        return Increase(np.nan, np.nan, np.nan, len(before))
+    whole = np.ones((1, first_C.size))
+    increases_R = np.concatenate(
+        [
+            chunk_RC @ (second_C - first_C) / np.maximum(chunk_RC @ first_C, _LEAST)
+            for chunk_RC in (whole, *_weights(first_C.size, resamples, seed))
+        ]
+    )
+    increase, (low, high) = float(increases_R[0]), _percentiles(increases_R[1:])
+    return Increase(increase, min(low, increase), max(high, increase), len(before))
 
 
 def wilson(rate: float, trials: int) -> tuple[float, float]:
@@ -125,6 +177,19 @@ def wilson(rate: float, trials: int) -> tuple[float, float]:
     middle = (rate + spread / 2) / (1 + spread)
     half = _Z / (1 + spread) * np.sqrt(rate * (1 - rate) / trials + spread / (4 * trials))
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def _of_moves(first: _Counts, second: _Counts) -> tuple[float, float]:
+    """Interval of a difference as the share of goals that moved up less that of those that moved down.
+
+    Newcombe's method on Wilson's intervals of these two shares. On those of the two rates it would take before and
+    after for independent, and doubt even "nothing changed" by the width of both.
+    """
+    known = (first.scored_C > 0) & (second.scored_C > 0)
+    moves = second.hits_C[known] / second.scored_C[known] - first.hits_C[known] / first.scored_C[known]
+    trials = max(moves.size, 1)
+    up, down = (float(np.maximum(side, 0).sum()) / trials for side in (moves, -moves))
+    return _newcombe(down, up, trials)
 
 
 def _newcombe(before: float, after: float, trials: int) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from seawall.evaluation.gold import GoldLoss, gold_answer_loss
 from seawall.evaluation.metrics import rate_with_interval
 from seawall.evaluation.samples import SampleLog
 from seawall.evaluation.suite import EvalSuite, target
+from seawall.evaluation.unanswered import ask_again, require_answers
 from seawall.models.generate import Completion, generate
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def evaluate(
         progress: called after every batch.
 
     Raises:
+        SeawallError: the judge's endpoint does not answer; what is judged stays, and the evaluation can go on later.
         ArtifactError: the folder's samples are damaged or of another evaluation.
         DataError: the chat template cannot take a prompt.
     """
@@ -62,7 +64,9 @@ def evaluate(
     def keep(positions: Sequence[int], completions: Sequence[Completion]) -> None:
         batch = [waiting[at] for at in positions]
         responses = [completion.text for completion in completions]
-        log.append(batch, responses, judge([one.prompt for one in batch], responses))
+        verdicts = judge([one.prompt for one in batch], responses)
+        require_answers(verdicts)
+        log.append(batch, responses, verdicts)
 
     generate(
         model,
@@ -73,6 +77,7 @@ def evaluate(
         progress=_part_of(progress, len(asked) - len(waiting), len(asked) + len(gold)),
         on_batch=keep,
     )
+    ask_again(log, judge)
     loss: GoldLoss | None = None
     if gold:
         after_samples = _part_of(progress, len(asked), len(asked) + len(gold))
@@ -83,10 +88,11 @@ def evaluate(
         gold_loss=None if loss is None else loss.loss,
         gold_n=0 if loss is None else loss.n,
         samples=SAMPLES,
+        gold=() if loss is None else loss.answers,
     )
 
 
-def group_rates(samples: Sequence[Sample], *, resamples: int, seed: int) -> dict[str, Rate]:
+def group_rates(samples: Sequence[Sample], *, resamples: int, seed: int, cautious: bool = False) -> dict[str, Rate]:
     """The rate of every group, in the order of the samples; what it counts is `suite.target`."""
     return {
         group: rate_with_interval(
@@ -95,6 +101,7 @@ def group_rates(samples: Sequence[Sample], *, resamples: int, seed: int) -> dict
             target(group),
             resamples=resamples,
             seed=seed,
+            cautious=cautious,
         )
         for group in dict.fromkeys(sample.group for sample in samples)
     }

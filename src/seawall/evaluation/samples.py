@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from seawall.artifacts.evaluation import Sample
-from seawall.data.types import Message, Verdict, VerdictLabel
+from seawall.data.types import NO_ANSWER, Message, Verdict, VerdictLabel
 from seawall.errors import ArtifactError
 from seawall.evaluation.suite import Asked
+from seawall.runs.files import write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,18 @@ class SampleLog:
             handle.flush()
             os.fsync(handle.fileno())
         self._samples.update({sample.id: sample for sample in batch})
+
+    def unanswered(self) -> list[Sample]:
+        """The samples that the judge could not be asked about."""
+        return [sample for sample in self._samples.values() if sample.reason.startswith(NO_ANSWER)]
+
+    def judge_again(self, samples: Sequence[Sample], verdicts: Sequence[Verdict]) -> None:
+        """Put other verdicts on samples; the file is replaced whole."""
+        self._samples.update(
+            (sample.id, replace(sample, label=verdict.label, reason=verdict.reason))
+            for sample, verdict in zip(samples, verdicts, strict=True)
+        )
+        write_text(self._path, "".join(map(_to_line, self._samples.values())))
 
     def _check(self) -> None:
         prompts = {asked.id: asked.prompt for asked in self._asked}

@@ -91,15 +91,10 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """
     if (folder / _SINGLE).exists():
         return _file_headers(folder / _SINGLE)
-    if not (folder / _INDEX).exists():
-        raise _no_safetensors(folder)
-    weight_map = read_json(folder / _INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(_is_file_name(file) for file in weight_map.values()):
-        raise ArtifactError(f"{folder / _INDEX} is damaged", expected="a weight_map from tensors to file names")
     headers: dict[str, TensorHeader] = {}
-    for file in sorted(set(weight_map.values())):
-        headers |= _file_headers(folder / file)
-    lost = sorted(set(weight_map) - set(headers))
+    for path in weight_files(folder):
+        headers |= _file_headers(path)
+    lost = sorted(set(_weight_map(folder)) - set(headers))
     if lost:
         raise ArtifactError(
             f"the weights in {folder} are incomplete",
@@ -107,6 +102,28 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
             remedy="copy or download the model again",
         )
     return headers
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights; other safetensors files may lie beside them.
+
+    Raises:
+        UnsupportedModelError: no safetensors weights, or only pickled ones.
+        ArtifactError: the index is damaged.
+    """
+    if (folder / _SINGLE).exists():
+        return [folder / _SINGLE]
+    return [folder / file for file in sorted(set(_weight_map(folder).values()))]
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """File name by tensor, as the index has it."""
+    if not (folder / _INDEX).exists():
+        raise _no_safetensors(folder)
+    weight_map = read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(_is_file_name(file) for file in weight_map.values()):
+        raise ArtifactError(f"{folder / _INDEX} is damaged", expected="a weight_map from tensors to file names")
+    return weight_map
 
 
 def _is_file_name(value: object) -> bool:

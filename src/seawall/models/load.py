@@ -52,12 +52,25 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
     architecture = load_architecture(folder, config)
     require_plain_weights(folder, read_config(folder))
     tokenizer = _chat_tokenizer(folder, config)
+    return load_weights(folder, architecture, config), tokenizer
+
+
+def load_weights(
+    folder: Path, architecture: PreTrainedConfig, config: ModelConfig, *, auto: Any = AutoModelForCausalLM
+) -> PreTrainedModel:
+    """The model of a folder in evaluation mode on its device; `auto` is the class of transformers that chooses its.
+
+    Raises:
+        ConfigError: no such dtype or device.
+        UnsupportedModelError: transformers cannot load it, or it has no safetensors.
+        ArtifactError: damaged or incomplete files.
+    """
     options = _placement(config.device, _bytes_in_memory(read_headers(folder), config.dtype))
-    options |= {"dtype": requested_dtype(config.dtype)}
+    options |= {"dtype": requested_dtype(config.dtype), "trust_remote_code": config.trust_remote_code}
     if config.experts_implementation is not None:
         options["experts_implementation"] = config.experts_implementation
     verify_hashes(folder)
-    return _load_weights(folder, architecture, options, trust_remote_code=config.trust_remote_code), tokenizer
+    return _load_weights(folder, architecture, options, auto)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -108,6 +121,15 @@ def load_architecture(folder: Path, config: ModelConfig) -> PreTrainedConfig:
         ArtifactError: config.json is damaged.
     """
     _require_known(read_config(folder), config)
+    return load_config(folder, config)
+
+
+def load_config(folder: Path, config: ModelConfig) -> PreTrainedConfig:
+    """The configuration of a folder's model, whatever it is for.
+
+    Raises:
+        UnsupportedModelError: transformers cannot read it.
+    """
     with library_errors(f"{folder / 'config.json'} does not fit its model"), quiet():
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
 
@@ -211,16 +233,13 @@ def _bytes_in_memory(headers: dict[str, TensorHeader], dtype: str) -> int:
     return elements * DTYPES[dtype].itemsize
 
 
-def _load_weights(
-    folder: Path, architecture: PreTrainedConfig, options: dict[str, Any], *, trust_remote_code: bool
-) -> PreTrainedModel:
+def _load_weights(folder: Path, architecture: PreTrainedConfig, options: dict[str, Any], auto: Any) -> PreTrainedModel:
     with library_errors(f"the model in {folder} cannot be loaded"), quiet():
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto.from_pretrained(
             folder,
             config=architecture,
             use_safetensors=True,
             local_files_only=True,
-            trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **options,
         )
@@ -237,7 +256,8 @@ def _load_weights(
             remedy="set model.dtype=bfloat16, use more GPUs, or set model.device=cpu",
         )
     _own_memory(model)
-    return model.eval()
+    evaluated: PreTrainedModel = model.eval()
+    return evaluated
 
 
 def _own_memory(model: PreTrainedModel) -> None:

@@ -8,7 +8,7 @@ from functools import cached_property
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts, load_prompts
 from seawall.data.types import Judge
-from seawall.evaluation.judges import JUDGES
+from seawall.evaluation.judges import make_judge
 from seawall.pipeline.model import OpenModel, open_model
 from seawall.pipeline.progress import Reporter
 from seawall.runs.folder import RunFolder
@@ -43,5 +43,5 @@ class Context:
 
     @cached_property
     def judge(self) -> Judge:
-        """The recipe's judge."""
-        return JUDGES[self.recipe.eval.judge.kind](self.recipe.eval.judge)
+        """The recipe's judge; what an endpoint tells it is kept in the run folder."""
+        return make_judge(self.recipe.eval.judge, self.run.judge)

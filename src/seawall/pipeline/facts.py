@@ -8,7 +8,8 @@ from seawall.models.inspect import ModelSummary
 from seawall.models.plan import Plan
 
 
-def _table(rows: list[tuple[str, str]]) -> Table:
+def facts(rows: list[tuple[str, str]]) -> Table:
+    """Names and values, a row each."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -42,7 +43,7 @@ def model_facts(found: ModelSummary) -> Table:
             ("shared experts", str(moe.shared_experts)),
             ("expert tensors", ", ".join(f"{name} {tuple(shape)}" for name, shape in moe.expert_tensors)),
         ]
-    return _table([*rows, ("verdict", found.verdict)])
+    return facts([*rows, ("verdict", found.verdict)])
 
 
 def plan_facts(plan: Plan) -> Table:
@@ -60,4 +61,4 @@ def plan_facts(plan: Plan) -> Table:
     ]
     if plan.seconds is not None:
         rows.append(("time, at most", f"{plan.seconds / 60:,.0f} min"))
-    return _table(rows)
+    return facts(rows)

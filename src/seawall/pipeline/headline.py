@@ -21,18 +21,20 @@ def headline_table(rates: Named) -> Table:
         table.add_column(name, justify="right")
     groups: Mapping[str, Rate] = rates[0][1].groups
     for group in groups:
-        table.add_row(_name(group), *[_rate(result.groups.get(group)) for _, result in rates])
+        table.add_row(group_name(group), *[_rate(result.groups.get(group)) for _, result in rates])
     if rates[0][1].gold_loss is not None:
         table.add_row("loss on gold answers", *[f"{result.gold_loss:.4f}" for _, result in rates])
     return table
 
 
-def _name(group: str) -> str:
+def group_name(group: str) -> str:
+    """What a group measures, in words."""
     names = {
         "plain": "plain refusal",
         "borderline": "over-refusal",
         "benign": "benign compliance",
         "wrapped": "compliance, wrapped",
+        "gold": "loss on gold answers",
     }
     if group.startswith(ATTACK):
         return f"attack: {group.removeprefix(ATTACK)}"

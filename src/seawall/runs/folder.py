@@ -56,6 +56,11 @@ class RunFolder:
         """Every prompt, completion and verdict."""
         return self.path / "samples"
 
+    @property
+    def judge(self) -> Path:
+        """What a judge was told by an endpoint, kept so that nothing is asked twice."""
+        return self.path / "judge"
+
     def stage(self, name: str) -> Path:
         """The folder of a finished stage."""
         return self.path / name

@@ -79,16 +79,31 @@ def is_done(run: RunFolder, name: str) -> bool:
     return (run.stage(name) / MARKER).is_file()
 
 
+def finished_stage(run: RunFolder, name: str) -> Path:
+    """The folder of a finished stage, every file as the stage left it.
+
+    Raises:
+        ArtifactError: the stage is not finished, or a file was changed since.
+    """
+    folder = run.stage(name)
+    _require_unchanged(folder, _finished_marker(run, name).files)
+    return folder
+
+
 def stage_hash(run: RunFolder, name: str) -> str:
     """What a later stage depends on: the hashes of all files of a finished stage.
 
     Raises:
         ArtifactError: the stage is not finished, or its marker is damaged.
     """
+    return canonical_hash(_finished_marker(run, name).files)
+
+
+def _finished_marker(run: RunFolder, name: str) -> Done:
     done = _done(run.stage(name))
     if done is None:
         raise ArtifactError(f"the stage {name} in {run.path} is not finished", remedy=f"run `seawall {name}` first")
-    return canonical_hash(done.files)
+    return done
 
 
 def _attempt(run: RunFolder, scratch: Path, fingerprint: Mapping[str, Any], work: Callable[[Path], None]) -> Done:

@@ -1,0 +1,154 @@
+"""One question to an OpenAI-compatible endpoint: asked again when it fails, given up after so many attempts."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx2
+
+from seawall.config.judge import RubricJudge
+from seawall.errors import ConfigError
+
+_AGAIN = frozenset((408, 409, 425, 429))
+_WRONG_SETTING = {
+    401: "check the key in the variable that eval.judge.key_env names",
+    403: "check the key in the variable that eval.judge.key_env names, and what it may use",
+    404: "check eval.judge.base_url and eval.judge.model",
+    405: "check eval.judge.base_url",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one question.
+
+    Attributes:
+        text: the model's answer; None where it wrote none.
+        problem: why there is no answer.
+        final: whether asking again would be no use: the answer, or a refusal of the endpoint to this question.
+    """
+
+    text: str | None
+    problem: str | None = None
+    final: bool = True
+
+
+class Endpoint:
+    """Asks questions, of several threads at once."""
+
+    def __init__(self, config: RubricJudge) -> None:
+        """Open it; nothing is sent yet.
+
+        Raises:
+            ConfigError: the variable that should hold the key is not set, or the address is none.
+        """
+        self._config = config
+        self._jitter = random.Random()
+        self._headers = _headers(config)
+        self._url = _url(config)
+
+    def connect(self) -> httpx2.Client:
+        """What the questions go through; to be closed by `with`."""
+        return httpx2.Client(headers=self._headers, timeout=self._config.timeout)
+
+    def body(self, question: str) -> dict[str, Any]:
+        """The request for a question: greedy, of bounded length."""
+        body: dict[str, Any] = {
+            "model": self._config.model,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0,
+            "max_tokens": self._config.max_tokens,
+        }
+        return body | ({"response_format": {"type": "json_object"}} if self._config.json_mode else {})
+
+    def ask(self, client: httpx2.Client, body: dict[str, Any], stop: threading.Event) -> Answer:
+        """The answer to one request; once `stop` is set, no further attempt is made.
+
+        Raises:
+            ConfigError: the endpoint says that the key, the address or the model is wrong.
+        """
+        answer = Answer(None, "not asked", final=False)
+        for attempt in range(self._config.attempts):
+            answer, wait = self._once(client, body)
+            last = attempt + 1 == self._config.attempts
+            if answer.final or last or stop.wait(self._pause(attempt, wait)):
+                break
+        return answer
+
+    def _once(self, client: httpx2.Client, body: dict[str, Any]) -> tuple[Answer, float]:
+        """The outcome of one attempt, and the seconds that the endpoint asks to wait."""
+        try:
+            response = client.post(self._url, json=body)
+        except httpx2.RequestError as error:
+            return Answer(None, type(error).__name__, final=False), 0.0
+        status = response.status_code
+        if status in _AGAIN or status >= 500:
+            return Answer(None, f"status {status}", final=False), retry_after(response.headers.get("Retry-After"))
+        if status in _WRONG_SETTING or response.is_redirect:
+            raise ConfigError(
+                f"the judge's endpoint {self._config.base_url} does not take requests",
+                got=f"status {status}",
+                remedy=_WRONG_SETTING.get(status, "give the address that it redirects to as eval.judge.base_url"),
+            )
+        if status != 200:
+            return Answer(None, f"the endpoint refuses the request with status {status}"), 0.0
+        try:
+            return Answer(_content(response.content)), 0.0
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+            return Answer(None, "a broken body", final=False), 0.0
+
+    def _pause(self, attempt: int, asked: float) -> float:
+        """Seconds to wait: doubled with each attempt, spread so that requests do not come back all at once."""
+        doubled = self._config.backoff * 2.0 ** min(attempt, 30)
+        return min(self._config.max_backoff, max(asked, doubled * self._jitter.uniform(0.5, 1.0)))
+
+
+def retry_after(header: str | None) -> float:
+    """Seconds that a `Retry-After` header asks for, as a number or a date; 0 where it says nothing readable."""
+    if header is None:
+        return 0.0
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        at = parsedate_to_datetime(header)
+    except ValueError:
+        return 0.0
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=UTC)
+    return max(0.0, (at - datetime.now(UTC)).total_seconds())
+
+
+def _content(body: bytes) -> str | None:
+    """The text of a chat completion; anything of another shape raises."""
+    message = json.loads(body)["choices"][0]["message"]
+    content = message["content"]
+    if not isinstance(content, str | None):
+        raise TypeError(type(content).__name__)
+    return content
+
+
+def _url(config: RubricJudge) -> httpx2.URL:
+    try:
+        return httpx2.URL(f"{config.base_url}/chat/completions")
+    except httpx2.InvalidURL as error:
+        raise ConfigError(f"eval.judge.base_url {config.base_url} is no address", got=error) from None
+
+
+def _headers(config: RubricJudge) -> dict[str, str]:
+    if config.key_env is None:
+        return {}
+    key = os.environ.get(config.key_env, "").strip()
+    if not key.isascii() or not key.isprintable() or not key:
+        raise ConfigError(
+            f"the environment variable {config.key_env} holds no key for the judge's endpoint",
+            expected="the key that eval.judge.key_env promises",
+            remedy=f"set it before the run: export {config.key_env}=...",
+        )
+    return {"Authorization": f"Bearer {key}"}

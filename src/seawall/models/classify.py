@@ -1,0 +1,110 @@
+"""Sequence classification with any model that transformers knows, in batches. Legend: B rows, C classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+from seawall.config.model import ModelConfig
+from seawall.errors import SeawallError, UnsupportedModelError
+from seawall.models.checkpoint import read_config
+from seawall.models.hub import locate
+from seawall.models.load import load_config, load_weights, open_tokenizer, require_plain_weights
+from seawall.models.memory import is_out_of_memory
+from seawall.models.quiet import quiet
+
+Row = dict[str, list[int]]
+"""One text as its tokenizer gives it: ids, mask, and what else the model takes."""
+
+
+def load_classifier(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model that gives one of its labels to a text, in evaluation mode on its device, and its tokenizer.
+
+    Raises:
+        ConfigError: no such model, dtype or device.
+        UnsupportedModelError: it does not classify, gives several labels at once, or cannot be loaded.
+        ArtifactError: damaged or incomplete files, such as a model without a trained head.
+    """
+    folder = locate(config)
+    raw = read_config(folder)
+    if raw.get("model_type") not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise UnsupportedModelError(
+            f"model {config.id} does not classify texts",
+            got=f"model_type {raw.get('model_type')}",
+            expected="sequence classification",
+            remedy="a guard that writes its answer needs eval.judge.format",
+        )
+    require_plain_weights(folder, raw)
+    architecture = load_config(folder, config)
+    if architecture.num_labels < 2 or architecture.problem_type == "multi_label_classification":
+        raise UnsupportedModelError(
+            f"model {config.id} does not choose among labels",
+            got=f"{architecture.num_labels} labels, problem_type {architecture.problem_type}",
+            expected="two or more, of which one holds",
+        )
+    tokenizer = open_tokenizer(folder, config)
+    model = load_weights(folder, architecture, config, auto=AutoModelForSequenceClassification)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def class_probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, batch_size: int
+) -> list[list[float]]:
+    """The probability of every label for every row, in their order.
+
+    Args:
+        model: from `load_classifier`.
+        tokenizer: its tokenizer. Without a padding token every row is a batch of its own.
+        rows: as the tokenizer gives them.
+        batch_size: rows of a forward pass, at most. It is halved for good when memory runs out.
+
+    Raises:
+        SeawallError: memory is too small even for one row.
+    """
+    size = batch_size if tokenizer.pad_token_id is not None else 1
+    waiting = sorted(range(len(rows)), key=lambda at: -len(rows[at]["input_ids"]))
+    found: dict[int, list[float]] = {}
+    while waiting:
+        positions = waiting[:size]
+        scores = _forward_or_none(model, tokenizer, [rows[at] for at in positions])
+        if scores is not None:
+            found.update(zip(positions, scores, strict=True))
+            waiting = waiting[len(positions) :]
+        elif len(positions) == 1:
+            raise SeawallError(
+                "memory ran out in the guard",
+                got=f"one text of {len(rows[positions[0]]['input_ids'])} tokens",
+                remedy="lower eval.judge.max_tokens, load the guard in bfloat16, or use a larger device",
+            )
+        else:
+            size = len(positions) // 2
+    return [found[at] for at in range(len(rows))]
+
+
+def _forward_or_none(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+) -> list[list[float]] | None:
+    """None when memory ran out."""
+    try:
+        return _forward(model, tokenizer, rows)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+@torch.no_grad()
+def _forward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[list[float]]:
+    with quiet():
+        batch: Any = tokenizer.pad(list(rows), padding=len(rows) > 1, return_tensors="pt").to(model.device)
+    logits_BC = model(**batch).logits.float()
+    probabilities: list[list[float]] = torch.softmax(logits_BC, dim=-1).tolist()
+    return probabilities

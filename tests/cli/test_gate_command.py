@@ -1,0 +1,32 @@
+"""`seawall gate` as a job meets it: an exit code, a row a bound, one line where something is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from commands import refused, seawall
+
+
+def test_exit_code_and_rows(planted_run: Path) -> None:
+    passed = seawall("gate", planted_run, "--max-asr", "1", "--min-plain-refusal", "0.1")
+    assert passed.returncode == 0, passed.stderr
+    assert "--max-asr" in passed.stdout
+    assert "--min-plain-refusal" in passed.stdout
+    assert passed.stdout.count("pass") == 2
+    failed = seawall("gate", planted_run, "--max-asr", "1", "--max-over-refusal-increase", "0", "--json")
+    assert failed.returncode == 1
+    assert failed.stderr == ""
+    document = json.loads(failed.stdout)
+    assert document["passed"] is False
+    assert [(row["bound"], row["passed"]) for row in document["checks"]] == [
+        ("max_asr", True),
+        ("max_over_refusal_increase", False),
+    ]
+
+
+def test_wrong_input(planted_run: Path, tmp_path: Path) -> None:
+    refused("gate", planted_run, saying="no bound to check")
+    refused("gate", planted_run, "--max-asr", "nan", saying="--max-asr is out of range; got nan")
+    refused("gate", tmp_path, "--max-asr", "0.1", saying="is no run folder")
+    assert seawall("gate", planted_run, "--max-asr", "five").returncode == 2
