@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -96,6 +97,16 @@ def test_a_wrong_key_of_a_member_is_named_by_its_path_and_line(tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"recipe.yaml:7: eval.judge.judges\[1\].modle is an unknown key") as found:
         load_recipe(recipe)
     assert "did you mean eval.judge.judges[1].model?" in str(found.value)
+
+
+def test_every_recipe_of_the_documentation_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "judges.md").read_text("utf-8")
+    blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    kinds = []
+    for block in blocks:
+        (tmp_path / "recipe.yaml").write_text(block, "utf-8")
+        kinds.append(load_recipe(tmp_path / "recipe.yaml").eval.judge.kind)
+    assert set(kinds) == set(JUDGES)
 
 
 def test_naming_a_judge_imports_neither_a_model_library_nor_a_client() -> None:
