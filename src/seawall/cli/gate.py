@@ -9,6 +9,8 @@ import typer
 
 from seawall.cli.common import JsonOption, print_json, quiet_libraries
 
+_LOG_WIDTH = 140
+"""A job's log has no width of its own; numbers must not be cut there."""
 _Share = Optional[float]  # noqa: UP045 - typer reads these annotations
 
 
@@ -49,6 +51,9 @@ def gate(
     if as_json:
         print_json(found.document())
     else:
-        Console(highlight=False).print(gate_table(found))
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = _LOG_WIDTH
+        console.print(gate_table(found))
     if not found.passed:
         raise typer.Exit(1)
