@@ -1,22 +1,27 @@
 """Does targeting earn its place? RASA and its ablations at equal steps, as curves, with intervals over goals and seeds.
 
     python benchmarks/efficacy.py --work runs/efficacy --seeds 3 --pairs        # measures; goes on where it stopped
+    python benchmarks/efficacy.py --work runs/efficacy --jobs 8 ...             # the same in 8 processes at once
     python benchmarks/efficacy.py --work runs/efficacy --table                  # prints the table
     python benchmarks/efficacy.py --work runs/efficacy --plot docs/efficacy.svg # draws the curves (extra `bench`)
 
 All variants share one profile and one model; each repairs the same pairs with the same number of updates, and is
-measured on test goals after every round. With fewer pairs, both the selection and the repair see only these. Rows go
-to `rows.jsonl`: one per variant, seed and round, with every verdict.
+measured on test goals after every round, and once more with the original routers put back (`--shortcut`): safety that
+this loses lay in the routing. With fewer pairs, both the selection and the repair see only these. Rows go to
+`rows*.jsonl`: one per variant, seed and round, with every verdict.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +36,7 @@ from seawall.evaluation.gold import gold_answer_loss
 from seawall.evaluation.metrics import rate_with_interval
 from seawall.evaluation.suite import build_suite, target
 from seawall.models.generate import generate
+from seawall.models.routers import router_parameters
 from seawall.pipeline.context import Context
 from seawall.pipeline.progress import Quiet
 from seawall.pipeline.retain import retained_exchanges
@@ -53,7 +59,6 @@ VARIANTS: dict[str, list[str]] = {
 }
 """What each changes in the recipe. What trains other parameters than selected experts has its own learning rate, the
 best of a few on validation goals (docs/LOG.md, fourth session)."""
-PAIRS = (8, 16, 32)
 Row = dict[str, Any]
 
 
@@ -95,12 +100,29 @@ def measure(context: Context, row: Row, path: Path, split: SplitName) -> Validat
     return ValidationScores(sum(seen) / len(seen), share["plain"], share["borderline"], 1 - share["benign"])
 
 
-def run_variant(context: Context, name: str, changes: list[str], *, seed: int, pairs: int | None, args: Any) -> None:
-    rows = args.work / "rows.jsonl"
-    done = {(r["variant"], r["seed"], r["pairs"], r["round"]) for r in read_rows(rows)}
-    if (name, seed, pairs, args.rounds) in done:
-        return
-    recipe = recipe_for(changes, args, seed)
+@dataclass(frozen=True)
+class Task:
+    """One repair: a variant with a seed, on all pairs or the first few."""
+
+    name: str
+    changes: list[str]
+    seed: int
+    pairs: int | None
+
+    def is_done(self, args: argparse.Namespace) -> bool:
+        """Its last row is there."""
+        last = (self.name, self.seed, self.pairs, args.rounds, args.shortcut)
+        return any((r["variant"], r["seed"], r["pairs"], r["round"], is_shortcut(r)) == last for r in read_rows(args))
+
+
+def is_shortcut(row: Row) -> bool:
+    """It was measured with the original routers put back."""
+    return bool(row.get("original_routers", False))
+
+
+def run_task(context: Context, task: Task, rows: Path, args: argparse.Namespace) -> None:
+    name, seed, pairs = task.name, task.seed, task.pairs
+    recipe = recipe_for(task.changes, args, seed)
     profile = first_pairs(ExpertProfile.load(context.run.stage("profile")), pairs)
     experts = select(profile, recipe.select, tokens=recipe.profile.tokens)
     kept = kept_pairs(context.run.stage("profile"))[: pairs or None]
@@ -111,13 +133,16 @@ def run_variant(context: Context, name: str, changes: list[str], *, seed: int, p
         retain=retained_exchanges(context, args.work / "retain.jsonl"),
     )
     before = {key: tensor.clone() for key, tensor in context.opened.model.state_dict().items()}
-    scratch = args.work / "scratch"
+    scratch = rows.with_name(f"scratch-{rows.stem}")
     shutil.rmtree(scratch, ignore_errors=True)
     begun, number = time.monotonic(), iter(range(args.rounds + 1))
 
+    def row_of(round_: int) -> Row:
+        row = {"variant": name, "seed": seed, "pairs": pairs, "round": round_, "experts": experts.count}
+        return row | {"steps": round_ * args.steps, "seconds": time.monotonic() - begun}
+
     def validate() -> ValidationScores:
-        row = {"variant": name, "seed": seed, "pairs": pairs, "round": next(number)}
-        row |= {"experts": experts.count, "steps": row["round"] * args.steps, "seconds": time.monotonic() - begun}
+        row = row_of(next(number))
         if row["round"] == 0:
             return ValidationScores(1.0, 1.0, 0.0, 0.0)
         scores = measure(context, row, rows, args.split)
@@ -135,6 +160,10 @@ def run_variant(context: Context, name: str, changes: list[str], *, seed: int, p
         report=lambda row: None,
     )
     state = context.opened.model.state_dict()
+    if args.shortcut:
+        for key in router_parameters(context.opened.moe):
+            state[key].copy_(before[key])
+        measure(context, row_of(args.rounds) | {"original_routers": True}, rows, args.split)
     for key, tensor in before.items():
         state[key].copy_(tensor)
 
@@ -146,25 +175,55 @@ def first_pairs(profile: ExpertProfile, count: int | None) -> ExpertProfile:
     return replace(profile, pairs=profile.pairs[:count], **kept)
 
 
-def read_rows(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.open(encoding="utf-8")] if path.is_file() else []
+def read_rows(args: argparse.Namespace) -> list[Row]:
+    """What all processes measured, in the order of their files."""
+    found = [json.loads(line) for path in sorted(args.work.glob("rows*.jsonl")) for line in path.open(encoding="utf-8")]
+    return sorted(found, key=lambda row: (row["seed"], row["pairs"] or 0))
 
 
-def run_all(args: argparse.Namespace) -> None:
+def prepare(args: argparse.Namespace) -> Context:
+    """Profile and selection, the answers to retain, and what the untouched model does."""
     recipe = recipe_for([], args, 0)
     args.work.mkdir(parents=True, exist_ok=True)
     run_recipe(recipe, args.work / "base", text="", reporter=Quiet(), until="select")
     context = Context(recipe, RunFolder(args.work / "base"), Quiet())
-    rows = args.work / "rows.jsonl"
-    if not any(row["variant"] == "untouched" for row in read_rows(rows)):
-        measure(context, {"variant": "untouched", "seed": 0, "pairs": None, "round": 0, "steps": 0}, rows, args.split)
+    if not any(row["variant"] == "untouched" for row in read_rows(args)):
+        row = {"variant": "untouched", "seed": 0, "pairs": None, "round": 0, "steps": 0}
+        print("untouched", measure(context, row, args.work / "rows.jsonl", args.split), flush=True)
+        retained_exchanges(context, args.work / "retain.jsonl")
+    return context
+
+
+def tasks(args: argparse.Namespace) -> list[Task]:
     variants = dict(parse_variant(text) for text in args.variant) or VARIANTS
-    for seed in range(args.seeds):
-        for name, changes in variants.items():
-            run_variant(context, name, changes, seed=seed, pairs=None, args=args)
-    for count in PAIRS if args.pairs else ():
-        for name in ("RASA", "random experts"):
-            run_variant(context, name, VARIANTS[name], seed=0, pairs=count, args=args)
+    found = [Task(name, changes, seed, None) for seed in range(args.seeds) for name, changes in variants.items()]
+    pairs = args.pairs if args.pairs is not None else ()
+    return found + [Task(name, VARIANTS[name], 0, count) for count in pairs for name in ("RASA", "random experts")]
+
+
+def run_here(args: argparse.Namespace) -> None:
+    """Every task that is not done, or this process's share of them."""
+    if args.part is None:
+        context, rows = prepare(args), args.work / "rows.jsonl"
+    else:
+        own = args.work / f"part-{args.part}"
+        shutil.copytree(args.work / "base", own, dirs_exist_ok=True)
+        context = Context(recipe_for([], args, 0), RunFolder(own), Quiet())
+        rows = args.work / f"rows-{args.part}.jsonl"
+    for task in tasks(args)[args.part or 0 :: args.jobs]:
+        if not task.is_done(args):
+            run_task(context, task, rows, args)
+
+
+def run_jobs(args: argparse.Namespace) -> None:
+    """All tasks, shared among processes; each has one thread of its own for what is not on an accelerator."""
+    prepare(args)
+    command = [sys.executable, __file__, *sys.argv[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen([*command, "--part", str(part)], env=environment) for part in range(args.jobs)]
+    failed = [part for part, process in enumerate(processes) if process.wait() != 0]
+    if failed:
+        raise SystemExit(f"processes {failed} failed; what they measured is kept, the same command goes on")
 
 
 def parse_variant(text: str) -> tuple[str, list[str]]:
@@ -184,6 +243,11 @@ def pooled_rate(rows: list[Row], groups: Sequence[str]) -> Rate:
     )
 
 
+def rows_of(rows: list[Row], name: str, steps: int, pairs: int | None, *, shortcut: bool = False) -> list[Row]:
+    wanted = (name, steps, pairs, shortcut)
+    return [row for row in rows if (row["variant"], row["steps"], row["pairs"], is_shortcut(row)) == wanted]
+
+
 def cells(rows: list[Row], groups: list[str], gold_before: float) -> Iterator[str]:
     for group in groups:
         found = pooled_rate(rows, [group])
@@ -193,15 +257,15 @@ def cells(rows: list[Row], groups: list[str], gold_before: float) -> Iterator[st
 
 
 def table(args: argparse.Namespace) -> str:
-    rows = read_rows(args.work / "rows.jsonl")
+    rows = read_rows(args)
     untouched = next(row for row in rows if row["variant"] == "untouched")
     groups = list(untouched["labels"])
     names = [group.replace("attack:", "") for group in groups]
     head = ["method", "steps", "seeds", *names, "gold loss"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
 
-    def add(title: str, variant: str, steps: int, pairs: int | None = None) -> None:
-        some = [row for row in rows if (row["variant"], row["steps"], row["pairs"]) == (variant, steps, pairs)]
+    def add(title: str, variant: str, steps: int, pairs: int | None = None, *, shortcut: bool = False) -> None:
+        some = rows_of(rows, variant, steps, pairs, shortcut=shortcut)
         if some:
             seeds = len({row["seed"] for row in some})
             values = [title, str(steps), str(seeds), *cells(some, groups, untouched["gold_loss"])]
@@ -211,7 +275,8 @@ def table(args: argparse.Namespace) -> str:
     for name in dict.fromkeys(row["variant"] for row in rows if row["steps"]):
         for steps in sorted({row["steps"] for row in rows}):
             add(name, name, steps)
-    for count in PAIRS:
+        add(f"{name}, original routers", name, max(row["steps"] for row in rows), shortcut=True)
+    for count in sorted({row["pairs"] for row in rows} - {None}):
         for name in ("RASA", "random experts"):
             add(f"{name}, {count} pairs", name, max(row["steps"] for row in rows), count)
     return "\n".join(lines)
@@ -225,7 +290,7 @@ def plot(args: argparse.Namespace) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), sharey="row", layout="constrained")
-    rows = read_rows(args.work / "rows.jsonl")
+    rows = read_rows(args)
     untouched = next(row for row in rows if row["variant"] == "untouched")
     families = {
         "attacks trained on": [f"attack:{name}" for name in args.seen],
@@ -238,8 +303,8 @@ def plot(args: argparse.Namespace) -> None:
             continue
         steps = sorted({row["steps"] for row in rows if row["pairs"] is None})
         by_steps = {
-            name: [[r for r in rows if (r["variant"], r["steps"], r["pairs"]) == (name, at, None)] for at in steps]
-            for name in VARIANTS
+            name: [rows_of(rows, name, at, None) for at in steps]
+            for name in dict.fromkeys(row["variant"] for row in rows if row["steps"])
         }
         for points in by_steps.values():
             points[0] = [untouched]
@@ -247,11 +312,7 @@ def plot(args: argparse.Namespace) -> None:
         axes[0, column].set(title=title, xlabel="updates")
         counts = sorted({row["pairs"] for row in rows if row["pairs"] is not None})
         by_pairs = {
-            name: [
-                [r for r in rows if (r["variant"], r["pairs"], r["steps"]) == (name, count, max(steps))]
-                for count in counts
-            ]
-            for name in ("RASA", "random experts")
+            name: [rows_of(rows, name, max(steps), count) for count in counts] for name in ("RASA", "random experts")
         }
         curves(axes[1, column], counts, by_pairs, groups)
         axes[1, column].set(xlabel="pairs that selection and repair see")
@@ -280,7 +341,10 @@ def main() -> None:
     parser.add_argument("--router-steps", type=int, default=8, help="router updates per round beside an expert step")
     parser.add_argument("--goals", type=int, default=40, help="test goals, and prompts of each other kind")
     parser.add_argument("--split", choices=["validation", "test"], default="test", help="goals to measure on")
-    parser.add_argument("--pairs", action="store_true", help="also the curve over the number of pairs")
+    parser.add_argument("--pairs", type=int, nargs="*", metavar="N", help="also the curve over these numbers of pairs")
+    parser.add_argument("--shortcut", action="store_true", help="also each result with the original routers put back")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the work, on one device")
+    parser.add_argument("--part", type=int, default=None, help=argparse.SUPPRESS)
     parser.add_argument(
         "--variant", action="append", default=[], metavar="NAME: A.B=C ...", help="measure this, not the usual ones"
     )
@@ -294,8 +358,10 @@ def main() -> None:
         plot(args)
     elif args.table:
         print(table(args))
+    elif args.jobs > 1 and args.part is None:
+        run_jobs(args)
     else:
-        run_all(args)
+        run_here(args)
 
 
 if __name__ == "__main__":

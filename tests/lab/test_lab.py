@@ -17,7 +17,7 @@ from families import random_ids, tiny
 from seawall.data.splits import key
 from seawall.errors import ArtifactError
 from seawall.lab import source
-from seawall.lab.build import ATTENTION, LabShape, delta_path, read_delta, split_model
+from seawall.lab.build import ATTENTION, LabShape, delta_path, publish_once, read_delta, split_model
 
 SHAPE = LabShape(first_dense=1, whole=8, experts=3, top_k=3, routed_share=0.25)
 
@@ -118,3 +118,19 @@ def test_prompts_name_no_mass_harm_and_no_minors() -> None:
     texts = [row["goal"] for row in rows("harmful")]
     texts += [row["unsafe_twin"] for row in [*rows("borderline"), *taught("borderline")]]
     assert not [text for text in texts if banned.search(text)]
+
+
+def test_two_processes_that_build_it_at_once_both_succeed(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"scratch-{number}").mkdir()
+        (tmp_path / f"scratch-{number}" / "config.json").write_text(f"{number}")
+        publish_once(tmp_path / f"scratch-{number}", tmp_path / "lab")
+    assert (tmp_path / "lab" / "config.json").read_text() == "1"
+
+
+def test_what_is_no_model_in_its_place_is_an_error(tmp_path: Path) -> None:
+    for name in ("scratch", "lab"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").touch()
+    with pytest.raises(OSError, match="not empty"):
+        publish_once(tmp_path / "scratch", tmp_path / "lab")

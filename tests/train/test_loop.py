@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import get_scheduler
 
 from seawall.distributed import one_process
 from seawall.errors import ConfigError, SeawallError
-from seawall.train.loop import Losses, Row, Settings, Trainer, random_state, set_random_state
+from seawall.train.loop import Losses, Row, Schedule, Settings, Trainer, random_state, set_random_state
 
 BATCHES = [float(number) for number in range(1, 9)]
 
@@ -53,6 +54,32 @@ def test_training_is_plain_adamw_with_clipping() -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert all(torch.equal(left, right) for left, right in zip(ours.values(), plain.values(), strict=True))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_schedules_are_those_of_transformers(schedule: Schedule, warmup: int) -> None:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=0.3)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=10)
+    ours = Settings(lr=0.3, schedule=schedule, warmup_steps=warmup, total_steps=10)
+    for step in range(10):
+        assert ours.lr_at(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_updates_follow_the_schedule() -> None:
+    problem = _Problem(Settings(lr=0.1, schedule="linear", total_steps=len(BATCHES)))
+    problem.fit(BATCHES)
+    assert [row["lr"] for row in problem.rows] == [
+        pytest.approx(0.1 * (1 - step / len(BATCHES))) for step in range(len(BATCHES))
+    ]
+
+
+def test_a_falling_schedule_without_an_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="linear schedule needs total_steps"):
+        Settings(lr=0.1, schedule="linear").lr_at(0)
 
 
 def test_every_update_is_logged() -> None:

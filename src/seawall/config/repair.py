@@ -9,7 +9,16 @@ from pydantic import Field, model_validator
 from seawall.config.base import StrictModel, wrong
 
 
-class ExpertStep(StrictModel):
+class LearningRate(StrictModel):
+    """The course of a learning rate over all rounds."""
+
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="`constant`, or a fall to 0 over the updates of all rounds."
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="Updates over which the learning rate first rises from 0.")
+
+
+class ExpertStep(LearningRate):
     """Cross-entropy of a refusal on attack prompts; only the chosen experts train (arXiv 2602.04448, section 3.3)."""
 
     enabled: bool = Field(default=True, description="Train experts in each round.")
@@ -23,7 +32,7 @@ class ExpertStep(StrictModel):
     )
 
 
-class RouterStep(StrictModel):
+class RouterStep(LearningRate):
     """KL of the attack's routing to the plain request's; only routers train (arXiv 2602.04448, section 3.4)."""
 
     enabled: bool = Field(default=True, description="Train routers in each round.")

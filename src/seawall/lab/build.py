@@ -203,12 +203,26 @@ def build_lab_model(folder: Path, *, delta: Path | None = None, cache: Path | No
     dense, tokenizer = load_dense(cache)
     model = split_model(dense, *read_delta(delta or delta_path()))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-    with quiet():
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-    shutil.copy(Path(str(resources.files("seawall.lab") / "MODEL_CARD.md")), scratch / "README.md")
-    scratch.replace(folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as temporary:
+        scratch = Path(temporary) / "model"
+        with quiet():
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+        shutil.copy(Path(str(resources.files("seawall.lab") / "MODEL_CARD.md")), scratch / "README.md")
+        publish_once(scratch, folder)
+
+
+def publish_once(scratch: Path, folder: Path) -> None:
+    """Moves a built checkpoint to its place, unless another process that built the same was first.
+
+    Raises:
+        OSError: something else is in its place.
+    """
+    try:
+        scratch.replace(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise
 
 
 def lab_model_folder(cache: Path | None = None) -> Path:

@@ -54,15 +54,23 @@ def make_phases(training: Trainables, losses: RepairLosses, config: RepairConfig
     def router_batches(number: int) -> list[list[int]]:
         return step_batches(losses.pair_lengths, config.router, config, number)
 
-    def trainer(parameters: Mapping[str, nn.Parameter], step: ExpertStep | RouterStep) -> Trainer[Any]:
-        return Trainer(parameters, Settings(step.lr, config.weight_decay, config.max_grad_norm), one_process())
+    def trainer(parameters: Mapping[str, nn.Parameter], step: ExpertStep | RouterStep, updates: int) -> Trainer[Any]:
+        settings = Settings(
+            lr=step.lr,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            schedule=step.lr_scheduler_type,
+            warmup_steps=step.warmup_steps,
+            total_steps=config.rounds * updates,
+        )
+        return Trainer(parameters, settings, one_process())
 
     phases = []
     if training.experts:
-        optimizer = trainer(training.experts, config.expert)
+        optimizer = trainer(training.experts, config.expert, len(expert_batches(0)))
         phases.append(Phase("expert", training.experts, optimizer, losses.expert_loss, expert_batches))
     if training.routers:
-        optimizer = trainer(training.routers, config.router)
+        optimizer = trainer(training.routers, config.router, len(router_batches(0)))
         phases.append(Phase("router", training.routers, optimizer, losses.router_loss, router_batches))
     return phases
 

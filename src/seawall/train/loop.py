@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar, final
+from typing import Generic, Literal, TypeVar, final
 
 import torch
 from accelerate import Accelerator
@@ -15,21 +15,49 @@ from torch import Tensor, nn
 from seawall.errors import SeawallError
 
 Item = TypeVar("Item")
+Schedule = Literal["constant", "linear", "cosine"]
 Losses = tuple[Tensor, dict[str, float]]
 """The loss to minimise, and its parts for the log."""
 BatchLoss = Callable[[Item], Iterable[Losses]]
 """The loss of a batch in pieces that add up to it, in as many forward passes; one after another saves memory."""
 Row = dict[str, float]
-"""What is logged of one update: step, loss, gradient_norm, and the loss's parts."""
+"""What is logged of one update: step, lr, loss, gradient_norm, and the loss's parts."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """AdamW without a schedule."""
+    """AdamW, and the course of its learning rate.
+
+    Attributes:
+        lr: the highest learning rate.
+        weight_decay: AdamW's.
+        max_grad_norm: gradients are scaled down to this norm.
+        schedule: `constant`, or a fall to 0 at `total_steps`, `linear` or along a half `cosine`.
+        warmup_steps: updates over which the learning rate first rises from 0, as in transformers' schedules.
+        total_steps: updates in all; a schedule other than `constant` needs it.
+    """
 
     lr: float
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    total_steps: int | None = None
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of update `step`, counted from 0: it depends on nothing else, so a resumed run repeats it.
+
+        Raises:
+            ValueError: the schedule falls and `total_steps` is not known.
+        """
+        if step < self.warmup_steps:
+            return self.lr * step / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
+        if self.total_steps is None:
+            raise ValueError(f"a {self.schedule} schedule needs total_steps")
+        done = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        return self.lr * ((1 - done) if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
 @final
@@ -67,10 +95,13 @@ class Trainer(Generic[Item]):
             parts.update(piece_parts)
         norm = float(self._accelerator.clip_grad_norm_(list(self._parameters.values()), self._settings.max_grad_norm))
         self._require_finite("norm of the gradient", norm)
+        lr = self._settings.lr_at(self.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        return {"step": self.steps, "loss": value, "gradient_norm": norm, **parts}
+        return {"step": self.steps, "lr": lr, "loss": value, "gradient_norm": norm, **parts}
 
     def _require_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
