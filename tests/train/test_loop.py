@@ -86,7 +86,7 @@ def test_every_update_is_logged() -> None:
     problem = _Problem()
     problem.fit(BATCHES[:2])
     assert [row["step"] for row in problem.rows] == [1, 2]
-    assert set(problem.rows[0]) == {"step", "loss", "gradient_norm", "first"}
+    assert set(problem.rows[0]) == {"step", "lr", "loss", "gradient_norm", "first"}
 
 
 def test_a_loss_in_pieces_is_their_sum() -> None:
