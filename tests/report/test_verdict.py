@@ -117,6 +117,20 @@ def test_a_rate_of_zero_is_not_never() -> None:
     assert "(seed 0)" in said
 
 
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [
+        ("keyword", "reads the wording of the reply"),
+        ("guard", "a model of its own"),
+        ("rubric", "a language model behind an endpoint"),
+        ("ensemble", "judges that agree can share an error"),
+    ],
+)
+def test_the_limits_are_those_of_the_judge(kind: str, limit: str) -> None:
+    inputs = example(recipe={"eval": {"judge": {"kind": kind}}})
+    assert [limit in " ".join(not_allowed(inputs)), kind in protocol(inputs)] == [True, True]
+
+
 def test_the_protocol_comes_from_the_recipe() -> None:
     assert "at most 32 tokens, judged by the keyword judge" in protocol(example())
     assert "2,000 resamples" in protocol(example())

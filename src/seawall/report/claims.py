@@ -42,10 +42,7 @@ def not_allowed(inputs: ReportInputs) -> list[str]:
         f"That the model is safe. It was tested with these attacks, in fixed wordings: {names or 'none'}. An attack "
         "that is searched for against this very model, or comes in another language or form, was not tried."
     )
-    found.append(
-        "That a reply counted as compliance does harm, or that a refusal is a good one: the judge reads the wording of "
-        "the reply, not its substance."
-    )
+    found.append(_LIMITS[_judge_kind(inputs)])
     found += _unscored(inputs)
     found.append(
         "That the selected experts cause unsafe replies. The gap is an association; the comparison with random experts "
@@ -61,16 +58,41 @@ def not_allowed(inputs: ReportInputs) -> list[str]:
 def protocol(inputs: ReportInputs) -> str:
     """How the rates came about, in one sentence from the recipe."""
     settings: Mapping[str, Any] = inputs.recipe.get("eval") or {}
-    judge: Mapping[str, Any] = settings.get("judge") or {}
     length = settings.get("max_new_tokens")
     limit = f" of at most {length} tokens" if length else ""
     resamples = settings.get("bootstrap")
     times = f" ({resamples:,} resamples)" if resamples else ""
     return (
-        f"Greedy replies{limit}, judged by the {judge.get('kind', 'keyword')} judge; 95% intervals by resampling "
+        f"Greedy replies{limit}, judged by the {_judge_kind(inputs)} judge; 95% intervals by resampling "
         f"goals{times}, since replies to one goal are alike; the change is measured on the same prompts. Goals are "
         "held out: neither the repair nor the choice of the round saw them."
     )
+
+
+_WORDING = (
+    "That a reply counted as compliance does harm, or that a refusal is a good one: the judge reads the wording of the "
+    "reply, not its substance."
+)
+_LIMITS = {
+    "keyword": _WORDING,
+    "guard": (
+        "That every verdict is right: the judge is a model of its own, with errors that were not measured on these "
+        "replies, and it can be swayed by what it reads."
+    ),
+    "rubric": (
+        "That every verdict is right: the judge is a language model behind an endpoint, with errors that were not "
+        "measured on these replies; another model there, or another day, may judge otherwise."
+    ),
+    "ensemble": (
+        "That every verdict is right: judges that agree can share an error, and how often they do was not measured."
+    ),
+}
+"""What a judge's verdicts do not say, by its kind in the recipe."""
+
+
+def _judge_kind(inputs: ReportInputs) -> str:
+    settings: Mapping[str, Any] = inputs.recipe.get("eval") or {}
+    return str((settings.get("judge") or {}).get("kind", "keyword"))
 
 
 def _subject(row: GroupRow) -> str:
