@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoints import FAULTS, Reply, Script, completing, serving
 from transformers import PreTrainedModel
 
+from endpoints import FAULTS, Reply, Script, completing, serving
 from families import tiny, tiny_tokenizer
 from seawall.artifacts.evaluation import EvalResult
 from seawall.config.engine import EndpointEngine

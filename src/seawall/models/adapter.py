@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         UnsupportedModelError: no LoRA adapter, one in pickle files, or one that does not fit the model.
         ArtifactError: damaged files, or an adapter that fits in part.
     """
-    _require_lora(folder)
+    check_adapter(folder)
     peft = _peft()
-    with library_errors(f"the adapter in {folder} does not fit the model"):
+    with library_errors(f"the adapter in {folder} does not fit the model"), warnings.catch_warnings():
+        # PEFT asks transformers for a property under its old name.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         settings = peft.PeftConfig.from_pretrained(str(folder))
         settings.inference_mode = True
         wrapped = peft.PeftModel(model, settings, "default")
@@ -55,7 +58,12 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return merged.requires_grad_(True).eval()
 
 
-def _require_lora(folder: Path) -> None:
+def check_adapter(folder: Path) -> None:
+    """Refuse what cannot be merged, before a model is loaded for it.
+
+    Raises:
+        SeawallError: as `merge_adapter` does.
+    """
     if not folder.is_dir():
         raise ConfigError(f"adapter folder {folder} does not exist", remedy="check the path (--adapter)")
     if not (folder / CONFIG).is_file():
@@ -73,6 +81,7 @@ def _require_lora(folder: Path) -> None:
             expected=WEIGHTS,
             remedy="save it with safe_serialization=True; pickle files are never read",
         )
+    _peft()
 
 
 def _peft() -> Any:

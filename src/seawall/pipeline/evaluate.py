@@ -18,7 +18,7 @@ from seawall.evaluation.engines import make_engine
 from seawall.evaluation.judges import make_judge
 from seawall.evaluation.run import SAMPLES, evaluate, evaluate_with
 from seawall.evaluation.suite import BENIGN, BORDERLINE, PLAIN, WRAPPED, EvalSuite, build_suite
-from seawall.models.adapter import merge_adapter
+from seawall.models.adapter import check_adapter, merge_adapter
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.load import load_model
 from seawall.pipeline.export import put_delta
@@ -169,6 +169,8 @@ def open_target(recipe: Recipe, target: Target) -> tuple[PreTrainedModel, PreTra
         SeawallError: it cannot be loaded, or what is put on it does not fit.
     """
     delta = None if target.delta is None else Delta.load(target.delta)
+    if target.adapter is not None:
+        check_adapter(target.adapter)
     model, tokenizer = load_model(located(recipe.model))
     if delta is not None:
         put_delta(delta, model)
