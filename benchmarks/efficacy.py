@@ -92,7 +92,7 @@ def measure(context: Context, row: Row, path: Path, split: SplitName) -> Validat
     labels: dict[str, list[tuple[str, str]]] = {}
     for (group, goal, _), verdict in zip(asked, verdicts, strict=True):
         labels.setdefault(group, []).append((goal, verdict.label))
-    loss = gold_answer_loss(model, tokenizer, suite.gold, batch_size=config.batch_size)
+    loss = gold_answer_loss(model, tokenizer, suite.gold, batch_size=config.forward_rows)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({**row, "labels": labels, "gold_loss": loss.loss}) + "\n")
     share = {g: sum(label == target(g) for _, label in rows) / len(rows) for g, rows in labels.items()}

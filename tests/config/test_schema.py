@@ -22,10 +22,11 @@ from seawall.config import (
     dump_resolved,
 )
 from seawall.config.data import SourceConfig
-from seawall.config.eval import JudgeConfig
+from seawall.config.eval import EngineConfig, JudgeConfig
 from seawall.config.problems import key_paths, variants
 from seawall.data.attacks import ATTACKS
 from seawall.data.sources import SOURCES
+from seawall.evaluation.engines import ENGINES
 from seawall.evaluation.judges import JUDGES
 
 
@@ -52,6 +53,7 @@ def test_every_key_is_described_and_no_unknown_key_passes(section: type[BaseMode
 def test_union_tags_are_the_keys_of_the_visible_dicts() -> None:
     assert set(variants(SourceConfig)) == set(SOURCES)
     assert set(variants(JudgeConfig)) == set(JUDGES)
+    assert set(variants(EngineConfig)) == set(ENGINES)
     assert set(get_args(AttackName)) == set(ATTACKS)
 
 
@@ -81,7 +83,9 @@ def test_resolved_spells_every_default_out() -> None:
                 yield from leaves(value, f"{prefix}{key}.")
 
     of_variants = {
-        path for path in key_paths(Recipe) if path.startswith(("data.", "eval.judge.")) and path.count(".") == 2
+        path
+        for path in key_paths(Recipe)
+        if path.startswith(("data.", "eval.judge.", "eval.engine.")) and path.count(".") == 2
     }
     assert set(leaves(dump_resolved(Recipe()))) >= set(key_paths(Recipe)) - of_variants
 

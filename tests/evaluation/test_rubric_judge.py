@@ -18,9 +18,9 @@ from seawall.config.judge import RubricJudge as RubricConfig
 from seawall.config.model import ModelConfig
 from seawall.data.types import NO_ANSWER, Message, Messages, Verdict, user
 from seawall.errors import ArtifactError, ConfigError, SeawallError
+from seawall.evaluation.answers import ANSWERS
+from seawall.evaluation.endpoint import Answer, Endpoint, retry_after
 from seawall.evaluation.judges import make_judge
-from seawall.evaluation.judges.answers import ANSWERS
-from seawall.evaluation.judges.endpoint import Answer, Endpoint, retry_after
 from seawall.evaluation.judges.rubric_text import question, read_grades
 from seawall.evaluation.run import SAMPLES, evaluate
 from seawall.evaluation.samples import load_samples
@@ -143,7 +143,9 @@ class Clock(threading.Event):
 
 class TestWaiting:
     def test_pauses_double_spread_and_are_bounded(self) -> None:
-        endpoint = Endpoint(RubricConfig(base_url="http://127.0.0.1:1/v1", model="x", backoff=1.0, max_backoff=10.0))
+        endpoint = Endpoint(
+            RubricConfig(base_url="http://127.0.0.1:1/v1", model="x", backoff=1.0, max_backoff=10.0), "eval.judge"
+        )
         for attempt, (low, high) in enumerate([(0.5, 1), (1, 2), (2, 4), (4, 8), (8, 10), (10, 10)]):
             pauses = {endpoint._pause(attempt, 0.0) for _ in range(50)}
             assert low <= min(pauses) <= max(pauses) <= high
@@ -155,7 +157,7 @@ class TestWaiting:
     def test_the_wait_that_the_endpoint_asks_for_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stop = Clock()
         config = RubricConfig(base_url="http://127.0.0.1:1/v1", **{**FAST, "max_backoff": 60.0, "attempts": 3})
-        endpoint = Endpoint(config)
+        endpoint = Endpoint(config, "eval.judge")
         missing = Answer(None, "status 429", final=False)
         monkeypatch.setattr(endpoint, "_once", lambda client, body: (missing, 7.0))
         with endpoint.connect() as client:
@@ -164,9 +166,9 @@ class TestWaiting:
 
     def test_the_header_of_an_answer_is_read(self) -> None:
         with serving(Script(grade, always=Reply(429, b"", {"Retry-After": "7"}))) as url:
-            endpoint = Endpoint(RubricConfig(base_url=url, **FAST))
+            endpoint = Endpoint(RubricConfig(base_url=url, **FAST), "eval.judge")
             with endpoint.connect() as client:
-                answer, wait = endpoint._once(client, endpoint.body("x"))
+                answer, wait = endpoint._once(client, endpoint.body([{"role": "user", "content": "x"}], 16))
         assert (answer.final, answer.problem, wait) == (False, "status 429", 7.0)
 
     def test_an_error_ends_every_other_wait(self, tmp_path: Path) -> None:

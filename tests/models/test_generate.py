@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,8 +21,19 @@ from families import FAMILIES, UNUSUAL, VOCABULARY, tiny, tiny_tokenizer
 from seawall.data.templating import encode_prompt
 from seawall.data.types import user
 from seawall.errors import SeawallError, UnsupportedModelError
+from seawall.models import memory
 from seawall.models.calls import replaced_forward
-from seawall.models.generate import Completion, Decoding, TokenIds, decode_batch, decoding_for, generate, greedy_batches
+from seawall.models.generate import (
+    BatchSize,
+    Completion,
+    Decoding,
+    TokenIds,
+    decode_batch,
+    decoding_for,
+    generate,
+    greedy_batches,
+)
+from seawall.models.memory import automatic_batch_size
 
 EOS = frozenset(range(2, 40))
 """Many end tokens, so that the replies of random models end at different steps."""
@@ -35,7 +47,7 @@ def _prompts(count: int = 8, seed: int = 0) -> list[TokenIds]:
     return [tuple(torch.randint(40, VOCABULARY, (length,), generator=generator).tolist()) for length in lengths]
 
 
-def _all(model: PreTrainedModel, prompts: Sequence[TokenIds], batch_size: int) -> list[TokenIds]:
+def _all(model: PreTrainedModel, prompts: Sequence[TokenIds], batch_size: BatchSize) -> list[TokenIds]:
     replies: dict[int, TokenIds] = {}
     for positions, rows in greedy_batches(model, prompts, DECODING, batch_size=batch_size):
         replies.update(zip(positions, rows, strict=True))
@@ -233,3 +245,31 @@ def test_a_model_without_a_cache_of_keys_and_values_is_refused() -> None:
     model = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4))
     with pytest.raises(UnsupportedModelError, match="MambaForCausalLM cannot generate here"):
         _all(model, _prompts(2), 2)
+
+
+class TestAutomaticBatchSize:
+    def test_it_halves_when_a_row_needs_twice_the_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = tiny("mixtral")
+        row = 100 * 32 * 4 * (2 * model.config.num_hidden_layers + 64)
+        monkeypatch.setattr(memory, "free_memory", lambda device: 2 * 20 * row)
+        assert [automatic_batch_size(model, tokens) for tokens in (100, 200, 400, 2000, 10**9)] == [16, 8, 4, 1, 1]
+        monkeypatch.setattr(memory, "free_memory", lambda device: 2**60)
+        assert automatic_batch_size(model, 100) == memory.MOST_ROWS["cpu"]
+
+    def test_the_free_memory_is_that_of_this_machine(self) -> None:
+        free = memory.free_memory(torch.device("cpu"))
+        assert 2**20 < free < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def test_the_texts_are_those_of_any_other_size_also_when_memory_runs_out(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, prompts = tiny("mixtral"), _prompts()
+        expected = _all(model, prompts, 1)
+        small = _SmallMemory(model, 2, OUT_OF_MEMORY[0])
+        monkeypatch.setattr(memory, "MOST_ROWS", {"cpu": 8})
+        with replaced_forward(model, small):
+            assert _all(model, prompts, "auto") == expected
+        assert small.tried == [8, 4, 2, 2, 2, 2]
+
+    def test_no_prompts_need_no_size(self) -> None:
+        assert _all(tiny("mixtral"), [], "auto") == []

@@ -188,3 +188,16 @@ def test_a_map_as_large_as_the_largest_recipe_is_well_formed() -> None:
 def test_the_map_says_what_was_measured_and_how_experts_were_chosen(method: str, said: str) -> None:
     page = Page(render_report(example(recipe={"select": {"method": method}})))
     assert said in " ".join("".join(page.words).split())
+
+
+def test_attack_success_by_length_stands_in_a_table() -> None:
+    inputs = example()
+    rate = {"rate": 0.25, "low": 0.1, "high": 0.4, "n": 40, "unscored": 3}
+    both = {"before": {**rate, "rate": 0.75, "unscored": 0}, "after": rate}
+    by_length = {"walrus_talk": {"32": both, "128": {**both, "after": {**rate, "rate": 0.5}}}}
+    made = Page(render_report(replace(inputs, summary={**inputs.summary, "attacks_by_length": by_length})))
+    assert made.rows["Walrus talk"] == [0.75, 0.25, 0.75, 0.5]
+    words = " ".join(made.words)
+    assert "32 tokens" in words
+    assert "0 / 3 unscored" in words
+    assert "h-lengths" not in Page(render_report(inputs)).ids

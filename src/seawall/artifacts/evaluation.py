@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from pydantic import Field
 
 from seawall.artifacts.store import Fields, load_document, parse_fields, save_document
 from seawall.data.types import Messages, VerdictLabel
@@ -25,8 +27,18 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """A reply as it is after its first `length` tokens, and the judge's verdict on that."""
+
+    length: int
+    response: str
+    label: VerdictLabel
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """One prompt, the reply, and the judge's verdict."""
+    """One prompt, the reply, and the judge's verdict; `cuts` where the reply was judged at other lengths, too."""
 
     id: str
     goal: str
@@ -35,6 +47,7 @@ class Sample:
     response: str
     label: VerdictLabel
     reason: str
+    cuts: tuple[Cut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +64,14 @@ class EvalResult:
     """Rates by group, and the loss on gold answers.
 
     Attributes:
-        model_fingerprint: of the evaluated model.
+        model_fingerprint: of the evaluated model; of one behind an endpoint, the address and the served name.
         groups: "plain", "attack:FAMILY", "borderline", "benign" or "wrapped" -> its rate.
         gold_loss: mean nats per answer token; None where it was not measured.
         gold_n: gold questions.
         samples: name of the samples' file, beside this one.
         gold: what each reference answer cost, in the order of the questions; empty where it was not measured, and in
             evaluations of before this was kept.
+        lengths: group -> the rate after so many tokens of each reply, by that number; empty unless it was asked for.
     """
 
     model_fingerprint: str
@@ -66,6 +80,7 @@ class EvalResult:
     gold_n: int
     samples: str
     gold: tuple[GoldAnswer, ...] = ()
+    lengths: Mapping[str, Mapping[int, Rate]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write `evaluation.json`."""
@@ -76,6 +91,7 @@ class EvalResult:
             gold_n=self.gold_n,
             samples=self.samples,
             gold=self.gold,
+            lengths={group: {str(at): rate for at, rate in rates.items()} for group, rates in self.lengths.items()},
         )
         save_document(folder / NAME, _KIND, written.model_dump())
 
@@ -95,6 +111,7 @@ class EvalResult:
             gold_n=read.gold_n,
             samples=read.samples,
             gold=read.gold,
+            lengths={group: {int(at): rate for at, rate in rates.items()} for group, rates in read.lengths.items()},
         )
 
 
@@ -105,3 +122,4 @@ class _Fields(Fields):
     gold_n: int
     samples: str
     gold: tuple[GoldAnswer, ...] = ()
+    lengths: dict[str, dict[str, Rate]] = Field(default_factory=dict)

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from seawall.cli import apply, diff, doctor, gate, plan, stages
+from seawall.cli import apply, diff, doctor, evaluate, gate, plan, stages
 from seawall.errors import Interrupted, SeawallError
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ app.command("plan")(plan.plan)
 app.command("profile")(stages.profile)
 app.command("select")(stages.select)
 app.command("repair")(stages.repair)
-app.command("eval")(stages.evaluate)
+app.command("eval")(evaluate.evaluate)
 app.command("report")(stages.report)
 app.command("apply")(apply.apply)
 app.command("gate")(gate.gate)

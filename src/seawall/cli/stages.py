@@ -21,45 +21,39 @@ def run(
     recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
 ) -> None:
     """Find, repair and verify: profile, select, evaluate, repair, evaluate, export, report."""
-    _until("report", recipe, sets, output, as_json=as_json)
+    run_until("report", recipe, sets, output, as_json=as_json)
 
 
 def profile(
     recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
 ) -> None:
     """Collect successful jailbreaks and count the experts that they use."""
-    _until("profile", recipe, sets, output, as_json=as_json)
+    run_until("profile", recipe, sets, output, as_json=as_json)
 
 
 def select(
     recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
 ) -> None:
     """Choose the safety-critical experts (and profile first, where that is not done)."""
-    _until("select", recipe, sets, output, as_json=as_json)
+    run_until("select", recipe, sets, output, as_json=as_json)
 
 
 def repair(
     recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
 ) -> None:
     """Train the selected experts and the routers (after the stages before, where they are not done)."""
-    _until("repair", recipe, sets, output, as_json=as_json)
-
-
-def evaluate(
-    recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
-) -> None:
-    """Evaluate the recipe's model on test goals; and the repaired one, where the run folder holds a repair."""
-    _until("evaluate", recipe, sets, output, as_json=as_json)
+    run_until("repair", recipe, sets, output, as_json=as_json)
 
 
 def report(
     recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
 ) -> None:
     """Write report, summary and samples of a run again (stages that are done are skipped)."""
-    _until("report", recipe, sets, output, as_json=as_json)
+    run_until("report", recipe, sets, output, as_json=as_json)
 
 
-def _until(last: str, path: Path | None, sets: list[str] | None, output: Path | None, *, as_json: bool) -> None:
+def run_until(last: str, path: Path | None, sets: list[str] | None, output: Path | None, *, as_json: bool) -> None:
+    """Runs a recipe until `last`, one of the pipeline's stages, and shows what came of it."""
     recipe, text = read_recipe(path, sets)
     quiet_libraries()
     from seawall.pipeline.progress import Quiet, TerminalReporter

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from seawall.config.base import StrictModel, Tuple, wrong
+from seawall.config.endpoint import EndpointSettings
 from seawall.config.model import known_device
 
 GuardFormatName = Literal["llama_guard", "wildguard", "harmbench", "qwen3guard", "shieldgemma"]
@@ -15,9 +15,6 @@ GuardFormatName = Literal["llama_guard", "wildguard", "harmbench", "qwen3guard",
 
 Meaning = Literal["harmful", "harmless", "refusal", "compliance", "unscored"]
 """What a label of a classifier says of a reply."""
-
-_URL = re.compile(r"https?://(?:[^/?#@:\s\[\]]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?(?:/[^?#@\s]*)?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class KeywordJudge(StrictModel):
@@ -79,42 +76,14 @@ class GuardJudge(StrictModel):
         return self
 
 
-class RubricJudge(StrictModel):
+class RubricJudge(EndpointSettings):
     """Judge by a language model behind any OpenAI-compatible endpoint, with a rubric in the manner of StrongREJECT."""
 
     kind: Literal["rubric"] = Field(default="rubric", description="Ask a language model to fill in a rubric.")
-    base_url: str = Field(description="The endpoint up to and with its version, such as `http://127.0.0.1:8000/v1`.")
-    model: str = Field(min_length=1, description="The model's name at that endpoint.")
-    key_env: str | None = Field(
-        default=None, description="Name of the environment variable that holds the key; none sends no key."
-    )
-    concurrency: int = Field(default=8, ge=1, le=256, description="Requests under way at once.")
-    attempts: int = Field(default=6, ge=1, le=100, description="Requests per reply before it is left unscored.")
-    timeout: float = Field(default=60.0, gt=0, le=3600, description="Seconds to wait for an answer.")
-    backoff: float = Field(
-        default=1.0, ge=0, le=3600, description="Seconds before the second request; doubled for each one after it."
-    )
-    max_backoff: float = Field(
-        default=60.0, ge=0, le=3600, description="Seconds between requests, at most, whatever the endpoint asks for."
-    )
     max_tokens: int = Field(default=256, ge=16, le=100_000, description="Length at which an answer is cut, in tokens.")
     json_mode: bool = Field(
         default=False, description="Ask the endpoint to allow JSON only (`response_format`); not all of them can."
     )
-
-    @field_validator("base_url")
-    @classmethod
-    def _plain_url(cls, url: str) -> str:
-        if not _URL.fullmatch(url):
-            raise wrong("an http or https address without user, password, query or fragment")
-        return url.rstrip("/")
-
-    @field_validator("key_env")
-    @classmethod
-    def _a_name(cls, name: str | None) -> str | None:
-        if name is not None and not _VARIABLE.fullmatch(name):
-            raise wrong("the name of an environment variable, never the key itself")
-        return name
 
 
 MemberConfig = Annotated[KeywordJudge | GuardJudge | RubricJudge, Field(discriminator="kind")]

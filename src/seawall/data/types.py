@@ -15,6 +15,9 @@ VerdictLabel = Literal["refused", "complied", "unscored"]
 NO_ANSWER = "no answer: "
 """How the reason of an unscored verdict begins that a judge could not give yet: it is worth asking again."""
 
+NO_REPLY = "no reply: "
+"""How the reason of an unscored verdict begins where an engine has no reply of the model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seawall.artifacts.evaluation import EvalResult, Rate, Sample
+from seawall.artifacts.evaluation import Cut, EvalResult, Rate, Sample
 from seawall.config.eval import EvalConfig
-from seawall.data.types import Judge
+from seawall.data.types import NO_REPLY, Judge, Verdict
+from seawall.evaluation.engines import Engine, Reply, make_engine
 from seawall.evaluation.gold import GoldLoss, gold_answer_loss
 from seawall.evaluation.metrics import rate_with_interval
 from seawall.evaluation.samples import SampleLog
-from seawall.evaluation.suite import EvalSuite, target
-from seawall.evaluation.unanswered import ask_again, require_answers
-from seawall.models.generate import Completion, generate
+from seawall.evaluation.suite import Asked, EvalSuite, target
+from seawall.evaluation.unanswered import ask_again, require_answers, require_replies
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +24,8 @@ SAMPLES = "samples.jsonl"
 
 Progress = Callable[[int, int], None]
 """Told how many prompts and gold questions are done, and of how many."""
+GoldMeasure = Callable[[Progress | None], GoldLoss]
+"""Measures the loss on gold answers, and tells its progress."""
 
 
 def evaluate(
@@ -36,16 +39,15 @@ def evaluate(
     fingerprint: str,
     progress: Progress | None = None,
 ) -> EvalResult:
-    """Rates for every group of the suite, and the gold loss.
+    """Rates for every group of the suite, and the gold loss, of a model that is loaded here.
 
-    Replies are greedy, so the same weights give the same result. Every batch is on disk in `folder/samples.jsonl` when
-    the next begins: an evaluation that was ended goes on there, without generating anything twice.
+    Replies are greedy, so the same weights give the same result.
 
     Args:
         model: the model; left as it was.
         tokenizer: its tokenizer.
         suite: what to ask.
-        config: lengths, batch size, resamples.
+        config: lengths, batch size, resamples; its engine must be the one that generates here.
         judge: says refused, complied or unscored.
         folder: where samples.jsonl is written or continued; it must exist.
         fingerprint: the model's, for the result.
@@ -56,32 +58,61 @@ def evaluate(
         ArtifactError: the folder's samples are damaged or of another evaluation.
         DataError: the chat template cannot take a prompt.
     """
-    asked = suite.asked()
-    gold = suite.gold if config.gold else ()
-    log = SampleLog(folder / SAMPLES, asked, batch_size=config.batch_size)
-    waiting = log.missing
+    assert config.engine.kind == "transformers"
 
-    def keep(positions: Sequence[int], completions: Sequence[Completion]) -> None:
-        batch = [waiting[at] for at in positions]
-        responses = [completion.text for completion in completions]
-        verdicts = judge([one.prompt for one in batch], responses)
-        require_answers(verdicts)
-        log.append(batch, responses, verdicts)
+    def gold(told: Progress | None) -> GoldLoss:
+        return gold_answer_loss(model, tokenizer, suite.gold, batch_size=config.forward_rows, progress=told)
 
-    generate(
-        model,
-        tokenizer,
-        [one.prompt for one in waiting],
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-        progress=_part_of(progress, len(asked) - len(waiting), len(asked) + len(gold)),
-        on_batch=keep,
+    return evaluate_with(
+        make_engine(config, (model, tokenizer)),
+        suite,
+        config,
+        judge=judge,
+        folder=folder,
+        fingerprint=fingerprint,
+        gold=gold if config.gold and suite.gold else None,
+        progress=progress,
     )
+
+
+def evaluate_with(
+    engine: Engine,
+    suite: EvalSuite,
+    config: EvalConfig,
+    *,
+    judge: Judge,
+    folder: Path,
+    fingerprint: str,
+    gold: GoldMeasure | None = None,
+    progress: Progress | None = None,
+) -> EvalResult:
+    """Rates for every group of the suite, whoever writes the replies.
+
+    Every batch is on disk in `folder/samples.jsonl` when the next begins: an evaluation that was ended goes on there,
+    without asking anything twice. A prompt that the engine has no reply to is asked once more at the end; then it
+    counts as unscored.
+
+    Args:
+        engine: writes the replies.
+        suite: what to ask.
+        config: lengths, batch size, resamples.
+        judge: says refused, complied or unscored.
+        folder: where samples.jsonl is written or continued; it must exist.
+        fingerprint: the model's, for the result.
+        gold: measures the loss on the suite's gold answers; None leaves it out.
+        progress: called after every batch.
+
+    Raises:
+        SeawallError: an endpoint does not answer; what is done stays, and the evaluation can go on later.
+        ArtifactError: the folder's samples are damaged or of another evaluation.
+    """
+    asked = suite.asked()
+    total = len(asked) + (len(suite.gold) if gold is not None else 0)
+    fixed = config.engine.kind == "transformers" and config.batch_size != "auto"
+    log = SampleLog(folder / SAMPLES, asked, batch_size=config.forward_rows if fixed else 1)
+    _reply_to_all(log, engine, config, judge=judge, told=_part_of(progress, 0, total))
     ask_again(log, judge)
-    loss: GoldLoss | None = None
-    if gold:
-        after_samples = _part_of(progress, len(asked), len(asked) + len(gold))
-        loss = gold_answer_loss(model, tokenizer, gold, batch_size=config.batch_size, progress=after_samples)
+    loss = None if gold is None else gold(_part_of(progress, len(asked), total))
     return EvalResult(
         model_fingerprint=fingerprint,
         groups=group_rates(log.samples, resamples=config.bootstrap, seed=config.seed),
@@ -89,7 +120,80 @@ def evaluate(
         gold_n=0 if loss is None else loss.n,
         samples=SAMPLES,
         gold=() if loss is None else loss.answers,
+        lengths=rates_by_length(log.samples, resamples=config.bootstrap, seed=config.seed),
     )
+
+
+def _reply_to_all(log: SampleLog, engine: Engine, config: EvalConfig, *, judge: Judge, told: Progress | None) -> None:
+    """A sample for every prompt of the log that has none; those that no reply comes to are asked twice."""
+    total = len(log.asked)
+    lost: dict[str, str] = {}
+    for last in (False, True):
+        waiting = log.missing
+        if not waiting:
+            return
+
+        def keep(
+            positions: Sequence[int], replies: Sequence[Reply], *, waiting: Sequence[Asked] = waiting, last: bool = last
+        ) -> None:
+            pairs = [(waiting[at], reply) for at, reply in zip(positions, replies, strict=True)]
+            done = [(one, reply) for one, reply in pairs if reply.final]
+            lost.update({one.id: str(reply.problem) for one, reply in pairs if not reply.final})
+            if not done and not last:
+                require_replies([*lost.values()], total)
+            log.append(judged_samples(done, config, judge))
+            if told is not None:
+                told(total - len(log.missing), total)
+
+        lost.clear()
+        engine(
+            [one.prompt for one in waiting],
+            max_new_tokens=config.longest,
+            lengths=sorted({config.max_new_tokens, *config.lengths}),
+            on_replies=keep,
+        )
+    require_replies([*lost.values()], total)
+    left = [(one, Reply("", None, None, problem=lost[one.id])) for one in log.missing]
+    log.append(judged_samples(left, config, judge))
+
+
+def judged_samples(done: Sequence[tuple[Asked, Reply]], config: EvalConfig, judge: Judge) -> list[Sample]:
+    """Samples of prompts and their replies: judged as they are, and as they are after each of the wanted lengths.
+
+    A text that is the same at several lengths is judged once. Where there is no reply the sample is unscored.
+
+    Raises:
+        SeawallError: the judge's endpoint does not answer.
+    """
+    texts = {
+        (at, reply.after(length)): done[at][0].prompt
+        for at, (_, reply) in enumerate(done)
+        for length in (config.max_new_tokens, *config.lengths)
+        if reply.problem is None
+    }
+    verdicts = judge([*texts.values()], [text for _, text in texts]) if texts else []
+    require_answers(verdicts)
+    found = dict(zip(texts, verdicts, strict=True))
+    samples = []
+    for at, (one, reply) in enumerate(done):
+        none = Verdict("unscored", f"{NO_REPLY}{reply.problem}", "")
+        text = reply.after(config.max_new_tokens)
+        verdict = found.get((at, text), none)
+        cuts = [(length, reply.after(length)) for length in config.lengths]
+        judged = [(length, cut, found.get((at, cut), none)) for length, cut in cuts]
+        samples.append(
+            Sample(
+                id=one.id,
+                goal=one.goal,
+                group=one.group,
+                prompt=one.prompt,
+                response=text,
+                label=verdict.label,
+                reason=verdict.reason,
+                cuts=tuple(Cut(length, cut, said.label, said.reason) for length, cut, said in judged),
+            )
+        )
+    return samples
 
 
 def group_rates(samples: Sequence[Sample], *, resamples: int, seed: int, cautious: bool = False) -> dict[str, Rate]:
@@ -105,6 +209,16 @@ def group_rates(samples: Sequence[Sample], *, resamples: int, seed: int, cautiou
         )
         for group in dict.fromkeys(sample.group for sample in samples)
     }
+
+
+def rates_by_length(samples: Sequence[Sample], *, resamples: int, seed: int) -> dict[str, dict[int, Rate]]:
+    """The rate of every group after so many tokens of each reply; empty where replies were not judged so."""
+    found: dict[str, dict[int, Rate]] = {}
+    for at, cut in enumerate(samples[0].cuts if samples else ()):
+        shortened = [replace(sample, label=sample.cuts[at].label) for sample in samples]
+        for group, rate in group_rates(shortened, resamples=resamples, seed=seed).items():
+            found.setdefault(group, {})[cut.length] = rate
+    return found
 
 
 def _part_of(progress: Progress | None, before: int, total: int) -> Progress | None:

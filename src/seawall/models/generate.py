@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,9 +19,11 @@ from seawall.data.templating import encode_prompt
 from seawall.data.types import Messages
 from seawall.errors import SeawallError, UnsupportedModelError
 from seawall.models.head import contiguous_output_layer
-from seawall.models.memory import is_out_of_memory
+from seawall.models.memory import automatic_batch_size, is_out_of_memory
 
 TokenIds = tuple[int, ...]
+BatchSize = int | Literal["auto"]
+"""Rows of a forward pass, at most; `auto`: what the free memory holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def generate(
     prompts: Sequence[Messages],
     *,
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: BatchSize,
     progress: Progress | None = None,
     on_batch: OnBatch | None = None,
 ) -> list[Completion]:
@@ -81,7 +83,8 @@ def generate(
         tokenizer: its tokenizer, with a chat template.
         prompts: conversations that end with a user turn.
         max_new_tokens: length at which a reply is cut, in tokens.
-        batch_size: rows of a forward pass, at most. It is halved for good when memory runs out.
+        batch_size: rows of a forward pass, at most; `auto` for what the free memory holds. It is halved for good when
+            memory runs out.
         progress: told how many prompts are done after every batch.
         on_batch: given the positions and completions of every batch as it ends; batches run longest prompt first.
 
@@ -113,7 +116,7 @@ def _completion(
 
 
 def greedy_batches(
-    model: PreTrainedModel, prompts: Sequence[TokenIds], decoding: Decoding, *, batch_size: int
+    model: PreTrainedModel, prompts: Sequence[TokenIds], decoding: Decoding, *, batch_size: BatchSize
 ) -> Iterator[tuple[list[int], list[TokenIds]]]:
     """Greedy decoding of token sequences, yielded batch by batch as (positions in `prompts`, new tokens of each).
 
@@ -124,8 +127,11 @@ def greedy_batches(
         UnsupportedModelError: the model keeps no key-value cache.
         SeawallError: memory is too small even for one prompt.
     """
-    assert batch_size > 0
     assert decoding.max_new_tokens > 0
+    if batch_size == "auto":
+        longest = max(map(len, prompts), default=0)
+        batch_size = automatic_batch_size(model, longest + decoding.max_new_tokens)
+    assert batch_size > 0
     waiting = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
     while waiting:
         positions = waiting[:batch_size]

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.data.types import Messages
-from seawall.models.generate import Completion, generate
+from seawall.models.generate import BatchSize, Completion, generate
 
 
 def resumable_replies(
@@ -20,7 +20,7 @@ def resumable_replies(
     path: Path,
     *,
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: BatchSize,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """`generate`, with replies appended to `path` batch by batch; a second call goes on where the first stopped.

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from seawall.artifacts.delta import Delta
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, RunFolderError
@@ -100,6 +102,22 @@ def apply_delta(delta: Delta, config: ModelConfig, output: Path, *, revert: bool
         revert: take the delta off instead.
     """
     model, tokenizer = load_model(located(config))
+    fingerprint = put_delta(delta, model, revert=revert)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = output.with_name(f".{output.name}.part")
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    save_model(model, tokenizer, scratch)
+    scratch.replace(output)
+    return fingerprint
+
+
+def put_delta(delta: Delta, model: PreTrainedModel, *, revert: bool = False) -> str:
+    """Changes a model by a delta (or takes the delta off again); returns its fingerprint.
+
+    Raises:
+        ArtifactError: the delta was made from other weights.
+    """
     state = model.state_dict()
     (delta.revert if revert else delta.apply)(state)
     fingerprint = model_fingerprint(model)
@@ -111,10 +129,4 @@ def apply_delta(delta: Delta, config: ModelConfig, output: Path, *, revert: bool
             expected=f"weights {wanted[:23]}...",
             remedy="name the very checkpoint that the delta was made from",
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = output.with_name(f".{output.name}.part")
-    if scratch.exists():
-        shutil.rmtree(scratch)
-    save_model(model, tokenizer, scratch)
-    scratch.replace(output)
     return fingerprint

@@ -67,11 +67,18 @@ def open_finished(path: Path) -> FinishedRun:
             got="no summary.json in it",
             remedy="finish it with `seawall run`, the same recipe and the same --output",
         )
+    summary = read_json(run.summary)
+    if "evaluation" in summary:
+        raise RunFolderError(
+            f"{path} holds an evaluation alone",
+            expected="a run with a repair, evaluated before and after",
+            remedy="name the folder that `seawall run` left",
+        )
     before, after = (_evaluated(run, when) for when in ("before", "after"))
     change = DeltaOutline.load(finished_stage(run, "repair") / "delta")
     for one, wanted in ((before, change.base_model), (after, change.result_model)):
         require_model(one.result.model_fingerprint, wanted=wanted, what="evaluation")
-    return FinishedRun(run, read_json(run.resolved), read_json(run.summary), before, after)
+    return FinishedRun(run, read_json(run.resolved), summary, before, after)
 
 
 def _evaluated(run: RunFolder, when: str) -> Evaluated:

@@ -27,6 +27,17 @@ def headline_table(rates: Named) -> Table:
     return table
 
 
+def length_table(result: EvalResult) -> Table:
+    """One row per group, one column per length at which replies were judged."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("after so many tokens", no_wrap=True)
+    for length in next(iter(result.lengths.values())):
+        table.add_column(str(length), justify="right")
+    for group, rates in result.lengths.items():
+        table.add_row(group_name(group), *map(_rate, rates.values()))
+    return table
+
+
 def group_name(group: str) -> str:
     """What a group measures, in words."""
     names = {

@@ -59,11 +59,12 @@ def copy_samples(run: RunFolder) -> None:
     """Brings every prompt, completion and verdict together in `samples/`."""
     run.samples.mkdir(exist_ok=True)
     for when in ("before", "after"):
-        _copy(run.stage(f"eval-{when}") / SAMPLES, run.samples / f"{when}.jsonl")
-    _copy(run.stage("profile") / "pairs.jsonl", run.samples / "pairs.jsonl")
+        copy_file(run.stage(f"eval-{when}") / SAMPLES, run.samples / f"{when}.jsonl")
+    copy_file(run.stage("profile") / "pairs.jsonl", run.samples / "pairs.jsonl")
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file so that a reader sees the old content or the new, never a part."""
     scratch = target.with_name(f".{target.name}.part")
     shutil.copyfile(source, scratch)
     scratch.replace(target)

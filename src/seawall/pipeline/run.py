@@ -12,6 +12,7 @@ from typing import Any
 from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import EvalResult
 from seawall.config.recipe import Recipe
+from seawall.errors import ConfigError
 from seawall.pipeline.context import Context
 from seawall.pipeline.export import export_stage
 from seawall.pipeline.progress import Reporter
@@ -51,6 +52,13 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
     Raises:
         SeawallError: something is wrong that the user can put right.
     """
+    if recipe.eval.engine.kind != "transformers":
+        raise ConfigError(
+            "a model behind an endpoint cannot be repaired",
+            got=f"eval.engine.kind={recipe.eval.engine.kind}",
+            expected="transformers",
+            remedy="evaluate it with `seawall eval`, or leave eval.engine out",
+        )
     run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
     with storage_errors(folder), locked(run.path):
         context = Context(recipe, run, reporter)

@@ -117,9 +117,9 @@ def repair_stage(context: Context, chosen: ExpertSet) -> Delta:
 
     def work(scratch: Path) -> None:
         drift_prompts = [row.attack for row in context.prompts.pairs("validation")][:32]
-        usage = expert_usage(opened.moe, opened.tokenizer, drift_prompts, batch_size=recipe.eval.batch_size)
+        usage = expert_usage(opened.moe, opened.tokenizer, drift_prompts, batch_size=recipe.eval.forward_rows)
         result = _repair(context, chosen, scratch)
-        again = expert_usage(opened.moe, opened.tokenizer, drift_prompts, batch_size=recipe.eval.batch_size)
+        again = expert_usage(opened.moe, opened.tokenizer, drift_prompts, batch_size=recipe.eval.forward_rows)
         fingerprint = model_fingerprint(opened.model)
         state = opened.model.state_dict()
         delta = Delta.between(

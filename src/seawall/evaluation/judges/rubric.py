@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from seawall.config.judge import RubricJudge as RubricConfig
 from seawall.data.types import NO_ANSWER, Messages, Verdict
-from seawall.evaluation.judges.answers import AnswerLog
-from seawall.evaluation.judges.endpoint import Answer, Endpoint
+from seawall.evaluation.answers import AnswerLog, ask_all
+from seawall.evaluation.endpoint import Answer, Endpoint
 from seawall.evaluation.judges.finding import unscored
 from seawall.evaluation.judges.rubric_text import question, read_grades
 from seawall.runs.files import canonical_hash
@@ -36,8 +34,8 @@ class RubricJudge:
             ArtifactError: the kept answers are damaged.
         """
         self.name = f"rubric:{config.model}"
-        self._concurrency = config.concurrency
-        self._endpoint = Endpoint(config)
+        self._config = config
+        self._endpoint = Endpoint(config, "eval.judge")
         self._log = AnswerLog(folder)
 
     def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> list[Verdict]:
@@ -47,35 +45,17 @@ class RubricJudge:
             ConfigError: the endpoint says that the key, the address or the model is wrong.
         """
         bodies = [
-            self._endpoint.body(question(prompt, reply)) if reply.strip() else None
+            self._body(question(prompt, reply)) if reply.strip() else None
             for prompt, reply in zip(prompts, responses, strict=True)
         ]
         keys = ["" if body is None else canonical_hash(body) for body in bodies]
         missing = {key: body for key, body in zip(keys, bodies, strict=True) if body is not None}
-        found = {key: kept for key in missing if (kept := self._log.get(key)) is not None}
-        found |= self._ask({key: body for key, body in missing.items() if key not in found})
+        found = ask_all(self._endpoint, missing, self._log)
         return [unscored("empty", self.name) if not key else self._verdict(found[key]) for key in keys]
 
-    def _ask(self, bodies: Mapping[str, dict[str, Any]]) -> dict[str, Answer]:
-        if not bodies:
-            return {}
-        stop = threading.Event()
-        with self._endpoint.connect() as client:
-
-            def one(key: str) -> Answer:
-                if stop.is_set():
-                    return Answer(None, "stopped", final=False)
-                answer = self._endpoint.ask(client, bodies[key], stop)
-                if answer.final:
-                    self._log.add(key, answer)
-                return answer
-
-            executor = ThreadPoolExecutor(self._concurrency)
-            try:
-                return dict(zip(bodies, executor.map(one, bodies), strict=True))
-            finally:  # also when an answer shows that a setting is wrong, or the user interrupts
-                stop.set()
-                executor.shutdown(cancel_futures=True)
+    def _body(self, asked: str) -> dict[str, Any]:
+        body = self._endpoint.body([{"role": "user", "content": asked}], self._config.max_tokens)
+        return body | ({"response_format": {"type": "json_object"}} if self._config.json_mode else {})
 
     def _verdict(self, answer: Answer) -> Verdict:
         if not answer.final:

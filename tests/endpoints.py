@@ -13,6 +13,15 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from seawall.data.types import Message
+from seawall.models.generate import generate
+
+ALPHABET = {letter: byte for byte, letter in bytes_to_unicode().items()}
+SPECIAL = range(3)
+"""Token ids of the tiny tokenizer that stand for no text."""
 REFUSES, COMPLIES = "I will not do that.", "Here is all of it."
 GRADES = {
     REFUSES: '{"refusal": "yes", "specificity": 1, "convincingness": 1}',
@@ -40,6 +49,7 @@ class Script:
         faults: the share of requests that fail; which ones is fixed by the seed, the question and its attempt.
         always: what every request gets instead.
         special: question -> what it gets instead.
+        complete: request -> the whole completion, in place of `answer`.
     """
 
     answer: Callable[[str], str | None]
@@ -47,6 +57,7 @@ class Script:
     seed: int = 0
     always: Reply | None = None
     special: dict[str, Reply] = field(default_factory=dict)
+    complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     attempts: Counter[str] = field(default_factory=Counter)
     answered: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -69,14 +80,14 @@ class Script:
         instead = self.special.get(question, self.always)
         if instead is not None:
             return instead
-        return self._made(kind, question)
+        return self._made(kind, question, body)
 
     def _fault(self, question: str) -> str:
         digest = hashlib.sha256(question.encode()).hexdigest()
         generator = random.Random(f"{self.seed}/{digest}/{self.attempts[question]}")
         return generator.choice(FAULTS) if generator.random() < self.faults else "none"
 
-    def _made(self, kind: str, question: str) -> Reply | None:
+    def _made(self, kind: str, question: str, request: dict[str, Any]) -> Reply | None:
         match kind:
             case "hang":
                 self.released.wait(30)
@@ -89,7 +100,11 @@ class Script:
                 return Reply(200, b"<html>I cannot help with that.</html>", {"Content-Type": "text/html"})
             case "shape":
                 return Reply(200, b'{"refusal": "yes", "specificity": 1, "convincingness": 1}')
-        body = json.dumps({"choices": [{"message": {"role": "assistant", "content": self.answer(question)}}]}).encode()
+        if self.complete is not None:
+            document = self.complete(request)
+        else:
+            document = {"choices": [{"message": {"role": "assistant", "content": self.answer(question)}}]}
+        body = json.dumps(document).encode()
         return Reply(200, body, cut=len(body) // 2 if kind == "half" else 0)
 
 
@@ -141,3 +156,31 @@ def grade(question: str) -> str:
     """The grades of a reply that is one of the two known ones."""
     reply = question.split("<reply-")[1]
     return next(grades for known, grades in GRADES.items() if known in reply)
+
+
+def completing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Script:
+    """A server whose completions a model generates, greedily, as vLLM makes them: with usage, reason and logprobs."""
+    lock = threading.Lock()
+
+    def complete(request: dict[str, Any]) -> dict[str, Any]:
+        assert request["temperature"] == 0
+        prompt = tuple(Message(**message) for message in request["messages"])
+        with lock:
+            reply = generate(model, tokenizer, [prompt], max_new_tokens=request["max_tokens"], batch_size=1)[0]
+        choice: dict[str, Any] = {
+            "message": {"role": "assistant", "content": reply.text},
+            "finish_reason": "stop" if reply.ended else "length",
+        }
+        if request.get("logprobs"):
+            choice["logprobs"] = {"content": [_token(tokenizer, token) for token in reply.token_ids]}
+        return {"choices": [choice], "usage": {"completion_tokens": len(reply.token_ids) + reply.ended}}
+
+    return Script(lambda question: None, complete=complete)
+
+
+def _token(tokenizer: PreTrainedTokenizerBase, token: int) -> dict[str, Any]:
+    """A row of `logprobs.content`: the token's own bytes, of which a single token may hold half a character."""
+    if token in SPECIAL or token >= len(tokenizer):  # a tiny model's vocabulary is larger than its tokenizer's
+        return {"token": "", "logprob": 0.0, "bytes": []}
+    raw = bytes(ALPHABET[letter] for letter in tokenizer.convert_ids_to_tokens(token))
+    return {"token": raw.decode("utf-8", "replace"), "logprob": 0.0, "bytes": list(raw)}

@@ -6,23 +6,28 @@ import json
 import os
 import random
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 
-from seawall.config.judge import RubricJudge
+from seawall.config.endpoint import EndpointSettings
 from seawall.errors import ConfigError
+
+Section = Literal["eval.judge", "eval.engine"]
+"""Where a recipe names the endpoint, for messages."""
 
 _AGAIN = frozenset((408, 409, 425, 429))
 _WRONG_SETTING = {
-    401: "check the key in the variable that eval.judge.key_env names",
-    403: "check the key in the variable that eval.judge.key_env names, and what it may use",
-    404: "check eval.judge.base_url and eval.judge.model",
-    405: "check eval.judge.base_url",
+    401: "check the key in the variable that {section}.key_env names",
+    403: "check the key in the variable that {section}.key_env names, and what it may use",
+    404: "check {section}.base_url and {section}.model",
+    405: "check {section}.base_url",
 }
+_REDIRECTED = "give the address that it redirects to as {section}.base_url"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,40 +38,47 @@ class Answer:
         text: the model's answer; None where it wrote none.
         problem: why there is no answer.
         final: whether asking again would be no use: the answer, or a refusal of the endpoint to this question.
+        finish: why the model stopped, as the endpoint says it (`stop`, `length`); None where it does not.
+        tokens: how many the model wrote, as the endpoint counts them; None where it does not.
+        pieces: the bytes of every token; None where they were not asked for or not given.
     """
 
     text: str | None
     problem: str | None = None
     final: bool = True
+    finish: str | None = None
+    tokens: int | None = None
+    pieces: tuple[bytes, ...] | None = None
 
 
 class Endpoint:
     """Asks questions, of several threads at once."""
 
-    def __init__(self, config: RubricJudge) -> None:
+    def __init__(self, config: EndpointSettings, section: Section) -> None:
         """Open it; nothing is sent yet.
 
         Raises:
             ConfigError: the variable that should hold the key is not set, or the address is none.
         """
+        self.concurrency = config.concurrency
         self._config = config
+        self._section = section
         self._jitter = random.Random()
-        self._headers = _headers(config)
-        self._url = _url(config)
+        self._headers = _headers(config, section)
+        self._url = _url(config, section)
 
     def connect(self) -> httpx2.Client:
         """What the questions go through; to be closed by `with`."""
         return httpx2.Client(headers=self._headers, timeout=self._config.timeout)
 
-    def body(self, question: str) -> dict[str, Any]:
-        """The request for a question: greedy, of bounded length."""
-        body: dict[str, Any] = {
+    def body(self, messages: Sequence[dict[str, str]], max_tokens: int) -> dict[str, Any]:
+        """The request for an answer to a conversation: greedy, of bounded length."""
+        return {
             "model": self._config.model,
-            "messages": [{"role": "user", "content": question}],
+            "messages": list(messages),
             "temperature": 0,
-            "max_tokens": self._config.max_tokens,
+            "max_tokens": max_tokens,
         }
-        return body | ({"response_format": {"type": "json_object"}} if self._config.json_mode else {})
 
     def ask(self, client: httpx2.Client, body: dict[str, Any], stop: threading.Event) -> Answer:
         """The answer to one request; once `stop` is set, no further attempt is made.
@@ -93,14 +105,14 @@ class Endpoint:
             return Answer(None, f"status {status}", final=False), retry_after(response.headers.get("Retry-After"))
         if status in _WRONG_SETTING or response.is_redirect:
             raise ConfigError(
-                f"the judge's endpoint {self._config.base_url} does not take requests",
+                f"the endpoint {self._config.base_url} of {self._section} does not take requests",
                 got=f"status {status}",
-                remedy=_WRONG_SETTING.get(status, "give the address that it redirects to as eval.judge.base_url"),
+                remedy=_WRONG_SETTING.get(status, _REDIRECTED).format(section=self._section),
             )
         if status != 200:
             return Answer(None, f"the endpoint refuses the request with status {status}"), 0.0
         try:
-            return Answer(_content(response.content)), 0.0
+            return _answer(response.content), 0.0
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             return Answer(None, "a broken body", final=False), 0.0
 
@@ -125,30 +137,46 @@ def retry_after(header: str | None) -> float:
     return max(0.0, (at - datetime.now(UTC)).total_seconds())
 
 
-def _content(body: bytes) -> str | None:
-    """The text of a chat completion; anything of another shape raises."""
-    message = json.loads(body)["choices"][0]["message"]
-    content = message["content"]
+def _answer(body: bytes) -> Answer:
+    """What a chat completion holds; anything of another shape raises."""
+    document = json.loads(body)
+    choice = document["choices"][0]
+    content = choice["message"]["content"]
     if not isinstance(content, str | None):
         raise TypeError(type(content).__name__)
-    return content
+    finish, usage = choice.get("finish_reason"), document.get("usage")
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return Answer(
+        content,
+        finish=finish if isinstance(finish, str) else None,
+        tokens=tokens if isinstance(tokens, int) else None,
+        pieces=_pieces(choice.get("logprobs")),
+    )
 
 
-def _url(config: RubricJudge) -> httpx2.URL:
+def _pieces(logprobs: Any) -> tuple[bytes, ...] | None:
+    """The bytes of every token; where a server leaves them out, those of the token's text."""
+    rows = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(rows, list):
+        return None
+    return tuple(row["token"].encode() if row.get("bytes") is None else bytes(row["bytes"]) for row in rows)
+
+
+def _url(config: EndpointSettings, section: Section) -> httpx2.URL:
     try:
         return httpx2.URL(f"{config.base_url}/chat/completions")
     except httpx2.InvalidURL as error:
-        raise ConfigError(f"eval.judge.base_url {config.base_url} is no address", got=error) from None
+        raise ConfigError(f"{section}.base_url {config.base_url} is no address", got=error) from None
 
 
-def _headers(config: RubricJudge) -> dict[str, str]:
+def _headers(config: EndpointSettings, section: Section) -> dict[str, str]:
     if config.key_env is None:
         return {}
     key = os.environ.get(config.key_env, "").strip()
     if not key.isascii() or not key.isprintable() or not key:
         raise ConfigError(
-            f"the environment variable {config.key_env} holds no key for the judge's endpoint",
-            expected="the key that eval.judge.key_env promises",
+            f"the environment variable {config.key_env} holds no key for the endpoint of {section}",
+            expected=f"the key that {section}.key_env promises",
             remedy=f"set it before the run: export {config.key_env}=...",
         )
     return {"Authorization": f"Bearer {key}"}

@@ -1,0 +1,81 @@
+"""Replies of a model behind an OpenAI-compatible endpoint: vLLM, SGLang, TGI, `transformers serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seawall.config.engine import EndpointEngine as EndpointConfig
+from seawall.data.types import Messages
+from seawall.errors import ConfigError
+from seawall.evaluation.answers import AnswerLog, ask_all
+from seawall.evaluation.endpoint import Answer, Endpoint
+from seawall.evaluation.engines.reply import OnReplies, Reply
+from seawall.runs.files import canonical_hash
+
+_ROUNDS = 4
+"""Requests per batch, in multiples of those that are under way at once."""
+
+
+class EndpointEngine:
+    """Asks an endpoint, several requests at once. Every answer is on disk before it is used; none is asked twice."""
+
+    def __init__(self, config: EndpointConfig, folder: Path | None = None) -> None:
+        """Open it; nothing is sent yet.
+
+        Args:
+            config: where and how to ask.
+            folder: where raw answers are kept and looked up; none keeps them in memory.
+
+        Raises:
+            ConfigError: the variable that should hold the key is not set, or the address is none.
+            ArtifactError: the kept answers are damaged.
+        """
+        self._config = config
+        self._endpoint = Endpoint(config, "eval.engine")
+        self._log = AnswerLog(folder)
+
+    def __call__(
+        self, prompts: Sequence[Messages], *, max_new_tokens: int, lengths: Sequence[int], on_replies: OnReplies
+    ) -> None:
+        """Reply to all prompts. One that has no answer after all attempts has a reply with a `problem`.
+
+        Raises:
+            ConfigError: the endpoint says that the key, the address or the model is wrong, or it does not give the
+                tokens that `lengths` need.
+        """
+        cut_at = [length for length in lengths if length < max_new_tokens]
+        bodies = [self._body(prompt, max_new_tokens, pieces=bool(cut_at)) for prompt in prompts]
+        size = _ROUNDS * self._config.concurrency
+        for start in range(0, len(bodies), size):
+            batch = bodies[start : start + size]
+            keys = [canonical_hash(body) for body in batch]
+            found = ask_all(self._endpoint, dict(zip(keys, batch, strict=True)), self._log)
+            replies = [self._reply(found[key], cut_at) for key in keys]
+            on_replies(range(start, start + len(batch)), replies)
+
+    def _body(self, prompt: Messages, max_new_tokens: int, *, pieces: bool) -> dict[str, Any]:
+        body = self._endpoint.body([message.as_dict() for message in prompt], max_new_tokens)
+        return body | ({"logprobs": True} if pieces else {})
+
+    def _reply(self, answer: Answer, lengths: Sequence[int]) -> Reply:
+        if answer.problem is not None:
+            return Reply("", None, None, problem=answer.problem, final=answer.final)
+        ended = None if answer.finish is None else answer.finish != "length"
+        cuts = self._cuts(answer, lengths) if lengths and answer.text else {}
+        return Reply(answer.text or "", ended, answer.tokens, cuts)
+
+    def _cuts(self, answer: Answer, lengths: Sequence[int]) -> Mapping[int, str]:
+        """The text after so many tokens. The end token, which some servers list, adds nothing to a text."""
+        if answer.pieces is None:
+            raise ConfigError(
+                f"the endpoint {self._config.base_url} does not say which tokens a reply has",
+                got="no logprobs in its answer",
+                expected="logprobs, by which eval.lengths cuts replies",
+                remedy="leave eval.lengths out, or use a server that gives them",
+            )
+        pieces = answer.pieces
+        return {
+            length: b"".join(pieces[:length]).decode("utf-8", "replace") for length in lengths if length < len(pieces)
+        }

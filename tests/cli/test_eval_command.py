@@ -1,0 +1,79 @@
+"""`seawall eval` as a user types it: targets of its own, wrong options in one line, an endpoint, a second call."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commands import seawall
+from endpoints import Script, serving
+from seawall.cli.evaluate import evaluate
+from seawall.errors import RunFolderError, SeawallError
+
+LENGTHS = ("--set", "eval.lengths=[3, 24]")
+SMALL = [
+    word
+    for change in ("data.test_goals=2", "data.test_benign=2", "data.test_borderline=2", "eval.gold=false")
+    for word in ("--set", change)
+]
+
+
+def test_a_folder_is_evaluated_on_the_recipes_prompts(
+    planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place: list[str | Path] = ["--model", planted.parent / "model", "-o", tmp_path / "out"]
+    words: list[str | Path] = ["eval", planted, *place, *SMALL, *LENGTHS]
+    done = seawall(*words)
+    assert done.returncode == 0, done.stderr
+    assert "attack: story" in done.stdout
+    assert "after so many tokens" in done.stdout
+    assert done.stdout.rstrip().endswith("out")
+    assert (tmp_path / "out" / "eval" / "evaluation.json").is_file()
+    options: dict[str, Any] = {"model": str(planted.parent / "model"), "output": tmp_path / "out", "as_json": True}
+    evaluate(planted, **options, sets=[*SMALL, *LENGTHS][1::2])
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out" / "summary.json").read_text())
+    with pytest.raises(RunFolderError, match=r"eval\.lengths differs"):
+        evaluate(planted, **options, sets=SMALL[1::2])
+
+
+def test_a_served_model_is_evaluated(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    script = Script(lambda asked: "Sure, here is a story." if asked.startswith("Story") else "I can't help with that.")
+    words: list[str | Path] = ["--model", "served", "-o", tmp_path / "out", *SMALL, "--json"]
+    with serving(script) as url:
+        done = seawall("eval", planted, "--endpoint", url, *words)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["model"], summary["fingerprint"]) == ("served", f"endpoint:{url}#served")
+    assert (summary["attacks"]["story"]["rate"], summary["plain_refusal"]["rate"]) == (1.0, 1.0)
+    assert {body["model"] for body in script.bodies} == {"served"}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"endpoint": "http://127.0.0.1:1/v1"}, "--endpoint needs the name of the model there"),
+        ({"endpoint": "ftp://x", "model": "m"}, "expected an http or https address"),
+        ({"model": "./none"}, "model folder ./none does not exist"),
+        ({"adapter": Path("none")}, "adapter folder none does not exist"),
+        ({"delta": Path("none")}, "none/delta.json is missing"),
+        ({"delta": Path("a"), "adapter": Path("b")}, "a delta and an adapter are given"),
+        ({"endpoint": "http://127.0.0.1:1/v1", "model": "m", "delta": Path("a")}, "cannot be put on a model behind"),
+    ],
+)
+def test_wrong_targets_are_one_line(planted: Path, tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(SeawallError, match=re.escape(says)) as found:
+        evaluate(planted, output=tmp_path / "out", as_json=True, **options)
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "out" / "eval").exists()
+
+
+def test_a_foreign_folder_is_left_alone(planted: Path, tmp_path: Path) -> None:
+    (tmp_path / "diary.txt").write_text("dear diary")
+    with pytest.raises(RunFolderError, match="holds no seawall run"):
+        evaluate(planted, model="m", output=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
