@@ -7,21 +7,30 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from seawall.artifacts.evaluation import EvalResult, Rate
+from seawall.evaluation.metrics import Difference
 from seawall.evaluation.suite import ATTACK
 
 Named = Sequence[tuple[str, EvalResult]]
 """("before" or "after", its evaluation)."""
 
 
-def headline_table(rates: Named) -> Table:
-    """One row per group, one column per evaluation; rates with their 95 % intervals."""
+def headline_table(rates: Named, changes: Mapping[str, Difference]) -> Table:
+    """One row per group, one column per evaluation; rates with their 95 % intervals, and how they moved, if they did.
+
+    Args:
+        rates: the evaluations.
+        changes: after minus before of every group on the same prompts; empty where there is one evaluation.
+    """
     table = Table(box=None, pad_edge=False)
     table.add_column("measure", no_wrap=True)
     for name, _ in rates:
         table.add_column(name, justify="right")
+    if changes:
+        table.add_column("points", justify="right")
     groups: Mapping[str, Rate] = rates[0][1].groups
     for group in groups:
-        table.add_row(group_name(group), *[_rate(result.groups.get(group)) for _, result in rates])
+        moved = [_change(changes[group])] if changes else []
+        table.add_row(group_name(group), *[_rate(result.groups.get(group)) for _, result in rates], *moved)
     if rates[0][1].gold_loss is not None:
         table.add_row("loss on gold answers", *[f"{result.gold_loss:.4f}" for _, result in rates])
     return table
@@ -45,4 +54,9 @@ def _rate(rate: Rate | None) -> str:
     if rate is None:
         return ""
     unscored = f"  {rate.unscored} unscored" if rate.unscored else ""
-    return f"{rate.rate:6.1%} [{rate.low:.1%}, {rate.high:.1%}]{unscored}"
+    return f"{rate.rate:6.1%} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]{unscored}"
+
+
+def _change(moved: Difference) -> str:
+    p = "p<0.001" if moved.p < 0.001 else f"p={moved.p:.3f}"
+    return f"{100 * moved.difference:+.1f}, {p}"

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from seawall.artifacts.evaluation import EvalResult
 from seawall.artifacts.expert_set import ExpertSet
+from seawall.evaluation.compare import compare
+from seawall.evaluation.metrics import Difference
+from seawall.evaluation.run import SAMPLES
+from seawall.evaluation.samples import load_samples
 from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED
 from seawall.pipeline.context import Context
+
+
+def paired_changes(context: Context) -> dict[str, Difference]:
+    """How the rate of every group moved on the same prompts, once both evaluations are done."""
+    sides = [load_samples(context.run.stage(f"eval-{when}") / SAMPLES) for when in ("before", "after")]
+    settings = context.recipe.eval
+    compared = compare(*sides, resamples=settings.bootstrap, seed=settings.seed)
+    return {group: one.change for group, one in compared.items()}
 
 
 def summarize(
@@ -17,6 +30,7 @@ def summarize(
     before: EvalResult,
     after: EvalResult,
     *,
+    changes: Mapping[str, Difference],
     seconds: float,
     peak_memory_bytes: int,
 ) -> dict[str, Any]:
@@ -26,7 +40,8 @@ def summarize(
     def both(group: str) -> dict[str, Any] | None:
         if group not in before.groups:
             return None
-        return {"before": asdict(before.groups[group]), "after": asdict(after.groups[group])}
+        sides = {"before": asdict(before.groups[group]), "after": asdict(after.groups[group])}
+        return {**sides, "change": asdict(changes[group])}
 
     families = [name.removeprefix(ATTACK) for name in before.groups if name.startswith(ATTACK)]
     return {
