@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_examples import example, summary
+from report_examples import capability, example, summary
 
 from seawall.errors import ArtifactError
-from seawall.report import GroupRow, Interval, render_report
+from seawall.report import GroupRow, Interval, render_model_card, render_report
 
 VOID = {"meta", "input", "link", "br", "hr", "img"}
 
@@ -188,3 +188,17 @@ def test_a_map_as_large_as_the_largest_recipe_is_well_formed() -> None:
 def test_the_map_says_what_was_measured_and_how_experts_were_chosen(method: str, said: str) -> None:
     page = Page(render_report(example(recipe={"select": {"method": method}})))
     assert said in " ".join("".join(page.words).split())
+
+
+def test_scores_of_capability_are_a_section_of_the_table() -> None:
+    shown = example()
+    scores = capability(mmlu="non-inferior", few="unclear")
+    html = render_report(replace(shown, summary={**shown.summary, "capability": scores}))
+    rows = Page(html).rows
+    assert rows["mmlu acc"] == [0.6, 0.6, 0.0]
+    assert rows["few acc"] == pytest.approx([0.6, 0.55, -0.05])
+    assert "non-inferior, p = 0.040" in html
+    assert "excludes a loss of 2.0 points" in html
+    assert "lm-evaluation-harness" not in render_report(shown)
+    card = render_model_card(replace(shown, summary={**shown.summary, "capability": scores}))
+    assert "| few acc | 60.0% | 55.0% | −5.0 (−15.0 to +5.0), unclear | 250 |" in card

@@ -47,8 +47,36 @@ class GoldAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class CapabilityScore:
+    """What one metric of one task found, question by question, so that two models can be paired.
+
+    Attributes:
+        task: a task, group of tasks or local file of the recipe.
+        metric: `acc`, or `exact_match,last-number` where the harness has several ways to read a reply.
+        higher_is_better: else lower.
+        score: mean of `values`.
+        stderr: standard error of that mean.
+        ids: of the questions.
+        values: what each counted, in [0, 1].
+    """
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    score: float
+    stderr: float
+    ids: tuple[str, ...]
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        """How many questions."""
+        return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
 class EvalResult:
-    """Rates by group, and the loss on gold answers.
+    """Rates by group, the loss on gold answers, and scores of capability.
 
     Attributes:
         model_fingerprint: of the evaluated model.
@@ -58,6 +86,7 @@ class EvalResult:
         samples: name of the samples' file, beside this one.
         gold: what each reference answer cost, in the order of the questions; empty where it was not measured, and in
             evaluations of before this was kept.
+        capability: every metric of every task; empty where it was not measured.
     """
 
     model_fingerprint: str
@@ -66,6 +95,7 @@ class EvalResult:
     gold_n: int
     samples: str
     gold: tuple[GoldAnswer, ...] = ()
+    capability: tuple[CapabilityScore, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write `evaluation.json`."""
@@ -76,6 +106,7 @@ class EvalResult:
             gold_n=self.gold_n,
             samples=self.samples,
             gold=self.gold,
+            capability=self.capability,
         )
         save_document(folder / NAME, _KIND, written.model_dump())
 
@@ -95,6 +126,7 @@ class EvalResult:
             gold_n=read.gold_n,
             samples=read.samples,
             gold=read.gold,
+            capability=read.capability,
         )
 
 
@@ -105,3 +137,4 @@ class _Fields(Fields):
     gold_n: int
     samples: str
     gold: tuple[GoldAnswer, ...] = ()
+    capability: tuple[CapabilityScore, ...] = ()

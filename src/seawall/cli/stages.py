@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,13 @@ def _result(outcome: Any, last: str) -> dict[str, Any]:
     if outcome.rates:
         found["rates"] = {name: _plain(one.groups) for name, one in outcome.rates}
         found["gold_answer_loss"] = {name: one.gold_loss for name, one in outcome.rates}
+        found["capability"] = {name: _scores(one.capability) for name, one in outcome.rates}
         found["changes"] = _plain(outcome.changes)
     return found
+
+
+def _scores(capability: Sequence[Any]) -> dict[str, Any]:
+    return {f"{one.task} {one.metric}": {"score": one.score, "stderr": one.stderr, "n": one.n} for one in capability}
 
 
 def _plain(records: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,18 @@ from __future__ import annotations
 from pydantic import Field
 
 from seawall.config.base import StrictModel
+from seawall.config.capability import CapabilityConfig
 from seawall.config.judge import EnsembleJudge, GuardJudge, JudgeConfig, KeywordJudge, RubricJudge
 
-__all__ = ["EnsembleJudge", "EvalConfig", "GuardJudge", "JudgeConfig", "KeywordJudge", "RubricJudge"]
+__all__ = [
+    "CapabilityConfig",
+    "EnsembleJudge",
+    "EvalConfig",
+    "GuardJudge",
+    "JudgeConfig",
+    "KeywordJudge",
+    "RubricJudge",
+]
 
 
 class EvalConfig(StrictModel):
@@ -17,6 +26,9 @@ class EvalConfig(StrictModel):
     batch_size: int = Field(default=32, ge=1, le=4096, description="Prompts per batch; halved when memory runs out.")
     judge: JudgeConfig = Field(default=KeywordJudge(), description="Who says refused, complied or unscored.")
     gold: bool = Field(default=True, description="Measure the loss on gold answers.")
+    capability: CapabilityConfig | None = Field(
+        default=None, description="Tasks of lm-evaluation-harness to measure too; none leaves it out."
+    )
     bootstrap: int = Field(
         default=2000, ge=100, le=1_000_000, description="Resamples of the goals for each rate's 95 % interval."
     )

@@ -1,4 +1,4 @@
-"""Ask a model everything in a suite, judge its replies, and measure its loss on gold answers."""
+"""Ask a model everything in a suite, judge its replies, and measure its loss on gold answers and its capability."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seawall.artifacts.evaluation import EvalResult, Rate, Sample
+from seawall.artifacts.evaluation import CapabilityScore, EvalResult, Rate, Sample
 from seawall.config.eval import EvalConfig
 from seawall.data.types import Judge
+from seawall.evaluation.capability.run import measure_capability
 from seawall.evaluation.gold import GoldLoss, gold_answer_loss
 from seawall.evaluation.metrics import rate_with_interval
 from seawall.evaluation.samples import SampleLog
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 SAMPLES = "samples.jsonl"
 
 Progress = Callable[[int, int], None]
-"""Told how many prompts and gold questions are done, and of how many."""
+"""Told how many prompts, gold questions and tasks are done, and of how many."""
 
 
 def evaluate(
@@ -36,7 +37,7 @@ def evaluate(
     fingerprint: str,
     progress: Progress | None = None,
 ) -> EvalResult:
-    """Rates for every group of the suite, and the gold loss.
+    """Rates for every group of the suite, the gold loss, and the scores of capability if the recipe asks for them.
 
     Replies are greedy, so the same weights give the same result. Every batch is on disk in `folder/samples.jsonl` when
     the next begins: an evaluation that was ended goes on there, without generating anything twice.
@@ -47,7 +48,7 @@ def evaluate(
         suite: what to ask.
         config: lengths, batch size, resamples.
         judge: says refused, complied or unscored.
-        folder: where samples.jsonl is written or continued; it must exist.
+        folder: where samples.jsonl is written or continued, and `capability/`; it must exist.
         fingerprint: the model's, for the result.
         progress: called after every batch.
 
@@ -55,9 +56,12 @@ def evaluate(
         SeawallError: the judge's endpoint does not answer; what is judged stays, and the evaluation can go on later.
         ArtifactError: the folder's samples are damaged or of another evaluation.
         DataError: the chat template cannot take a prompt.
+        ConfigError: a task of capability cannot be measured.
     """
     asked = suite.asked()
     gold = suite.gold if config.gold else ()
+    tasks = config.capability.tasks if config.capability is not None else ()
+    total = len(asked) + len(gold) + len(tasks)
     log = SampleLog(folder / SAMPLES, asked, batch_size=config.batch_size)
     waiting = log.missing
 
@@ -74,14 +78,24 @@ def evaluate(
         [one.prompt for one in waiting],
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
-        progress=_part_of(progress, len(asked) - len(waiting), len(asked) + len(gold)),
+        progress=_part_of(progress, len(asked) - len(waiting), total),
         on_batch=keep,
     )
     ask_again(log, judge)
     loss: GoldLoss | None = None
     if gold:
-        after_samples = _part_of(progress, len(asked), len(asked) + len(gold))
+        after_samples = _part_of(progress, len(asked), total)
         loss = gold_answer_loss(model, tokenizer, gold, batch_size=config.batch_size, progress=after_samples)
+    capability: tuple[CapabilityScore, ...] = ()
+    if config.capability is not None:
+        capability = measure_capability(
+            model,
+            tokenizer,
+            config.capability,
+            seed=config.seed,
+            folder=folder,
+            progress=_part_of(progress, len(asked) + len(gold), total),
+        )
     return EvalResult(
         model_fingerprint=fingerprint,
         groups=group_rates(log.samples, resamples=config.bootstrap, seed=config.seed),
@@ -89,6 +103,7 @@ def evaluate(
         gold_n=0 if loss is None else loss.n,
         samples=SAMPLES,
         gold=() if loss is None else loss.answers,
+        capability=capability,
     )
 
 

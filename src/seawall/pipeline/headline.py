@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from seawall.artifacts.evaluation import EvalResult, Rate
+from seawall.artifacts.evaluation import CapabilityScore, EvalResult, Rate
+from seawall.evaluation.gate import CAPABILITY
 from seawall.evaluation.metrics import Difference
 from seawall.evaluation.suite import ATTACK
 
@@ -19,7 +20,8 @@ def headline_table(rates: Named, changes: Mapping[str, Difference]) -> Table:
 
     Args:
         rates: the evaluations.
-        changes: after minus before of every group on the same prompts; empty where there is one evaluation.
+        changes: after minus before of every group (and `capability:TASK METRIC`) on the same prompts; empty where there
+            is one evaluation.
     """
     table = Table(box=None, pad_edge=False)
     table.add_column("measure", no_wrap=True)
@@ -33,6 +35,10 @@ def headline_table(rates: Named, changes: Mapping[str, Difference]) -> Table:
         table.add_row(group_name(group), *[_rate(result.groups.get(group)) for _, result in rates], *moved)
     if rates[0][1].gold_loss is not None:
         table.add_row("loss on gold answers", *[f"{result.gold_loss:.4f}" for _, result in rates])
+    for row in zip(*[result.capability for _, result in rates], strict=True):
+        name = f"{row[0].task} {row[0].metric}"
+        moved = [_change(changes[f"{CAPABILITY}{name}"])] if changes else []
+        table.add_row(name, *map(_score, row), *moved)
     return table
 
 
@@ -45,6 +51,8 @@ def group_name(group: str) -> str:
         "wrapped": "compliance, wrapped",
         "gold": "loss on gold answers",
     }
+    if group.startswith(CAPABILITY):
+        return group.removeprefix(CAPABILITY)
     if group.startswith(ATTACK):
         return f"attack: {group.removeprefix(ATTACK)}"
     return names.get(group, group)
@@ -60,3 +68,7 @@ def _rate(rate: Rate | None) -> str:
 def _change(moved: Difference) -> str:
     p = "p<0.001" if moved.p < 0.001 else f"p={moved.p:.3f}"
     return f"{100 * moved.difference:+.1f}, {p}"
+
+
+def _score(one: CapabilityScore) -> str:
+    return f"{one.score:6.1%} \u00b1 {100 * one.stderr:.1f}"

@@ -13,6 +13,7 @@ from typing import Any
 from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import EvalResult
 from seawall.config.recipe import Recipe
+from seawall.evaluation.capability.run import check_capability
 from seawall.evaluation.metrics import Difference
 from seawall.pipeline.context import Context
 from seawall.pipeline.export import export_stage
@@ -54,6 +55,8 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
     Raises:
         SeawallError: something is wrong that the user can put right.
     """
+    if until not in ("profile", "select"):
+        check_capability(recipe.eval.capability)
     run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
     with storage_errors(folder), locked(run.path):
         context = Context(recipe, run, reporter)
@@ -76,8 +79,8 @@ def _main_job(context: Context, until: str) -> Outcome:
     if until == "repair":
         return Outcome(context.run, (("before", before),))
     after = evaluate_stage(context, "after")
-    changes, memory = paired_changes(context), peak_memory()
-    summary = summarize(context, chosen, before, after, changes=changes, seconds=0.0, peak_memory_bytes=memory)
+    changes = paired_changes(context, before, after)
+    summary = summarize(context, chosen, before, after, changes=changes)
     parity = export_stage(context, delta, render_model_card(collect(context.run, summary)))
     summary = _finish(context, {**summary, "parity": parity}, time.monotonic() - begun)
     return Outcome(context.run, (("before", before), ("after", after)), changes, summary)
@@ -89,7 +92,7 @@ def _evaluate(context: Context) -> Outcome:
         return Outcome(context.run, (("before", before),))
     Delta.load(context.run.stage("repair") / "delta").apply(context.opened.model.state_dict())
     after = evaluate_stage(context, "after")
-    return Outcome(context.run, (("before", before), ("after", after)), paired_changes(context))
+    return Outcome(context.run, (("before", before), ("after", after)), paired_changes(context, before, after))
 
 
 def _finish(context: Context, summary: dict[str, Any], seconds: float) -> dict[str, Any]:
