@@ -158,6 +158,7 @@ def logged(values: dict[str, list[Any]], *, reported: dict[str, float], metric: 
                     "filter": "none",
                     "arguments": [("question", "A")],
                     "target": 0,
+                    "resps": [["x"]],
                     "filtered_resps": ["x"],
                     "metrics": [metric],
                     metric: value,
@@ -325,7 +326,8 @@ def test_replies_are_kept_and_a_task_that_is_done_is_not_asked_again(
     rows = [json.loads(line) for line in (tmp_path / "capability" / "sums.jsonl").read_text().splitlines()]
     assert rows[0]["prompt"].count("Question:") == 2
     assert rows[0]["prompt"].startswith("Question: What is 1 + 1?\nAnswer: Add 1 to 1.\n#### 2\n\nQuestion:")
-    assert len(rows[0]["replies"]) == 1
+    ((reply,),) = rows[0]["replies"]
+    assert isinstance(reply, str)
     monkeypatch.setattr("seawall.evaluation.capability.run.ask", lambda *_, **__: pytest.fail("asked again"))
     assert measured(task, num_fewshot=1) == first
 
@@ -346,7 +348,7 @@ def test_replies_are_kept_and_a_task_that_is_done_is_not_asked_again(
 def test_the_last_number_of_a_reply_counts(reply: str, number: str, right: bool, tmp_path: Path) -> None:
     sums = jsonl(tmp_path / "sums.jsonl", [{"question": "?", "answer": number}])
     task = AnswerTask(path=str(sums))
-    _, (loaded,) = harness._load(task, config(task))
+    (loaded,) = harness._load(task, config(task))["tasks"].values()
     loaded.build_all_requests(limit=1, rank=0, world_size=1)
     (instance,) = loaded.instances
     instance.resps = [reply]
@@ -371,6 +373,69 @@ def test_nothing_is_left_changed(
     assert states() == before
     model.eval()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+GROUP = """\
+group: both
+task: [one, two]
+aggregate_metric_list: [{metric: acc, weight_by_size: true}]
+"""
+MEMBER = """\
+task: NAME
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}, cache_dir: CACHE}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: [A, B, C, D]
+doc_to_target: answer
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
+
+
+@pytest.fixture
+def named(tmp_path: Path, letters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness knows a group of two tasks, and one task whose data are nowhere."""
+    from lm_eval.tasks import TaskManager
+
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "both.yaml").write_text(GROUP)
+    for name, file in (("one", letters), ("two", letters), ("gone", tmp_path / "gone.jsonl")):
+        text = MEMBER.replace("NAME", name).replace("FILE", str(file)).replace("CACHE", str(tmp_path / "cache"))
+        (folder / f"{name}.yaml").write_text(text)
+        if name == "one":
+            (folder / "unsafe.yaml").write_text(text.replace("task: one", "task: unsafe") + "unsafe_code: true\n")
+    manager = TaskManager(include_defaults=False, include_path=str(folder))
+    monkeypatch.setattr(harness, "_manager", lambda *, defaults: manager)
+
+
+@needs_harness
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("named")
+def test_a_named_group_is_one_score_over_the_questions_of_its_tasks(
+    measured: Callable[..., tuple[CapabilityScore, ...]], tmp_path: Path
+) -> None:
+    check_capability(config("both"))
+    (score,) = measured("both", limit=4, num_fewshot=0)
+    assert (score.task, score.metric, score.n) == ("both", "acc", 8)
+    assert {one.split("/")[0] for one in score.ids} == {"one", "two"}
+    assert (tmp_path / "capability" / "both.jsonl").is_file()
+
+
+@needs_harness
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("named")
+def test_unknown_names_and_data_that_are_nowhere_are_one_line(
+    measured: Callable[..., tuple[CapabilityScore, ...]],
+) -> None:
+    with pytest.raises(ConfigError, match="does not know; got bothh; expected perhaps both"):
+        check_capability(config("bothh"))
+    with pytest.raises(ConfigError, match="cannot load the task gone; got FileNotFoundError"):
+        measured("gone")
+    with pytest.raises(ConfigError, match="task unsafe cannot be measured here; got a task that runs the model's code"):
+        measured("unsafe")
 
 
 @needs_harness

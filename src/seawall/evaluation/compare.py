@@ -55,7 +55,7 @@ class CapabilityChange:
         """How much of the score was lost, and the ends of its 95 % interval; below zero where it was gained."""
         change = self.change
         if self.before.higher_is_better:
-            return -change.difference, -change.high, -change.low
+            return 0.0 - change.difference, 0.0 - change.high, 0.0 - change.low
         return change.difference, change.low, change.high
 
     def verdict(self, margin: float) -> NonInferiority:

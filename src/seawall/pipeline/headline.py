@@ -24,15 +24,15 @@ def headline_table(rates: Named, changes: Mapping[str, Difference]) -> Table:
             is one evaluation.
     """
     table = Table(box=None, pad_edge=False)
-    table.add_column("measure", no_wrap=True)
+    table.add_column("measure", overflow="fold")
     for name, _ in rates:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     if changes:
-        table.add_column("points", justify="right")
+        table.add_column("points", justify="right", no_wrap=True)
     groups: Mapping[str, Rate] = rates[0][1].groups
     for group in groups:
         moved = [_change(changes[group])] if changes else []
-        table.add_row(group_name(group), *[_rate(result.groups.get(group)) for _, result in rates], *moved)
+        table.add_row(_named(group, rates), *[_rate(result.groups.get(group)) for _, result in rates], *moved)
     if rates[0][1].gold_loss is not None:
         table.add_row("loss on gold answers", *[f"{result.gold_loss:.4f}" for _, result in rates])
     for row in zip(*[result.capability for _, result in rates], strict=True):
@@ -58,15 +58,20 @@ def group_name(group: str) -> str:
     return names.get(group, group)
 
 
+def _named(group: str, rates: Named) -> str:
+    """The group's name, and how many replies could not be scored, evaluation by evaluation."""
+    counts = [result.groups[group].unscored for _, result in rates if group in result.groups]
+    return group_name(group) + (f" ({'/'.join(map(str, counts))} unscored)" if any(counts) else "")
+
+
 def _rate(rate: Rate | None) -> str:
     if rate is None:
         return ""
-    unscored = f"  {rate.unscored} unscored" if rate.unscored else ""
-    return f"{rate.rate:6.1%} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]{unscored}"
+    return f"{rate.rate:6.1%} [{100 * rate.low:.1f}\u2013{100 * rate.high:.1f}]"
 
 
 def _change(moved: Difference) -> str:
-    p = "p<0.001" if moved.p < 0.001 else f"p={moved.p:.3f}"
+    p = "p<.001" if moved.p < 0.001 else f"p={moved.p:.3f}".replace("=0", "=")
     return f"{100 * moved.difference:+.1f}, {p}"
 
 

@@ -84,33 +84,50 @@ def ask(
         ConfigError: the harness cannot load the task.
         DataError: a local file is wrong.
     """
-    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    with _quiet(), _kept_random_states():
-        manager, tasks = _load(task, config)
+    with _quiet(), _kept_random_states(seed):
+        loaded = _load(task, config)
+        for one in loaded["tasks"].values():
+            _prepare(one, config.num_fewshot, seed)
         was_training = model.training
         wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=config.batch_size)
         for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
             setattr(wrapped, kind, partial(getattr(wrapped, kind), disable_tqdm=True))
         try:
-            found = simple_evaluate(
-                model=wrapped,
-                tasks=tasks,
-                task_manager=manager,
-                num_fewshot=config.num_fewshot,
+            found = evaluate(
+                lm=wrapped,
+                task_dict=loaded,
                 limit=config.limit,
                 bootstrap_iters=0,
                 log_samples=True,
                 apply_chat_template=config.chat_template,
-                random_seed=seed,
-                numpy_random_seed=seed % 2**32,
-                torch_random_seed=seed,
-                fewshot_random_seed=seed,
+                fewshot_as_multiturn=config.chat_template,
             )
         finally:
             model.train(was_training)
     return Logged(found["samples"], found["results"], found["higher_is_better"])
+
+
+def _prepare(task: Any, num_fewshot: int | None, seed: int) -> None:
+    """Worked examples as the harness's own command line gives them: a task that says 0 keeps it.
+
+    Raises:
+        ConfigError: the task runs what the model writes, or shows it more than text.
+    """
+    runs_code = bool(task.get_config("unsafe_code"))
+    if runs_code or task.get_config("doc_to_image") or task.get_config("doc_to_audio"):
+        raise ConfigError(
+            f"eval.capability: the task {task.task_name} cannot be measured here",
+            got="a task that runs the model's code" if runs_code else "a task with images or sound",
+            expected="one that reads and writes text",
+            remedy="leave it out",
+        )
+    own = task.get_config("num_fewshot")
+    wanted = own if num_fewshot is None or own == 0 else num_fewshot
+    task.set_config(key="num_fewshot", value=wanted or 0)
+    task.set_fewshot_seed(seed=seed)
 
 
 @cache
@@ -121,13 +138,12 @@ def _manager(*, defaults: bool) -> Any:
     return TaskManager(include_defaults=defaults)
 
 
-def _load(task: CapabilityTask, config: CapabilityConfig) -> tuple[Any, list[Any]]:
+def _load(task: CapabilityTask, config: CapabilityConfig) -> Any:
+    """The harness's tasks, in the dictionary that it evaluates."""
     if isinstance(task, LocalTask):
-        manager = _manager(defaults=False)
-        return manager, list(manager.load([_local(task, config)])["tasks"].values())
-    manager = _manager(defaults=True)
+        return _manager(defaults=False).load([_local(task, config)])
     try:
-        return manager, list(manager.load([task.name])["tasks"].values())
+        return _manager(defaults=True).load([task.name])
     except _LOADING as error:
         raise ConfigError(
             f"eval.capability: lm-evaluation-harness cannot load the task {task.name}",
@@ -165,11 +181,14 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _kept_random_states() -> Iterator[None]:
-    """The harness seeds everything; a repair after it must not depend on whether capability was measured."""
+def _kept_random_states(seed: int) -> Iterator[None]:
+    """Seeds what tasks draw from; a repair that comes after must not depend on whether capability was measured."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
             yield
     finally:
         random.setstate(python)

@@ -14,7 +14,9 @@ from seawall.evaluation.capability.harness import Logged
 from seawall.runs.files import write_text
 
 Record = dict[str, Any]
-"""`task`, `id`, `filter`, `prompt`, `target`, `replies`, `scores` and `higher_is_better` by metric."""
+"""`task`, `id`, `filter`, `prompt`, `target`, `replies`, what the filter `read` in them, and by metric `scores` and
+`higher_is_better`.
+"""
 
 
 def to_records(name: str, logged: Logged) -> list[Record]:
@@ -40,7 +42,8 @@ def to_records(name: str, logged: Logged) -> list[Record]:
             "filter": sample["filter"],
             "prompt": str(sample["arguments"][0][0]),
             "target": sample["target"],
-            "replies": sample["filtered_resps"],
+            "replies": sample["resps"],
+            "read": sample["filtered_resps"],
             "scores": {metric: float(sample[metric]) for metric, key in kept if key == sample["filter"]},
             "higher_is_better": {
                 metric: bool(logged.higher_is_better[task][metric]) for metric, key in kept if key == sample["filter"]
