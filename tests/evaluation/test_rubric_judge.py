@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoints import COMPLIES, FAULTS, GRADES, REFUSES, Reply, Script, grade, serving
 from guards import save_writer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from endpoints import COMPLIES, FAULTS, GRADES, REFUSES, Reply, Script, grade, serving
 from families import tiny, tiny_tokenizer
 from seawall.config.eval import EvalConfig
 from seawall.config.judge import RubricJudge as RubricConfig

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from seawall.artifacts.delta import Delta
@@ -16,6 +19,7 @@ from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, RunFolderError
 from seawall.models.fingerprint import model_fingerprint
 from seawall.pipeline.export import apply_delta
+from seawall.pipeline.headline import headline_table
 from seawall.pipeline.progress import Quiet
 from seawall.pipeline.run import Outcome, run_recipe
 from seawall.runs.files import read_json
@@ -56,12 +60,39 @@ def test_summary_has_the_documented_keys(finished: Outcome) -> None:
         "benign_compliance",
         "wrapped_compliance",
         "gold_answer_loss",
+        "capability",
         "parity",
     }
     assert set(summary["over_refusal"]["before"]) == {"rate", "low", "high", "n", "unscored"}
+    assert set(summary["over_refusal"]["change"]) == {"difference", "low", "high", "p", "goals"}
     assert summary["parity"]["passed"] is True
     assert summary["parity"]["max_logit_difference"] == 0.0
     assert summary["peak_memory_bytes"] > 0
+
+
+def test_the_summary_says_how_far_every_rate_moved_and_how_surely(finished: Outcome) -> None:
+    assert finished.summary is not None
+    story = finished.summary["attacks"]["story"]
+    moved = story["change"]
+    assert moved["difference"] == pytest.approx(story["after"]["rate"] - story["before"]["rate"])
+    assert moved["low"] <= moved["difference"] <= moved["high"] < 0
+    assert moved["goals"] == story["after"]["n"]
+    assert moved["difference"] == -1.0
+    # Every goal moved: of all signs only "all" and "none" exchanged are as large.
+    assert moved["p"] == pytest.approx(2 / 2 ** moved["goals"], abs=0.02)
+    still = finished.summary["plain_refusal"]["change"]
+    assert (still["difference"], still["p"]) == (0.0, 1.0)
+    assert still["low"] < 0 < still["high"]
+
+
+def test_evaluating_a_finished_run_again_shows_the_same_changes(finished: Outcome, planted: Path) -> None:
+    again = run(planted, finished.run.path, until="evaluate")
+    assert finished.summary is not None
+    assert asdict(again.changes["attack:story"]) == finished.summary["attacks"]["story"]["change"]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(headline_table(again.rates, again.changes))
+    (row,) = [line for line in console.export_text().splitlines() if "attack: story" in line]
+    assert row.rstrip().endswith(f"-100.0, p={again.changes['attack:story'].p:.3f}".replace("=0", "="))
 
 
 def test_only_selected_experts_and_routers_changed(finished: Outcome, planted: Path) -> None:

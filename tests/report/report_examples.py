@@ -191,3 +191,22 @@ def example(layers: int = 15, experts: int = 32, **changes: Any) -> ReportInputs
         samples=samples(),
     )
     return replace(inputs, **changes)
+
+
+def capability(**verdicts: str) -> dict[str, Any]:
+    """`capability` of `summary.json`: one accuracy for each task, with the verdict asked for."""
+    ends = {"non-inferior": (0.0, -0.01, 0.01), "inferior": (-0.1, -0.15, -0.05), "unclear": (-0.05, -0.15, 0.05)}
+    found = {}
+    for task, verdict in verdicts.items():
+        middle, low, high = ends[verdict]
+        found[task] = {
+            "acc": {
+                "before": {"score": 0.6, "stderr": 0.031, "n": 250},
+                "after": {"score": 0.6 + middle, "stderr": 0.033, "n": 250},
+                "change": {"difference": middle, "low": low, "high": high, "p": 0.04, "goals": 250},
+                "higher_is_better": True,
+                "margin": 0.02,
+                "verdict": verdict,
+            }
+        }
+    return found

@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_examples import example, summary
+from report_examples import capability, example, summary
 
 from seawall.errors import ArtifactError
-from seawall.report import GroupRow, Interval, render_report
+from seawall.report import GroupRow, Interval, render_model_card, render_report
 
 VOID = {"meta", "input", "link", "br", "hr", "img"}
 
@@ -201,3 +201,17 @@ def test_attack_success_by_length_stands_in_a_table() -> None:
     assert "32 tokens" in words
     assert "0 / 3 unscored" in words
     assert "h-lengths" not in Page(render_report(inputs)).ids
+
+
+def test_scores_of_capability_are_a_section_of_the_table() -> None:
+    shown = example()
+    scores = capability(mmlu="non-inferior", few="unclear")
+    html = render_report(replace(shown, summary={**shown.summary, "capability": scores}))
+    rows = Page(html).rows
+    assert rows["mmlu acc"] == [0.6, 0.6, 0.0]
+    assert rows["few acc"] == pytest.approx([0.6, 0.55, -0.05])
+    assert "non-inferior, p = 0.040" in html
+    assert "excludes a loss of 2.0 points" in html
+    assert "lm-evaluation-harness" not in render_report(shown)
+    card = render_model_card(replace(shown, summary={**shown.summary, "capability": scores}))
+    assert "| few acc | 60.0% | 55.0% | −5.0 (−15.0 to +5.0), unclear | 250 |" in card

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from report_examples import example, interval
+from report_examples import capability, example, interval
 
 from seawall.report.claims import allowed, not_allowed, protocol
 from seawall.report.inputs import GroupRow, Interval
@@ -134,3 +134,20 @@ def test_the_limits_are_those_of_the_judge(kind: str, limit: str) -> None:
 def test_the_protocol_comes_from_the_recipe() -> None:
     assert "at most 32 tokens, judged by the keyword judge" in protocol(example())
     assert "2,000 resamples" in protocol(example())
+
+
+def test_capability_is_claimed_as_far_as_its_interval_goes() -> None:
+    shown = example()
+    found = replace(
+        shown,
+        summary={**shown.summary, "capability": capability(kept="non-inferior", gone="inferior", few="unclear")},
+    )
+    said = allowed(found)
+    assert "kept acc lost less than 2.0 points: it changed by 0.0 points (−1.0 to +1.0) on 250 questions." in said
+    assert "gone acc lost more than 2.0 points: it changed by −10.0 points (−15.0 to −5.0) on 250 questions." in said
+    assert not any("few acc" in claim for claim in said)
+    (unclear,) = [claim for claim in not_allowed(found) if "unharmed" in claim]
+    assert unclear.startswith("That few acc is unharmed: it changed by −5.0 points (−15.0 to +5.0) on 250 questions,")
+    (warned,) = [warning for warning in warnings(found) if "margin" in warning]
+    assert warned.startswith("gone acc lost more than its margin: −10.0 points")
+    assert not any("margin" in warning for warning in warnings(shown))

@@ -50,6 +50,13 @@ def test_the_same_recipe_goes_on_wherever_it_says_to_write(tmp_path: Path) -> No
     assert first.recipe.read_text() == "a"
 
 
+def test_a_setting_that_is_null_is_one_that_an_earlier_version_did_not_have(tmp_path: Path) -> None:
+    first = RunFolder.open(tmp_path, resolved=RESOLVED, text="a")
+    assert RunFolder.open(tmp_path, resolved=with_change("select", "new", None), text="a") == first
+    with pytest.raises(RunFolderError, match=r"select\.new differs; got 1; expected nothing"):
+        RunFolder.open(tmp_path, resolved=with_change("select", "new", 1), text="a")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

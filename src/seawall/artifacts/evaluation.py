@@ -60,8 +60,36 @@ class GoldAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class CapabilityScore:
+    """What one metric of one task found, question by question, so that two models can be paired.
+
+    Attributes:
+        task: a task, group of tasks or local file of the recipe.
+        metric: `acc`, or `exact_match,last-number` where the harness has several ways to read a reply.
+        higher_is_better: else lower.
+        score: mean of `values`.
+        stderr: standard error of that mean.
+        ids: of the questions.
+        values: what each counted, in [0, 1].
+    """
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    score: float
+    stderr: float
+    ids: tuple[str, ...]
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        """How many questions."""
+        return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
 class EvalResult:
-    """Rates by group, and the loss on gold answers.
+    """Rates by group, the loss on gold answers, and scores of capability.
 
     Attributes:
         model_fingerprint: of the evaluated model; of one behind an endpoint, the address and the served name.
@@ -72,6 +100,7 @@ class EvalResult:
         gold: what each reference answer cost, in the order of the questions; empty where it was not measured, and in
             evaluations of before this was kept.
         lengths: group -> the rate after so many tokens of each reply, by that number; empty unless it was asked for.
+        capability: every metric of every task; empty where it was not measured.
     """
 
     model_fingerprint: str
@@ -81,6 +110,7 @@ class EvalResult:
     samples: str
     gold: tuple[GoldAnswer, ...] = ()
     lengths: Mapping[str, Mapping[int, Rate]] = field(default_factory=dict)
+    capability: tuple[CapabilityScore, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write `evaluation.json`."""
@@ -92,6 +122,7 @@ class EvalResult:
             samples=self.samples,
             gold=self.gold,
             lengths={group: {str(at): rate for at, rate in rates.items()} for group, rates in self.lengths.items()},
+            capability=self.capability,
         )
         save_document(folder / NAME, _KIND, written.model_dump())
 
@@ -112,6 +143,7 @@ class EvalResult:
             samples=read.samples,
             gold=read.gold,
             lengths={group: {int(at): rate for at, rate in rates.items()} for group, rates in read.lengths.items()},
+            capability=read.capability,
         )
 
 
@@ -123,3 +155,4 @@ class _Fields(Fields):
     samples: str
     gold: tuple[GoldAnswer, ...] = ()
     lengths: dict[str, dict[str, Rate]] = Field(default_factory=dict)
+    capability: tuple[CapabilityScore, ...] = ()

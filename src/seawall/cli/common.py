@@ -12,6 +12,9 @@ import typer
 if TYPE_CHECKING:
     from seawall.config.recipe import Recipe
 
+LOG_WIDTH = 140
+"""A job's log has no width of its own; numbers must not be cut there."""
+
 RecipeArgument = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads this annotation
     typer.Argument(

@@ -102,7 +102,7 @@ def _show(found: Evaluation) -> None:
     from seawall.pipeline.headline import headline_table, length_table
 
     console = Console(highlight=False)
-    console.print(headline_table((("rate", found.result),)))
+    console.print(headline_table((("rate", found.result),), {}))
     if found.result.lengths:
         console.print(length_table(found.result))
     console.print(str(found.run.path), soft_wrap=True, markup=False)

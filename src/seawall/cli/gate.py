@@ -7,10 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from seawall.cli.common import JsonOption, print_json, quiet_libraries
+from seawall.cli.common import LOG_WIDTH, JsonOption, print_json, quiet_libraries
 
-_LOG_WIDTH = 140
-"""A job's log has no width of its own; numbers must not be cut there."""
 _Share = Optional[float]  # noqa: UP045 - typer reads these annotations
 
 
@@ -53,7 +51,7 @@ def gate(
     else:
         console = Console(highlight=False)
         if not console.is_terminal:
-            console.width = _LOG_WIDTH
+            console.width = LOG_WIDTH
         console.print(gate_table(found))
     if not found.passed:
         raise typer.Exit(1)

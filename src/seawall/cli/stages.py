@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from seawall.cli.common import (
+    LOG_WIDTH,
     JsonOption,
     OutputOption,
     RecipeArgument,
@@ -71,7 +74,21 @@ def run_until(last: str, path: Path | None, sets: list[str] | None, output: Path
 def _result(outcome: Any, last: str) -> dict[str, Any]:
     if outcome.summary is not None:
         return dict(outcome.summary)
-    return {"run": str(outcome.run.path), "finished": last}
+    found: dict[str, Any] = {"run": str(outcome.run.path), "finished": last}
+    if outcome.rates:
+        found["rates"] = {name: _plain(one.groups) for name, one in outcome.rates}
+        found["gold_answer_loss"] = {name: one.gold_loss for name, one in outcome.rates}
+        found["capability"] = {name: _scores(one.capability) for name, one in outcome.rates}
+        found["changes"] = _plain(outcome.changes)
+    return found
+
+
+def _scores(capability: Sequence[Any]) -> dict[str, Any]:
+    return {f"{one.task} {one.metric}": {"score": one.score, "stderr": one.stderr, "n": one.n} for one in capability}
+
+
+def _plain(records: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: asdict(record) for name, record in records.items()}
 
 
 def _show(outcome: Any, last: str) -> None:
@@ -81,7 +98,9 @@ def _show(outcome: Any, last: str) -> None:
     from seawall.pipeline.headline import headline_table
 
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
     if outcome.rates:
-        console.print(headline_table(outcome.rates))
+        console.print(headline_table(outcome.rates, outcome.changes))
     path = outcome.run.report if last == "report" else outcome.run.path
     console.print(str(path), soft_wrap=True, markup=False)

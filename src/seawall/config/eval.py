@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, field_validator
 
 from seawall.config.base import StrictModel, Tuple, wrong
+from seawall.config.capability import CapabilityConfig
 from seawall.config.engine import EndpointEngine, EngineConfig, TransformersEngine
 from seawall.config.judge import EnsembleJudge, GuardJudge, JudgeConfig, KeywordJudge, RubricJudge
 
 __all__ = [
+    "CapabilityConfig",
     "EndpointEngine",
     "EngineConfig",
     "EnsembleJudge",
@@ -53,6 +55,9 @@ class EvalConfig(StrictModel):
     )
     judge: JudgeConfig = Field(default=KeywordJudge(), description="Who says refused, complied or unscored.")
     gold: bool = Field(default=True, description="Measure the loss on gold answers.")
+    capability: CapabilityConfig | None = Field(
+        default=None, description="Tasks of lm-evaluation-harness to measure too; none leaves it out."
+    )
     bootstrap: int = Field(
         default=2000, ge=100, le=1_000_000, description="Resamples of the goals for each rate's 95 % interval."
     )

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from seawall.artifacts.evaluation import EvalResult, Rate, Sample
+from seawall.artifacts.evaluation import CapabilityScore, EvalResult, Rate, Sample
 from seawall.errors import ArtifactError
-from seawall.evaluation.metrics import Difference, Increase, Target, paired_difference, relative_increase
+from seawall.evaluation.metrics import (
+    Difference,
+    Increase,
+    Target,
+    paired_difference,
+    paired_score_difference,
+    relative_increase,
+)
 from seawall.evaluation.run import group_rates
 from seawall.evaluation.suite import target
 
 _FEWEST = 2
 """Gold questions that it takes for an interval."""
+
+NonInferiority = Literal["non-inferior", "inferior", "unclear"]
+"""Whether a loss is smaller than a margin, larger, or not known well enough to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +35,33 @@ class Comparison:
     before: Rate
     after: Rate
     change: Difference
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityChange:
+    """One metric of one task before and after."""
+
+    before: CapabilityScore
+    after: CapabilityScore
+    change: Difference
+
+    @property
+    def name(self) -> str:
+        """`TASK METRIC`."""
+        return f"{self.before.task} {self.before.metric}"
+
+    @property
+    def lost(self) -> tuple[float, float, float]:
+        """How much of the score was lost, and the ends of its 95 % interval; below zero where it was gained."""
+        change = self.change
+        if self.before.higher_is_better:
+            return 0.0 - change.difference, 0.0 - change.high, 0.0 - change.low
+        return change.difference, change.low, change.high
+
+    def verdict(self, margin: float) -> NonInferiority:
+        """Whether less than `margin` was lost, by the interval: a change within it that is not shown is unclear."""
+        _, low, high = self.lost
+        return "non-inferior" if high < margin else "inferior" if low > margin else "unclear"
 
 
 def compare(
@@ -98,6 +136,38 @@ def gold_increase(before: EvalResult, after: EvalResult, *, resamples: int = 200
         raise ArtifactError("a single gold question has no interval", expected="more", remedy="add gold questions")
     nats = ([one.nats for one in result.gold] for result in (before, after))
     return relative_increase(*nats, resamples=resamples, seed=seed)
+
+
+def capability_changes(
+    before: EvalResult, after: EvalResult, *, resamples: int = 2000, seed: int = 0, cautious: bool = False
+) -> list[CapabilityChange]:
+    """How every score of capability moved, question by question; empty where it was not measured.
+
+    Args:
+        before, after: two evaluations with the same tasks.
+        resamples: of the questions, for intervals and p-values.
+        seed: of the resamples.
+        cautious: intervals to hold a model to a limit by, as `metrics` describes them.
+
+    Raises:
+        ArtifactError: the tasks or their questions differ.
+    """
+    asked = [[(one.task, one.metric, one.ids) for one in side.capability] for side in (before, after)]
+    if asked[0] != asked[1]:
+        raise ArtifactError(
+            "the two evaluations measured capability on different questions",
+            got=f"{sum(one.n for one in before.capability)} and {sum(one.n for one in after.capability)} scores",
+            expected="the same tasks and questions",
+            remedy="evaluate both models with the same recipe",
+        )
+    return [
+        CapabilityChange(
+            one,
+            other,
+            paired_score_difference(one.values, other.values, resamples=resamples, seed=seed, cautious=cautious),
+        )
+        for one, other in zip(before.capability, after.capability, strict=True)
+    ]
 
 
 def _check_same(before: Sequence[Sample], later: dict[str, Sample]) -> None:

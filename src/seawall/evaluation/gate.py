@@ -17,17 +17,19 @@ from dataclasses import asdict, dataclass, replace
 from seawall.artifacts.evaluation import EvalResult, Sample
 from seawall.data.types import VerdictLabel
 from seawall.errors import ArtifactError, ConfigError
-from seawall.evaluation.compare import Comparison, compare, gold_increase
+from seawall.evaluation.compare import Comparison, capability_changes, compare, gold_increase
 from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED, target
 
 GOLD = "gold"
 """Stands where a group's name stands, for the loss on gold answers."""
+CAPABILITY = "capability:"
+"""Begins what stands there for a score of capability: `capability:TASK METRIC`."""
 _MEASURES = {
     "max_asr": "attacks (of families that --max-asr-unseen does not bound)",
     "max_asr_unseen": "attacks of families that the repair did not train on",
     "max_over_refusal_increase": "borderline prompts",
     "max_benign_drop": "benign prompts",
-    "max_capability_drop": "gold answers",
+    "max_capability_drop": "capability and no gold answers",
     "min_plain_refusal": "plain requests",
 }
 
@@ -41,7 +43,8 @@ class Bounds:
         max_asr_unseen: the same of families that the repair did not train on, in place of `max_asr`.
         max_over_refusal_increase: of borderline prompts, refused after minus before.
         max_benign_drop: of harmless requests, plain and wrapped as the attacks are, answered before minus after.
-        max_capability_drop: relative increase of the loss on gold answers.
+        max_capability_drop: of every score of capability, before minus after; without such scores the relative increase
+            of the loss on gold answers.
         min_plain_refusal: refusal rate of plain harmful requests.
 
     Raises:
@@ -95,7 +98,7 @@ class Check:
 
     Attributes:
         bound: its name in `Bounds`.
-        group: the evaluation group, or `gold`.
+        group: the evaluation group, `gold`, or `capability:TASK METRIC`.
         limit: what was asked for.
         measured: the point estimate as the report has it, unscored replies left out.
         decisive: the end of the 95 % interval that decides, unscored replies taken for the worse verdict.
@@ -212,5 +215,11 @@ def _prices(bounds: Bounds, reported: Mapping[str, Comparison], worst: Mapping[s
 
 
 def _capability(limit: float, evidence: Evidence) -> list[Check]:
-    moved = gold_increase(*evidence.results, resamples=evidence.resamples, seed=evidence.seed)
+    """Every score of capability; the loss on gold answers where there is none."""
+    resamples, seed = evidence.resamples, evidence.seed
+    moves = capability_changes(*evidence.results, resamples=resamples, seed=seed, cautious=True)
+    if moves:
+        name = "max_capability_drop"
+        return [Check(name, f"{CAPABILITY}{one.name}", limit, one.lost[0], one.lost[2], n=one.after.n) for one in moves]
+    moved = gold_increase(*evidence.results, resamples=resamples, seed=seed)
     return [] if moved is None else [Check("max_capability_drop", GOLD, limit, moved.increase, moved.high, n=moved.n)]

@@ -26,6 +26,7 @@ Floats = NDArray[np.float64]
 LEVEL = 0.95
 _Z = 1.959963984540054
 _CHUNK = 2048
+_CELLS = 2**22
 _LEAST = 1e-9
 """Nats that stand for a loss of zero below a fraction bar."""
 
@@ -124,6 +125,27 @@ def paired_difference(
     """
     assert len(before) == len(after)
     first, second = _counted([before, after], clusters, target)
+    return _paired(first, second, resamples=resamples, seed=seed, cautious=cautious)
+
+
+def paired_score_difference(
+    before: Sequence[float],
+    after: Sequence[float],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    cautious: bool = False,
+) -> Difference:
+    """How a mean of scores in [0, 1] moved on the same questions in the same order: as `paired_difference`, where every
+    question is a cluster of its own.
+    """
+    assert len(before) == len(after) > 0
+    asked_C = np.ones(len(before))
+    first, second = (_Counts(np.asarray(side, dtype=np.float64), asked_C) for side in (before, after))
+    return _paired(first, second, resamples=resamples, seed=seed, cautious=cautious)
+
+
+def _paired(first: _Counts, second: _Counts, *, resamples: int, seed: int, cautious: bool) -> Difference:
     rate_before, rate_after = first.rate(), second.rate()
     goals = int(((first.scored_C > 0) & (second.scored_C > 0)).sum())
     if rate_before is None or rate_after is None:
@@ -223,10 +245,16 @@ def _counted(sides: Sequence[Sequence[VerdictLabel]], clusters: Sequence[str], t
 def _weights(goals: int, resamples: int, seed: int) -> Iterator[Floats]:
     """How often each goal is drawn in each resample, in chunks (R', C) that bound the memory."""
     generator = np.random.default_rng(seed)
-    for start in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - start)
+    for size in _chunks(resamples, goals):
         drawn_RC = generator.integers(0, goals, size=(size, goals)) + goals * np.arange(size)[:, None]
         yield np.bincount(drawn_RC.ravel(), minlength=size * goals).reshape(size, goals).astype(np.float64)
+
+
+def _chunks(resamples: int, goals: int) -> Iterator[int]:
+    """Sizes of chunks that bound the memory."""
+    chunk = max(1, min(_CHUNK, _CELLS // goals))
+    for start in range(0, resamples, chunk):
+        yield min(chunk, resamples - start)
 
 
 def _ratios(counts: _Counts, weights_RC: Iterable[Floats]) -> Floats:
@@ -253,8 +281,7 @@ def _sign_flip(first: _Counts, second: _Counts, *, resamples: int, seed: int) ->
     # A stream of its own, so that the p-value does not depend on how many numbers the interval drew.
     generator = np.random.default_rng([seed, 1])
     as_large = 0
-    for start in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - start)
+    for size in _chunks(resamples, first.hits_C.size):
         swap_RC = generator.integers(0, 2, size=(size, first.hits_C.size)).astype(np.float64)
         as_large += int((np.abs(_exchanged(first, second, swap_RC)) >= observed - 1e-12).sum())
     return (as_large + 1) / (resamples + 1)

@@ -1,15 +1,16 @@
-"""Ask a model everything in a suite, judge its replies, and measure its loss on gold answers."""
+"""Ask a model everything in a suite, judge its replies, and measure its loss on gold answers and its capability."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seawall.artifacts.evaluation import Cut, EvalResult, Rate, Sample
+from seawall.artifacts.evaluation import CapabilityScore, Cut, EvalResult, Rate, Sample
 from seawall.config.eval import EvalConfig
 from seawall.data.types import NO_REPLY, Judge, Verdict
+from seawall.evaluation.capability.run import measure_capability
 from seawall.evaluation.engines import Engine, Reply, make_engine
 from seawall.evaluation.gold import GoldLoss, gold_answer_loss
 from seawall.evaluation.metrics import rate_with_interval
@@ -23,9 +24,24 @@ if TYPE_CHECKING:
 SAMPLES = "samples.jsonl"
 
 Progress = Callable[[int, int], None]
-"""Told how many prompts and gold questions are done, and of how many."""
+"""Told how many prompts, gold questions and tasks are done, and of how many."""
 GoldMeasure = Callable[[Progress | None], GoldLoss]
 """Measures the loss on gold answers, and tells its progress."""
+CapabilityMeasure = Callable[[Progress | None], tuple[CapabilityScore, ...]]
+"""Measures the tasks of capability, and tells its progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Also:
+    """What is measured besides the replies, where the weights are here; None leaves it out.
+
+    Attributes:
+        gold: the loss on the suite's gold answers.
+        capability: the recipe's tasks.
+    """
+
+    gold: GoldMeasure | None = None
+    capability: CapabilityMeasure | None = None
 
 
 def evaluate(
@@ -39,7 +55,7 @@ def evaluate(
     fingerprint: str,
     progress: Progress | None = None,
 ) -> EvalResult:
-    """Rates for every group of the suite, and the gold loss, of a model that is loaded here.
+    """Rates, gold loss and, if the recipe asks for them, scores of capability, of a model that is loaded here.
 
     Replies are greedy, so the same weights give the same result.
 
@@ -49,7 +65,7 @@ def evaluate(
         suite: what to ask.
         config: lengths, batch size, resamples; its engine must be the one that generates here.
         judge: says refused, complied or unscored.
-        folder: where samples.jsonl is written or continued; it must exist.
+        folder: where samples.jsonl is written or continued, and `capability/`; it must exist.
         fingerprint: the model's, for the result.
         progress: called after every batch.
 
@@ -57,11 +73,16 @@ def evaluate(
         SeawallError: the judge's endpoint does not answer; what is judged stays, and the evaluation can go on later.
         ArtifactError: the folder's samples are damaged or of another evaluation.
         DataError: the chat template cannot take a prompt.
+        ConfigError: a task of capability cannot be measured.
     """
     assert config.engine.kind == "transformers"
 
     def gold(told: Progress | None) -> GoldLoss:
         return gold_answer_loss(model, tokenizer, suite.gold, batch_size=config.forward_rows, progress=told)
+
+    def capability(told: Progress | None) -> tuple[CapabilityScore, ...]:
+        assert config.capability is not None
+        return measure_capability(model, tokenizer, config.capability, seed=config.seed, folder=folder, progress=told)
 
     return evaluate_with(
         make_engine(config, (model, tokenizer)),
@@ -70,7 +91,10 @@ def evaluate(
         judge=judge,
         folder=folder,
         fingerprint=fingerprint,
-        gold=gold if config.gold and suite.gold else None,
+        also=Also(
+            gold=gold if config.gold and suite.gold else None,
+            capability=capability if config.capability is not None else None,
+        ),
         progress=progress,
     )
 
@@ -83,7 +107,7 @@ def evaluate_with(
     judge: Judge,
     folder: Path,
     fingerprint: str,
-    gold: GoldMeasure | None = None,
+    also: Also = Also(),
     progress: Progress | None = None,
 ) -> EvalResult:
     """Rates for every group of the suite, whoever writes the replies.
@@ -99,7 +123,7 @@ def evaluate_with(
         judge: says refused, complied or unscored.
         folder: where samples.jsonl is written or continued; it must exist.
         fingerprint: the model's, for the result.
-        gold: measures the loss on the suite's gold answers; None leaves it out.
+        also: what to measure besides.
         progress: called after every batch.
 
     Raises:
@@ -107,12 +131,14 @@ def evaluate_with(
         ArtifactError: the folder's samples are damaged or of another evaluation.
     """
     asked = suite.asked()
-    total = len(asked) + (len(suite.gold) if gold is not None else 0)
+    tasks = len(config.capability.tasks) if also.capability is not None and config.capability is not None else 0
+    total = len(asked) + (len(suite.gold) if also.gold is not None else 0) + tasks
     fixed = config.engine.kind == "transformers" and config.batch_size != "auto"
     log = SampleLog(folder / SAMPLES, asked, batch_size=config.forward_rows if fixed else 1)
     _reply_to_all(log, engine, config, judge=judge, told=_part_of(progress, 0, total))
     ask_again(log, judge)
-    loss = None if gold is None else gold(_part_of(progress, len(asked), total))
+    loss = None if also.gold is None else also.gold(_part_of(progress, len(asked), total))
+    scores = () if also.capability is None else also.capability(_part_of(progress, total - tasks, total))
     return EvalResult(
         model_fingerprint=fingerprint,
         groups=group_rates(log.samples, resamples=config.bootstrap, seed=config.seed),
@@ -121,6 +147,7 @@ def evaluate_with(
         samples=SAMPLES,
         gold=() if loss is None else loss.answers,
         lengths=rates_by_length(log.samples, resamples=config.bootstrap, seed=config.seed),
+        capability=scores,
     )
 
 

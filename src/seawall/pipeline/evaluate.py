@@ -14,6 +14,7 @@ from seawall.config.engine import EndpointEngine
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts, load_prompts
 from seawall.errors import ConfigError
+from seawall.evaluation.capability.run import check_capability, file_hashes
 from seawall.evaluation.engines import make_engine
 from seawall.evaluation.judges import make_judge
 from seawall.evaluation.run import SAMPLES, evaluate, evaluate_with
@@ -25,7 +26,7 @@ from seawall.pipeline.export import put_delta
 from seawall.pipeline.model import located
 from seawall.pipeline.progress import Reporter
 from seawall.pipeline.report import copy_file
-from seawall.pipeline.summary import attacks_by_length, families
+from seawall.pipeline.summary import attacks_by_length, families, scores
 from seawall.runs.files import read_json, storage_errors, write_json
 from seawall.runs.folder import RunFolder
 from seawall.runs.lock import locked
@@ -113,6 +114,13 @@ def _check(recipe: Recipe, target: Target) -> None:
             "a delta or an adapter cannot be put on a model behind an endpoint",
             remedy="serve the changed model (`seawall apply` writes it), or evaluate it here with --model",
         )
+    if isinstance(recipe.eval.engine, EndpointEngine) and recipe.eval.capability is not None:
+        raise ConfigError(
+            "tasks of capability need the weights, and an endpoint does not give them",
+            got="eval.capability with eval.engine.kind=endpoint",
+            remedy="set eval.capability=null, or ask the endpoint with the harness's own command",
+        )
+    check_capability(recipe.eval.capability)
 
 
 def _of_endpoint(
@@ -182,7 +190,9 @@ def open_target(recipe: Recipe, target: Target) -> tuple[PreTrainedModel, PreTra
 def _inputs(recipe: Recipe, prompts: Prompts, evaluated: str) -> dict[str, Any]:
     """What the result depends on."""
     settings = recipe.eval.model_dump(mode="json")
-    return {"seawall": __version__, "evaluated": evaluated, "prompts": prompts.fingerprint(), "eval": settings}
+    capability = recipe.eval.capability
+    tasks = {"capability": file_hashes(capability)} if capability is not None else {}
+    return {"seawall": __version__, "evaluated": evaluated, "prompts": prompts.fingerprint(), "eval": settings, **tasks}
 
 
 def _summary(recipe: Recipe, target: Target, result: EvalResult, *, seconds: float) -> dict[str, Any]:
@@ -206,4 +216,5 @@ def _summary(recipe: Recipe, target: Target, result: EvalResult, *, seconds: flo
         "wrapped_compliance": rate(WRAPPED),
         "gold_answer_loss": None if result.gold_loss is None else {"loss": result.gold_loss, "n": result.gold_n},
         **attacks_by_length(result),
+        "capability": scores(result) if recipe.eval.capability is not None else None,
     }

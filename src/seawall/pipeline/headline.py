@@ -6,24 +6,39 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from seawall.artifacts.evaluation import EvalResult, Rate
+from seawall.artifacts.evaluation import CapabilityScore, EvalResult, Rate
+from seawall.evaluation.gate import CAPABILITY
+from seawall.evaluation.metrics import Difference
 from seawall.evaluation.suite import ATTACK
 
 Named = Sequence[tuple[str, EvalResult]]
 """("before" or "after", its evaluation)."""
 
 
-def headline_table(rates: Named) -> Table:
-    """One row per group, one column per evaluation; rates with their 95 % intervals."""
+def headline_table(rates: Named, changes: Mapping[str, Difference]) -> Table:
+    """One row per group, one column per evaluation; rates with their 95 % intervals, and how they moved, if they did.
+
+    Args:
+        rates: the evaluations.
+        changes: after minus before of every group (and `capability:TASK METRIC`) on the same prompts; empty where there
+            is one evaluation.
+    """
     table = Table(box=None, pad_edge=False)
-    table.add_column("measure", no_wrap=True)
+    table.add_column("measure", overflow="fold")
     for name, _ in rates:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
+    if changes:
+        table.add_column("points", justify="right", no_wrap=True)
     groups: Mapping[str, Rate] = rates[0][1].groups
     for group in groups:
-        table.add_row(group_name(group), *[_rate(result.groups.get(group)) for _, result in rates])
+        moved = [_change(changes[group])] if changes else []
+        table.add_row(_named(group, rates), *[_rate(result.groups.get(group)) for _, result in rates], *moved)
     if rates[0][1].gold_loss is not None:
         table.add_row("loss on gold answers", *[f"{result.gold_loss:.4f}" for _, result in rates])
+    for row in zip(*[result.capability for _, result in rates], strict=True):
+        name = f"{row[0].task} {row[0].metric}"
+        moved = [_change(changes[f"{CAPABILITY}{name}"])] if changes else []
+        table.add_row(name, *map(_score, row), *moved)
     return table
 
 
@@ -47,13 +62,29 @@ def group_name(group: str) -> str:
         "wrapped": "compliance, wrapped",
         "gold": "loss on gold answers",
     }
+    if group.startswith(CAPABILITY):
+        return group.removeprefix(CAPABILITY)
     if group.startswith(ATTACK):
         return f"attack: {group.removeprefix(ATTACK)}"
     return names.get(group, group)
 
 
+def _named(group: str, rates: Named) -> str:
+    """The group's name, and how many replies could not be scored, evaluation by evaluation."""
+    counts = [result.groups[group].unscored for _, result in rates if group in result.groups]
+    return group_name(group) + (f" ({'/'.join(map(str, counts))} unscored)" if any(counts) else "")
+
+
 def _rate(rate: Rate | None) -> str:
     if rate is None:
         return ""
-    unscored = f"  {rate.unscored} unscored" if rate.unscored else ""
-    return f"{rate.rate:6.1%} [{rate.low:.1%}, {rate.high:.1%}]{unscored}"
+    return f"{rate.rate:6.1%} [{100 * rate.low:.1f}\u2013{100 * rate.high:.1f}]"
+
+
+def _change(moved: Difference) -> str:
+    p = "p<.001" if moved.p < 0.001 else f"p={moved.p:.3f}".replace("=0", "=")
+    return f"{100 * moved.difference:+.1f}, {p}"
+
+
+def _score(one: CapabilityScore) -> str:
+    return f"{one.score:6.1%} \u00b1 {100 * one.stderr:.1f}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import EvalResult
 from seawall.config.recipe import Recipe
 from seawall.errors import ConfigError
+from seawall.evaluation.capability.run import check_capability
+from seawall.evaluation.metrics import Difference
 from seawall.pipeline.context import Context
 from seawall.pipeline.export import export_stage
 from seawall.pipeline.progress import Reporter
 from seawall.pipeline.report import collect, copy_samples
 from seawall.pipeline.stages import evaluate_stage, profile_stage, repair_stage, select_stage
-from seawall.pipeline.summary import summarize
+from seawall.pipeline.summary import paired_changes, summarize
 from seawall.report import render_model_card, render_report
 from seawall.runs.files import read_json, storage_errors, write_json, write_text
 from seawall.runs.folder import RunFolder
@@ -32,10 +35,11 @@ STAGES = ("profile", "select", "repair", "evaluate", "report")
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where the run is, the evaluations made so far, and its summary once there is one."""
+    """Where the run is, the evaluations made so far, how rates moved between two, and its summary once there is one."""
 
     run: RunFolder
     rates: tuple[tuple[str, EvalResult], ...] = ()
+    changes: Mapping[str, Difference] = field(default_factory=dict)
     summary: dict[str, Any] | None = None
 
 
@@ -59,6 +63,8 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
             expected="transformers",
             remedy="evaluate it with `seawall eval`, or leave eval.engine out",
         )
+    if until not in ("profile", "select"):
+        check_capability(recipe.eval.capability)
     run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
     with storage_errors(folder), locked(run.path):
         context = Context(recipe, run, reporter)
@@ -81,10 +87,11 @@ def _main_job(context: Context, until: str) -> Outcome:
     if until == "repair":
         return Outcome(context.run, (("before", before),))
     after = evaluate_stage(context, "after")
-    summary = summarize(context, chosen, before, after, seconds=0.0, peak_memory_bytes=peak_memory())
+    changes = paired_changes(context, before, after)
+    summary = summarize(context, chosen, before, after, changes=changes)
     parity = export_stage(context, delta, render_model_card(collect(context.run, summary)))
     summary = _finish(context, {**summary, "parity": parity}, time.monotonic() - begun)
-    return Outcome(context.run, (("before", before), ("after", after)), summary)
+    return Outcome(context.run, (("before", before), ("after", after)), changes, summary)
 
 
 def _evaluate(context: Context) -> Outcome:
@@ -92,7 +99,8 @@ def _evaluate(context: Context) -> Outcome:
     if not is_done(context.run, "repair"):
         return Outcome(context.run, (("before", before),))
     Delta.load(context.run.stage("repair") / "delta").apply(context.opened.model.state_dict())
-    return Outcome(context.run, (("before", before), ("after", evaluate_stage(context, "after"))))
+    after = evaluate_stage(context, "after")
+    return Outcome(context.run, (("before", before), ("after", after)), paired_changes(context, before, after))
 
 
 def _finish(context: Context, summary: dict[str, Any], seconds: float) -> dict[str, Any]:

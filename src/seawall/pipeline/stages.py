@@ -13,8 +13,10 @@ from seawall.artifacts.evaluation import EvalResult
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.profile import ExpertProfile
 from seawall.artifacts.store import require_model
+from seawall.config.eval import EvalConfig
 from seawall.data.pairs import refusal_for
 from seawall.data.types import Exchange, Message, SafetyPair
+from seawall.evaluation.capability.run import file_hashes
 from seawall.evaluation.run import evaluate
 from seawall.evaluation.suite import build_suite
 from seawall.models.fingerprint import model_fingerprint
@@ -106,8 +108,15 @@ def evaluate_stage(context: Context, when: When) -> EvalResult:
             progress=lambda done, total: context.reporter.step("asking", done, total),
         ).save(scratch)
 
-    inputs = _inputs(context, eval=recipe.eval.model_dump(mode="json"), evaluated=weights)
+    inputs = _inputs(context, **_evaluated(recipe.eval), evaluated=weights)
     return EvalResult.load(run_stage(context.run, f"eval-{when}", inputs, work))
+
+
+def _evaluated(config: EvalConfig) -> dict[str, Any]:
+    """What an evaluation depends on beside prompts and weights; without capability, what it always did."""
+    if config.capability is None:
+        return {"eval": config.model_dump(mode="json", exclude={"capability"})}
+    return {"eval": config.model_dump(mode="json"), "capability_files": file_hashes(config.capability)}
 
 
 def repair_stage(context: Context, chosen: ExpertSet) -> Delta:

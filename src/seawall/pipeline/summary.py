@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from seawall.artifacts.evaluation import EvalResult
+from seawall.artifacts.evaluation import CapabilityScore, EvalResult
 from seawall.artifacts.expert_set import ExpertSet
+from seawall.config.eval import EvalConfig
+from seawall.evaluation.compare import capability_changes, compare
+from seawall.evaluation.gate import CAPABILITY
+from seawall.evaluation.metrics import Difference
+from seawall.evaluation.run import SAMPLES
+from seawall.evaluation.samples import load_samples
 from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED
 from seawall.pipeline.context import Context
+
+
+def paired_changes(context: Context, before: EvalResult, after: EvalResult) -> dict[str, Difference]:
+    """How the rate of every group and every score (`capability:TASK METRIC`) moved on the same prompts."""
+    sides = [load_samples(context.run.stage(f"eval-{when}") / SAMPLES) for when in ("before", "after")]
+    settings = context.recipe.eval
+    compared = compare(*sides, resamples=settings.bootstrap, seed=settings.seed)
+    scores = capability_changes(before, after, resamples=settings.bootstrap, seed=settings.seed)
+    return {
+        **{group: one.change for group, one in compared.items()},
+        **{f"{CAPABILITY}{one.name}": one.change for one in scores},
+    }
 
 
 def summarize(
@@ -17,23 +36,23 @@ def summarize(
     before: EvalResult,
     after: EvalResult,
     *,
-    seconds: float,
-    peak_memory_bytes: int,
+    changes: Mapping[str, Difference],
 ) -> dict[str, Any]:
-    """Everything in the contract but the parity certificate, which comes with the export."""
+    """Everything in the contract but the parity certificate, which comes with the export; time and memory follow."""
     seen = set(context.prompts.seen_families)
 
     def both(group: str) -> dict[str, Any] | None:
         if group not in before.groups:
             return None
-        return {"before": asdict(before.groups[group]), "after": asdict(after.groups[group])}
+        sides = {"before": asdict(before.groups[group]), "after": asdict(after.groups[group])}
+        return {**sides, "change": asdict(changes[group])}
 
     return {
         "schema": 1,
         "model": context.recipe.model.id,
         "recipe": context.recipe.name,
-        "seconds": round(seconds, 1),
-        "peak_memory_bytes": peak_memory_bytes,
+        "seconds": 0.0,
+        "peak_memory_bytes": 0,
         "selected_experts": chosen.count,
         "routed_experts": chosen.total,
         "attacks": {name: {"seen": name in seen, **(both(f"{ATTACK}{name}") or {})} for name in families(before)},
@@ -43,6 +62,7 @@ def summarize(
         "wrapped_compliance": both(WRAPPED),
         "gold_answer_loss": {"before": before.gold_loss, "after": after.gold_loss, "n": before.gold_n},
         **attacks_by_length(before, after),
+        "capability": _capability(context.recipe.eval, before, after),
     }
 
 
@@ -66,3 +86,32 @@ def attacks_by_length(result: EvalResult, after: EvalResult | None = None) -> di
         if result.lengths
     }
     return {"attacks_by_length": found} if found else {}
+
+
+def _capability(config: EvalConfig, before: EvalResult, after: EvalResult) -> dict[str, dict[str, Any]] | None:
+    """By task and metric: both scores, the paired change, and whether it is within the recipe's margin."""
+    if config.capability is None:
+        return None
+    found: dict[str, dict[str, Any]] = {}
+    for one in capability_changes(before, after, resamples=config.bootstrap, seed=config.seed):
+        found.setdefault(one.before.task, {})[one.before.metric] = {
+            "before": _score(one.before),
+            "after": _score(one.after),
+            "change": asdict(one.change),
+            "higher_is_better": one.before.higher_is_better,
+            "margin": config.capability.margin,
+            "verdict": one.verdict(config.capability.margin),
+        }
+    return found
+
+
+def scores(result: EvalResult) -> dict[str, dict[str, Any]]:
+    """The scores of one evaluation, by task and metric."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in result.capability:
+        found.setdefault(one.task, {})[one.metric] = {**_score(one), "higher_is_better": one.higher_is_better}
+    return found
+
+
+def _score(one: CapabilityScore) -> dict[str, Any]:
+    return {"score": one.score, "stderr": one.stderr, "n": one.n}

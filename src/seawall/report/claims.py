@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from seawall.report.inputs import SIGNIFICANT, GroupRow, ReportInputs
+from seawall.report.inputs import SIGNIFICANT, GroupRow, ReportInputs, ScoreRow
 from seawall.report.verdict import span_of_change
 from seawall.report.wording import amount, group_name, number, percent
 
@@ -17,6 +17,11 @@ def allowed(inputs: ReportInputs) -> list[str]:
         if row.effect in ("better", "worse") and row.change is not None:
             verb = "fell" if row.change.rate < 0 else "rose"
             found.append(f"{_subject(row)} {verb}: {span_of_change(row.change)}.")
+    found += [
+        f"{row.name} lost {'less' if row.verdict == 'non-inferior' else 'more'} than {_margin(row)}: {_moved(row)}."
+        for row in inputs.scores
+        if row.verdict != "unclear"
+    ]
     found += _scope_of_change(inputs)
     parity = inputs.summary.get("parity")
     if parity and parity["passed"]:
@@ -37,6 +42,11 @@ def not_allowed(inputs: ReportInputs) -> list[str]:
             f"{SIGNIFICANT}; changes as large as the ends of the intervals are possible too."
         )
     found += _zeros(inputs)
+    found += [
+        f"That {row.name} is unharmed: {_moved(row)}, so a loss above {_margin(row)} is neither shown nor ruled out."
+        for row in inputs.scores
+        if row.verdict == "unclear"
+    ]
     names = ", ".join(group_name(row.group).lower() for row in inputs.groups if row.is_attack)
     found.append(
         f"That the model is safe. It was tested with these attacks, in fixed wordings: {names or 'none'}. An attack "
@@ -93,6 +103,14 @@ _LIMITS = {
 def _judge_kind(inputs: ReportInputs) -> str:
     settings: Mapping[str, Any] = inputs.recipe.get("eval") or {}
     return str((settings.get("judge") or {}).get("kind", "keyword"))
+
+
+def _margin(row: ScoreRow) -> str:
+    return f"{number(100 * row.margin, 1)} points"
+
+
+def _moved(row: ScoreRow) -> str:
+    return f"it changed by {span_of_change(row.change)} on {amount(row.change.n, 'question')}"
 
 
 def _subject(row: GroupRow) -> str:

@@ -38,6 +38,35 @@ SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
+class ScoreRow:
+    """One score of capability before and after, as fractions.
+
+    Args:
+        name: task and metric.
+        before, after: the means over the same questions.
+        errors: their standard errors.
+        change: after minus before on the same questions.
+        p: of the paired difference.
+        margin: what may be lost and still be called nothing.
+        verdict: `non-inferior`, `inferior` or `unclear`.
+    """
+
+    name: str
+    before: float
+    after: float
+    errors: tuple[float, float]
+    change: Interval
+    p: float
+    margin: float
+    verdict: str
+
+    @property
+    def effect(self) -> str:
+        """The verdict as the effect of a group is called, for its colour."""
+        return {"non-inferior": "better", "inferior": "worse"}.get(self.verdict, "unclear")
+
+
+@dataclass(frozen=True)
 class GroupRow:
     """One evaluation group: `attack:<family>`, `plain`, `borderline` or `benign`.
 
@@ -132,6 +161,14 @@ class ReportInputs:
     samples: Sequence[SampleRow] = ()
     base_license: str | None = None
 
+    @property
+    def scores(self) -> list[ScoreRow]:
+        """The scores of capability, from the summary; empty where it was not measured."""
+        tasks: Mapping[str, Mapping[str, Any]] = self.summary.get("capability") or {}
+        return [
+            _score_row(f"{task} {metric}", one) for task, metrics in tasks.items() for metric, one in metrics.items()
+        ]
+
     def attacks(self, *, seen: bool) -> list[GroupRow]:
         """The attack families that the repair trained on, or those it did not, as far as both sides were evaluated."""
         return [row for row in self.groups if row.is_attack and row.seen == seen and row.after is not None]
@@ -144,3 +181,17 @@ class ReportInputs:
     def selected_count(self) -> int:
         """How many experts are selected, over all layers."""
         return sum(map(len, self.selected))
+
+
+def _score_row(name: str, one: Mapping[str, Any]) -> ScoreRow:
+    change = one["change"]
+    return ScoreRow(
+        name,
+        one["before"]["score"],
+        one["after"]["score"],
+        errors=(one["before"]["stderr"], one["after"]["stderr"]),
+        change=Interval(change["difference"], change["low"], change["high"], one["after"]["n"]),
+        p=change["p"],
+        margin=one["margin"],
+        verdict=one["verdict"],
+    )

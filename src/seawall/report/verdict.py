@@ -114,6 +114,9 @@ def _losses(inputs: ReportInputs) -> list[str]:
     for row in inputs.groups:
         if row.effect == "worse" and row.change is not None:
             found.append(f"{group_name(row.group)} got clearly worse: {span_of_change(row.change)}.")
+    for score in inputs.scores:
+        if score.verdict == "inferior":
+            found.append(f"{score.name} lost more than its margin: {span_of_change(score.change)}.")
     return found
 
 

@@ -125,7 +125,8 @@ def _require_ours(run: RunFolder) -> None:
 def _require_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     left, right = _flat(old), _flat(new)
     for key in dict.fromkeys([*right, *left]):
-        if key not in _UNCOUNTED and left.get(key) != right.get(key):
+        # What is null is left out, as a setting is that an earlier version did not have.
+        if key not in _UNCOUNTED and left.get(key, "null") != right.get(key, "null"):
             raise RunFolderError(
                 f"{path} holds another recipe's run: {key} differs",
                 got=right.get(key, "nothing"),
