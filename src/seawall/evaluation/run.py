@@ -12,7 +12,7 @@ from seawall.data.types import Judge
 from seawall.evaluation.gold import GoldLoss, gold_answer_loss
 from seawall.evaluation.metrics import rate_with_interval
 from seawall.evaluation.samples import SampleLog
-from seawall.evaluation.suite import EvalSuite, target
+from seawall.evaluation.suite import Asked, EvalSuite, target
 from seawall.evaluation.unanswered import ask_again, require_answers
 from seawall.models.generate import Completion, generate
 
@@ -58,7 +58,49 @@ def evaluate(
     """
     asked = suite.asked()
     gold = suite.gold if config.gold else ()
-    log = SampleLog(folder / SAMPLES, asked, batch_size=config.batch_size)
+    on_samples = _part_of(progress, 0, len(asked) + len(gold))
+    samples = ask(model, tokenizer, asked, config, judge=judge, path=folder / SAMPLES, progress=on_samples)
+    loss: GoldLoss | None = None
+    if gold:
+        after_samples = _part_of(progress, len(asked), len(asked) + len(gold))
+        loss = gold_answer_loss(model, tokenizer, gold, batch_size=config.batch_size, progress=after_samples)
+    return EvalResult(
+        model_fingerprint=fingerprint,
+        groups=group_rates(samples, resamples=config.bootstrap, seed=config.seed),
+        gold_loss=None if loss is None else loss.loss,
+        gold_n=0 if loss is None else loss.n,
+        samples=SAMPLES,
+        gold=() if loss is None else loss.answers,
+    )
+
+
+def ask(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Asked],
+    config: EvalConfig,
+    *,
+    judge: Judge,
+    path: Path,
+    progress: Progress | None = None,
+) -> list[Sample]:
+    """A sample for every prompt, in their order. Those that `path` holds already are not asked again.
+
+    Args:
+        model: the model; left as it was.
+        tokenizer: its tokenizer.
+        asked: the prompts.
+        config: length of replies, batch size.
+        judge: says refused, complied or unscored.
+        path: where samples are written batch by batch.
+        progress: called after every batch.
+
+    Raises:
+        SeawallError: the judge's endpoint does not answer; what is judged stays.
+        ArtifactError: the file's samples are damaged or of other prompts.
+        DataError: the chat template cannot take a prompt.
+    """
+    log = SampleLog(path, asked, batch_size=config.batch_size)
     waiting = log.missing
 
     def keep(positions: Sequence[int], completions: Sequence[Completion]) -> None:
@@ -74,22 +116,11 @@ def evaluate(
         [one.prompt for one in waiting],
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
-        progress=_part_of(progress, len(asked) - len(waiting), len(asked) + len(gold)),
+        progress=_part_of(progress, len(asked) - len(waiting), len(asked)),
         on_batch=keep,
     )
     ask_again(log, judge)
-    loss: GoldLoss | None = None
-    if gold:
-        after_samples = _part_of(progress, len(asked), len(asked) + len(gold))
-        loss = gold_answer_loss(model, tokenizer, gold, batch_size=config.batch_size, progress=after_samples)
-    return EvalResult(
-        model_fingerprint=fingerprint,
-        groups=group_rates(log.samples, resamples=config.bootstrap, seed=config.seed),
-        gold_loss=None if loss is None else loss.loss,
-        gold_n=0 if loss is None else loss.n,
-        samples=SAMPLES,
-        gold=() if loss is None else loss.answers,
-    )
+    return log.samples
 
 
 def group_rates(samples: Sequence[Sample], *, resamples: int, seed: int, cautious: bool = False) -> dict[str, Rate]:

@@ -70,6 +70,11 @@ def group_name(group: str) -> str:
     return _GROUP_NAMES.get(group, title_name(family))
 
 
+def audit_group_name(group: str) -> str:
+    """The reader's name of a group in an audit; `attack` is all families together."""
+    return "Attack success" if group == "attack" else group_name(group)
+
+
 def method_name(method: str) -> str:
     """How experts were selected, to follow "selected": `frequency` -> `by how often they are used`."""
     return _METHODS.get(method, f"by {plain_name(method)}")

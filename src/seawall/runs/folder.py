@@ -12,8 +12,8 @@ from seawall.errors import RunFolderError
 from seawall.runs.files import read_json, storage_errors, write_json, write_text
 from seawall.runs.lock import LOCK, locked
 
-_UNCOUNTED = frozenset({"output", "name"})
-"""Keys of a recipe that say where a run lies, not what it is."""
+_UNCOUNTED = frozenset({"output", "name", "audit"})
+"""Keys and sections of a recipe that say where a run lies or how it is looked at, not what it is."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _require_ours(run: RunFolder) -> None:
 def _require_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     left, right = _flat(old), _flat(new)
     for key in dict.fromkeys([*right, *left]):
-        if key not in _UNCOUNTED and left.get(key) != right.get(key):
+        if key.partition(".")[0] not in _UNCOUNTED and left.get(key) != right.get(key):
             raise RunFolderError(
                 f"{path} holds another recipe's run: {key} differs",
                 got=right.get(key, "nothing"),
