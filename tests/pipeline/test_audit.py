@@ -23,12 +23,14 @@ from seawall.models.find import find_moe
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.generate import generate
 from seawall.pipeline.audit import NEEDS_RUN, audit_model, audit_run, parse_names
-from seawall.pipeline.audits import AUDIT_WORK, POOLED
+from seawall.pipeline.audit_bench import POOLED
+from seawall.pipeline.audit_work import AUDIT_WORK
 from seawall.pipeline.progress import Quiet
 from seawall.pipeline.report import rewrite_report
 from seawall.runs.files import file_hash, read_json
 
-QUICK = ("audit.silencing.goals=3", "audit.silencing.largest=0.17")
+QUICK = ("audit.silencing.goals=3", "audit.silencing.largest=0.17", "audit.localisation.bootstrap=100")
+JUDGED = ("routing_shortcut", "silencing")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_every_audit_has_work_a_section_of_the_recipe_and_a_place(audited: Path)
     for name in AUDITS:
         found = _loaded(audited, name)
         assert found.audit == name
-        for one in found.conditions:
+        for one in found.conditions if name in JUDGED else ():
             samples = load_samples(audited / "audit" / name / "samples" / f"{one.name}.jsonl")
             assert sum(rate.n for group, rate in one.rates.items() if group != POOLED) == len(samples)
     stages = read_json(audited / "manifest.json")["stages"]
@@ -114,7 +116,8 @@ def test_the_report_shows_every_audit_with_its_numbers(audited: Path) -> None:
         assert f'<section id="audit-{name}"' in page
         assert found.claim.replace("'", "&#39;") in page
         for one in found.conditions:
-            assert f'value="{one.rates["plain"].rate}"' in page
+            shown = one.rates["plain" if name in JUDGED else "prompt"]
+            assert f'value="{shown.rate}"' in page
     assert page.count("<svg") > 4
     (audited / "report.html").unlink()
     assert rewrite_report(audited).read_text(encoding="utf-8") == page
@@ -221,3 +224,26 @@ def test_the_model_is_the_original_again_after_every_condition() -> None:
         "original_routing": [True, True],
         "repaired_routers": [False, True],
     }
+
+
+def test_twins_are_asked_and_compared(copied: Path, planted: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (planted.parent / "borderline.jsonl").read_text().splitlines()]
+    twins = [{**row, "unsafe_twin": row["prompt"].replace("Watch", "Steal")} for row in rows]
+    (tmp_path / "twins.jsonl").write_text("".join(json.dumps(row) + "\n" for row in twins))
+    document = read_json(copied / "resolved.json")
+    document["data"]["borderline"]["path"] = str(tmp_path / "twins.jsonl")
+    (copied / "resolved.json").write_text(json.dumps(document))
+    quick = ("audit.localisation.bootstrap=100", "audit.localisation.twins=6")
+    (found,) = audit_run(copied, only=["localisation"], changes=quick, reporter=Quiet())
+    assert [one.name for one in found.conditions] == ["attack_anchor", "twins", "noise"]
+    assert found.condition("twins").rates["prompt"].n == 6
+    assert {"agreement:generated", "agreement:prompt", "overlap:prompt_generated"} <= set(found.figures)
+    replies = (copied / "audit/localisation/replies.jsonl").read_text().splitlines()
+    assert len(replies) == 12
+    assert 0 <= found.figures["stable:generated"].value <= 1
+
+
+def test_without_twins_the_claim_says_what_is_missing(audited: Path) -> None:
+    found = _loaded(audited, "localisation")
+    assert [one.name for one in found.conditions] == ["attack_anchor", "noise"]
+    assert "without unsafe twins" in found.claim or "no more than chance" in found.claim

@@ -18,10 +18,11 @@ class AuditCondition:
     """The model as an audit set it up, and what it did then.
 
     Attributes:
-        name: names its samples: `samples/NAME.jsonl`.
+        name: names its samples, where prompts were judged: `samples/NAME.jsonl`.
         series: conditions of one series differ in their amount alone.
         amount: how much of it: masked experts, steps of training; None where there is no more or less.
-        rates: by evaluation group, and `attack` over all families together.
+        rates: by evaluation group, and `attack` over all families together. In an audit of routing alone: routing
+            distances, by the tokens they are of (`generated`, `prompt`).
     """
 
     name: str

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from seawall.config.base import StrictModel
 
-AuditName = Literal["routing_shortcut", "silencing"]
+AuditName = Literal["routing_shortcut", "silencing", "localisation"]
 AUDITS: tuple[AuditName, ...] = get_args(AuditName)
 
 
@@ -31,6 +31,13 @@ class SilencingConfig(StrictModel):
     )
 
 
+class LocalisationConfig(StrictModel):
+    """The gap between attacks and plain requests, beside that between harmless requests and their unsafe twins."""
+
+    twins: int = Field(default=48, ge=2, le=100_000, description="Borderline prompts with an unsafe twin, at most.")
+    bootstrap: int = Field(default=500, ge=100, le=100_000, description="Resamples of the goals for its intervals.")
+
+
 class AuditConfig(StrictModel):
     """What `seawall audit` does. It changes nothing that a run has measured, so a finished run can be audited again."""
 
@@ -38,4 +45,7 @@ class AuditConfig(StrictModel):
         default=RoutingShortcutConfig(), description="The original routers put back, and the original routing replayed."
     )
     silencing: SilencingConfig = Field(default=SilencingConfig(), description="Experts masked by number.")
+    localisation: LocalisationConfig = Field(
+        default=LocalisationConfig(), description="How far apart attacks are routed, and why."
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the controls; the recipe's seed unless given.")

@@ -14,7 +14,8 @@ from seawall.config.load import change_recipe
 from seawall.config.recipe import Recipe
 from seawall.errors import ConfigError
 from seawall.evaluation.suite import build_suite
-from seawall.pipeline.audits import AUDIT_WORK, Subject, repaired_tensors
+from seawall.pipeline.audit_bench import Subject, repaired_tensors
+from seawall.pipeline.audit_work import AUDIT_WORK
 from seawall.pipeline.context import Context
 from seawall.pipeline.finished import open_finished
 from seawall.pipeline.progress import Reporter

@@ -6,9 +6,11 @@ from rich.table import Table
 
 from seawall.artifacts.audit import AuditResult
 from seawall.artifacts.evaluation import Rate
+from seawall.pipeline.audit_bench import POOLED
 from seawall.pipeline.audit_views import audit_view
-from seawall.pipeline.audits import POOLED
 from seawall.pipeline.headline import group_name
+
+_NAMES = {POOLED: "attack success", "generated": "generated tokens", "prompt": "prompt tokens"}
 
 
 def audit_table(found: AuditResult) -> Table:
@@ -19,7 +21,7 @@ def audit_table(found: AuditResult) -> Table:
     if view.amount is not None:
         table.add_column(view.amount, justify="right")
     for group in view.groups:
-        table.add_column("attack success" if group == POOLED else group_name(group), justify="right")
+        table.add_column(_NAMES.get(group) or group_name(group), justify="right")
     for row, condition in zip(view.rows, found.conditions, strict=True):
         amount = [] if view.amount is None else [str(row.amount)]
         table.add_row(row.label, *amount, *(_rate(condition.rates[group]) for group in view.groups))

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from seawall.artifacts.audit import AuditResult
 from seawall.artifacts.evaluation import Rate
-from seawall.audits import routing_shortcut, silencing
+from seawall.audits import localisation, routing_shortcut, silencing
 from seawall.evaluation.suite import BENIGN, BORDERLINE, PLAIN, WRAPPED
-from seawall.pipeline.audits import POOLED
+from seawall.pipeline.audit_bench import POOLED
 from seawall.report.inputs import AuditRow, AuditView, Interval
 
 
@@ -48,6 +48,20 @@ def _silencing(found: AuditResult) -> AuditView:
     )
 
 
+def _localisation(found: AuditResult) -> AuditView:
+    return AuditView(
+        audit=found.audit,
+        title="Is safety in experts at all?",
+        question="How far apart two kinds of requests are routed: the share of expert choices that differ, mean over "
+        "layers, tokens of replies and of prompts apart. Attacks differ from plain requests in wording and reply, a "
+        "harmless request from its unsafe twin in harm alone. As a control, random halves of the plain requests show "
+        "what the distance is where nothing differs.",
+        claim=found.claim,
+        groups=list(localisation.KINDS),
+        rows=_rows(found, localisation.CONTRASTS.get),
+    )
+
+
 def _rows(found: AuditResult, label: Callable[[str], str | None]) -> list[AuditRow]:
     return [
         AuditRow(
@@ -64,4 +78,8 @@ def _interval(rate: Rate) -> Interval:
     return Interval(rate.rate, rate.low, rate.high, rate.n, rate.unscored)
 
 
-_VIEWS: dict[str, Callable[[AuditResult], AuditView]] = {"routing_shortcut": _shortcut, "silencing": _silencing}
+_VIEWS: dict[str, Callable[[AuditResult], AuditView]] = {
+    "routing_shortcut": _shortcut,
+    "silencing": _silencing,
+    "localisation": _localisation,
+}

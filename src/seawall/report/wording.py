@@ -72,7 +72,8 @@ def group_name(group: str) -> str:
 
 def audit_group_name(group: str) -> str:
     """The reader's name of a group in an audit; `attack` is all families together."""
-    return "Attack success" if group == "attack" else group_name(group)
+    names = {"attack": "Attack success", "generated": "Generated tokens", "prompt": "Prompt tokens"}
+    return names.get(group) or group_name(group)
 
 
 def method_name(method: str) -> str:
