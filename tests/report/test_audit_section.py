@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from xml.etree import ElementTree
 
@@ -59,6 +60,17 @@ def test_a_mark_lies_where_its_rate_is() -> None:
     ticks = [float(mark.attrib["x1"]) for mark in wide.iter("line") if mark.attrib["class"] == "grid"]
     zero, _, whole = ticks[:3]
     assert [(at - zero) / (whole - zero) for at in circles[:2]] == pytest.approx([0.9, 0.05], abs=1e-3)
+
+
+def test_names_of_panels_fit_beside_each_other() -> None:
+    groups = ("attack", "plain", "borderline", "benign", "wrapped")
+    rows = [AuditRow("model", "a", None, {group: interval(0.5, 40) for group in groups})]
+    view = AuditView("routing_shortcut", "Title", question="", claim="Claim.", groups=groups, rows=rows)
+    (wide, _) = ElementTree.fromstring(f"<both>{audit_chart(view)}</both>")
+    named = [(float(one.attrib["x"]), str(one.text)) for one in wide.iter("text") if one.attrib["class"] == "label"]
+    assert len(named) == len(groups)
+    for (start, name), (following, _) in itertools.pairwise(named):
+        assert start + 7.3 * len(name) <= following
 
 
 def test_lines_begin_together_and_fall_as_their_rates() -> None:

@@ -13,6 +13,7 @@ from seawall.report.wording import audit_group_name, percent, percent_range
 
 _ROW, _HEAD, _LEFT, _APART = 26.0, 26.0, 56.0, 0.09
 _PANEL_STEP = 178.0
+_ANCHORS = {0.0: "start", 0.5: "middle", 1.0: "end"}
 
 
 def audit_chart(view: AuditView) -> Markup:
@@ -63,9 +64,9 @@ def _panel(
 ) -> Iterator[Markup]:
     bottom = top + _HEAD + pitch * len(rows)
     yield text(x.start, top + 12, audit_group_name(group), "label")
-    for tick in (0.0, 0.5, 1.0):
+    for tick in _ANCHORS:
         yield line((x(tick), top + _HEAD - 6), (x(tick), bottom))
-        yield text(x(tick), bottom + 16, percent(tick, 0), anchor="middle" if tick else "start")
+        yield text(x(tick), bottom + 16, percent(tick, 0), anchor=_ANCHORS[tick])
     for at, row in enumerate(rows):
         y = top + _HEAD + pitch * at + (pitch - 13)
         if named:
