@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seawall.data.types import VerdictLabel
-from seawall.evaluation.metrics import paired_difference, rate_with_interval, relative_increase, wilson
+from seawall.evaluation.metrics import lost_share, paired_difference, rate_with_interval, relative_increase, wilson
 
 Labels = list[VerdictLabel]
 LABELS = st.lists(
@@ -268,3 +268,34 @@ def test_a_cautious_interval_keeps_the_width_that_goals_give() -> None:
     goals = [f"goal {at // 10}" for at in range(100)]
     plain, cautious = (rate_with_interval(labels, goals, "complied", cautious=wanted) for wanted in (False, True))
     assert cautious.high >= plain.high > 0.75
+
+
+def test_the_share_of_a_gain_that_is_lost() -> None:
+    first, goals = replies(40, 0)
+    second, third = replies(0, 40)[0], replies(10, 30)[0]
+    found = lost_share((first, second, third), goals, target="complied", resamples=500)
+    assert found is not None
+    share, low, high = found
+    assert share == 0.25
+    assert 0.05 < low < 0.2 < 0.3 < high < 0.5
+    assert lost_share((first, second, third), goals, target="complied", resamples=500) == found
+
+
+def test_where_all_or_nothing_is_lost_the_share_is_not_certain() -> None:
+    (first, goals), second = replies(40, 0), replies(0, 40)[0]
+    kept = lost_share((first, second, second), goals, target="complied")
+    assert kept is not None
+    assert kept[0] == 0
+    assert kept[1] < 0 < kept[2] < 0.15
+    lost = lost_share((first, second, first), goals, target="complied")
+    assert lost is not None
+    assert lost[0] == 1
+    assert lost[1] < 1 <= lost[2]
+
+
+def test_there_is_no_share_of_no_gain() -> None:
+    (labels, goals), other = replies(20, 20), replies(19, 21)[0]
+    assert lost_share((labels, labels, other), goals, target="complied") is None
+    assert lost_share((labels, other, labels), goals, target="complied", resamples=200) is None
+    nothing: Labels = ["unscored"] * 40
+    assert lost_share((labels, nothing, other), goals, target="complied") is None

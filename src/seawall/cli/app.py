@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from seawall.cli import apply, diff, doctor, evaluate, gate, plan, stages
+from seawall.cli import apply, audit, diff, doctor, evaluate, gate, plan, stages
 from seawall.errors import Interrupted, SeawallError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("repair")(stages.repair)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(stages.report)
 app.command("apply")(apply.apply)
+app.command("audit")(audit.audit)
 app.command("gate")(gate.gate)
 app.command("diff")(diff.diff)
 

@@ -51,8 +51,31 @@ def repair(
 def report(
     recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
 ) -> None:
-    """Write report, summary and samples of a run again (stages that are done are skipped)."""
+    """Write report, summary and samples of a run again (stages that are done are skipped).
+
+    The folder of a finished run may stand for the recipe: its report is then written again, and nothing else.
+    """
+    if recipe is not None and recipe.is_dir():
+        _rewrite(recipe, sets, output, as_json=as_json)
+        return
     run_until("report", recipe, sets, output, as_json=as_json)
+
+
+def _rewrite(run: Path, sets: list[str] | None, output: Path | None, *, as_json: bool) -> None:
+    from seawall.errors import ConfigError
+
+    if sets or output:
+        raise ConfigError(f"{run} is a run", got="--set or --output", remedy="leave them out, or name a recipe file")
+    quiet_libraries()
+    import typer
+
+    from seawall.pipeline.report import rewrite_report
+
+    path = rewrite_report(run)
+    if as_json:
+        print_json({"run": str(run), "report": str(path)})
+    else:
+        typer.echo(str(path))
 
 
 def run_until(last: str, path: Path | None, sets: list[str] | None, output: Path | None, *, as_json: bool) -> None:

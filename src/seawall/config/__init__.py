@@ -1,5 +1,6 @@
 """Recipes: one pydantic model per stage, unknown keys are errors, every default is the recommended setting."""
 
+from seawall.config.audit import AuditConfig
 from seawall.config.base import StrictModel
 from seawall.config.data import AttackName, DataConfig, SourceConfig
 from seawall.config.eval import EvalConfig, JudgeConfig
@@ -13,6 +14,7 @@ from seawall.config.select import SelectConfig
 
 __all__ = [
     "AttackName",
+    "AuditConfig",
     "DataConfig",
     "EarlyStop",
     "EvalConfig",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -53,6 +53,34 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise explain(error, Recipe, origin=lambda key: _origin(key, where, document, changes)) from error
+
+
+def change_recipe(document: Mapping[str, Any], overrides: Sequence[str], *, where: str, section: str) -> Recipe:
+    """A recipe that ran already, with other settings in one section; all others belong to what it measured.
+
+    Args:
+        document: the recipe as `dump_resolved` gave it.
+        overrides: `section.b=c` each; later ones win.
+        where: where the document lies, for messages.
+        section: the only one that may change.
+
+    Raises:
+        ConfigError: a setting of another section, an unknown key or a wrong value.
+    """
+    changes = [parse_override(text) for text in overrides]
+    data = dict(document)
+    for change in changes:
+        if change.path[0] != section:
+            raise ConfigError(
+                f"{change.text}: a finished run keeps its settings",
+                expected=f"settings of `{section}` alone, such as --set {section}.seed=1",
+                remedy="for others, run the recipe into a new folder",
+            )
+        data = _with(data, change.path, change.value)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, Recipe, origin=lambda key: _origin(key, where, Document(None, {}), changes)) from error
 
 
 def recipe_text(path: str | Path | None) -> str:

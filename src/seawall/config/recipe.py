@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from seawall.config.audit import AuditConfig
 from seawall.config.base import StrictModel, wrong
 from seawall.config.data import DataConfig
 from seawall.config.eval import EvalConfig
@@ -17,7 +18,12 @@ from seawall.config.repair import RepairConfig
 from seawall.config.select import SelectConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_SEEDED: dict[str, type[StrictModel]] = {"select": SelectConfig, "repair": RepairConfig, "eval": EvalConfig}
+_SEEDED: dict[str, type[StrictModel]] = {
+    "select": SelectConfig,
+    "repair": RepairConfig,
+    "eval": EvalConfig,
+    "audit": AuditConfig,
+}
 
 
 class Recipe(StrictModel):
@@ -36,6 +42,7 @@ class Recipe(StrictModel):
     select: SelectConfig = Field(default=SelectConfig(), description="Choosing the safety-critical experts.")
     repair: RepairConfig = Field(default=RepairConfig(), description="Training them.")
     eval: EvalConfig = Field(default=EvalConfig(), description="Judging the model before and after.")
+    audit: AuditConfig = Field(default=AuditConfig(), description="Testing whether the repair is real.")
     export: ExportConfig = Field(default=ExportConfig(), description="Writing the repaired model.")
     output: str | None = Field(
         default=None,

@@ -163,6 +163,48 @@ def _paired(first: _Counts, second: _Counts, *, resamples: int, seed: int, cauti
     return Difference(difference, min(low, difference), max(high, difference), p, goals)
 
 
+def lost_share(
+    sides: tuple[Sequence[VerdictLabel], Sequence[VerdictLabel], Sequence[VerdictLabel]],
+    clusters: Sequence[str],
+    *,
+    target: Target,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float] | None:
+    """Of what a rate gained from a first model to a second, the share that is lost in a third, with its 95 % interval.
+
+    0 is all kept, 1 all lost; below 0 the third is better than the second. Goals are resampled with their replies of
+    all three; where that has no width, the interval is that of the difference of second and third over the gain. The
+    numbers are not cut to [0, 1].
+
+    Args:
+        sides: verdicts of the three, on the same prompts.
+        clusters: the goal of each prompt.
+        target: the verdict to count.
+        resamples: of the goals, for the interval.
+        seed: of the resamples.
+
+    Returns:
+        (share, low, high), or None where nothing was gained or a resample gained nothing: there is no share of it.
+    """
+    counts = _counted(sides, clusters, target)
+    whole = np.ones((1, counts[0].hits_C.size))
+    weights_RC = [whole, *_weights(counts[0].hits_C.size, resamples, seed)]
+    first_R, second_R, third_R = (_ratios(side, weights_RC) for side in counts)
+    gained_R = second_R - first_R
+    if np.isnan(gained_R).any() or np.isnan(third_R).any() or (np.sign(gained_R) != np.sign(gained_R[0])).any():
+        return None
+    if gained_R[0] == 0:
+        return None
+    share_R = (second_R - third_R) / gained_R
+    low, high = _percentiles(share_R[1:])
+    share = float(share_R[0])
+    if high - low <= 0:
+        lost = paired_difference(sides[1], sides[2], clusters, target=target, resamples=resamples, seed=seed)
+        low, high = sorted(-end / float(gained_R[0]) for end in (lost.low, lost.high))
+    return share, min(low, share), max(high, share)
+
+
 def relative_increase(
     before: Sequence[float], after: Sequence[float], *, resamples: int = 2000, seed: int = 0
 ) -> Increase:

@@ -133,22 +133,70 @@ def evaluate_with(
     asked = suite.asked()
     tasks = len(config.capability.tasks) if also.capability is not None and config.capability is not None else 0
     total = len(asked) + (len(suite.gold) if also.gold is not None else 0) + tasks
-    fixed = config.engine.kind == "transformers" and config.batch_size != "auto"
-    log = SampleLog(folder / SAMPLES, asked, batch_size=config.forward_rows if fixed else 1)
-    _reply_to_all(log, engine, config, judge=judge, told=_part_of(progress, 0, total))
-    ask_again(log, judge)
+    on_samples = _part_of(progress, 0, total)
+    samples = ask_with(engine, asked, config, judge=judge, path=folder / SAMPLES, progress=on_samples)
     loss = None if also.gold is None else also.gold(_part_of(progress, len(asked), total))
     scores = () if also.capability is None else also.capability(_part_of(progress, total - tasks, total))
     return EvalResult(
         model_fingerprint=fingerprint,
-        groups=group_rates(log.samples, resamples=config.bootstrap, seed=config.seed),
+        groups=group_rates(samples, resamples=config.bootstrap, seed=config.seed),
         gold_loss=None if loss is None else loss.loss,
         gold_n=0 if loss is None else loss.n,
         samples=SAMPLES,
         gold=() if loss is None else loss.answers,
-        lengths=rates_by_length(log.samples, resamples=config.bootstrap, seed=config.seed),
+        lengths=rates_by_length(samples, resamples=config.bootstrap, seed=config.seed),
         capability=scores,
     )
+
+
+def ask(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Asked],
+    config: EvalConfig,
+    *,
+    judge: Judge,
+    path: Path,
+    progress: Progress | None = None,
+) -> list[Sample]:
+    """`ask_with`, of a model that is loaded here; it is left as it was.
+
+    Raises:
+        SeawallError: as `ask_with` does.
+        DataError: the chat template cannot take a prompt.
+    """
+    engine = make_engine(config, (model, tokenizer))
+    return ask_with(engine, asked, config, judge=judge, path=path, progress=progress)
+
+
+def ask_with(
+    engine: Engine,
+    asked: Sequence[Asked],
+    config: EvalConfig,
+    *,
+    judge: Judge,
+    path: Path,
+    progress: Progress | None = None,
+) -> list[Sample]:
+    """A sample for every prompt, in their order. Those that `path` holds already are not asked again.
+
+    Args:
+        engine: writes the replies.
+        asked: the prompts.
+        config: lengths of replies, batch size.
+        judge: says refused, complied or unscored.
+        path: where samples are written batch by batch.
+        progress: called after every batch.
+
+    Raises:
+        SeawallError: an endpoint does not answer; what is done stays.
+        ArtifactError: the file's samples are damaged or of other prompts.
+    """
+    fixed = config.engine.kind == "transformers" and config.batch_size != "auto"
+    log = SampleLog(path, asked, batch_size=config.forward_rows if fixed else 1)
+    _reply_to_all(log, engine, config, judge=judge, told=progress)
+    ask_again(log, judge)
+    return log.samples
 
 
 def _reply_to_all(log: SampleLog, engine: Engine, config: EvalConfig, *, judge: Judge, told: Progress | None) -> None:

@@ -8,17 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from seawall.artifacts.audit import AuditResult
 from seawall.artifacts.evaluation import Rate, Sample
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.profile import ExpertProfile
+from seawall.config.audit import AUDITS
 from seawall.evaluation.compare import Comparison, compare
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
 from seawall.evaluation.suite import ATTACK
-from seawall.report.inputs import GroupRow, Interval, ReportInputs, SampleRow
-from seawall.runs.files import read_json
+from seawall.pipeline.audit_views import audit_view
+from seawall.pipeline.finished import open_finished
+from seawall.report import render_report
+from seawall.report.inputs import AuditView, GroupRow, Interval, ReportInputs, SampleRow
+from seawall.runs.files import read_json, storage_errors, write_text
 from seawall.runs.folder import RunFolder
+from seawall.runs.lock import locked
 from seawall.runs.metrics import read_metrics
+from seawall.runs.stage import finished_stage, is_done
 
 SHOWN_PER_GROUP = 12
 
@@ -52,7 +59,35 @@ def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
         drift=outcome["routing_drift"],
         samples=_side_by_side(before, after),
         base_license=manifest["model"].get("license"),
+        audits=_audits(run),
     )
+
+
+def write_report(run: RunFolder, summary: Mapping[str, Any]) -> None:
+    """Writes `report.html` from what the run folder holds."""
+    write_text(run.report, render_report(collect(run, summary)))
+
+
+def rewrite_report(path: Path) -> Path:
+    """Writes the report of a finished run again, with the audits that were made since; returns its path.
+
+    Raises:
+        RunFolderError: it holds no run, or one that is not finished.
+        ArtifactError: a file is damaged or was changed.
+    """
+    finished = open_finished(path)
+    with storage_errors(path), locked(path):
+        write_report(finished.run, finished.summary)
+    return finished.run.report
+
+
+def audit_stage(run: RunFolder, name: str) -> Path:
+    """The folder of a finished audit.
+
+    Raises:
+        ArtifactError: a file was changed since.
+    """
+    return finished_stage(run, f"audit/{name}")
 
 
 def copy_samples(run: RunFolder) -> None:
@@ -61,6 +96,11 @@ def copy_samples(run: RunFolder) -> None:
     for when in ("before", "after"):
         copy_file(run.stage(f"eval-{when}") / SAMPLES, run.samples / f"{when}.jsonl")
     copy_file(run.stage("profile") / "pairs.jsonl", run.samples / "pairs.jsonl")
+
+
+def _audits(run: RunFolder) -> list[AuditView]:
+    found = [AuditResult.load(audit_stage(run, name)) for name in AUDITS if is_done(run, f"audit/{name}")]
+    return [audit_view(one) for one in found]
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -19,11 +19,11 @@ from seawall.evaluation.metrics import Difference
 from seawall.pipeline.context import Context
 from seawall.pipeline.export import export_stage
 from seawall.pipeline.progress import Reporter
-from seawall.pipeline.report import collect, copy_samples
+from seawall.pipeline.report import collect, copy_samples, write_report
 from seawall.pipeline.stages import evaluate_stage, profile_stage, repair_stage, select_stage
 from seawall.pipeline.summary import paired_changes, summarize
-from seawall.report import render_model_card, render_report
-from seawall.runs.files import read_json, storage_errors, write_json, write_text
+from seawall.report import render_model_card
+from seawall.runs.files import read_json, storage_errors, write_json
 from seawall.runs.folder import RunFolder
 from seawall.runs.lock import locked
 from seawall.runs.manifest import update_manifest
@@ -114,7 +114,7 @@ def _finish(context: Context, summary: dict[str, Any], seconds: float) -> dict[s
     update_manifest(run, {"seconds": summary["seconds"]})
     write_json(run.summary, summary)
     copy_samples(run)
-    write_text(run.report, render_report(collect(run, summary)))
+    write_report(run, summary)
     return summary
 
 

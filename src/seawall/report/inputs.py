@@ -124,6 +124,41 @@ class SampleRow:
 
 
 @dataclass(frozen=True)
+class AuditRow:
+    """The model in one condition of an audit, with its rate in every group."""
+
+    label: str
+    series: str
+    amount: int | None
+    rates: Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
+class AuditView:
+    """One audit.
+
+    Args:
+        audit: its name.
+        title: what it asks, as a heading.
+        question: how it was done, with its control.
+        claim: what the numbers allow one to say.
+        groups: the groups that are shown.
+        rows: its conditions.
+        amount: what the conditions have more or less of; None where they differ in kind.
+        series: with an amount: short names of the lines, by series. A row of another series begins all of them.
+    """
+
+    audit: str
+    title: str
+    question: str
+    claim: str
+    groups: Sequence[str]
+    rows: Sequence[AuditRow]
+    amount: str | None = None
+    series: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ReportInputs:
     """One run, ready to be shown. What a run did not have is left empty, and its section is left out.
 
@@ -142,6 +177,7 @@ class ReportInputs:
         chosen_round: the round whose weights were kept, from 1; 0 for none.
         drift: mean total-variation distance of expert usage on attack prompts, per MoE layer, 0..1.
         samples: replies side by side.
+        audits: what was audited, in the order in which it shall be shown.
         base_license: the base model's licence as the Hub writes it (`apache-2.0`), where it is known.
     """
 
@@ -160,6 +196,7 @@ class ReportInputs:
     drift: Sequence[float] = ()
     samples: Sequence[SampleRow] = ()
     base_license: str | None = None
+    audits: Sequence[AuditView] = ()
 
     @property
     def scores(self) -> list[ScoreRow]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from seawall.report import claims, wording
-from seawall.report.charts import curves, drift, heatmap, intervals, pairs
+from seawall.report.charts import audits, curves, drift, heatmap, intervals, pairs
 from seawall.report.check import check
 from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
 from seawall.report.verdict import figures, headline, warnings
@@ -78,6 +78,7 @@ def environment() -> Environment:
         "plain_name",
         "title_name",
         "group_name",
+        "audit_group_name",
         "method_name",
     )
     made.filters |= {name: getattr(wording, name) for name in (*names, "amount", "duration", "size")}
@@ -144,6 +145,7 @@ def _charts(inputs: ReportInputs) -> dict[str, Any]:
     """Every drawing of the page; those of parts that the run lacks are None."""
     found: dict[str, Any] = {
         "dumbbell": intervals.dumbbell,
+        "audit": audits.audit_chart,
         "axis": intervals.axis(),
         "pair_bar": pairs.pair_bar,
         "heat_map": None,

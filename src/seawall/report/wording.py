@@ -14,6 +14,13 @@ _GROUP_NAMES = {
     "benign": "Benign compliance",
     "wrapped": "Compliance in attack wrapping",
 }
+_AUDIT_GROUP_NAMES = {
+    "attack": "Attack success",
+    "benign": "Benign answered",
+    "wrapped": "Wrapped answered",
+    "generated": "Generated tokens",
+    "prompt": "Prompt tokens",
+}
 _SCORE_NAMES = {
     "loss": "total",
     "refusal_loss": "refusal",
@@ -68,6 +75,11 @@ def group_name(group: str) -> str:
     """The reader's name of an evaluation group: `attack:role_play` -> `Role play`, `borderline` -> `Over-refusal`."""
     family = group.removeprefix("attack:")
     return _GROUP_NAMES.get(group, title_name(family))
+
+
+def audit_group_name(group: str) -> str:
+    """The reader's name of a group in an audit, short enough for a narrow panel; `attack` is all families together."""
+    return _AUDIT_GROUP_NAMES.get(group) or group_name(group)
 
 
 def method_name(method: str) -> str:

@@ -12,8 +12,8 @@ from seawall.errors import RunFolderError
 from seawall.runs.files import read_json, storage_errors, write_json, write_text
 from seawall.runs.lock import LOCK, locked
 
-_UNCOUNTED = frozenset({"output", "name"})
-"""Keys of a recipe that say where a run lies, not what it is."""
+_UNCOUNTED = frozenset({"output", "name", "audit"})
+"""Keys and sections of a recipe that say where a run lies or how it is looked at, not what it is."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,9 @@ def _require_ours(run: RunFolder) -> None:
 def _require_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     left, right = _flat(old), _flat(new)
     for key in dict.fromkeys([*right, *left]):
+        counted = key.partition(".")[0] not in _UNCOUNTED
         # What is null is left out, as a setting is that an earlier version did not have.
-        if key not in _UNCOUNTED and left.get(key, "null") != right.get(key, "null"):
+        if counted and left.get(key, "null") != right.get(key, "null"):
             raise RunFolderError(
                 f"{path} holds another recipe's run: {key} differs",
                 got=right.get(key, "nothing"),

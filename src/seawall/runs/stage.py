@@ -66,7 +66,7 @@ def run_stage(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: C
         if done is not None and done.fingerprint == key:
             _require_unchanged(target, done.files)
         else:
-            done = _finished(scratch, key) or _attempt(run, scratch, fingerprint, work)
+            done = _finished(scratch, key) or _attempt(run, name, fingerprint, work)
             if target.exists():
                 publish(target, _free_name(target))
             publish(scratch, target)
@@ -106,13 +106,13 @@ def _finished_marker(run: RunFolder, name: str) -> Done:
     return done
 
 
-def _attempt(run: RunFolder, scratch: Path, fingerprint: Mapping[str, Any], work: Callable[[Path], None]) -> Done:
+def _attempt(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: Callable[[Path], None]) -> Done:
     """The work, in a folder that holds what an earlier attempt at the same left; then the marker."""
-    key, begun = canonical_hash(fingerprint), time.time()
+    scratch, key, begun = run.stage(f"{name}.partial"), canonical_hash(fingerprint), time.time()
     _open_scratch(scratch, key)
     # Every field is given, so that none of an earlier, finished attempt is left beside the new state.
     running = {"state": "running", "started": _clock(begun), "ended": None, "seconds": None}
-    update_manifest(run, {"stages": {scratch.stem: running}})
+    update_manifest(run, {"stages": {name: running}})
     work(scratch)
     flush_tree(scratch)
     own = {scratch / _STARTED, scratch / MARKER}

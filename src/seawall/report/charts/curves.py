@@ -86,7 +86,7 @@ def curves(shown: Sequence[Panel], time: Timeline, *, narrow: bool = False) -> M
     height = 26 + len(shown) * (_PANEL + _GAP)
     parts = [*_rounds(time, x, height - 34)]
     for place, panel in enumerate(shown):
-        parts += _draw(panel, x, 40 + place * (_PANEL + _GAP))
+        parts += draw_panel(panel, x, 40 + place * (_PANEL + _GAP))
     parts += [text(x(tick), height - 16, f"{tick:g}", anchor="middle") for tick in ticks(x.high, 3 if narrow else 6)]
     parts.append(text(x.start, height - 1, "updates →"))
     label = "; ".join(panel.title for panel in shown) + f"; round {time.chosen} was kept; numbers in the table below"
@@ -126,7 +126,8 @@ def _round_name(number: int, kept: bool, width: float) -> str:
     return f"{number} ✓" if kept else str(number)
 
 
-def _draw(panel: Panel, x: Scale, top: float) -> Iterable[Markup]:
+def draw_panel(panel: Panel, x: Scale, top: float) -> Iterable[Markup]:
+    """A panel with its title at `top`, over an axis `x` that the caller labels."""
     largest = 1.0 if panel.is_rate else round_up(max((y for one in panel.series for _, y in one.points), default=1.0))
     y = Scale(0, largest, top + 12 + _PANEL - 12, top + 12)
     yield text(x.start, top - 2, panel.title, "label")

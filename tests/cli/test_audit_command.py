@@ -1,0 +1,56 @@
+"""`seawall audit` and `seawall report RUN` as they are met on the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from commands import refused, seawall
+from seawall.cli.app import app
+from seawall.errors import SeawallError
+
+
+def test_a_run_is_audited_and_its_report_written_again(planted_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(planted_run, tmp_path / "run")
+    done = seawall("audit", run, "--only", "routing_shortcut", "--set", "audit.routing_shortcut.goals=2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    found = json.loads(done.stdout)["audits"]["routing_shortcut"]
+    assert [one["name"] for one in found["conditions"]][:2] == ["original", "repaired"]
+    assert found["schema"] == 1
+    assert "audit-routing_shortcut" in (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    again = CliRunner().invoke(app, ["report", str(run)], catch_exceptions=False)
+    assert again.exit_code == 0
+    assert again.stdout.strip() == str(run / "report.html")
+    assert "audit-routing_shortcut" in (run / "report.html").read_text()
+
+
+def test_wrong_input_is_one_line(tmp_path: Path) -> None:
+    refused("audit", tmp_path, saying="is neither a run nor a model; got a folder without")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "saying"),
+    [
+        (("audit", "NONE"), "is no run folder, so it is audited as a model, which needs --output"),
+        (("audit", "RUN", "--output", "x"), "is a run; got --recipe or --output"),
+        (("audit", "RUN", "--only", "loud"), "--only names an unknown audit; got 'loud'"),
+        (("audit", "RUN", "--set", "eval.seed=2"), "a finished run keeps its settings"),
+        (("audit", "lab", "--output", "NONE", "--only", "routing_shortcut"), "routing_shortcut needs a finished run"),
+        (("report", "RUN", "--set", "eval.seed=2"), "is a run; got --set or --output"),
+        (("report", "EMPTY"), "is no run folder"),
+    ],
+)
+def test_wrong_input(planted_run: Path, tmp_path: Path, arguments: tuple[str, ...], saying: str) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"RUN": str(planted_run), "NONE": str(tmp_path / "none"), "EMPTY": str(tmp_path / "empty")}
+    with pytest.raises(SeawallError) as caught:
+        CliRunner().invoke(app, [places.get(word, word) for word in arguments], catch_exceptions=False)
+    assert saying in str(caught.value)
+    assert not (planted_run / "audit").exists()
+    assert not (tmp_path / "none").exists()

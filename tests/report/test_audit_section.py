@@ -1,0 +1,104 @@
+"""Audits in the report: drawings with spoken labels, tables with the numbers, hostile text shown as text."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from xml.etree import ElementTree
+
+import pytest
+from report_examples import example, interval
+
+from seawall.report import render_report
+from seawall.report.charts.audits import audit_chart
+from seawall.report.inputs import AuditRow, AuditView
+
+GROUPS = ("attack", "plain")
+
+
+def _row(label: str, series: str, amount: int | None, attack: float, plain: float) -> AuditRow:
+    return AuditRow(label, series, amount, {"attack": interval(attack, 40, 2), "plain": interval(plain, 40)})
+
+
+def by_kind(title: str = "A detour?", claim: str = "Nothing was lost.") -> AuditView:
+    rows = [_row("original model", "a", None, 0.9, 0.95), _row("repaired model", "b", None, 0.05, 1.0)]
+    return AuditView("routing_shortcut", title, question="Both were asked.", claim=claim, groups=GROUPS, rows=rows)
+
+
+def by_amount() -> AuditView:
+    rows = [_row("none", "none", 0, 0.05, 1.0)]
+    rows += [_row("these", "x", amount, 0.05, 1 - amount / 10) for amount in (1, 2, 4)]
+    rows += [_row("others", "y", amount, 0.05, 0.975) for amount in (1, 2, 4)]
+    return AuditView(
+        audit="silencing",
+        title="A few?",
+        question="Some were masked.",
+        claim="They matter.",
+        groups=GROUPS,
+        rows=rows,
+        amount="experts masked",
+        series={"x": "these", "y": "others"},
+    )
+
+
+@pytest.mark.parametrize("view", [by_kind(), by_amount()], ids=["kinds", "amounts"])
+def test_drawings_say_what_they_show_and_stay_inside(view: AuditView) -> None:
+    drawings = ElementTree.fromstring(f"<both>{audit_chart(view)}</both>")
+    assert len(drawings) == 2
+    for one in drawings:
+        assert one.attrib["role"] == "img"
+        assert view.claim in one.attrib["aria-label"]
+        _, _, width, height = map(float, one.attrib["viewBox"].split())
+        for mark in one.iter():
+            for key, size in (("x", width), ("cx", width), ("x1", width), ("y", height), ("cy", height)):
+                assert 0 <= float(mark.attrib.get(key, 0)) <= size, (mark.tag, mark.attrib)
+
+
+def test_a_mark_lies_where_its_rate_is() -> None:
+    (wide, _) = ElementTree.fromstring(f"<both>{audit_chart(by_kind())}</both>")
+    circles = [float(mark.attrib["cx"]) for mark in wide.iter("circle")]
+    ticks = [float(mark.attrib["x1"]) for mark in wide.iter("line") if mark.attrib["class"] == "grid"]
+    zero, _, whole = ticks[:3]
+    assert [(at - zero) / (whole - zero) for at in circles[:2]] == pytest.approx([0.9, 0.05], abs=1e-3)
+
+
+def test_names_of_panels_fit_beside_each_other() -> None:
+    groups = ("attack", "plain", "borderline", "benign", "wrapped")
+    rows = [AuditRow("model", "a", None, {group: interval(0.5, 40) for group in groups})]
+    view = AuditView("routing_shortcut", "Title", question="", claim="Claim.", groups=groups, rows=rows)
+    (wide, _) = ElementTree.fromstring(f"<both>{audit_chart(view)}</both>")
+    named = [(float(one.attrib["x"]), str(one.text)) for one in wide.iter("text") if one.attrib["class"] == "label"]
+    assert len(named) == len(groups)
+    for (start, name), (following, _) in itertools.pairwise(named):
+        assert start + 7.3 * len(name) <= following
+
+
+def test_lines_begin_together_and_fall_as_their_rates() -> None:
+    (wide, _) = ElementTree.fromstring(f"<both>{audit_chart(by_amount())}</both>")
+    lines = [mark.attrib["points"].split() for mark in wide.iter("polyline")]
+    assert [len(points) for points in lines] == [4, 4, 4, 4]
+    heights = [float(point.partition(",")[2]) for point in lines[2]]
+    assert heights == sorted(heights)
+    assert len(set(heights)) == 4
+    assert lines[2][0].partition(",")[2] == lines[3][0].partition(",")[2]
+
+
+def test_every_audit_is_a_section_with_its_table() -> None:
+    page = render_report(example(audits=[by_kind(), by_amount()]))
+    assert '<a href="#audit-routing_shortcut">Audits</a>' in page
+    for view in (by_kind(), by_amount()):
+        section = re.search(f'<section id="audit-{view.audit}".*?</section>', page, re.DOTALL)
+        assert section is not None
+        assert view.claim in section[0]
+        assert section[0].count('<th scope="row">') == len(view.rows)
+        for row in view.rows:
+            assert f'value="{row.rates["plain"].rate}"' in section[0]
+        assert "40 replies, 2 unscored" in section[0]
+    assert "audit-" not in render_report(example())
+
+
+def test_hostile_text_is_shown_as_text() -> None:
+    page = render_report(example(audits=[by_kind(claim="</p><script>alert(1)</script>\u202e", title="<b onerror=x>")]))
+    assert "<script>alert" not in page
+    assert "<b onerror" not in page
+    assert "\u202e" not in page
