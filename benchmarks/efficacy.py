@@ -195,10 +195,12 @@ def prepare(args: argparse.Namespace) -> Context:
 
 
 def tasks(args: argparse.Namespace) -> list[Task]:
+    """The first seed, the curve over pairs, the other seeds: what is ended early has something of everything."""
     variants = dict(parse_variant(text) for text in args.variant) or VARIANTS
-    found = [Task(name, changes, seed, None) for seed in range(args.seeds) for name, changes in variants.items()]
-    pairs = args.pairs if args.pairs is not None else ()
-    return found + [Task(name, VARIANTS[name], 0, count) for count in pairs for name in ("RASA", "random experts")]
+    by_seed = [[Task(name, changes, seed, None) for name, changes in variants.items()] for seed in range(args.seeds)]
+    counts = args.pairs if args.pairs is not None else ()
+    by_pairs = [Task(name, VARIANTS[name], 0, count) for count in counts for name in ("RASA", "random experts")]
+    return [*by_seed[0], *by_pairs, *(task for tasks in by_seed[1:] for task in tasks)]
 
 
 def run_here(args: argparse.Namespace) -> None:
