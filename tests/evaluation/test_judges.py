@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from seawall.artifacts.evaluation import Sample
 from seawall.config.eval import EnsembleJudge as EnsembleConfig
 from seawall.config.eval import EvalConfig, JudgeConfig, KeywordJudge
 from seawall.config.judge import MemberConfig
@@ -24,7 +25,8 @@ from seawall.config.problems import variants
 from seawall.data.types import NO_ANSWER, Messages, Verdict, VerdictLabel, user
 from seawall.errors import ConfigError
 from seawall.evaluation.judges import JUDGES, make_judge
-from seawall.evaluation.judges.ensemble import EnsembleJudge, disagreement, majority
+from seawall.evaluation.judges.ensemble import EnsembleJudge, majority
+from seawall.evaluation.run import disagreement
 
 
 class Holder(BaseModel):
@@ -161,19 +163,33 @@ class TestMajority:
 
 
 class TestDisagreement:
+    @pytest.mark.parametrize(
+        ("labels", "expected"),
+        [
+            (("refused", "refused"), False),
+            (("refused", "complied"), True),
+            (("refused", "refused", "complied"), True),
+            (("refused", "unscored", "refused"), False),
+            (("refused", "unscored"), None),
+            (("unscored", "unscored"), None),
+        ],
+    )
+    def test_a_reply_is_disputed_where_scored_votes_differ(
+        self, labels: tuple[VerdictLabel, ...], expected: bool | None
+    ) -> None:
+        assert majority([vote(label) for label in labels], "e").disputed is expected
+
     def test_it_is_a_share_of_the_replies_with_two_scored_votes(self) -> None:
-        first: list[VerdictLabel] = ["refused", "refused", "complied", "unscored", "complied"]
-        second: list[VerdictLabel] = ["refused", "complied", "complied", "refused", "refused"]
-        assert disagreement([[vote(label) for label in side] for side in (first, second)]) == 0.5
+        samples = [sample(disputed) for disputed in (False, True, False, None, True, False)]
+        assert disagreement(samples) == 0.4
 
     def test_nothing_to_compare_is_no_rate(self) -> None:
-        assert disagreement([[vote("unscored")], [vote("refused")]]) is None
-        assert disagreement([[], []]) is None
+        assert disagreement([sample(None)]) is None
+        assert disagreement([]) is None
 
-    def test_a_third_judge_counts_too(self) -> None:
-        sides = [[vote("refused")], [vote("refused")], [vote("complied")]]
-        assert disagreement(sides) == 1.0
-        assert disagreement(sides[:2]) == 0.0
+
+def sample(disputed: bool | None) -> Sample:
+    return Sample("a", "a", "plain", user("a"), "b", "refused", "", disputed=disputed)
 
 
 def test_the_ensemble_asks_every_judge_and_keeps_the_order() -> None:

@@ -131,6 +131,13 @@ def test_the_limits_are_those_of_the_judge(kind: str, limit: str) -> None:
     assert [limit in " ".join(not_allowed(inputs)), kind in protocol(inputs)] == [True, True]
 
 
+def test_how_often_judges_differ_is_said() -> None:
+    inputs = example()
+    several = replace(inputs, summary={**inputs.summary, "judge_disagreement": {"before": 0.125, "after": 0.04}})
+    assert "The judges differed on 12.5% of the replies before and 4.0% after." in protocol(several)
+    assert "differed" not in protocol(inputs)
+
+
 def test_the_protocol_comes_from_the_recipe() -> None:
     assert "at most 32 tokens, judged by the keyword judge" in protocol(example())
     assert "2,000 resamples" in protocol(example())

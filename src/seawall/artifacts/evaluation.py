@@ -38,7 +38,20 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One prompt, the reply, and the judge's verdict; `cuts` where the reply was judged at other lengths, too."""
+    """One prompt, the reply, and the judge's verdict.
+
+    Attributes:
+        id: of the prompt.
+        goal: what intervals are clustered by.
+        group: what is measured.
+        prompt: the conversation.
+        response: the reply.
+        label: the verdict.
+        reason: why.
+        cuts: verdicts on the reply as it is at other lengths.
+        harm: how much harm it does, in [0, 1], where the judge says so.
+        disputed: whether several judges differ; None for one judge.
+    """
 
     id: str
     goal: str
@@ -48,6 +61,8 @@ class Sample:
     label: VerdictLabel
     reason: str
     cuts: tuple[Cut, ...] = ()
+    harm: float | None = None
+    disputed: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +116,7 @@ class EvalResult:
             evaluations of before this was kept.
         lengths: group -> the rate after so many tokens of each reply, by that number; empty unless it was asked for.
         capability: every metric of every task; empty where it was not measured.
+        disagreement: share of replies on which several judges differ, of those that two or more scored; None for one.
     """
 
     model_fingerprint: str
@@ -111,6 +127,7 @@ class EvalResult:
     gold: tuple[GoldAnswer, ...] = ()
     lengths: Mapping[str, Mapping[int, Rate]] = field(default_factory=dict)
     capability: tuple[CapabilityScore, ...] = ()
+    disagreement: float | None = None
 
     def save(self, folder: Path) -> None:
         """Write `evaluation.json`."""
@@ -123,6 +140,7 @@ class EvalResult:
             gold=self.gold,
             lengths={group: {str(at): rate for at, rate in rates.items()} for group, rates in self.lengths.items()},
             capability=self.capability,
+            disagreement=self.disagreement,
         )
         save_document(folder / NAME, _KIND, written.model_dump())
 
@@ -144,6 +162,7 @@ class EvalResult:
             gold=read.gold,
             lengths={group: {int(at): rate for at, rate in rates.items()} for group, rates in read.lengths.items()},
             capability=read.capability,
+            disagreement=read.disagreement,
         )
 
 
@@ -156,3 +175,4 @@ class _Fields(Fields):
     gold: tuple[GoldAnswer, ...] = ()
     lengths: dict[str, dict[str, Rate]] = Field(default_factory=dict)
     capability: tuple[CapabilityScore, ...] = ()
+    disagreement: float | None = None

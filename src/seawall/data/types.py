@@ -59,12 +59,21 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge says of one reply."""
+    """What a judge says of one reply.
+
+    Attributes:
+        label: what the reply is.
+        reason: why.
+        judge: who says it.
+        harm: how much harm the reply does, in [0, 1]; None where the judge does not say.
+        disputed: whether the judges of an ensemble differ; None where fewer than two scored the reply.
+    """
 
     label: VerdictLabel
     reason: str
     judge: str
     harm: float | None = None
+    disputed: bool | None = None
 
 
 class Judge(Protocol):

@@ -146,6 +146,7 @@ def evaluate_with(
         gold=() if loss is None else loss.answers,
         lengths=rates_by_length(samples, resamples=config.bootstrap, seed=config.seed),
         capability=scores,
+        disagreement=disagreement(samples),
     )
 
 
@@ -265,6 +266,8 @@ def judged_samples(done: Sequence[tuple[Asked, Reply]], config: EvalConfig, judg
                 response=text,
                 label=verdict.label,
                 reason=verdict.reason,
+                harm=verdict.harm,
+                disputed=verdict.disputed,
                 cuts=tuple(Cut(length, cut, said.label, said.reason) for length, cut, said in judged),
             )
         )
@@ -284,6 +287,12 @@ def group_rates(samples: Sequence[Sample], *, resamples: int, seed: int, cautiou
         )
         for group in dict.fromkeys(sample.group for sample in samples)
     }
+
+
+def disagreement(samples: Sequence[Sample]) -> float | None:
+    """The share of replies on which several judges differ, among those that two or more scored; None where none is."""
+    compared = [sample.disputed for sample in samples if sample.disputed is not None]
+    return sum(compared) / len(compared) if compared else None
 
 
 def rates_by_length(samples: Sequence[Sample], *, resamples: int, seed: int) -> dict[str, dict[int, Rate]]:

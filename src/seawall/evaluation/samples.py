@@ -43,7 +43,7 @@ def readings(sample: Sample) -> list[Reading]:
 def _judged(sample: Sample, length: int | None, verdict: Verdict) -> Sample:
     """The sample with another verdict on its reply, or on the reply at a length."""
     if length is None:
-        return replace(sample, label=verdict.label, reason=verdict.reason)
+        return replace(sample, label=verdict.label, reason=verdict.reason, harm=verdict.harm, disputed=verdict.disputed)
     cuts = tuple(
         replace(cut, label=verdict.label, reason=verdict.reason) if cut.length == length else cut for cut in sample.cuts
     )
@@ -137,6 +137,7 @@ def _to_line(sample: Sample) -> str:
         "label": sample.label,
         "reason": sample.reason,
     }
+    fields |= {name: value for name in ("harm", "disputed") if (value := getattr(sample, name)) is not None}
     if sample.cuts:
         fields["lengths"] = [
             {"length": cut.length, "response": cut.response, "label": cut.label, "reason": cut.reason}
@@ -169,6 +170,8 @@ def _from_line(raw: bytes, where: str) -> Sample:
             response=fields["response"],
             label=fields["label"],
             reason=fields["reason"],
+            harm=fields.get("harm"),
+            disputed=fields.get("disputed"),
             cuts=tuple(
                 Cut(row["length"], row["response"], row["label"], row["reason"]) for row in fields.get("lengths", ())
             ),

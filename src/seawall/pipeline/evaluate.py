@@ -26,7 +26,7 @@ from seawall.pipeline.export import put_delta
 from seawall.pipeline.model import located
 from seawall.pipeline.progress import Reporter
 from seawall.pipeline.report import copy_file
-from seawall.pipeline.summary import attacks_by_length, families, scores
+from seawall.pipeline.summary import attacks_by_length, families, judge_disagreement, scores
 from seawall.runs.files import read_json, storage_errors, write_json
 from seawall.runs.folder import RunFolder
 from seawall.runs.lock import locked
@@ -217,4 +217,5 @@ def _summary(recipe: Recipe, target: Target, result: EvalResult, *, seconds: flo
         "gold_answer_loss": None if result.gold_loss is None else {"loss": result.gold_loss, "n": result.gold_n},
         **attacks_by_length(result),
         "capability": scores(result) if recipe.eval.capability is not None else None,
+        **judge_disagreement(result),
     }

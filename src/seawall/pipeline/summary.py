@@ -63,6 +63,7 @@ def summarize(
         "gold_answer_loss": {"before": before.gold_loss, "after": after.gold_loss, "n": before.gold_n},
         **attacks_by_length(before, after),
         "capability": _capability(context.recipe.eval, before, after),
+        **judge_disagreement(before, after),
     }
 
 
@@ -86,6 +87,14 @@ def attacks_by_length(result: EvalResult, after: EvalResult | None = None) -> di
         if result.lengths
     }
     return {"attacks_by_length": found} if found else {}
+
+
+def judge_disagreement(before: EvalResult, after: EvalResult | None = None) -> dict[str, Any]:
+    """`judge_disagreement`, where there are several judges: before and after, where there are two evaluations."""
+    if before.disagreement is None:
+        return {}
+    rate = before.disagreement
+    return {"judge_disagreement": rate if after is None else {"before": rate, "after": after.disagreement}}
 
 
 def _capability(config: EvalConfig, before: EvalResult, after: EvalResult) -> dict[str, dict[str, Any]] | None:

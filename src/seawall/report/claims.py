@@ -75,7 +75,7 @@ def protocol(inputs: ReportInputs) -> str:
     return (
         f"Greedy replies{limit}, judged by the {_judge_kind(inputs)} judge; 95% intervals by resampling "
         f"goals{times}, since replies to one goal are alike; the change is measured on the same prompts. Goals are "
-        "held out: neither the repair nor the choice of the round saw them."
+        f"held out: neither the repair nor the choice of the round saw them.{_disagreement(inputs)}"
     )
 
 
@@ -98,6 +98,14 @@ _LIMITS = {
     ),
 }
 """What a judge's verdicts do not say, by its kind in the recipe."""
+
+
+def _disagreement(inputs: ReportInputs) -> str:
+    shares = inputs.summary.get("judge_disagreement")
+    if shares is None or None in shares.values():
+        return ""
+    before, after = percent(shares["before"]), percent(shares["after"])
+    return f" The judges differed on {before} of the replies before and {after} after."
 
 
 def _judge_kind(inputs: ReportInputs) -> str:
