@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from seawall.errors import SeawallError, UnsupportedModelError
 from seawall.models.checkpoint import read_config
 from seawall.models.hub import locate
 from seawall.models.load import load_config, load_weights, open_tokenizer, require_plain_weights
-from seawall.models.memory import is_out_of_memory
+from seawall.models.memory import unless_out_of_memory
 from seawall.models.quiet import quiet
 
 Row = dict[str, list[int]]
@@ -72,7 +73,7 @@ def class_probabilities(
     found: dict[int, list[float]] = {}
     while waiting:
         positions = waiting[:size]
-        scores = _forward_or_none(model, tokenizer, [rows[at] for at in positions])
+        scores = unless_out_of_memory(partial(_forward, model, tokenizer, [rows[at] for at in positions]))
         if scores is not None:
             found.update(zip(positions, scores, strict=True))
             waiting = waiting[len(positions) :]
@@ -85,20 +86,6 @@ def class_probabilities(
         else:
             size = len(positions) // 2
     return [found[at] for at in range(len(rows))]
-
-
-def _forward_or_none(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
-) -> list[list[float]] | None:
-    """None when memory ran out."""
-    try:
-        return _forward(model, tokenizer, rows)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from seawall.data.templating import encode_prompt
 from seawall.data.types import Messages
 from seawall.errors import SeawallError, UnsupportedModelError
 from seawall.models.head import contiguous_output_layer
-from seawall.models.memory import automatic_batch_size, is_out_of_memory
+from seawall.models.memory import automatic_batch_size, unless_out_of_memory
 
 TokenIds = tuple[int, ...]
 BatchSize = int | Literal["auto"]
@@ -136,7 +137,8 @@ def greedy_batches(
     while waiting:
         positions = waiting[:batch_size]
         with _evaluating(model), contiguous_output_layer(model):
-            rows = _decode_or_none([prompts[at] for at in positions], model, decoding)
+            batch = [prompts[at] for at in positions]
+            rows = unless_out_of_memory(partial(decode_batch, model, batch, decoding))
         if rows is not None:
             waiting = waiting[len(positions) :]
             yield positions, rows
@@ -148,18 +150,6 @@ def greedy_batches(
                 remedy="lower max_new_tokens, load the model in bfloat16, or use a larger device",
             )
         batch_size = len(positions) // 2
-
-
-def _decode_or_none(prompts: Sequence[TokenIds], model: PreTrainedModel, decoding: Decoding) -> list[TokenIds] | None:
-    """None when memory ran out; what the attempt held is freed by then, because its frames are gone."""
-    try:
-        return decode_batch(model, prompts, decoding)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
 
 
 @torch.no_grad()

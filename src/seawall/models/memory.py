@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
+
+T = TypeVar("T")
 
 MOST_ROWS = {"cpu": 64}
 """Rows of an automatic batch by type of device: more bring no more tokens per second."""
@@ -24,6 +28,18 @@ def is_out_of_memory(error: Exception) -> bool:
         return True
     message = str(error)
     return isinstance(error, RuntimeError) and ("out of memory" in message or "DefaultCPUAllocator" in message)
+
+
+def unless_out_of_memory(work: Callable[[], T]) -> T | None:
+    """What `work` gives, or None when memory ran out; what the attempt held is freed by then, its frames being gone."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
 
 
 def automatic_batch_size(model: PreTrainedModel, tokens: int) -> int:
