@@ -70,6 +70,7 @@ def test_wrong_targets_are_one_line(planted: Path, tmp_path: Path, options: dict
         evaluate(planted, output=tmp_path / "out", as_json=True, **options)
     assert "\n" not in str(found.value)
     assert not (tmp_path / "out" / "eval").exists()
+    assert (tmp_path / "out").exists() == (options == {"model": "./none"})  # what was wrong is seen before it is made
 
 
 def test_a_foreign_folder_is_left_alone(planted: Path, tmp_path: Path) -> None:

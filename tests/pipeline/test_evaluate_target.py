@@ -80,7 +80,9 @@ def test_base_and_base_with_delta_are_what_the_run_measured(
     assert (found.run.samples / f"{STAGE}.jsonl").read_bytes() == (found.run.stage(STAGE) / SAMPLES).read_bytes()
 
 
-def test_a_finished_evaluation_is_only_read_again_and_another_is_refused(planted: Path, tmp_path: Path) -> None:
+def test_a_finished_evaluation_is_only_read_again_and_another_is_refused(
+    planted: Path, planted_run: Path, tmp_path: Path
+) -> None:
     quick = ("eval.gold=false", "data.test_goals=3")
     first = run(planted, tmp_path / "eval", *quick)
     marker = (first.run.stage(STAGE) / "DONE").stat().st_mtime_ns
@@ -89,7 +91,7 @@ def test_a_finished_evaluation_is_only_read_again_and_another_is_refused(planted
     with pytest.raises(RunFolderError, match=r"eval\.max_new_tokens differs"):
         run(planted, tmp_path / "eval", *quick, "eval.max_new_tokens=5")
     with pytest.raises(RunFolderError, match=r"target\.delta differs"):
-        run(planted, tmp_path / "eval", *quick, target=Target(delta=tmp_path / "other"))
+        run(planted, tmp_path / "eval", *quick, target=Target(delta=planted_run / "delta"))
     with pytest.raises(RunFolderError, match="differs"):
         run_recipe(load_recipe(planted, quick), tmp_path / "eval", text="", reporter=Heard())
     with pytest.raises(RunFolderError, match="holds an evaluation alone"):

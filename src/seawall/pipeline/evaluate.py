@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seawall import __version__
-from seawall.artifacts.delta import Delta
+from seawall.artifacts.delta import Delta, DeltaOutline
 from seawall.artifacts.evaluation import EvalResult
 from seawall.config.engine import EndpointEngine
 from seawall.config.recipe import Recipe
@@ -120,6 +120,10 @@ def _check(recipe: Recipe, target: Target) -> None:
             got="eval.capability with eval.engine.kind=endpoint",
             remedy="set eval.capability=null, or ask the endpoint with the harness's own command",
         )
+    if target.delta is not None:
+        DeltaOutline.load(target.delta)
+    if target.adapter is not None:
+        check_adapter(target.adapter)
     check_capability(recipe.eval.capability)
 
 
@@ -177,8 +181,6 @@ def open_target(recipe: Recipe, target: Target) -> tuple[PreTrainedModel, PreTra
         SeawallError: it cannot be loaded, or what is put on it does not fit.
     """
     delta = None if target.delta is None else Delta.load(target.delta)
-    if target.adapter is not None:
-        check_adapter(target.adapter)
     model, tokenizer = load_model(located(recipe.model))
     if delta is not None:
         put_delta(delta, model)
