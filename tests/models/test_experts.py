@@ -282,3 +282,27 @@ def test_weights_that_cannot_train_are_refused(change: Callable[[torch.nn.Module
     change(model)
     with pytest.raises(UnsupportedModelError, match=message), trainable_experts(find_moe(model), SELECTED):
         pass
+
+
+@each_family
+def test_written_copies_are_the_model_that_training_ends_with(family: str) -> None:
+    moe = find_moe(tiny(family))
+    before = _state(moe)
+    with trainable_experts(moe, SELECTED) as copies:
+        _train(moe, copies, steps=2)
+        with copies.written(), torch.no_grad():
+            inside = moe.model(random_ids()).logits
+        assert all(torch.equal(tensor, before[name]) for name, tensor in moe.model.state_dict().items())
+        _train(moe, copies, steps=1)
+        with pytest.raises(RuntimeError, match="stop"):
+            with copies.written():
+                raise RuntimeError("stop")
+        assert all(torch.equal(tensor, before[name]) for name, tensor in moe.model.state_dict().items())
+        assert not copies.aside
+    with trainable_experts(moe, SELECTED) as copies:
+        _train(moe, copies, steps=2)
+        copies.write_back()
+    with torch.no_grad():
+        assert torch.equal(moe.model(random_ids()).logits, inside)
+    copies.revert()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in moe.model.state_dict().items())

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from families import tiny
+from families import TOP_K, tiny
 from seawall.artifacts.audit import NAME, AuditResult
 from seawall.artifacts.delta import DeltaOutline
+from seawall.artifacts.profile import ExpertProfile
 from seawall.artifacts.store import load_document
 from seawall.audits.routing_shortcut import CONDITIONS, set_up
 from seawall.config import Recipe, load_recipe
@@ -22,15 +23,27 @@ from seawall.evaluation.samples import load_samples
 from seawall.models.find import find_moe
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.generate import generate
+from seawall.models.steer import steered
 from seawall.pipeline.audit import NEEDS_RUN, audit_model, audit_run, parse_names
 from seawall.pipeline.audit_bench import POOLED
+from seawall.pipeline.audit_views import audit_view
 from seawall.pipeline.audit_work import AUDIT_WORK
 from seawall.pipeline.progress import Quiet
 from seawall.pipeline.report import rewrite_report
 from seawall.runs.files import file_hash, read_json
 
-QUICK = ("audit.silencing.goals=3", "audit.silencing.largest=0.17", "audit.localisation.bootstrap=100")
-JUDGED = ("routing_shortcut", "silencing")
+QUICK = (
+    "audit.silencing.goals=3",
+    "audit.silencing.largest=0.17",
+    "audit.localisation.bootstrap=100",
+    "audit.steering.amounts=[2, 40]",
+    "audit.steering.goals=3",
+    "audit.tamper.steps=[0, 2, 12]",
+    "audit.tamper.goals=3",
+    "audit.tamper.lr=0.02",
+)
+JUDGED = ("routing_shortcut", "silencing", "steering", "tamper")
+GENERATE = "seawall.evaluation.engines.transformers.generate"
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +158,7 @@ def test_an_interrupted_audit_goes_on_and_finds_the_same(
             raise Interrupted
         return generate(*args, **kwargs)
 
-    monkeypatch.setattr("seawall.evaluation.engines.transformers.generate", interrupted)
+    monkeypatch.setattr(GENERATE, interrupted)
     with pytest.raises(Interrupted):
         audit_run(copied, only=["routing_shortcut"], changes=QUICK, reporter=Quiet())
     assert not (copied / "audit/routing_shortcut").exists()
@@ -156,6 +169,33 @@ def test_an_interrupted_audit_goes_on_and_finds_the_same(
     assert ours == theirs
 
 
+def test_an_interrupted_tuning_leaves_the_original_model_and_finds_the_same(
+    audited: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[str]()
+    models = list[Any]()
+
+    def interrupted(model: Any, *args: Any, **kwargs: Any) -> Any:
+        models.append(model)
+        seen.append(model_fingerprint(model))
+        if len(seen) == 3:
+            raise Interrupted
+        return generate(model, *args, **kwargs)
+
+    monkeypatch.setattr(GENERATE, interrupted)
+    with pytest.raises(Interrupted):
+        audit_run(copied, only=["tamper"], changes=QUICK, reporter=Quiet())
+    original = _loaded(audited, "tamper").model_fingerprint
+    assert original not in seen
+    assert model_fingerprint(models[-1]) == original
+    assert not list(copied.rglob("audit/**/*.safetensors"))
+    (found,) = audit_run(copied, only=["tamper"], changes=QUICK, reporter=Quiet())
+    assert len(set(seen)) == 4
+    assert seen[2] == seen[3]
+    assert len(seen) == 5
+    assert found == _loaded(audited, "tamper")
+
+
 def test_a_finished_runs_other_settings_stay(copied: Path) -> None:
     with pytest.raises(ConfigError, match=r"--set eval\.seed=1: a finished run keeps its settings"):
         audit_run(copied, only=(), changes=["eval.seed=1"], reporter=Quiet())
@@ -163,6 +203,11 @@ def test_a_finished_runs_other_settings_stay(copied: Path) -> None:
         audit_run(copied, only=(), changes=["audit.silencing.goals=1"], reporter=Quiet())
     with pytest.raises(ConfigError, match=r"audit.silencing.*goal"):
         audit_run(copied, only=(), changes=["audit.silencing.goal=2"], reporter=Quiet())
+    with pytest.raises(ConfigError, match=r"audit\.steering\.amounts is wrong; got .*; expected ascending numbers of"):
+        audit_run(copied, only=(), changes=["audit.steering.amounts=[4, 2]"], reporter=Quiet())
+    for steps in ("[10, 30]", "[0]", "[0, 30, 10]"):
+        with pytest.raises(ConfigError, match=r"audit\.tamper\.steps is wrong; got .*; expected .* begin with 0"):
+            audit_run(copied, only=(), changes=[f"audit.tamper.steps={steps}"], reporter=Quiet())
     assert not (copied / "audit").exists()
 
 
@@ -204,6 +249,94 @@ def test_a_model_alone_can_be_audited_where_no_repair_is_needed(planted: Path, t
     assert [one.audit for one in found] == ["silencing"]
     assert found[0].repaired_fingerprint is None
     assert found[0].condition("none").rates["attack:story"].rate == 1.0
+
+
+@pytest.fixture
+def switches(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
+    """What `steered` is told, by the module that tells it."""
+    told: dict[str, list[dict[str, Any]]] = {"audit_work": [], "audit_steering": []}
+
+    def watched(name: str) -> Any:
+        def steer(moe: Any, **ways: Any) -> Any:
+            told[name].append({way: _places(layers) for way, layers in ways.items()})
+            return steered(moe, **ways)
+
+        return steer
+
+    for name in told:
+        monkeypatch.setattr(f"seawall.pipeline.{name}.steered", watched(name))
+    return told
+
+
+def _places(layers: Any) -> set[tuple[int, int]]:
+    return {(layer, expert) for layer, experts in enumerate(layers) for expert in experts}
+
+
+def test_steering_and_silencing_of_a_model_switch_what_its_profile_says(
+    planted: Path, tmp_path: Path, switches: dict[str, list[dict[str, Any]]]
+) -> None:
+    changes = [*QUICK, "data.train_goals=8"]
+    found = audit_model(
+        load_recipe(planted, changes),
+        tmp_path / "run",
+        text=planted.read_text(),
+        only=["silencing", "steering"],
+        reporter=Quiet(),
+    )
+    profile = ExpertProfile.load(tmp_path / "run/profile")
+    attack_LE, anchor_LE = (
+        counts.double().sum(0) / tokens.double().sum()
+        for counts, tokens in (
+            (profile.attack_counts_PLE, profile.attack_tokens_P),
+            (profile.anchor_counts_PLE, profile.anchor_tokens_P),
+        )
+    )
+    gap = {
+        (at, expert): float(value) for at, row in enumerate(attack_LE - anchor_LE) for expert, value in enumerate(row)
+    }
+    ascending = sorted(gap, key=lambda place: gap[place])
+    first, control, most, most_control = switches["audit_steering"]
+    assert first == {"off": set(ascending[-2:]), "on": set(ascending[:2])}
+    assert most["off"] == {place for place in gap if gap[place] > 1e-12}
+    assert all(len([at for at, _ in most["on"] if at == layer]) <= TOP_K for layer in range(len(attack_LE)))
+    assert {layer for layer, _ in control["off"] | control["on"]} == {layer for layer, _ in first["off"] | first["on"]}
+    assert all(not switched["off"] & switched["on"] for switched in (first, control, most, most_control))
+    assert [one.name for one in found[1].conditions] == ["original", "steered-2", "random-2", "steered-40", "random-40"]
+    assert found[1].figures["off:steered-40"].value == len(most["off"])
+    assert "From the repaired model's" not in found[1].claim
+    masked = [one["off"] for one in switches["audit_work"]]
+    assert masked[-3] == set(ascending[:4])
+    assert not any(masked[-3] & masked[at] for at in range(len(masked)) if at % 3)
+
+
+def test_the_report_names_what_is_switched(audited: Path) -> None:
+    found = _loaded(audited, "steering")
+    view = audit_view(found)
+    assert [row.label for row in view.rows[:4]] == [
+        "original model",
+        "repaired model",
+        "2 experts off, 2 on",
+        "random: 2 off, 2 on (control)",
+    ]
+    assert view.amount is None
+    assert found.change("steered-2", "random-2", POOLED) is not None
+    assert found.change("steered-2", "repaired", "borderline") is not None
+    assert "From the repaired model's it lies" in found.claim
+
+
+def test_harmless_tuning_takes_refusals_away_and_begins_with_the_runs_own_samples(audited: Path) -> None:
+    found = _loaded(audited, "tamper")
+    assert [(one.series, one.amount) for one in found.conditions] == [
+        (side, steps) for side in ("original", "repaired") for steps in (0, 2, 12)
+    ]
+    summary = read_json(audited / "summary.json")
+    assert found.condition("original-0").rates[POOLED].rate == summary["attacks"]["story"]["before"]["rate"]
+    assert found.condition("original-0").rates["plain"].rate == 1.0
+    assert found.condition("original-12").rates["plain"].rate < 0.5
+    own, answered = (audited / name / "retain.jsonl" for name in ("audit/tamper", "repair"))
+    assert own.read_bytes() == answered.read_bytes()
+    assert set(audit_view(found).series) == {one.series for one in found.conditions}
+    assert found.change("repaired-12", "original-12", POOLED) is not None
 
 
 def test_the_model_is_the_original_again_after_every_condition() -> None:

@@ -128,3 +128,21 @@ def test_pairs_of_one_goal_are_resampled_together() -> None:
     attack, anchor = random_profile(pairs=6).attack_counts_PLE, random_profile(pairs=6).anchor_counts_PLE
     one_goal = profile_of(attack, anchor, goals=["only goal"] * 6, top_k=2)
     assert select(one_goal, _config(k=3)).stability == 1.0
+
+
+@settings(deadline=None)
+@given(
+    ranked=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=12, unique=True),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+    control=st.sampled_from(sorted(CONTROLS)),
+)
+def test_a_control_takes_what_is_apart_only_where_nothing_else_is_left(
+    ranked: list[Place], share: float, seed: int, control: str
+) -> None:
+    selected = ranked[: 1 + int(share * (len(ranked) - 1))]
+    drawn = CONTROLS[control](selected, torch.arange(12.0).view(3, 4), seed, apart=ranked)
+    others = 12 - len(ranked)
+    assert len(set(drawn)) == len(drawn) == len(selected)
+    assert len(set(drawn) - set(ranked)) == min(others, len(selected))
+    assert len(set(drawn) & set(selected)) == max(0, len(selected) - (12 - len(selected)))

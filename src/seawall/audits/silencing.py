@@ -11,7 +11,7 @@ from seawall.audits.wording import points
 Place = tuple[int, int]
 """(MoE layer, expert)."""
 Control = Callable[[Collection[Place]], list[Place]]
-"""Experts -> as many other ones."""
+"""Experts -> as many other ones, outside the whole ranking."""
 
 REFERENCE = "none"
 REFUSAL = "refusal"

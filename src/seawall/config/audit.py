@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from seawall.config.base import StrictModel
+from seawall.config.base import StrictModel, Tuple, wrong
 
-AuditName = Literal["routing_shortcut", "silencing", "localisation"]
+AuditName = Literal["routing_shortcut", "silencing", "localisation", "steering", "tamper"]
 AUDITS: tuple[AuditName, ...] = get_args(AuditName)
 
 
@@ -38,6 +38,47 @@ class LocalisationConfig(StrictModel):
     bootstrap: int = Field(default=500, ge=100, le=100_000, description="Resamples of the goals for its intervals.")
 
 
+class SteeringConfig(StrictModel):
+    """Experts switched at inference, after SteerMoE (arXiv 2509.09660): what a repair must beat."""
+
+    amounts: Tuple[Annotated[int, Field(ge=1, le=1_000_000)]] = Field(
+        default=(4, 16, 64),
+        description="Experts switched off, and as many on (at most top-k of each layer); fewer where fewer differ.",
+    )
+    goals: int | None = Field(
+        default=16, ge=2, le=100_000, description="Goals of each evaluation group that are asked; none means all."
+    )
+
+    @field_validator("amounts")
+    @classmethod
+    def _ascending(cls, amounts: tuple[int, ...]) -> tuple[int, ...]:
+        if not amounts or list(amounts) != sorted(set(amounts)):
+            raise wrong("ascending numbers of experts, each once, such as [4, 16, 64]")
+        return amounts
+
+
+class TamperConfig(StrictModel):
+    """Harmless fine-tuning of all experts: how soon is the safety gone that a repair brought?"""
+
+    steps: Tuple[Annotated[int, Field(ge=0, le=100_000)]] = Field(
+        default=(0, 10, 30, 100), description="After how many updates the models are asked; begins with 0."
+    )
+    lr: float | None = Field(
+        default=None, gt=0, le=1, description="AdamW learning rate; none means that of the repair's expert step."
+    )
+    batch_size: int = Field(default=8, ge=1, le=4096, description="Harmless exchanges per update.")
+    goals: int | None = Field(
+        default=16, ge=2, le=100_000, description="Goals of each evaluation group that are asked; none means all."
+    )
+
+    @field_validator("steps")
+    @classmethod
+    def _from_zero(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if len(steps) < 2 or steps[0] != 0 or list(steps) != sorted(set(steps)):
+            raise wrong("ascending numbers of updates that begin with 0, such as [0, 10, 30, 100]")
+        return steps
+
+
 class AuditConfig(StrictModel):
     """What `seawall audit` does. It changes nothing that a run has measured, so a finished run can be audited again."""
 
@@ -48,4 +89,11 @@ class AuditConfig(StrictModel):
     localisation: LocalisationConfig = Field(
         default=LocalisationConfig(), description="How far apart attacks are routed, and why."
     )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the controls; the recipe's seed unless given.")
+    steering: SteeringConfig = Field(default=SteeringConfig(), description="Experts switched at inference instead.")
+    tamper: TamperConfig = Field(default=TamperConfig(), description="Harmless fine-tuning of both models.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**63,
+        description="Seed of controls and of the order of batches; the recipe's seed unless given.",
+    )

@@ -113,6 +113,16 @@ def encode_exchange(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> E
     return Encoded(ids, [IGNORED] * len(prompt_ids) + ids[len(prompt_ids) :])
 
 
+def encode_lesson(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> Encoded:
+    """`encode_exchange` for training: a reply that was cut does not teach its end.
+
+    Raises:
+        DataError: as `encode_exchange` does.
+    """
+    encoded = encode_exchange(tokenizer, exchange)
+    return encoded if exchange.ended else Encoded(encoded.input_ids[:-1], encoded.labels[:-1])
+
+
 def _render(
     tokenizer: PreTrainedTokenizerBase,
     messages: Messages,

@@ -25,7 +25,26 @@ from seawall.models.masters import MasterCopies, Part
 
 @final
 class TrainableExperts(MasterCopies):
-    """The copies of the selected experts; each is named after its stack and has shape (S, ...)."""
+    """The copies of the selected experts; each is named after its stack and has shape (S, ...).
+
+    Attributes:
+        aside: whether the model computes with its own stacks instead.
+    """
+
+    aside: bool = False
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Inside, the model is what it would be if training ended here: its own stacks hold the copies, rounded, and
+        compute as ever. The bits that they had come back on exit.
+        """
+        try:
+            self.write_back()
+            self.aside = True
+            yield
+        finally:
+            self.aside = False
+            self.revert()
 
 
 @contextmanager
@@ -93,6 +112,7 @@ class _RowSplit:
     """
 
     def __init__(self, layer: MoELayer, experts: tuple[int, ...], copies: TrainableExperts) -> None:
+        self._copies = copies
         self._read = call_reader(layer.experts)
         self._frozen: Callable[..., Any] = layer.experts.forward
         self._small = _narrowed(layer.experts, len(experts))
@@ -102,7 +122,10 @@ class _RowSplit:
         self._place_E = torch.full((layer.num_experts + 1,), -1, dtype=torch.long)
         self._place_E[list(experts)] = torch.arange(len(experts))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._frozen(*args, **kwargs) if self._copies.aside else self._split(*args, **kwargs)
+
+    def _split(self, *args: Any, **kwargs: Any) -> Tensor:
         call = self._read(args, kwargs)
         ids_R = call.indices_TK.reshape(-1)
         self._place_E = self._place_E.to(ids_R.device)

@@ -26,8 +26,13 @@ from seawall.runs.folder import RunFolder
 from seawall.runs.lock import locked
 from seawall.runs.stage import finished_stage, run_stage, stage_hash
 
-NEEDS_RUN: dict[AuditName, str] = {"routing_shortcut": "compares the repaired model with the original"}
+NEEDS_RUN: dict[AuditName, str] = {
+    "routing_shortcut": "compares the repaired model with the original",
+    "tamper": "compares the repaired model with the original",
+}
 """Audits that a model alone is not enough for, and why."""
+_READS_PROMPTS: tuple[AuditName, ...] = ("localisation", "tamper")
+"""Audits that read more of the recipe's prompts than a run's samples hold."""
 
 
 def audit_run(
@@ -135,6 +140,8 @@ def _audit(name: AuditName, subject: Subject, depends: Mapping[str, str]) -> Aud
         "profile": stage_hash(context.run, "profile"),
         **depends,
     }
+    if name in _READS_PROMPTS:
+        inputs["prompts"] = context.prompts.fingerprint()
     folder = run_stage(context.run, f"audit/{name}", inputs, lambda scratch: work(subject, scratch).save(scratch))
     found = AuditResult.load(folder)
     context.reporter.say(found.claim)

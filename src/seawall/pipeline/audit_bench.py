@@ -95,6 +95,11 @@ class Bench:
                 progress=lambda done, total: context.reporter.step(f"{name} ({place[0]} of {place[1]})", done, total),
             )
 
+    def is_done(self, name: str) -> bool:
+        """Whether every sample of a condition is on disk, from an attempt that was interrupted later."""
+        path = self._path(name)
+        return path.exists() and not SampleLog(path, self.asked).missing
+
     def known(self, name: str, samples: Samples) -> list[Sample]:
         """Samples that an evaluation of the run holds already, copied to those of the audit."""
         by_id = {sample.id: sample for sample in samples}

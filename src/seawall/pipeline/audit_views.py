@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from seawall.artifacts.audit import AuditResult
 from seawall.artifacts.evaluation import Rate
-from seawall.audits import localisation, routing_shortcut, silencing
+from seawall.audits import localisation, routing_shortcut, silencing, steering, tamper
 from seawall.evaluation.suite import BENIGN, BORDERLINE, PLAIN, WRAPPED
 from seawall.pipeline.audit_bench import POOLED
 from seawall.report.inputs import AuditRow, AuditView, Interval
@@ -39,7 +39,7 @@ def _silencing(found: AuditResult) -> AuditView:
         title="Do refusals rest on a few experts?",
         question=f"In the {who}, the experts that refusals use most, compared with successful attacks, were masked: no "
         "token used them, and a token's other experts took their weight. As controls, as many random experts were "
-        "masked, and as many that are used as often.",
+        "masked, and as many that are used as often, none of them among those masked at any number.",
         claim=found.claim,
         groups=[group for group in (PLAIN, POOLED) if group in found.conditions[0].rates],
         rows=_rows(found, lambda name: silencing.SERIES.get(name.rpartition("-")[0], "no expert masked")),
@@ -59,6 +59,45 @@ def _localisation(found: AuditResult) -> AuditView:
         claim=found.claim,
         groups=list(localisation.KINDS),
         rows=_rows(found, localisation.CONTRASTS.get),
+    )
+
+
+def _steering(found: AuditResult) -> AuditView:
+    beside = ", and beside the repaired one" if found.repaired_fingerprint else ""
+    shown = (POOLED, PLAIN, BORDERLINE, BENIGN, WRAPPED)
+    return AuditView(
+        audit=found.audit,
+        title="Would switches at inference do?",
+        question="Without any repair, the original model was run with the experts that attacks use more than refusals "
+        "do switched off, and with those that refusals use more switched on for every token, at most top-k of a layer. "
+        f"It stands beside the model as it is{beside}. As a control, as many random experts of the same layers were "
+        "switched.",
+        claim=found.claim,
+        groups=[group for group in shown if group in found.conditions[0].rates],
+        rows=_rows(found, lambda name: _switched(found, name)),
+    )
+
+
+def _switched(found: AuditResult, name: str) -> str:
+    if name in (steering.ORIGINAL, steering.REPAIRED):
+        return f"{name} model"
+    off, on = (int(found.figures[f"{way}:{name}"].value) for way in ("off", "on"))
+    is_random = name.startswith(f"{steering.RANDOM}-")
+    return f"random: {off} off, {on} on (control)" if is_random else f"{off} experts off, {on} on"
+
+
+def _tamper(found: AuditResult) -> AuditView:
+    return AuditView(
+        audit=found.audit,
+        title="Does the repair survive fine-tuning?",
+        question="All experts of the repaired model were trained on answers to harmless prompts, and it was asked "
+        "after several numbers of updates. As a control, the original model was trained on the same answers in the "
+        "same order.",
+        claim=found.claim,
+        groups=[group for group in (POOLED, PLAIN, BORDERLINE) if group in found.conditions[0].rates],
+        rows=_rows(found, lambda name: tamper.SERIES.get(name.rpartition("-")[0])),
+        amount="updates",
+        series={tamper.ORIGINAL: "original", tamper.REPAIRED: "repaired"},
     )
 
 
@@ -82,4 +121,6 @@ _VIEWS: dict[str, Callable[[AuditResult], AuditView]] = {
     "routing_shortcut": _shortcut,
     "silencing": _silencing,
     "localisation": _localisation,
+    "steering": _steering,
+    "tamper": _tamper,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,10 +23,12 @@ from seawall.models.exchange import exchanged
 from seawall.models.replies import resumable_replies
 from seawall.models.steer import steered
 from seawall.pipeline.audit_bench import POOLED, Bench, Samples, Subject
+from seawall.pipeline.audit_steering import steering_audit
+from seawall.pipeline.audit_tamper import tamper_audit
 from seawall.profiling.counting import Counts, count_routing
 from seawall.selection import select
 from seawall.selection.controls import CONTROLS, Control
-from seawall.selection.scores import TokenKind, count, frequency_gap, top_positive, traffic
+from seawall.selection.scores import Place, TokenKind, count, frequency_gap, top_positive, traffic
 
 
 def shortcut_audit(subject: Subject, folder: Path) -> AuditResult:
@@ -120,12 +122,13 @@ def _masks(subject: Subject) -> list[silencing.Masked]:
             remedy="use more pairs or other attack families",
         )
     traffic_LE = traffic(profile, recipe.profile.tokens)
-    controls = {name: _drawn(control, traffic_LE, recipe.audit.seed) for name, control in CONTROLS.items()}
+    controls = {name: _drawn(control, traffic_LE, ranked, recipe.audit.seed) for name, control in CONTROLS.items()}
     return silencing.sets(ranked, controls, num_layers=num_layers)
 
 
-def _drawn(control: Control, traffic_LE: Tensor, seed: int) -> silencing.Control:
-    return lambda selected: control(selected, traffic_LE, seed)
+def _drawn(control: Control, traffic_LE: Tensor, ranked: Sequence[Place], seed: int) -> silencing.Control:
+    """The control, drawn outside the whole ranking: the experts just below the masked ones serve refusals too."""
+    return lambda selected: control(selected, traffic_LE, seed, apart=ranked)
 
 
 def _profiled_families(profile: ExpertProfile) -> set[str]:
@@ -220,5 +223,7 @@ AUDIT_WORK: dict[AuditName, Callable[[Subject, Path], AuditResult]] = {
     "routing_shortcut": shortcut_audit,
     "silencing": silencing_audit,
     "localisation": localisation_audit,
+    "steering": steering_audit,
+    "tamper": tamper_audit,
 }
 """Every audit by its name in recipes."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from seawall.data.types import Exchange, user
+from seawall.data.types import Exchange, Messages, user
 from seawall.models.replies import resumable_replies
 from seawall.pipeline.context import Context
 
 
+def retained_prompts(context: Context) -> list[Messages]:
+    """The harmless prompts whose answers are kept."""
+    return [*[user(item.text) for item in context.prompts.retain], *context.prompts.retain_wrapped]
+
+
 def retained_exchanges(context: Context, path: Path) -> list[Exchange]:
     """Answers of the model as it is now; prompts that it refuses or that it answers with nothing are left out."""
-    prompts = [*[user(item.text) for item in context.prompts.retain], *context.prompts.retain_wrapped]
+    prompts = retained_prompts(context)
     config = context.recipe.eval
     replies = resumable_replies(
         context.opened.model,

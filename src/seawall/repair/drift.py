@@ -14,7 +14,7 @@ from seawall.data.templating import Encoded, encode_prompt
 from seawall.data.types import Messages
 from seawall.models.capture import RoutingTrace, capture
 from seawall.models.find import MoEModel
-from seawall.repair.forward import run
+from seawall.models.forward import run
 
 
 def expert_usage(

@@ -18,8 +18,8 @@ from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.templating import Encoded
 from seawall.models.capture import RoutingTrace, capture
 from seawall.models.find import MoEModel
+from seawall.models.forward import run
 from seawall.models.residual import capture_residual
-from seawall.repair.forward import run
 from seawall.repair.routing import RowRouting, rows_of, trace_of
 
 LIKELIEST = 64

@@ -13,14 +13,14 @@ from transformers import PreTrainedTokenizerBase
 
 from seawall.config.repair import RepairConfig
 from seawall.data.batching import Batch, collate, length_buckets
-from seawall.data.templating import IGNORED, Encoded, encode_exchange, encode_prompt
-from seawall.data.types import Exchange, Messages
+from seawall.data.templating import IGNORED, Encoded, encode_lesson, encode_prompt
+from seawall.data.types import Messages
 from seawall.models.capture import capture
 from seawall.models.entry import can_be_entered, entered_at
 from seawall.models.find import MoEModel
+from seawall.models.forward import run
 from seawall.models.replay import replay
 from seawall.repair.batches import ExpertBatch
-from seawall.repair.forward import run
 from seawall.repair.inputs import RepairInputs
 from seawall.repair.original import Original
 from seawall.train.loop import Losses
@@ -53,7 +53,7 @@ class RepairLosses:
         self._moe = moe
         self._config = config
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self._rows = [_encode(tokenizer, exchange) for exchange in (*inputs.refusals, *inputs.retain)]
+        self._rows = [encode_lesson(tokenizer, exchange) for exchange in (*inputs.refusals, *inputs.retain)]
         self._num_attacks = len(inputs.refusals)
         self._anchors = [_prompt(tokenizer, pair.anchor) for pair in inputs.pairs]
         self._attacks = [_prompt(tokenizer, pair.attack) for pair in inputs.pairs]
@@ -167,12 +167,6 @@ class RepairLosses:
         with capture(self._moe, logits=True, detach=False) as trace:
             run(self._moe, batch, keep=1)
             return [logits_TE.view(*batch.input_ids_BT.shape, -1) for logits_TE in trace.logits]
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> Encoded:
-    """Ids and labels; a reply that was cut does not teach its end."""
-    encoded = encode_exchange(tokenizer, exchange)
-    return encoded if exchange.ended else Encoded(encoded.input_ids[:-1], encoded.labels[:-1])
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Encoded:

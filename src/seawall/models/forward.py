@@ -1,4 +1,4 @@
-"""The forward pass of a repair: padded on either side, positions counted from the first real token as in generation."""
+"""The forward pass of training: padded on either side, positions counted from the first real token as in generation."""
 
 from __future__ import annotations
 
