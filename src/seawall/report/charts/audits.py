@@ -13,6 +13,8 @@ from seawall.report.wording import audit_group_name, percent, percent_range
 
 _ROW, _HEAD, _LEFT, _APART = 26.0, 26.0, 56.0, 0.09
 _PANEL_STEP = 178.0
+_BESIDE, _GAP = 3, 14.0
+"""Panels side by side, at most: more have no room for their names. Space below a panel."""
 _ANCHORS = {0.0: "start", 0.5: "middle", 1.0: "end"}
 
 
@@ -23,19 +25,20 @@ def audit_chart(view: AuditView) -> Markup:
 
 
 def conditions(view: AuditView, *, narrow: bool = False) -> Markup:
-    """A dot with its interval for every condition, a panel for every group: side by side, or stacked where narrow."""
+    """A dot with its interval for every condition, a panel for every group: three side by side, or one where narrow."""
     full, names = (340.0, 0.0) if narrow else (880.0, 258.0)
     pitch = _ROW + (14 if narrow else 0)
-    height = _HEAD + pitch * len(view.rows) + 24
-    width = full if narrow else (full - names) / len(view.groups)
+    height = _HEAD + pitch * len(view.rows) + 24 + _GAP
+    beside = 1 if narrow else min(len(view.groups), _BESIDE)
+    width = (full - names) / beside
     parts: list[Markup] = []
     for place, group in enumerate(view.groups):
-        left, top = (0.0, place * (height + 14)) if narrow else (names + place * width, 0.0)
+        left, top = names + place % beside * width, place // beside * height
         x = Scale(0, 1, left + 8, left + width - 16)
         parts += _panel(view.rows, group, x, top, pitch=pitch, named=narrow)
-    if not narrow:
-        parts += [text(0, _HEAD + pitch * at + 17, row.label, "tick") for at, row in enumerate(view.rows)]
-    total = len(view.groups) * (height + 14) if narrow else height
+        if not narrow and place % beside == 0:
+            parts += [text(0, top + _HEAD + pitch * at + 17, row.label, "tick") for at, row in enumerate(view.rows)]
+    total = -(-len(view.groups) // beside) * height - _GAP
     return drawing(full, total, _label(view), parts, class_=f"chart {'narrow' if narrow else 'wide'}")
 
 
