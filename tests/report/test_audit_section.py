@@ -67,10 +67,13 @@ def test_names_of_panels_fit_beside_each_other() -> None:
     rows = [AuditRow("model", "a", None, {group: interval(0.5, 40) for group in groups})]
     view = AuditView("routing_shortcut", "Title", question="", claim="Claim.", groups=groups, rows=rows)
     (wide, _) = ElementTree.fromstring(f"<both>{audit_chart(view)}</both>")
-    named = [(float(one.attrib["x"]), str(one.text)) for one in wide.iter("text") if one.attrib["class"] == "label"]
+    named = [one for one in wide.iter("text") if one.attrib["class"] == "label"]
     assert len(named) == len(groups)
-    for (start, name), (following, _) in itertools.pairwise(named):
-        assert start + 7.3 * len(name) <= following
+    _, _, width, _ = map(float, wide.attrib["viewBox"].split())
+    for one, following in itertools.zip_longest(named, named[1:]):
+        beside = following is not None and following.attrib["y"] == one.attrib["y"]
+        end = float(following.attrib["x"]) if beside else width
+        assert float(one.attrib["x"]) + 9 * len(str(one.text)) <= end
 
 
 def test_lines_begin_together_and_fall_as_their_rates() -> None:
