@@ -18,7 +18,7 @@ from seawall.artifacts.store import load_document
 from seawall.audits.routing_shortcut import CONDITIONS, set_up
 from seawall.config import Recipe, load_recipe
 from seawall.config.audit import AUDITS
-from seawall.errors import ArtifactError, ConfigError, DataError, Interrupted, RunFolderError
+from seawall.errors import ArtifactError, ConfigError, Interrupted, RunFolderError
 from seawall.evaluation.samples import load_samples
 from seawall.models.find import find_moe
 from seawall.models.fingerprint import model_fingerprint
@@ -382,22 +382,18 @@ def test_without_twins_the_claim_says_what_is_missing(audited: Path) -> None:
     assert "without unsafe twins" in found.claim or "no more than chance" in found.claim
 
 
-def _with_other_harmless_prompts(run: Path, folder: Path, verb: str) -> None:
+def _with_other_harmless_prompts(run: Path, folder: Path) -> None:
     document = read_json(run / "resolved.json")
     for name in ("benign", "borderline"):
-        rows = [{"prompt": f"{verb} the {name} {at}", "split": "train"} for at in range(4)]
-        rows += [{"prompt": f"{verb} the {name} of {part}", "split": part} for part in ("validation", "test")]
+        rows = [{"prompt": f"Draw the {name} {at}", "split": "train"} for at in range(4)]
+        rows += [{"prompt": f"Draw the {name} of {part}", "split": part} for part in ("validation", "test")]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         document["data"][name]["path"] = str(folder / f"{name}.jsonl")
     (run / "resolved.json").write_text(json.dumps(document))
 
 
-def test_other_prompts_are_answered_anew_and_refused_ones_teach_nothing(copied: Path, tmp_path: Path) -> None:
+def test_other_prompts_are_answered_anew(copied: Path, tmp_path: Path) -> None:
     changes = [*QUICK, "audit.tamper.steps=[0, 1]"]
-    _with_other_harmless_prompts(copied, tmp_path, "Draw")
+    _with_other_harmless_prompts(copied, tmp_path)
     audit_run(copied, only=["tamper"], changes=changes, reporter=Quiet())
     assert len((copied / "audit/tamper/retain.jsonl").read_text().splitlines()) == 8
-    _with_other_harmless_prompts(copied, tmp_path, "Steal")
-    with pytest.raises(DataError, match="there is no harmless exchange to fine-tune on; got 8 harmless training prom"):
-        audit_run(copied, only=["tamper"], changes=changes, reporter=Quiet())
-    assert (copied / "audit/tamper/DONE").is_file()
