@@ -39,10 +39,11 @@ def build_model(options: argparse.Namespace) -> PreTrainedModel:
         first_k_dense_replace=1,
         pad_token_id=0,
     )
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=getattr(torch, options.dtype), experts_implementation=options.implementation
-    )
-    return model.eval().to(options.device)
+    with torch.device(options.device):  # drawn where it is needed: billions of numbers take minutes on a CPU
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, options.dtype), experts_implementation=options.implementation
+        )
+    return model.eval()
 
 
 def synchronize(device: torch.device) -> None:

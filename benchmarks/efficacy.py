@@ -14,6 +14,7 @@ this loses lay in the routing. With fewer pairs, both the selection and the repa
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -200,7 +201,7 @@ def tasks(args: argparse.Namespace) -> list[Task]:
     by_seed = [[Task(name, changes, seed, None) for name, changes in variants.items()] for seed in range(args.seeds)]
     counts = args.pairs if args.pairs is not None else ()
     by_pairs = [Task(name, VARIANTS[name], 0, count) for count in counts for name in ("RASA", "random experts")]
-    return [*by_seed[0], *by_pairs, *(task for tasks in by_seed[1:] for task in tasks)]
+    return list(itertools.chain(*by_seed[:1], by_pairs, *by_seed[1:]))
 
 
 def run_here(args: argparse.Namespace) -> None:

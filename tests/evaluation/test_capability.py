@@ -19,6 +19,7 @@ from families import tiny, tiny_tokenizer
 from seawall.artifacts.evaluation import CapabilityScore, EvalResult
 from seawall.config import load_recipe
 from seawall.config.capability import AnswerTask, CapabilityConfig, ChoiceTask
+from seawall.data.types import VerdictLabel
 from seawall.errors import ArtifactError, ConfigError, DataError
 from seawall.evaluation.capability import harness
 from seawall.evaluation.capability.records import to_records, to_scores
@@ -206,12 +207,14 @@ def test_scores_are_paired_as_verdicts_are() -> None:
     generator = np.random.default_rng(3)
     before, after = (generator.integers(0, 2, 60).tolist() for _ in range(2))
     names = [f"q{at:03d}" for at in range(60)]
-    labels = [["complied" if value else "refused" for value in side] for side in (before, after)]
+    labels: list[list[VerdictLabel]] = [
+        ["complied" if value else "refused" for value in side] for side in (before, after)
+    ]
     for cautious in (False, True):
         scores = paired_score_difference(before, after, resamples=300, cautious=cautious)
         verdicts = paired_difference(
-            labels[0],  # type: ignore[arg-type]
-            labels[1],  # type: ignore[arg-type]
+            labels[0],
+            labels[1],
             names,
             target="complied",
             resamples=300,
