@@ -2,7 +2,7 @@
 
     python benchmarks/efficacy.py --work runs/efficacy --seeds 3 --pairs        # measures; goes on where it stopped
     python benchmarks/efficacy.py --work runs/efficacy --jobs 8 ...             # the same in 8 processes at once
-    python benchmarks/efficacy.py --work runs/efficacy --table                  # prints the table
+    python benchmarks/efficacy.py --work runs/efficacy --table                  # prints the tables
     python benchmarks/efficacy.py --work runs/efficacy --plot docs/efficacy.svg # draws the curves (extra `bench`)
 
 All variants share one profile and one model; each repairs the same pairs with the same number of updates, and is
@@ -34,7 +34,7 @@ from seawall.data.pairs import refusal_for
 from seawall.data.splits import SplitName
 from seawall.data.types import Exchange, Messages
 from seawall.evaluation.gold import gold_answer_loss
-from seawall.evaluation.metrics import rate_with_interval
+from seawall.evaluation.metrics import paired_difference, rate_with_interval
 from seawall.evaluation.suite import build_suite, target
 from seawall.models.generate import generate
 from seawall.models.routers import router_parameters
@@ -177,9 +177,10 @@ def first_pairs(profile: ExpertProfile, count: int | None) -> ExpertProfile:
 
 
 def read_rows(args: argparse.Namespace) -> list[Row]:
-    """What all processes measured, in the order of their files."""
+    """What all processes measured, in the order of their files; a task that was ended and began anew counts once."""
     found = [json.loads(line) for path in sorted(args.work.glob("rows*.jsonl")) for line in path.open(encoding="utf-8")]
-    return sorted(found, key=lambda row: (row["seed"], row["pairs"] or 0))
+    once = {(row["variant"], row["seed"], row["pairs"], row["round"], is_shortcut(row)): row for row in found}
+    return sorted(once.values(), key=lambda row: (row["seed"], row["pairs"] or 0))
 
 
 def prepare(args: argparse.Namespace) -> Context:
@@ -285,6 +286,31 @@ def table(args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def paired_table(args: argparse.Namespace) -> str:
+    """Every other method minus RASA after the most updates that all of them have, on the same goals and seeds."""
+    rows = read_rows(args)
+    groups = list(next(row for row in rows if row["variant"] == "untouched")["labels"])
+    names = list(dict.fromkeys(row["variant"] for row in rows if row["steps"]))
+    steps = max(at for at in {row["steps"] for row in rows} if all(rows_of(rows, name, at, None) for name in names))
+    head = [f"after {steps} updates, minus RASA", *(group.replace("attack:", "") for group in groups)]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name in names:
+        if name != "RASA":
+            sides = [rows_of(rows, one, steps, None) for one in ("RASA", name)]
+            lines.append(f"| {' | '.join([name, *(_difference(sides, group) for group in groups)])} |")
+    return "\n".join(lines)
+
+
+def _difference(sides: list[list[Row]], group: str) -> str:
+    """The second side's rate minus the first's, over the seeds that both have."""
+    seeds = sorted(set.intersection(*({row["seed"] for row in side} for side in sides)))
+    kept = [[next(row for row in side if row["seed"] == seed)["labels"][group] for seed in seeds] for side in sides]
+    first, second = ([label for rows in side for _, label in rows] for side in kept)
+    goals = [goal for rows in kept[0] for goal, _ in rows]
+    found = paired_difference(first, second, goals, target=target(group))
+    return f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
 # ---------------------------------------------------------------- the curves
 
 
@@ -331,7 +357,8 @@ def curves(axis: Axes, places: Sequence[int], found: dict[str, list[list[Row]]],
         x = [place + 0.15 * number for place, _ in shown]
         y = [rate.rate for _, rate in shown]
         around = [[rate.rate - rate.low for _, rate in shown], [rate.high - rate.rate for _, rate in shown]]
-        axis.errorbar(x, y, yerr=around, label=name, marker="o", markersize=3, linewidth=1, capsize=2)
+        colour = f"C{list(VARIANTS).index(name)}" if name in VARIANTS else None
+        axis.errorbar(x, y, yerr=around, label=name, color=colour, marker="o", markersize=3, linewidth=1, capsize=2)
 
 
 def main() -> None:
@@ -355,12 +382,12 @@ def main() -> None:
     parser.add_argument("--seen", nargs="+", default=["nested_fiction", "escalation"], help="families to repair")
     parser.add_argument("--unseen", nargs="+", default=["role_play", "forced_opening"], help="families for transfer")
     parser.add_argument("--plot", type=Path, default=None, help="draw what was measured into this file")
-    parser.add_argument("--table", action="store_true", help="print the table of what was measured")
+    parser.add_argument("--table", action="store_true", help="print the tables of what was measured")
     args = parser.parse_args()
     if args.plot:
         plot(args)
     elif args.table:
-        print(table(args))
+        print(table(args), paired_table(args), sep="\n\n")
     elif args.jobs > 1 and args.part is None:
         run_jobs(args)
     else:
