@@ -149,6 +149,19 @@ def test_a_group_measured_only_before_is_shown_as_such() -> None:
     assert "not evaluated" in " ".join(page.words)
 
 
+def test_a_group_of_which_nothing_was_scored_shows_no_rate() -> None:
+    nothing = GroupRow("attack:origami", False, Interval(0.5, 0.0, 1.0, 40, 40))
+    page = Page(render_report(example(groups=[*example().groups, nothing])))
+    assert " ".join(page.words).count("none scored") == 1
+
+
+def test_the_card_shows_no_rate_either() -> None:
+    first, *others = example().groups
+    assert first.after is not None
+    lost = replace(first, after=replace(first.after, unscored=first.after.n))
+    assert render_model_card(example(groups=[lost, *others])).count("none scored") == 1
+
+
 def test_a_summary_that_says_otherwise_is_refused() -> None:
     inputs = example()
     other = summary(inputs.groups, 60, 480)

@@ -8,7 +8,7 @@ from seawall.artifacts.audit import AuditResult
 from seawall.artifacts.evaluation import Rate
 from seawall.pipeline.audit_bench import POOLED
 from seawall.pipeline.audit_views import audit_view
-from seawall.pipeline.headline import group_name
+from seawall.pipeline.headline import NONE_SCORED, group_name
 
 _NAMES = {POOLED: "attack success", "generated": "generated tokens", "prompt": "prompt tokens"}
 
@@ -29,5 +29,7 @@ def audit_table(found: AuditResult) -> Table:
 
 
 def _rate(rate: Rate) -> str:
+    if rate.unscored == rate.n:
+        return NONE_SCORED
     unscored = f" ({rate.unscored} unscored)" if rate.unscored else ""
     return f"{rate.rate:.1%} [{rate.low:.1%}, {rate.high:.1%}]{unscored}"

@@ -11,7 +11,7 @@ from seawall.artifacts.evaluation import Rate
 from seawall.models.difference import CheckpointDifference
 from seawall.pipeline.diff import GroupDifference, RunDifference
 from seawall.pipeline.facts import facts
-from seawall.pipeline.headline import group_name
+from seawall.pipeline.headline import NONE_SCORED, group_name
 
 _SHOWN = 20
 """Names of a kind that a table shows; `--json` has all of them."""
@@ -67,6 +67,8 @@ def _rates(found: RunDifference) -> Table:
 
 
 def _rate(rate: Rate) -> str:
+    if rate.unscored == rate.n:
+        return NONE_SCORED
     return f"{rate.rate:.1%}" + (f" ({rate.unscored} unscored)" if rate.unscored else "")
 
 

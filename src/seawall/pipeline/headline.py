@@ -13,6 +13,8 @@ from seawall.evaluation.suite import ATTACK
 
 Named = Sequence[tuple[str, EvalResult]]
 """("before" or "after", its evaluation)."""
+NONE_SCORED = "none scored"
+"""Stands where a rate would be 0.5 in [0, 1]: nothing is known of it."""
 
 
 def headline_table(rates: Named, changes: Mapping[str, Difference]) -> Table:
@@ -78,6 +80,8 @@ def _named(group: str, rates: Named) -> str:
 def _rate(rate: Rate | None) -> str:
     if rate is None:
         return ""
+    if rate.unscored == rate.n:
+        return NONE_SCORED
     return f"{rate.rate:6.1%} [{100 * rate.low:.1f}\u2013{100 * rate.high:.1f}]"
 
 
