@@ -12,7 +12,7 @@ from seawall.errors import RunFolderError
 from seawall.runs.files import read_json, storage_errors, write_json, write_text
 from seawall.runs.lock import LOCK, locked
 
-_UNCOUNTED = frozenset({"output", "name", "audit"})
+_UNCOUNTED = frozenset({"output", "name", "audit", "steer"})
 """Keys and sections of a recipe that say where a run lies or how it is looked at, not what it is."""
 
 
