@@ -69,5 +69,6 @@ class _Addition:
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         hidden_BTD: Tensor = args[0] if args else kwargs["hidden_states"]
-        changed_BTD = hidden_BTD + self.added_D.to(hidden_BTD)
+        # In float32 and rounded once, as `models.intervene.added` does, so that what is loaded is what was measured.
+        changed_BTD = (hidden_BTD + self.added_D.to(hidden_BTD.device)).to(hidden_BTD.dtype)
         return ((changed_BTD, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed_BTD})
