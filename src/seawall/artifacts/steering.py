@@ -17,9 +17,8 @@ _KIND = "steering"
 
 SteeringMode = Literal["suppress", "induce"]
 """Which way refusal is moved."""
-SteeringFamily = Literal["layer", "expert", "random_direction", "random_expert", "pair", "triple"]
-"""What a candidate adds to: the residual stream, or an MoE block's output in the name of one or more experts; the
-random ones are controls."""
+SteeringFamily = Literal["layer", "expert", "random_expert", "all_experts", "pair", "triple"]
+"""What a candidate is a direction of: the residual stream, one expert, one that is a control, all of a layer, several."""
 
 
 @dataclass(frozen=True, slots=True)

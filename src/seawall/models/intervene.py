@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from seawall.errors import ConfigError, SeawallError
 from seawall.models.calls import call_reader, logits_reader
 from seawall.models.find import MoELayer, MoEModel
+from seawall.models.residual import require_layers
 from seawall.models.sublayers import Block, Change, decoder_blocks, input_changed, output_changed, written_changed
 
 Site = Literal["residual", "attention", "mlp"]
@@ -60,7 +61,7 @@ def added(model: PreTrainedModel, additions: Sequence[Addition]) -> Iterator[Non
     """
     blocks = decoder_blocks(model)
     for addition in additions:
-        _require_layers(blocks, [addition.layer])
+        require_layers([addition.layer], len(blocks))
         _require_width(model, addition.vector_D)
     with ExitStack() as stack:
         if any(_is_per_row(addition.coefficient) for addition in additions):
@@ -172,7 +173,7 @@ def ablated(
     """
     blocks = decoder_blocks(model)
     chosen = range(len(blocks)) if layers is None else sorted(set(layers))
-    _require_layers(blocks, chosen)
+    require_layers(chosen, len(blocks))
     _require_width(model, direction_D)
     direction_D = direction_D.detach().float()
     length = direction_D.norm()
@@ -251,12 +252,6 @@ def single_passes_only(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _require_layers(blocks: Sequence[Block], layers: Collection[int]) -> None:
-    wrong = [layer for layer in layers if not 0 <= layer < len(blocks)]
-    if wrong:
-        raise ConfigError(f"decoder layer {wrong[0]} does not exist", expected=f"0 to {len(blocks) - 1}")
 
 
 def _require_experts(moe: MoEModel, addition: ExpertAddition) -> None:

@@ -1,0 +1,167 @@
+"""Measuring candidates on the prompts of the search: many of them as rows of one forward pass.
+
+Legend: B prompts of a batch, R changed copies of each, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from math import isfinite
+from statistics import fmean
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from seawall.artifacts.directions import Directions
+from seawall.artifacts.steering import SteeringCandidate, SteeringMode
+from seawall.data.batching import Batch
+from seawall.models.intervene import ablated
+from seawall.models.resume import BlockInputs, record_block_inputs, resumed
+from seawall.steering.changes import applied_in_rows
+from seawall.steering.extract import require_prompts
+from seawall.steering.score import divergence, refusal_score
+from seawall.steering.target import Prompt, Target, batches, last_logits
+
+Number = Literal["score", "kl", "induced"]
+"""`score`: refusal score of a prompt whose refusal is to be moved. `kl`: divergence of a harmless prompt's next token
+from the original model's, in nats. `induced`: refusal score of a harmless prompt with the direction added. A layer's
+direction is ablated everywhere for the first two; an expert's is taken away or added at its block."""
+Side = Literal["moved", "harmless"]
+Part = Literal["few", "rest"]
+"""The first prompts of a side, which sort candidates out; and its others."""
+PARTS: tuple[Part, ...] = ("few", "rest")
+SIDE: dict[Number, Side] = {"score": "moved", "kl": "harmless", "induced": "harmless"}
+FEW = 8
+
+
+@dataclass(frozen=True, eq=False)
+class _Recorded:
+    """A batch of prompts as the original model sees it."""
+
+    batch: Batch
+    inputs: BlockInputs
+    original_BV: Tensor
+
+
+@final
+class Bench:
+    """Prompts that candidates are measured on, and the numbers measured so far.
+
+    Attributes:
+        target, directions, mode: what is measured.
+        resume: start a forward pass at the first layer that its candidates change, from recorded inputs; False runs
+            the layers below again, for the same numbers.
+        passes: decoder layers run for candidates so far, times rows.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        directions: Directions,
+        mode: SteeringMode,
+        *,
+        moved: Sequence[Prompt],
+        harmless: Sequence[Prompt],
+        resume: bool = True,
+    ) -> None:
+        """Runs the original model once over the prompts.
+
+        Args:
+            target: the model.
+            directions: of this model.
+            mode: which way refusal is to be moved.
+            moved: prompts whose refusal is to be moved; the first FEW sort candidates out.
+            harmless: prompts that are to be left alone; likewise.
+            resume: see above.
+
+        Raises:
+            DataError: a side has no prompts.
+        """
+        self.target, self.directions, self.mode, self.resume = target, directions, mode, resume
+        self.passes = 0
+        self._values: dict[tuple[SteeringCandidate, Number], dict[Part, list[float]]] = {}
+        self._recorded: dict[tuple[Side, Part], list[_Recorded]] = {}
+        sides: dict[Side, Sequence[Prompt]] = {"moved": moved, "harmless": harmless}
+        for side, prompts in sides.items():
+            require_prompts(f"{side} prompts to search with", prompts)
+            self._recorded[side, "few"] = [*self._record(prompts[:FEW])]
+            self._recorded[side, "rest"] = [*self._record(prompts[FEW:])]
+
+    def original_score(self, side: Side) -> float:
+        """Mean refusal score of the original model."""
+        every = [one.original_BV for part in PARTS for one in self._recorded[side, part]]
+        return float(refusal_score(torch.cat(every), self.target.refusal_tokens).mean())
+
+    def read(self, candidates: Iterable[SteeringCandidate], number: Number, parts: Sequence[Part] = PARTS) -> None:
+        """Measures what is not measured yet."""
+        asked = list(dict.fromkeys(candidates))
+        for part in parts:
+            missing = [one for one in asked if part not in self._values.get((one, number), {})]
+            for candidate, values in self._measured(missing, number, part):
+                self._values.setdefault((candidate, number), {}).setdefault(part, []).extend(values)
+
+    def mean(self, candidate: SteeringCandidate, number: Number) -> float:
+        """The mean over the prompts measured so far; NaN where it is not finite."""
+        values = [value for some in self._values[candidate, number].values() for value in some]
+        mean = fmean(values) if all(map(isfinite, values)) else float("nan")
+        return mean if isfinite(mean) else float("nan")
+
+    def count(self, candidate: SteeringCandidate, number: Number) -> int:
+        """Over how many prompts."""
+        return sum(map(len, self._values.get((candidate, number), {}).values()))
+
+    def _record(self, prompts: Sequence[Prompt]) -> Iterator[_Recorded]:
+        for _, batch in batches(prompts, self.target.batch_size):
+            with record_block_inputs(self.target.model) as inputs:
+                original_BV = last_logits(self.target.model, batch)
+            yield _Recorded(batch, inputs, original_BV)
+
+    def _measured(
+        self, candidates: Sequence[SteeringCandidate], number: Number, part: Part
+    ) -> Iterator[tuple[SteeringCandidate, list[float]]]:
+        ablation = [one for one in candidates if not one.experts and number != "induced"]
+        addition = [one for one in candidates if one.experts or number == "induced"]
+        for recorded in self._recorded[SIDE[number], part]:
+            for candidate in ablation:
+                yield candidate, self._ablated(candidate, recorded, number)
+            at_once = max(1, self.target.batch_size // len(recorded.original_BV))
+            for layer, group in groupby(sorted(addition, key=_place), key=lambda one: one.layer):
+                of_layer = list(group)
+                for start in range(0, len(of_layer), at_once):
+                    some = of_layer[start : start + at_once]
+                    yield from zip(some, self._added(some, layer, recorded, number), strict=True)
+
+    def _ablated(self, candidate: SteeringCandidate, recorded: _Recorded, number: Number) -> list[float]:
+        direction_D = self.directions.of_layer(candidate.layer, candidate.position)
+        with ablated(self.target.model, direction_D):
+            logits_BV = last_logits(self.target.model, recorded.batch)
+        self.passes += len(logits_BV) * self.target.num_layers
+        return self._numbers(recorded.original_BV, logits_BV, number)
+
+    def _added(
+        self, some: Sequence[SteeringCandidate], layer: int, recorded: _Recorded, number: Number
+    ) -> list[list[float]]:
+        rows, model = len(recorded.original_BV), self.target.model
+        mode: SteeringMode = "induce" if number == "induced" else self.mode
+        start = resumed(model, recorded.inputs, layer, repeats=len(some)) if self.resume else nullcontext()
+        with start, applied_in_rows(self.target, self.directions, some, mode, rows=rows):
+            logits_BV = last_logits(model, recorded.batch, repeats=len(some))
+        self.passes += len(logits_BV) * (self.target.num_layers - (layer if self.resume else 0))
+        parts = logits_BV.split(rows)
+        return [self._numbers(recorded.original_BV, part_BV, number) for part_BV in parts]
+
+    def _numbers(self, original_BV: Tensor, logits_BV: Tensor, number: Number) -> list[float]:
+        if number == "kl":
+            values_B = divergence(original_BV, logits_BV)
+        else:
+            values_B = refusal_score(logits_BV, self.target.refusal_tokens)
+        return [float(value) for value in values_B.tolist()]
+
+
+def _place(candidate: SteeringCandidate) -> tuple[object, ...]:
+    """Candidates of one layer stand together, and in it those that differ in the coefficient alone."""
+    return candidate.layer, candidate.experts, candidate.position, candidate.coefficient

@@ -1,0 +1,103 @@
+"""Selecting a layer's direction, after Arditi et al. (arXiv 2406.11717): the one whose ablation removes refusal best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from seawall.artifacts.steering import SteeringCandidate
+from seawall.steering.bench import FEW, Bench
+from seawall.steering.changes import Way
+from seawall.steering.options import LayerLimits
+from seawall.steering.verdicts import (
+    HARMLESS_KL,
+    LAST_LAYERS,
+    NOT_BEST,
+    NOT_FINITE,
+    NOT_INDUCED,
+    by_score,
+    require_some_kept,
+    with_numbers,
+)
+
+FINALISTS = 0.125
+"""Share of the candidates that are measured on all prompts at once, best on the first prompts first."""
+SLACK = 3.0
+"""How many times the cap a divergence may be on the first prompts: their mean is rough."""
+
+
+def select_layer_direction(bench: Bench, limits: LayerLimits) -> list[SteeringCandidate]:
+    """All candidates (layer, position) with their numbers, those that pass first, the best of them at the front.
+
+    A candidate passes where it is not among the last layers, its ablation (at block inputs, attention outputs and MLP
+    outputs of all layers) costs harmless prompts at most `max_kl`, and adding it makes them score above 0. Best is the
+    lowest refusal score of harmful prompts under ablation.
+
+    Args:
+        bench: with harmful prompts as those to be moved.
+        limits: the caps.
+
+    Raises:
+        DataError: none passes; says which check failed how often.
+    """
+    count = bench.directions.num_layers
+    every = [
+        Way("layer", layer, (), position).at(limits.coefficient)
+        for layer in range(count)
+        for position in bench.directions.positions
+    ]
+    first_dropped = int(count * (1 - limits.drop_last))
+    tried = [one for one in every if one.layer < first_dropped]
+    reasons = dict.fromkeys(every, LAST_LAYERS)
+    if limits.pruned:
+        _pruned(bench, tried, limits, reasons)
+    else:
+        _checked(bench, tried, limits, reasons)
+        bench.read(tried, "score")
+        bench.read(tried, "induced")
+    found = [with_numbers(bench, one, reasons[one]) for one in every]
+    require_some_kept(
+        "direction of a layer",
+        found,
+        "raise steer.layer_max_kl, or take directions from more prompts (steer.train_prompts)",
+    )
+    best_first = by_score(found, "suppress")
+    return [*best_first, *(one for one in found if not one.kept)]
+
+
+def _pruned(
+    bench: Bench, tried: Sequence[SteeringCandidate], limits: LayerLimits, reasons: dict[SteeringCandidate, str]
+) -> None:
+    """Sorts out on the first prompts, then measures the best of the others on all, until one passes."""
+    bench.read(tried, "kl", ["few"])
+    within = [one for one in tried if bench.mean(one, "kl") <= SLACK * limits.max_kl]
+    reasons |= {one: _kl_reason(bench, one) for one in tried if one not in within}
+    bench.read(within, "score", ["few"])
+    order = sorted(within, key=lambda one: bench.mean(one, "score"))
+    reasons |= dict.fromkeys(order, NOT_BEST)
+    size = max(FEW, round(FINALISTS * len(tried)))
+    for start in range(0, len(order), size):
+        finalists = order[start : start + size]
+        _checked(bench, finalists, limits, reasons)
+        if not all(reasons[one] for one in finalists):
+            return
+
+
+def _checked(
+    bench: Bench, candidates: Sequence[SteeringCandidate], limits: LayerLimits, reasons: dict[SteeringCandidate, str]
+) -> None:
+    """The checks on all prompts, the next one only for those that passed the last."""
+    bench.read(candidates, "kl")
+    within = [one for one in candidates if bench.mean(one, "kl") <= limits.max_kl]
+    reasons |= {one: _kl_reason(bench, one) for one in candidates if one not in within}
+    bench.read(within, "induced")
+    inducing = [one for one in within if bench.mean(one, "induced") >= 0]
+    reasons |= dict.fromkeys(within, NOT_INDUCED)
+    bench.read(inducing, "score")
+    for one in inducing:
+        score = bench.mean(one, "score")
+        reasons[one] = "" if score == score else NOT_FINITE
+
+
+def _kl_reason(bench: Bench, candidate: SteeringCandidate) -> str:
+    kl = bench.mean(candidate, "kl")
+    return HARMLESS_KL if kl == kl else NOT_FINITE
