@@ -18,7 +18,7 @@ _KIND = "steering"
 SteeringMode = Literal["suppress", "induce"]
 """Which way refusal is moved."""
 SteeringFamily = Literal["layer", "expert", "random_expert", "all_experts", "pair", "triple"]
-"""What a candidate is a direction of: the residual stream, one expert, one that is a control, all of a layer, several."""
+"""What a candidate is a direction of: the residual stream, one expert, a control, all experts of a layer, several."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,11 @@ class Bench:
             self._recorded[side, "few"] = [*self._record(prompts[:FEW])]
             self._recorded[side, "rest"] = [*self._record(prompts[FEW:])]
 
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts there are on both sides."""
+        return sum(len(one.original_BV) for some in self._recorded.values() for one in some)
+
     def original_score(self, side: Side) -> float:
         """Mean refusal score of the original model."""
         every = [one.original_BV for part in PARTS for one in self._recorded[side, part]]
@@ -151,8 +156,8 @@ class Bench:
         with start, applied_in_rows(self.target, self.directions, some, mode, rows=rows):
             logits_BV = last_logits(model, recorded.batch, repeats=len(some))
         self.passes += len(logits_BV) * (self.target.num_layers - (layer if self.resume else 0))
-        parts = logits_BV.split(rows)
-        return [self._numbers(recorded.original_BV, part_BV, number) for part_BV in parts]
+        by_candidate_RBV = logits_BV.view(len(some), rows, -1)
+        return [self._numbers(recorded.original_BV, part_BV, number) for part_BV in by_candidate_RBV]
 
     def _numbers(self, original_BV: Tensor, logits_BV: Tensor, number: Number) -> list[float]:
         if number == "kl":

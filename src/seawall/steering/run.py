@@ -10,7 +10,7 @@ from seawall.artifacts.directions import Directions, Place
 from seawall.artifacts.steering import SteeringCandidate, SteeringFamily
 from seawall.data.types import Messages
 from seawall.steering.bench import Bench
-from seawall.steering.changes import Way, expert_way, way_of
+from seawall.steering.changes import expert_way, way_of
 from seawall.steering.controls import random_experts, together
 from seawall.steering.options import ExpertOptions, LayerLimits, SearchLimits
 from seawall.steering.search import Ask, judge_best, search
@@ -50,7 +50,7 @@ class Found:
             at = places.get((way_of(one), one.coefficient))
             if at is None:
                 self.candidates.append(one)
-            else:
+            elif one.judged >= self.candidates[at].judged:
                 self.candidates[at] = one
 
     def choose(self, name: str, best: SteeringCandidate) -> None:
@@ -96,26 +96,37 @@ class ExpertSearch:
     found: Found
 
     def run(self, layer: SteeringCandidate) -> None:
-        """All of it, in the place of the layer's direction and in any other.
+        """All of it: the best single expert, free to choose its place and in that of the layer's direction; experts
+        below the threshold; pairs and triples of the best; and all experts of a layer.
 
         Args:
             layer: the layer's direction that was chosen.
         """
-        directions, limits, found = self.bench.directions, self.limits, self.found
-        searched = directions.above(self.options.threshold)
-        there = place_of(directions, layer)
+        directions, options = self.bench.directions, self.options
+        searched = directions.above(options.threshold)
+        there = moe_layer_near(directions, layer.layer)
         singles = self.singles(searched, there, layer.position)
-        judged = self._judge(singles, limits.keep(len(singles)), EXPERT)
+        free = self._judge(singles, EXPERT, most=self.limits.keep(len(singles)))
         constrained = [one for one in singles if one.experts[0][0] == there and one.position == layer.position]
-        self._judge(constrained, limits.keep_least, CONSTRAINED)
-        self._control(searched)
-        self._groups(by_score(singles, self.bench.mode))
-        layers = {there} | {one.experts[0][0] for one in judged[:1]}
-        self._several("all_experts", [(_all_of(directions, one), at) for one in sorted(layers) for at in directions.positions])
-        found.candidates.sort(key=lambda one: one.family)
+        self._judge(constrained, CONSTRAINED, most=self.limits.keep_least)
+        count = len(searched) if options.random_experts is None else options.random_experts
+        drawn = random_experts(directions, searched, options.threshold, count=count, seed=options.seed)
+        self._family("random_expert", [((place,), at) for place in drawn for at in directions.positions])
+        ranked = by_score(singles, self.bench.mode)
+        self._family("pair", together(ranked, size=2, count=options.pairs))
+        self._family("triple", together(ranked, size=3, count=options.triples))
+        layers = {there} | ({free.experts[0][0]} if free else set())
+        whole = [_all_of(directions, one) for one in sorted(layers)]
+        self._family("all_experts", [(places, at) for places in whole for at in directions.positions])
 
     def singles(self, searched: Sequence[Place], there: int, position: int) -> list[SteeringCandidate]:
-        """Single experts: those above the threshold at every position, and all of the layer's place at its position."""
+        """The first stage for single experts: those searched, and all of an MoE layer at one position.
+
+        Args:
+            searched: experts that are tried at every position.
+            there: MoE layer in which a layer's direction lies.
+            position: that direction's.
+        """
         directions, bench = self.bench.directions, self.bench
         wanted = [(place, at) for place in searched for at in directions.positions]
         wanted += [(place, position) for place in _all_of(directions, there)]
@@ -123,6 +134,32 @@ class ExpertSearch:
         before = bench.passes
         candidates = search(bench, ways, self.limits)
         self.found.cost += bench.passes - before
-        self.found.full_cost += len(candidates) * bench.prompts * bench.target.num_layers
+        self.found.full_cost += len(candidates) * bench.num_prompts * bench.target.num_layers
         self.found.add(candidates)
         return candidates
+
+    def _family(self, family: SteeringFamily, groups: Iterable[tuple[Sequence[Place], int]]) -> None:
+        """Both stages for a family other than single experts; groups are (experts, position)."""
+        ways = [expert_way(self.bench.directions, family, places, position) for places, position in groups]
+        candidates = search(self.bench, ways, self.limits)
+        self.found.add(candidates)
+        self._judge(candidates, family, most=self.limits.keep_least)
+
+    def _judge(self, candidates: Sequence[SteeringCandidate], name: str, *, most: int) -> SteeringCandidate | None:
+        """The second stage; the best becomes the choice of that name."""
+        mode, pruned = self.bench.mode, self.limits.pruned
+        judged = judge_best(candidates, self.ask, self.prompts, mode=mode, most=most, pruned=pruned)
+        self.found.add(judged)
+        if not judged:
+            return None
+        self.found.choose(name, judged[0])
+        return judged[0]
+
+
+def moe_layer_near(directions: Directions, layer: int) -> int:
+    """The MoE layer in a decoder layer, or the nearest one to it; the lower one of two."""
+    return min(range(len(directions.moe_layers)), key=lambda at: (abs(directions.moe_layers[at] - layer), at))
+
+
+def _all_of(directions: Directions, layer: int) -> tuple[Place, ...]:
+    return tuple(place for place in directions.candidates if place[0] == layer)

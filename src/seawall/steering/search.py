@@ -67,7 +67,7 @@ def _pruned(bench: Bench, ways: Sequence[Way], limits: SearchLimits, reasons: di
 def _within_cap(
     bench: Bench, ways: Sequence[Way], limits: SearchLimits, reasons: dict[SteeringCandidate, str]
 ) -> list[SteeringCandidate]:
-    """Settings whose divergence on the first prompts is not past the cap, nor that of a smaller coefficient far past."""
+    """Settings whose divergence on the first prompts is not far past the cap, nor that of a smaller coefficient."""
     alive, within = list(dict.fromkeys(ways)), list[SteeringCandidate]()
     for start in range(0, len(limits.coefficients), CHUNK):
         tried = [way.at(coefficient) for way in alive for coefficient in limits.coefficients[start : start + CHUNK]]

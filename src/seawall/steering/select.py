@@ -1,4 +1,4 @@
-"""Selecting a layer's direction, after Arditi et al. (arXiv 2406.11717): the one whose ablation removes refusal best."""
+"""Selecting a layer's direction, after Arditi et al. (arXiv 2406.11717): the one whose ablation refuses least."""
 
 from __future__ import annotations
 
