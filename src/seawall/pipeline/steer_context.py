@@ -101,8 +101,8 @@ class SteerContext:
     def held_out(self) -> list[Asked]:
         """What is asked in every condition, from the test part alone.
 
-        Where refusal is suppressed: plain requests, harmless ones and those that sound unsafe. Where it is induced: also
-        every attack family and harmless requests put as the attacks are, on a number of goals.
+        Where refusal is suppressed: plain requests, harmless ones and those that sound unsafe. Where it is induced:
+        also every attack family and harmless requests put as the attacks are, on a number of goals.
         """
         asked = build_suite(self.prompts, "test", gold=False).asked()
         kept = [one for one in asked if one.group in _GROUPS]

@@ -52,6 +52,11 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def steering_report(self) -> Path:
+        """The report on steering of a model that was not repaired."""
+        return self.path / "steering.html"
+
+    @property
     def samples(self) -> Path:
         """Every prompt, completion and verdict."""
         return self.path / "samples"

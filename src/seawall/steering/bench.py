@@ -96,9 +96,9 @@ class Bench:
         """How many prompts there are on both sides."""
         return sum(len(one.original_BV) for some in self._recorded.values() for one in some)
 
-    def original_score(self, side: Side) -> float:
+    def original_score(self, side: Side, parts: Sequence[Part] = PARTS) -> float:
         """Mean refusal score of the original model."""
-        every = [one.original_BV for part in PARTS for one in self._recorded[side, part]]
+        every = [one.original_BV for part in parts for one in self._recorded[side, part]]
         return float(refusal_score(torch.cat(every), self.target.refusal_tokens).mean())
 
     def read(self, candidates: Iterable[SteeringCandidate], number: Number, parts: Sequence[Part] = PARTS) -> None:
@@ -142,7 +142,8 @@ class Bench:
 
     def _ablated(self, candidate: SteeringCandidate, recorded: _Recorded, number: Number) -> list[float]:
         direction_D = self.directions.of_layer(candidate.layer, candidate.position)
-        with ablated(self.target.model, direction_D):
+        # At the first layer's input the template's tokens are the same in all prompts, and nothing is there to ablate.
+        with ablated(self.target.model, direction_D) if direction_D.any() else nullcontext():
             logits_BV = last_logits(self.target.model, recorded.batch)
         self.passes += len(logits_BV) * self.target.num_layers
         return self._numbers(recorded.original_BV, logits_BV, number)
