@@ -75,7 +75,7 @@ def search_stage(context: SteerContext, target: Target, directions: Directions, 
     }
     layer = find_layer(bench, layer_limits(context), found)
     context.reporter.say(
-        f"layer {layer.layer}, token {layer.position}: the refusal score falls from "
+        f"layer {layer.layer}, token {layer.position}: the refusal score goes from "
         f"{figures['original_score']:.2f} to {layer.refusal_score:.2f}"
     )
     asked = sides[0]
