@@ -42,9 +42,23 @@ def _model(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     return build()
 
 
+def _batch(prompts: Sequence[Messages]) -> dict[str, Tensor]:
+    """Tokens and mask, padded on the left."""
+    rows = [encode_prompt(TOKENIZER, prompt) for prompt in prompts]
+    width = max(map(len, rows))
+    tokens_BT = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return {
+        "input_ids": tokens_BT,
+        "attention_mask": mask_BT,
+        "position_ids": (mask_BT.cumsum(-1) - 1).clamp(min=0),
+    }
+
+
 def _last_logits(model: PreTrainedModel, prompts: Sequence[Messages]) -> Tensor:
     with torch.no_grad():
-        return torch.cat([model(torch.tensor([encode_prompt(TOKENIZER, prompt)])).logits[:, -1] for prompt in prompts])
+        logits: Tensor = model(**_batch(prompts)).logits
+    return logits[:, -1]
 
 
 def _refused(model: PreTrainedModel, prompts: Sequence[Messages]) -> float:
@@ -55,11 +69,8 @@ def _direction(model: PreTrainedModel, layer: int) -> Tensor:
     means = []
     for prompts in (harmful(10), harmless(10)):
         with torch.no_grad(), capture_residual(model, [layer]) as trace:
-            rows = []
-            for prompt in prompts:
-                model(torch.tensor([encode_prompt(TOKENIZER, prompt)]))
-                rows.append(trace.inputs[layer][0, -1])
-        means.append(torch.stack(rows).mean(0))
+            model(**_batch(prompts))
+        means.append(trace.inputs[layer][:, -1].mean(0))
     return means[0] - means[1]
 
 
@@ -108,12 +119,10 @@ def test_routing_differs_for_experts_with_and_without_a_part_in_it(
 
 def _top_1(moe: MoEModel, prompts: Sequence[Messages]) -> Tensor:
     """How often each expert is the first choice over the last 5 tokens (L, E)."""
-    first = []
-    for prompt in prompts:
-        with torch.no_grad(), capture(moe, logits=True) as trace:
-            moe.model(torch.tensor([encode_prompt(TOKENIZER, prompt)]))
-        first.append(torch.stack([logits_TE[-5:].argmax(-1) for logits_TE in trace.logits]))
-    return torch.nn.functional.one_hot(torch.cat(first, dim=1), moe.num_experts).float().mean(1)
+    with torch.no_grad(), capture(moe, logits=True) as trace:
+        moe.model(**_batch(prompts))
+    first = [logits_TE.view(len(prompts), -1, moe.num_experts)[:, -5:].argmax(-1) for logits_TE in trace.logits]
+    return torch.nn.functional.one_hot(torch.stack(first), moe.num_experts).float().mean((1, 2))
 
 
 @pytest.mark.parametrize("build", BUILDERS)

@@ -15,7 +15,7 @@ TOKENS = tuple(range(136))
 """Half of the vocabulary: a random model then scores some prompts above 0 and some below."""
 
 
-def target(family: str = "qwen3_moe", *, batch_size: int = 16) -> Target:
+def target(family: str = "qwen3_moe", *, batch_size: int = 64) -> Target:
     model = tiny(family)
     return Target(model, None if family == "llama" else find_moe(model), "sha256:0", TOKENS, batch_size)
 
@@ -44,7 +44,7 @@ def random_directions_of(subject: Target, positions: tuple[int, ...] = (-2, -1))
 
 
 def bench(
-    family: str = "qwen3_moe", *, mode: SteeringMode = "suppress", resume: bool = True, batch_size: int = 16
+    family: str = "qwen3_moe", *, mode: SteeringMode = "suppress", resume: bool = True, batch_size: int = 64
 ) -> Bench:
     subject = target(family, batch_size=batch_size)
     moved, harmless = prompts(11, seed=3), prompts(13, seed=4)

@@ -109,7 +109,7 @@ def test_a_side_without_prompts_is_refused() -> None:
 
 def test_the_original_score_is_that_of_plain_passes() -> None:
     subject = bench()
-    (_, batch), = batches(prompts(11, seed=3), 64)
+    ((_, batch),) = batches(prompts(11, seed=3), 64)
     expected = refusal_score(last_logits(target().model, batch), subject.target.refusal_tokens).mean().item()
     assert subject.original_score("moved") == pytest.approx(expected, abs=1e-4)
     assert subject.num_prompts == 24

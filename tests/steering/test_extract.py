@@ -8,29 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from families import FAMILIES, random_ids, tiny, tiny_tokenizer
+from benches import TOKENS, prompts, target
+from families import FAMILIES, tiny_tokenizer
 from seawall.data.types import user
 from seawall.errors import DataError
 from seawall.models.capture import capture
-from seawall.models.find import find_moe
+from seawall.models.find import MoEModel, find_moe
+from seawall.models.forced import expert_block_outputs
 from seawall.steering.extract import extract
 from seawall.steering.score import refusal_score
 from seawall.steering.target import Prompt, Target, encoded
 
 POSITIONS = (-3, -1)
-TOKENS = tuple(range(136))
-"""Half of the vocabulary: a random model then scores some prompts above 0 and some below."""
-
-
-def target(family: str = "qwen3_moe", *, batch_size: int = 4) -> Target:
-    model = tiny(family)
-    moe = None if family == "llama" else find_moe(model)
-    return Target(model, moe, "sha256:0", TOKENS, batch_size)
-
-
-def prompts(count: int, seed: int) -> list[Prompt]:
-    rows = random_ids(count, 12, seed).tolist()
-    return [Prompt(f"prompt {at}", tuple(row[: 6 + at % 6])) for at, row in enumerate(rows)]
 
 
 def split(subject: Target) -> tuple[list[Prompt], list[Prompt]]:
@@ -53,7 +42,7 @@ def _alone(subject: Target, prompt: Prompt) -> tuple[float, Tensor]:
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "gpt_oss", "llama"])
 def test_directions_are_differences_of_means_over_the_prompts_that_count(family: str) -> None:
-    subject = target(family)
+    subject = target(family, batch_size=16)
     harmful, harmless = split(subject)
     found = extract(subject, harmful, harmless, positions=POSITIONS)
     means = []
@@ -79,7 +68,7 @@ def test_batches_do_not_matter() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_routing_differences_are_of_first_choices_at_the_positions(family: str) -> None:
-    subject = target(family)
+    subject = target(family, batch_size=16)
     harmful, harmless = split(subject)
     found = extract(subject, harmful, harmless, positions=POSITIONS)
     shares_LE = [_first_choices(subject, side, sign) for side, sign in ((harmful, 1), (harmless, -1))]
@@ -113,7 +102,7 @@ def test_progress_counts_prompts() -> None:
     subject, seen = target(), list[tuple[int, int]]()
     harmful, harmless = split(subject)
     extract(subject, harmful, harmless, positions=POSITIONS, progress=lambda done, total: seen.append((done, total)))
-    assert seen[0] == (4, len(harmful) + len(harmless))
+    assert seen[0] == (min(16, len(harmful)), 2 * (len(harmful) + len(harmless)))
     assert seen[-1] == (seen[0][1],) * 2
 
 
@@ -148,3 +137,30 @@ def test_prompts_go_through_the_chat_template() -> None:
     (found,) = encoded(tokenizer, [user("Hi")])
     assert found.text == "Hi"
     assert tokenizer.decode(list(found.token_ids)).endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3", "gpt_oss"])
+def test_directions_of_experts_are_differences_of_means_too(family: str) -> None:
+    subject = target(family, batch_size=16)
+    assert subject.moe is not None
+    harmful, harmless = split(subject)
+    found = extract(subject, harmful, harmless, positions=POSITIONS)
+    assert found.candidates == tuple((layer, expert) for layer in range(3) for expert in range(8))
+    for layer, expert in ((0, 1), (2, 6)):
+        means = []
+        for rows, sign in ((harmful, 1), (harmless, -1)):
+            kept = [one for one in rows if sign * _alone(subject, one)[0] > 0]
+            means.append(torch.stack([_forced(subject.moe, layer, expert, one) for one in kept]).mean(0))
+        assert torch.allclose(found.expert_CPD[8 * layer + expert], means[0] - means[1], atol=1e-3)
+    assert extract(subject, harmful, harmless, positions=POSITIONS, experts=False).candidates == ()
+
+
+def _forced(moe: MoEModel, layer: int, expert: int, prompt: Prompt) -> Tensor:
+    """The MoE block's output (P, D) with the expert forced, for one prompt by itself."""
+    seen: list[Tensor] = []
+    with expert_block_outputs(
+        moe, {layer: [expert]}, positions=POSITIONS, sink=lambda at, which, output_XBPD: seen.append(output_XBPD)
+    ):
+        with torch.no_grad():
+            moe.model(input_ids=torch.tensor([prompt.token_ids]))
+    return seen[0][0, 0]

@@ -18,6 +18,7 @@ from seawall.data.batching import Batch
 from seawall.errors import DataError
 from seawall.models.capture import RoutingTrace, capture
 from seawall.models.residual import capture_residual
+from seawall.steering.forced import expert_means
 from seawall.steering.score import refusal_score
 from seawall.steering.target import Prompt, Target, batches, last_logits
 
@@ -32,18 +33,21 @@ def extract(
     harmless: Sequence[Prompt],
     *,
     positions: Sequence[int],
+    experts: bool = True,
     progress: Progress | None = None,
 ) -> Directions:
-    """The directions of every layer, from prompts on which the refusal score has the right sign.
+    """The directions of every layer and every expert, from prompts on which the refusal score has the right sign.
 
-    One forward pass over each prompt for scores, layers and routing.
+    One forward pass over each prompt for scores, layers and routing; one more over each prompt that counts, for the
+    experts.
 
     Args:
         target: the model.
         harmful: prompts that it should refuse; those with a refusal score above 0 count.
         harmless: prompts that it should answer; those below 0 count.
         positions: counted from the prompt's end, ascending.
-        progress: told how many of these forward passes are done, in prompts.
+        experts: whether to take directions of experts, where the model has any.
+        progress: told how many prompts have been run, and of how many.
 
     Raises:
         DataError: a side has no prompts or none that counts, a position lies outside a prompt, or the model's own
@@ -52,28 +56,45 @@ def extract(
     sides: dict[PromptSide, Sequence[Prompt]] = {"harmful": harmful, "harmless": harmless}
     for side, prompts in sides.items():
         require_prompts(f"{side} prompts to take directions from", prompts, positions)
+    moe = target.moe if experts else None
+    work = _Work(progress, (1 if moe is None else 2) * (len(harmful) + len(harmless)))
     means = {side: _Means.zeros(target, len(positions)) for side in sides}
-    records: list[ScoredPrompt] = []
-    for side, prompts in sides.items():
-        scores: dict[int, float] = {}
-        for places, batch in batches(prompts, target.batch_size):
-            scores |= zip(places, _read(target, batch, _SIGN[side], positions, into=means[side]), strict=True)
-            if progress is not None:
-                progress(len(records) + len(scores), len(harmful) + len(harmless))
-        records += [_record(side, prompt, scores[at]) for at, prompt in enumerate(prompts)]
-    _require_kept(records)
+    records = {side: _read_side(target, side, prompts, positions, means[side], work) for side, prompts in sides.items()}
+    for side in SIDES:
+        _require_kept(side, records[side])
     hidden_NPD, chosen_LE = means["harmful"].minus(means["harmless"])
+    expert_CPD = torch.zeros(0, *hidden_NPD.shape[1:])
+    if moe is not None:
+        kept = {side: _kept(sides[side], records[side]) for side in SIDES}
+        work.advance(sum(len(sides[side]) - len(kept[side]) for side in SIDES))
+        of_side = {side: expert_means(target, moe, kept[side], positions, work.advance) for side in SIDES}
+        expert_CPD = (of_side["harmful"] - of_side["harmless"]).float()
     return Directions(
         model_fingerprint=target.fingerprint,
         positions=tuple(positions),
         refusal_tokens=target.refusal_tokens,
-        candidates=(),
+        candidates=() if moe is None else tuple(divmod(at, moe.num_experts) for at in range(moe.total_experts)),
         moe_layers=() if target.moe is None else tuple(layer.decoder_layer for layer in target.moe.layers),
-        prompts=tuple(records),
+        prompts=(*records["harmful"], *records["harmless"]),
         layer_NPD=hidden_NPD.float(),
-        expert_CPD=torch.zeros(0, *hidden_NPD.shape[1:]),
+        expert_CPD=expert_CPD,
         routing_difference_LE=chosen_LE / len(positions),
     )
+
+
+@dataclass(eq=False)
+class _Work:
+    """How many prompts have been run, of how many, for whom it concerns."""
+
+    progress: Progress | None
+    total: int
+    done: int = 0
+
+    def advance(self, prompts: int) -> None:
+        """So many more."""
+        self.done += prompts
+        if self.progress is not None:
+            self.progress(self.done, self.total)
 
 
 def require_prompts(what: str, prompts: Sequence[Prompt], positions: Sequence[int] = (-1,)) -> None:
@@ -117,6 +138,25 @@ class _Means:
         return hidden_NPD, chosen_LE
 
 
+def _read_side(
+    target: Target,
+    side: PromptSide,
+    prompts: Sequence[Prompt],
+    positions: Sequence[int],
+    means: _Means,
+    work: _Work,
+) -> list[ScoredPrompt]:
+    scores: dict[int, float] = {}
+    for places, batch in batches(prompts, target.batch_size):
+        scores |= zip(places, _read(target, batch, _SIGN[side], positions, into=means), strict=True)
+        work.advance(len(places))
+    return [_record(side, prompt, scores[at]) for at, prompt in enumerate(prompts)]
+
+
+def _kept(prompts: Sequence[Prompt], records: Sequence[ScoredPrompt]) -> list[Prompt]:
+    return [prompt for prompt, record in zip(prompts, records, strict=True) if record.kept]
+
+
 def _read(target: Target, batch: Batch, sign: int, positions: Sequence[int], *, into: _Means) -> list[float]:
     """Refusal scores of a batch; the sums get its rows whose score has that sign."""
     routing = nullcontext(None) if target.moe is None else capture(target.moe)
@@ -156,16 +196,16 @@ def _record(side: PromptSide, prompt: Prompt, score: float) -> ScoredPrompt:
     return ScoredPrompt(side, prompt.text, score, _SIGN[side] * score > 0)
 
 
-def _require_kept(records: Sequence[ScoredPrompt]) -> None:
-    for side in SIDES:
-        scores = [record.score for record in records if record.side == side]
-        if any(_SIGN[side] * score > 0 for score in scores):
-            continue
-        raise DataError(
-            "the model shows no refusal to take a direction from"
-            if side == "harmful"
-            else "the model opens a refusal on every harmless prompt, so there is nothing to compare refusals with",
-            got=f"refusal scores from {min(scores):.2f} to {max(scores):.2f} on {len(scores)} {side} prompts",
-            expected=f"some {'above' if side == 'harmful' else 'below'} 0",
-            remedy="use other prompts, or name the tokens that open refusals (steer.refusal_tokens)",
-        )
+def _require_kept(side: PromptSide, records: Sequence[ScoredPrompt]) -> None:
+    if any(record.kept for record in records):
+        return
+    scores = [record.score for record in records]
+    harmful = side == "harmful"
+    raise DataError(
+        "the model shows no refusal to take a direction from"
+        if harmful
+        else "the model opens a refusal on every harmless prompt, so there is nothing to compare refusals with",
+        got=f"refusal scores from {min(scores):.2f} to {max(scores):.2f} on {len(scores)} {side} prompts",
+        expected=f"some {'above' if harmful else 'below'} 0",
+        remedy="use other prompts, or name the tokens that open refusals (steer.refusal_tokens)",
+    )

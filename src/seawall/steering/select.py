@@ -9,6 +9,7 @@ from seawall.steering.bench import FEW, Bench
 from seawall.steering.changes import Way
 from seawall.steering.options import LayerLimits
 from seawall.steering.verdicts import (
+    ALIKE,
     HARMLESS_KL,
     LAST_LAYERS,
     NOT_BEST,
@@ -46,8 +47,10 @@ def select_layer_direction(bench: Bench, limits: LayerLimits) -> list[SteeringCa
         for position in bench.directions.positions
     ]
     first_dropped = int(count * (1 - limits.drop_last))
-    tried = [one for one in every if one.layer < first_dropped]
-    reasons = dict.fromkeys(every, LAST_LAYERS)
+    early = [one for one in every if one.layer < first_dropped]
+    # The template's own tokens enter the first layer the same in every prompt.
+    tried = [one for one in early if bool(bench.directions.of_layer(one.layer, one.position).any())]
+    reasons = dict.fromkeys(every, LAST_LAYERS) | dict.fromkeys(early, ALIKE)
     if limits.pruned:
         _pruned(bench, tried, limits, reasons)
     else:

@@ -12,6 +12,7 @@ from seawall.errors import DataError
 from seawall.steering.bench import Bench, Number
 
 LAST_LAYERS = "among the last layers"
+ALIKE = "harmful and harmless prompts are alike there"
 NOT_FINITE = "not finite"
 HARMLESS_KL = "harmless KL above the cap"
 NOT_INDUCED = "added to harmless prompts, it induces no refusal"
