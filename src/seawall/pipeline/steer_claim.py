@@ -37,7 +37,7 @@ def _suppressed(found: SteeringResult, directions: Directions) -> Iterator[str]:
     assert change is not None
     yield (
         f"Taking one direction away (decoder layer {layer.layer}, {_token(layer)}) moved refusal of plain harmful "
-        f"requests by {points(change)}, at a harmless KL of {_kl(found, _LAYER)} nats."
+        f"requests by {points(change)}, at a harmless KL of {_kl(found, _LAYER)} nats{_unscored(found, _LAYER)}."
     )
     if abs(change.difference) < _LARGE:
         dropped = [one for one in found.of_family("layer") if one.reason]
@@ -50,14 +50,12 @@ def _suppressed(found: SteeringResult, directions: Directions) -> Iterator[str]:
         yield f"Taken out of the whole model it moved refusal by {points(everywhere)}."
     yield from _experts(found, directions)
     yield from _halves(found)
-    random = found.change(_RANDOM, ORIGINAL, PLAIN)
-    if random is not None:
-        yield f"A random direction of the same length moved it by {points(random)}."
+    yield from _control(found)
 
 
 def _experts(found: SteeringResult, directions: Directions) -> Iterator[str]:
     if not directions.candidates:
-        yield "The model is dense, so there is no expert to steer by."
+        yield "There is no direction of an expert: the model is dense, or experts were left out."
         return
     for name, where, paper in (
         (_EXPERT, "free to choose its place", PAPER_FREE),
@@ -71,13 +69,22 @@ def _experts(found: SteeringResult, directions: Directions) -> Iterator[str]:
         if share is not None:
             yield (
                 f"One expert {where} ({expert_name(chosen)}) recovers {_share(share)} of that effect at a harmless KL "
-                f"of {_kl(found, name)} nats; the paper has {100 * paper:.0f} %."
+                f"of {_kl(found, name)} nats{_unscored(found, name)}; the paper has {100 * paper:.0f} %."
             )
     rank = found.figures.get("rank_correlation")
     if rank is not None and rank.low is not None and rank.high is not None:
         verdict = "predicts" if rank.low > 0 else "does not clearly predict"
         interval = f"[{rank.low:.2f}, {rank.high:.2f}]".replace("-", "\u2212")
         yield f"Routing {verdict} which expert steers: rank correlation {rank.value:.2f} {interval}."
+
+
+def _control(found: SteeringResult) -> Iterator[str]:
+    random, less = found.change(_RANDOM, ORIGINAL, PLAIN), found.change(_RANDOM, _LAYER, PLAIN)
+    if random is None or less is None:
+        return
+    yield f"A random direction of the same length moved it by {points(random)}."
+    if not less.low > 0:
+        yield "That is not clearly less, so nothing here shows that it is this direction that carries refusal."
 
 
 def _halves(found: SteeringResult) -> Iterator[str]:
@@ -127,6 +134,12 @@ def _token(candidate: SteeringCandidate) -> str:
 def _kl(found: SteeringResult, name: str) -> str:
     kl = found.condition(name).harmless_kl
     return "unknown" if kl is None else f"{kl:.3f}" if kl < 1 else f"{kl:.2f}"
+
+
+def _unscored(found: SteeringResult, name: str) -> str:
+    """Replies that are no language any more count neither way, which must not be overlooked."""
+    rate = found.condition(name).rates[PLAIN]
+    return f" ({rate.unscored} of {rate.n} replies unscored)" if rate.unscored else ""
 
 
 def _share(figure: AuditFigure) -> str:

@@ -45,6 +45,7 @@ def read_directions(context: SteerContext, scratch: Path) -> Directions:
         harmful,
         harmless,
         positions=config.positions,
+        experts=config.experts,
         progress=lambda done, total: context.reporter.step("directions", done, total),
     )
     found.save(scratch)
