@@ -163,7 +163,7 @@ def test_refusal_that_attention_writes_is_in_attention_and_no_expert_moves_it(by
 
 def test_experts_below_the_threshold_go_through_the_same_search(by_expert: Study) -> None:
     rows = [one for one in by_expert.found.candidates if one.family == "random_expert"]
-    assert len(rows) == OPTIONS.random_experts * len(POSITIONS) * len(LIMITS.coefficients)
+    assert len(rows) == (OPTIONS.random_experts or 0) * len(POSITIONS) * len(LIMITS.coefficients)
     assert all(by_expert.directions.difference(one.experts[0]) < OPTIONS.threshold for one in rows)
     assert by_expert.choice("random_expert").judged == 12
     constrained, layer = by_expert.choice(CONSTRAINED), by_expert.choice(LAYER)
