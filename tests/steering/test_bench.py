@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-
 from benches import bench, prompts, target
+
 from seawall.artifacts.steering import SteeringCandidate
 from seawall.errors import DataError
 from seawall.models.intervene import Addition, ablated, added

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benches import TOKENS, prompts, target
 from torch import Tensor
 
-from benches import TOKENS, prompts, target
 from families import FAMILIES, tiny_tokenizer
 from seawall.data.types import user
 from seawall.errors import DataError

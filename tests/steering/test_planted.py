@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 import planted_refusal as planted
 from seawall.artifacts.directions import Directions
-from seawall.artifacts.steering import SteeringMode
+from seawall.artifacts.steering import SteeringCandidate, SteeringMode
 from seawall.data.types import Messages, Verdict, VerdictLabel
 from seawall.errors import ConfigError, DataError
 from seawall.models.find import find_moe
@@ -65,13 +65,19 @@ class Study:
             replies = generate(model, TOKENIZER, planted.harmful(50)[42:], max_new_tokens=3, batch_size=8)
         return sum(reply.text == planted.REFUSAL for reply in replies) / len(replies)
 
+    def choice(self, name: str) -> SteeringCandidate:
+        """What was chosen under that name."""
+        chosen = self.found.choice(name)
+        assert chosen is not None
+        return chosen
+
     def conditions(self) -> dict[str, Condition]:
         found = conditions(self.target, self.directions, self.found, "suppress", random_seeds=range(6))
         assert len({one.name for one in found}) == len(found)
         return {one.name: one for one in found}
 
 
-def study(model: PreTrainedModel, mode: SteeringMode = "suppress") -> Study:
+def study(model: PreTrainedModel, mode: SteeringMode = "suppress", options: ExpertOptions = OPTIONS) -> Study:
     replies = generate(model, TOKENIZER, planted.harmful(8), max_new_tokens=3, batch_size=8)
     tokens = refusal_tokens(
         [reply.token_ids[0] for reply in replies], [reply.text == planted.REFUSAL for reply in replies]
@@ -87,7 +93,7 @@ def study(model: PreTrainedModel, mode: SteeringMode = "suppress") -> Study:
     )
     ask = asking(bench, TOKENIZER, Exact(), max_new_tokens=LIMITS.judged_tokens)
     prompts = (planted.harmful if mode == "suppress" else planted.harmless)(42)[30:]
-    ExpertSearch(bench, ask, prompts, LIMITS, OPTIONS, found).run(layer)
+    ExpertSearch(bench, ask, prompts, LIMITS, options, found).run(layer)
     return Study(subject, directions, bench, found)
 
 
@@ -102,12 +108,12 @@ def by_attention() -> Study:
 
 
 def test_the_planted_expert_is_the_first_of_all(by_expert: Study) -> None:
-    assert by_expert.found.choice(EXPERT).experts == (planted.EXPERT,)
+    assert by_expert.choice(EXPERT).experts == (planted.EXPERT,)
     singles = [one for one in by_expert.found.candidates if one.family in ("expert", "random_expert")]
     ranked = by_score(singles, "suppress")
     others = next(one for one in ranked if one.experts != (planted.EXPERT,))
     assert ranked[0].experts == (planted.EXPERT,)
-    assert ranked[0].refusal_score < 0 < others.refusal_score
+    assert (ranked[0].refusal_score or 0) < 0 < (others.refusal_score or 0)
     # Not by its routing: other experts, without a part in refusal, differ as much.
     assert {planted.EXPERT, *planted.ROUTED_APART} <= set(by_expert.directions.above(0.5))
 
@@ -119,10 +125,10 @@ def test_without_any_pruning_it_is_the_same_expert(by_expert: Study) -> None:
     )
     limits = SearchLimits(LIMITS.coefficients, LIMITS.max_kl, 1.0, 1, 3, pruned=False)
     search = ExpertSearch(whole, lambda one, prompts: [], [], limits, OPTIONS, Found())
-    layer = by_expert.found.choice(LAYER)
+    layer = by_expert.choice(LAYER)
     singles = search.singles(whole.directions.above(OPTIONS.threshold), layer.layer, layer.position)
     best = by_score(singles, "suppress")[0]
-    chosen = by_expert.found.choice(EXPERT)
+    chosen = by_expert.choice(EXPERT)
     assert (best.experts, best.position, best.coefficient) == (chosen.experts, chosen.position, chosen.coefficient)
     assert search.found.cost == search.found.full_cost == by_expert.found.full_cost
     assert by_expert.found.cost < by_expert.found.full_cost / 2
@@ -152,30 +158,30 @@ def test_refusal_that_attention_writes_is_in_attention_and_no_expert_moves_it(by
     assert refused["ablated-mlp"] == 1
     for name in ("expert", "expert-constrained", "pair", "triple", "all-experts"):
         assert refused[name] == 1, name
-    assert by_attention.found.choice(LAYER).layer > planted.ATTENTION
+    assert by_attention.choice(LAYER).layer > planted.ATTENTION
 
 
 def test_experts_below_the_threshold_go_through_the_same_search(by_expert: Study) -> None:
     rows = [one for one in by_expert.found.candidates if one.family == "random_expert"]
-    assert len(rows) == OPTIONS.random_experts * len(POSITIONS) * len(LIMITS.coefficients)
+    assert len(rows) == (OPTIONS.random_experts or 0) * len(POSITIONS) * len(LIMITS.coefficients)
     assert all(by_expert.directions.difference(one.experts[0]) < OPTIONS.threshold for one in rows)
-    assert by_expert.found.choice("random_expert").judged == 12
-    constrained, layer = by_expert.found.choice(CONSTRAINED), by_expert.found.choice(LAYER)
+    assert by_expert.choice("random_expert").judged == 12
+    constrained, layer = by_expert.choice(CONSTRAINED), by_expert.choice(LAYER)
     assert (constrained.layer, constrained.position) == (layer.layer, layer.position)
 
 
 def test_refusal_can_be_induced() -> None:
-    found = study(planted.refusing_by_attention(), "induce")
-    layer = found.found.choice(LAYER)
+    found = study(planted.refusing_by_attention(), "induce", replace(OPTIONS, random_experts=0, pairs=0, triples=0))
+    layer = found.choice(LAYER)
     every = conditions(found.target, found.directions, found.found, "induce", random_seeds=[0])
     named = {one.name: one for one in every}
     with named["layer"].enter():
         replies = generate(found.target.model, TOKENIZER, planted.harmless(50)[42:], max_new_tokens=3, batch_size=8)
     assert all(reply.text == planted.REFUSAL for reply in replies)
-    assert layer.induced_score > 0
+    assert (layer.induced_score or 0) > 0
     assert not any(name.startswith("ablated") for name in named)
-    best = found.found.choice(EXPERT)
-    assert best.refusal_score > found.bench.original_score("moved")
+    best = found.choice(EXPERT)
+    assert (best.refusal_score or -100) > found.bench.original_score("moved")
 
 
 def test_a_coefficient_that_breaks_the_logits_is_one_line(by_expert: Study) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-
 from benches import bench, random_directions_of, target
+
 from seawall.artifacts.steering import SteeringCandidate, SteeringMode
 from seawall.data.types import Messages, user
 from seawall.errors import DataError

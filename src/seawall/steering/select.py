@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf, isfinite
 
 from seawall.artifacts.steering import SteeringCandidate
 from seawall.steering.bench import FEW, Bench
@@ -70,17 +71,17 @@ def select_layer_direction(bench: Bench, limits: LayerLimits) -> list[SteeringCa
 def _pruned(
     bench: Bench, tried: Sequence[SteeringCandidate], limits: LayerLimits, reasons: dict[SteeringCandidate, str]
 ) -> None:
-    """Sorts out on the first prompts, then measures the best of the others on all, until one passes."""
-    bench.read(tried, "kl", ["few"])
-    within = [one for one in tried if bench.mean(one, "kl") <= SLACK * limits.max_kl]
-    reasons |= {one: _kl_reason(bench, one) for one in tried if one not in within}
-    bench.read(within, "score", ["few"])
-    order = sorted(within, key=lambda one: bench.mean(one, "score"))
-    reasons |= dict.fromkeys(order, NOT_BEST)
+    """The score of all on the first prompts; then all checks on all prompts for the best, and on, until one passes."""
+    bench.read(tried, "score", ["few"])
+    order = sorted(tried, key=lambda one: _last_if_broken(bench.mean(one, "score")))
+    reasons |= dict.fromkeys(tried, NOT_BEST)
     size = max(FEW, round(FINALISTS * len(tried)))
     for start in range(0, len(order), size):
         finalists = order[start : start + size]
-        _checked(bench, finalists, limits, reasons)
+        bench.read(finalists, "kl", ["few"])
+        within = [one for one in finalists if bench.mean(one, "kl") <= SLACK * limits.max_kl]
+        reasons |= {one: _kl_reason(bench, one) for one in finalists if one not in within}
+        _checked(bench, within, limits, reasons)
         if not all(reasons[one] for one in finalists):
             return
 
@@ -96,11 +97,12 @@ def _checked(
     inducing = [one for one in within if bench.mean(one, "induced") >= 0]
     reasons |= dict.fromkeys(within, NOT_INDUCED)
     bench.read(inducing, "score")
-    for one in inducing:
-        score = bench.mean(one, "score")
-        reasons[one] = "" if score == score else NOT_FINITE
+    reasons |= {one: "" if isfinite(bench.mean(one, "score")) else NOT_FINITE for one in inducing}
 
 
 def _kl_reason(bench: Bench, candidate: SteeringCandidate) -> str:
-    kl = bench.mean(candidate, "kl")
-    return HARMLESS_KL if kl == kl else NOT_FINITE
+    return HARMLESS_KL if isfinite(bench.mean(candidate, "kl")) else NOT_FINITE
+
+
+def _last_if_broken(score: float) -> float:
+    return score if isfinite(score) else inf
