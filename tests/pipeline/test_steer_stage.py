@@ -63,6 +63,13 @@ def induced(by_attention: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def of_attention(by_attention: Path) -> Path:
+    folder = by_attention.parent / "suppressed"
+    _steer(by_attention, folder, "steer.mode=suppress")
+    return folder
+
+
 def test_the_expert_that_writes_refusals_is_found(suppressed: Path) -> None:
     found = SteeringResult.load(suppressed / "steer")
     chosen = found.choice("expert")
@@ -140,7 +147,7 @@ def test_what_is_done_is_skipped_and_other_settings_set_it_aside(by_expert: Path
 
 
 def test_an_interrupted_one_goes_on_and_finds_the_same(
-    by_expert: Path, suppressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by_attention: Path, of_attention: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = list[int]()
 
@@ -152,7 +159,7 @@ def test_an_interrupted_one_goes_on_and_finds_the_same(
 
     monkeypatch.setattr(GENERATE, interrupted)
     with pytest.raises(Interrupted):
-        _steer(by_expert, tmp_path / "run")
+        _steer(by_attention, tmp_path / "run", "steer.mode=suppress")
     assert not (tmp_path / "run/steer").exists()
 
     def forbidden(*args: Any, **kwargs: Any) -> Any:
@@ -160,8 +167,8 @@ def test_an_interrupted_one_goes_on_and_finds_the_same(
 
     monkeypatch.setattr("seawall.pipeline.steer_search.extract", forbidden)
     monkeypatch.setattr("seawall.pipeline.steer_search.find_layer", forbidden)
-    found = _steer(by_expert, tmp_path / "run")
-    assert found == SteeringResult.load(suppressed / "steer")
+    found = _steer(by_attention, tmp_path / "run", "steer.mode=suppress")
+    assert found == SteeringResult.load(of_attention / "steer")
     assert len(calls) == len(found.conditions) + 1
 
 
@@ -202,8 +209,8 @@ def test_a_hardening_that_stops_no_attack_is_not_left(by_attention: Path, tmp_pa
     assert "no hardening is left" in found.claim
 
 
-def test_attention_is_named_where_it_writes_the_refusals(by_attention: Path, tmp_path: Path) -> None:
-    found = _steer(by_attention, tmp_path / "run", "steer.mode=suppress")
+def test_attention_is_named_where_it_writes_the_refusals(of_attention: Path) -> None:
+    found = SteeringResult.load(of_attention / "steer")
     assert "Refusal rests more on attention than on the MLP or MoE here." in found.claim
 
 
@@ -217,6 +224,16 @@ def test_conditions_are_asked_again_under_a_system_prompt(by_attention: Path, tm
     assert "safety prompt: direction of a layer" in (tmp_path / "run/steering.html").read_text()
 
 
+def test_a_cap_that_no_direction_keeps_to_is_raised_and_named(by_attention: Path, tmp_path: Path) -> None:
+    changes = ["steer.mode=suppress", "steer.layer_max_kl=1.0e-7", "steer.test_prompts=4"]
+    found = _steer(by_attention, tmp_path / "run", *changes)
+    cap, layer = found.figures["layer_cap"].value, found.choice("layer")
+    assert layer is not None
+    assert layer.harmless_kl is not None
+    assert 1e-7 < cap / 2 < layer.harmless_kl <= cap
+    assert f"so the cap was doubled until one could, at {cap:g}" in found.claim
+
+
 def test_a_dense_model_is_steered_by_its_layers(by_expert: Path, tmp_path: Path) -> None:
     model, tokenizer = tiny("llama", hidden_size=64, num_hidden_layers=4), refusing_tokenizer()
     sides = [[encode_prompt(tokenizer, one) for one in side] for side in (harmful(20), harmless(20))]
@@ -225,12 +242,12 @@ def test_a_dense_model_is_steered_by_its_layers(by_expert: Path, tmp_path: Path)
             torch.stack([model(torch.tensor([ids])).logits[0, -1].softmax(-1) for ids in side]).mean(0)
             for side in sides
         ]
-    tokens = (mass[0] - mass[1]).topk(40).indices.tolist()
+    tokens = (mass[0] - mass[1]).topk(80).indices.tolist()
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     changes = [f"model.id={folder}", f"steer.refusal_tokens={tokens}", "steer.layer_max_kl=100.0"]
-    changes.append("steer.drop_last_layers=0.0")
+    changes += ["steer.drop_last_layers=0.0", "steer.layer_coefficient=5.0"]
     found = _steer(by_expert, tmp_path / "run", *changes)
     assert {one.family for one in found.candidates} == {"layer"}
     assert {"layer", "ablated-attention", "ablated-mlp"} <= {one.name for one in found.conditions}
@@ -246,9 +263,14 @@ def test_a_dense_model_is_steered_by_its_layers(by_expert: Path, tmp_path: Path)
             DataError,
             r"a position lies outside the templated prompt; got .* -400",
         ),
-        ([], "harmful", DataError, r"the model refuses none of the plain harmful prompts.*got 0 refusals of 16"),
         (
-            ["steer.layer_max_kl=1.0e-9"],
+            ["data.attack_file=null", "data.attacks_seen=[role_play]"],
+            "harmful",
+            DataError,
+            r"the model refuses none of the plain harmful prompts.*got 0 refusals of 16",
+        ),
+        (
+            ["steer.layer_max_kl=1.0e-9", "steer.layer_kl_ceiling=1.0e-8"],
             None,
             DataError,
             r"no direction of a layer passes the checks; got .*KL",
@@ -273,7 +295,7 @@ def test_what_cannot_be_steered_is_one_line(
     by_expert: Path, tmp_path: Path, changes: list[str], spoil: str | None, error: type[SeawallError], saying: str
 ) -> None:
     data = tmp_path / "data"
-    shutil.copytree(by_expert.parent, data, ignore=shutil.ignore_patterns("run", "other", "model"))
+    shutil.copytree(by_expert.parent, data, ignore=shutil.ignore_patterns("run", "other", "suppressed", "model"))
     if spoil is not None:
         changes = [*changes, f"data.{spoil}.path={data / f'{spoil}.jsonl'}"]
         rows = [json.loads(line) for line in (data / f"{spoil}.jsonl").read_text().splitlines()]

@@ -147,6 +147,13 @@ class SteerConfig(StrictModel):
         description="Largest mean KL divergence on the last token of harmless prompts, in nats, that a layer's "
         "direction may cost.",
     )
+    layer_kl_ceiling: float = Field(
+        default=1.6,
+        gt=0,
+        le=100,
+        description="Where no layer's direction keeps to `layer_max_kl`, that is doubled until one does, up to this; "
+        "the report says so.",
+    )
     drop_last_layers: float = Field(
         default=0.2, ge=0, lt=1, description="Share of the decoder layers, the last ones, that are never chosen."
     )

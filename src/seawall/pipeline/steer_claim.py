@@ -39,6 +39,12 @@ def _suppressed(found: SteeringResult, directions: Directions) -> Iterator[str]:
         f"Taking one direction away (decoder layer {layer.layer}, {_token(layer)}) moved refusal of plain harmful "
         f"requests by {points(change)}, at a harmless KL of {_kl(found, _LAYER)} nats{_unscored(found, _LAYER)}."
     )
+    cap = found.figures.get("layer_cap")
+    if cap is not None and found.figures["layer_max_kl"].value < cap.value:
+        yield (
+            "On validation prompts no direction could be ablated from the whole model within a harmless KL of "
+            f"{found.figures['layer_max_kl'].value:g} nats, so the cap was doubled until one could, at {cap.value:g}."
+        )
     if abs(change.difference) < _LARGE:
         dropped = [one for one in found.of_family("layer") if one.reason]
         yield (

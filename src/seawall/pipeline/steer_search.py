@@ -74,7 +74,8 @@ def search_stage(context: SteerContext, target: Target, directions: Directions, 
         **_originals(bench, ORIGINAL_SCORE["suppress"]),
         "original_harmless_score": bench.original_score("harmless"),
     }
-    layer = find_layer(bench, layer_limits(context), found)
+    layer, cap = _layer(context, bench, found)
+    figures |= {"layer_cap": cap, "layer_max_kl": context.config.layer_max_kl}
     context.reporter.say(
         f"layer {layer.layer}, token {layer.position}: the refusal score goes from "
         f"{figures['original_score']:.2f} to {layer.refusal_score:.2f}"
@@ -112,12 +113,23 @@ def found_of(result: SteeringResult) -> Found:
     return Found(candidates=list(result.candidates), chosen=dict(result.chosen))
 
 
-def layer_limits(context: SteerContext) -> LayerLimits:
-    """The recipe's caps for a layer's direction."""
+def _layer(context: SteerContext, bench: Bench, found: Found) -> tuple[SteeringCandidate, float]:
+    """The layer's direction, and the cap on harmless divergence that it keeps to: the recipe's, doubled as need be.
+
+    Raises:
+        DataError: none passes the checks under the largest cap either.
+    """
     config = context.config
-    return LayerLimits(
-        config.layer_coefficient, config.layer_max_kl, config.drop_last_layers, pruned=config.search.pruned
-    )
+    cap = config.layer_max_kl
+    while True:
+        limits = LayerLimits(config.layer_coefficient, cap, config.drop_last_layers, pruned=config.search.pruned)
+        try:
+            return find_layer(bench, limits, found), cap
+        except DataError:
+            if 2 * cap > config.layer_kl_ceiling:
+                raise
+        cap *= 2
+        context.reporter.say(f"no direction of a layer passes the checks; the cap on harmless KL is raised to {cap:g}")
 
 
 def search_limits(context: SteerContext) -> SearchLimits:
