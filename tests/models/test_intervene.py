@@ -214,6 +214,16 @@ def _check_formula(moe: MoEModel, *, top_k_only: bool) -> None:
     assert (shift[untouched] == 0).all()
 
 
+@pytest.mark.parametrize("experts_first", [True, False])
+def test_experts_are_added_before_what_is_done_to_the_whole_output(experts_first: bool) -> None:
+    moe, unit_D = find_moe(_model("mixtral")), nn.functional.normalize(_vector(), dim=0)
+    experts = experts_added(moe, [ExpertAddition(1, (3,), 50 * unit_D[None])])
+    whole = ablated(moe.model, unit_D, layers=[1], sites=["mlp"])
+    with experts if experts_first else whole, whole if experts_first else experts, _written(moe.model) as clean:
+        _logits(moe.model)
+    assert ((clean[1, "mlp"] @ unit_D).abs() <= 1e-5 * clean[1, "mlp"].norm(dim=-1)).all()
+
+
 def test_expert_additions_of_several_experts_and_rows() -> None:
     moe, coefficients = find_moe(_model("deepseek_v3")), torch.tensor([1.0, -50.0, 0.0])
     vectors = _vector(1, NUM_EXPERTS, WIDTH)
