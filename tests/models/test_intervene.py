@@ -48,10 +48,14 @@ def _no_hook_left(model: nn.Module) -> bool:
 
 def _last_module(block: Block, site: Site) -> nn.Module:
     """The module whose output goes into the residual stream, by the names that these families use."""
-    behind = {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
+    names = (
+        ("post_self_attn_layernorm", "post_attention_layernorm"),
+        ("post_mlp_layernorm", "post_feedforward_layernorm"),
+    )
     children = dict(block.block.named_children())
-    sandwich = "post_feedforward_layernorm" in children
-    return children[behind[site]] if sandwich else {"attention": block.attention, "mlp": block.mlp}[site]
+    if not children.keys() & set(names[1]):
+        return block.attention if site == "attention" else block.mlp
+    return next(children[name] for name in names[site == "mlp"] if name in children)
 
 
 @contextmanager
