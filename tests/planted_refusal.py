@@ -4,7 +4,8 @@ Both refuse prompts with a marker (`harmful`) and answer others (`harmless`), ea
 directions of the residual stream carry it, and no random weight reads or writes them:
 
 - a marker's token shows `harm` and, by its kind, plus or minus `kind`;
-- refused is what reads `refuse` in the output layer; `always` is in every token and makes the answer's token nearly certain.
+- `refuse` makes the refusal's token likely;
+- `always` is in every token and makes the answer's nearly certain.
 """
 
 from __future__ import annotations
