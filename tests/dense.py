@@ -1,4 +1,4 @@
-"""Tiny random dense models, for what works without experts too. Three of the families put a norm behind each half."""
+"""Tiny random dense models, for what works without experts too. Four of the families put a norm behind each half."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ DENSE: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8},
     "gemma3_text": {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8},
     "olmo2": {},
+    "glm4": {"head_dim": 8},
 }
 """Family -> what its configuration needs beyond the common sizes."""
 

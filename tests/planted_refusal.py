@@ -4,7 +4,8 @@ Both refuse prompts with a marker (`harmful`) and answer others (`harmless`), ea
 directions of the residual stream carry it, and no random weight reads or writes them:
 
 - a marker's token shows `harm` and, by its kind, plus or minus `kind`;
-- refused is what reads `refuse` in the output layer; `always` is in every token and makes the answer's token likely.
+- `refuse` makes the refusal's token likely;
+- `always` is in every token and makes the answer's nearly certain.
 """
 
 from __future__ import annotations
@@ -122,9 +123,9 @@ def _write_tokens(embedding_VD: Tensor, output_VD: Tensor) -> None:
         embedding_VD[token, [_HARM, _KIND]] = torch.tensor([1.0, kind])
     embedding_VD[[REFUSAL_TOKEN, ANSWER_TOKEN], _END] = 6.0
     output_VD.mul_(0.1)[:, _PLANTED] = 0.0
-    output_VD[ANSWER_TOKEN, _ALWAYS] = 3.0
-    output_VD[REFUSAL_TOKEN, _REFUSE] = 3.0
-    output_VD[tokenizer.eos_token_id, _END] = 20.0
+    output_VD[ANSWER_TOKEN, _ALWAYS] = 8.0
+    output_VD[REFUSAL_TOKEN, _REFUSE] = 8.0
+    output_VD[tokenizer.eos_token_id, _END] = 40.0
 
 
 def _attend_evenly(attention: nn.Module) -> None:

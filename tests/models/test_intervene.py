@@ -48,10 +48,14 @@ def _no_hook_left(model: nn.Module) -> bool:
 
 def _last_module(block: Block, site: Site) -> nn.Module:
     """The module whose output goes into the residual stream, by the names that these families use."""
-    behind = {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
+    names = (
+        ("post_self_attn_layernorm", "post_attention_layernorm"),
+        ("post_mlp_layernorm", "post_feedforward_layernorm"),
+    )
     children = dict(block.block.named_children())
-    sandwich = "post_feedforward_layernorm" in children
-    return children[behind[site]] if sandwich else {"attention": block.attention, "mlp": block.mlp}[site]
+    if not children.keys() & set(names[1]):
+        return block.attention if site == "attention" else block.mlp
+    return next(children[name] for name in names[site == "mlp"] if name in children)
 
 
 @contextmanager
@@ -212,6 +216,16 @@ def _check_formula(moe: MoEModel, *, top_k_only: bool) -> None:
     untouched = (expected == 0).all(-1)
     assert untouched.any() == top_k_only
     assert (shift[untouched] == 0).all()
+
+
+@pytest.mark.parametrize("experts_first", [True, False])
+def test_experts_are_added_before_what_is_done_to_the_whole_output(experts_first: bool) -> None:
+    moe, unit_D = find_moe(_model("mixtral")), nn.functional.normalize(_vector(), dim=0)
+    experts = experts_added(moe, [ExpertAddition(1, (3,), 50 * unit_D[None])])
+    whole = ablated(moe.model, unit_D, layers=[1], sites=["mlp"])
+    with experts if experts_first else whole, whole if experts_first else experts, _written(moe.model) as clean:
+        _logits(moe.model)
+    assert ((clean[1, "mlp"] @ unit_D).abs() <= 1e-5 * clean[1, "mlp"].norm(dim=-1)).all()
 
 
 def test_expert_additions_of_several_experts_and_rows() -> None:

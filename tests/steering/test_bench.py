@@ -82,6 +82,14 @@ def test_nothing_is_measured_twice_and_what_runs_is_counted() -> None:
     assert whole.mean(candidate, "kl") == pytest.approx(subject.mean(candidate, "kl"), abs=1e-5)
 
 
+def test_progress_counts_candidates_on_batches() -> None:
+    subject, seen = bench(batch_size=8), list[tuple[str, int, int]]()
+    subject.progress = lambda what, done, total: seen.append((what, done, total))
+    ways = [expert_way(subject.directions, "expert", [(layer, 1)], -1) for layer in range(3)]
+    subject.read([way.at(1.0) for way in ways], "kl")
+    assert seen == [("harmless divergence", done, 3) for done in (1, 2, 3, 1, 2, 3)]
+
+
 def test_modes_go_opposite_ways() -> None:
     down, up = bench(mode="suppress"), bench(mode="induce")
     candidate = expert_way(down.directions, "expert", [(2, 3)], -1)

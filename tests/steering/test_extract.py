@@ -24,11 +24,11 @@ POSITIONS = (-3, -1)
 
 def split(subject: Target) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts of both sides, each with some of the wrong sign."""
-    some = prompts(24, seed=3)
+    some = prompts(16, seed=3)
     scores = [_alone(subject, one)[0] for one in some]
     positive = [one for one, score in zip(some, scores, strict=True) if score > 0]
     negative = [one for one, score in zip(some, scores, strict=True) if score < 0]
-    assert min(len(positive), len(negative)) >= 4
+    assert min(len(positive), len(negative)) >= 3
     return [*positive[2:], *negative[:2]], [*negative[2:], *positive[:2]]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from benches import bench, prompts
 from transformers import PreTrainedModel
 
 import planted_refusal as planted
@@ -27,11 +28,13 @@ from seawall.steering.target import Target, encoded
 from seawall.steering.verdicts import by_score
 
 TOKENIZER = planted.refusing_tokenizer()
-POSITIONS = (-2, -1)
+POSITIONS = (-1,)
 HARMFUL, HARMLESS = (encoded(TOKENIZER, some(50)) for some in (planted.harmful, planted.harmless))
 LAYERS = LayerLimits(1.0, 0.5, 0.2, pruned=True)
-LIMITS = SearchLimits((1.0, 4.0, 16.0), 2.0, 0.025, 6, 3, pruned=True)
-OPTIONS = ExpertOptions(threshold=0.1, random_experts=2, pairs=2, triples=1, seed=0)
+LIMITS = SearchLimits((2.0, 16.0), 2.0, 0.025, 6, 3, pruned=True)
+OPTIONS = ExpertOptions(threshold=0.3, random_experts=1000, pairs=2, triples=1, seed=0)
+"""All experts are searched: those below the threshold as the control."""
+SINGLES = replace(OPTIONS, random_experts=0)
 
 
 class Exact:
@@ -72,7 +75,7 @@ class Study:
         return chosen
 
     def conditions(self) -> dict[str, Condition]:
-        found = conditions(self.target, self.directions, self.found, "suppress", random_seeds=range(6))
+        found = conditions(self.target, self.directions, self.found, "suppress", random_seeds=range(3))
         assert len({one.name for one in found}) == len(found)
         return {one.name: one for one in found}
 
@@ -84,15 +87,15 @@ def study(model: PreTrainedModel, mode: SteeringMode = "suppress", options: Expe
     )
     assert tokens == (planted.REFUSAL_TOKEN,)
     subject = Target(model, find_moe(model), "sha256:0", tokens, 192)
-    directions = extract(subject, HARMFUL[:30], HARMLESS[:30], positions=POSITIONS)
-    moved = HARMFUL[30:42] if mode == "suppress" else HARMLESS[30:42]
-    bench = Bench(subject, directions, mode, moved=moved, harmless=HARMLESS[30:42])
+    directions = extract(subject, HARMFUL[:14], HARMLESS[:14], positions=POSITIONS)
+    moved = HARMFUL[30:39] if mode == "suppress" else HARMLESS[30:39]
+    bench = Bench(subject, directions, mode, moved=moved, harmless=HARMLESS[30:39])
     found = Found()
     layer = find_layer(
-        Bench(subject, directions, "suppress", moved=HARMFUL[30:42], harmless=HARMLESS[30:42]), LAYERS, found
+        Bench(subject, directions, "suppress", moved=HARMFUL[30:39], harmless=HARMLESS[30:39]), LAYERS, found
     )
     ask = asking(bench, TOKENIZER, Exact(), max_new_tokens=LIMITS.judged_tokens)
-    prompts = (planted.harmful if mode == "suppress" else planted.harmless)(42)[30:]
+    prompts = (planted.harmful if mode == "suppress" else planted.harmless)(39)[30:]
     ExpertSearch(bench, ask, prompts, LIMITS, options, found).run(layer)
     return Study(subject, directions, bench, found)
 
@@ -104,7 +107,7 @@ def by_expert() -> Study:
 
 @pytest.fixture(scope="module")
 def by_attention() -> Study:
-    return study(planted.refusing_by_attention())
+    return study(planted.refusing_by_attention(), options=SINGLES)
 
 
 def test_the_planted_expert_is_the_first_of_all(by_expert: Study) -> None:
@@ -121,7 +124,7 @@ def test_the_planted_expert_is_the_first_of_all(by_expert: Study) -> None:
 def test_without_any_pruning_it_is_the_same_expert(by_expert: Study) -> None:
     bench = by_expert.bench
     whole = Bench(
-        bench.target, bench.directions, "suppress", moved=HARMFUL[30:42], harmless=HARMLESS[30:42], resume=False
+        bench.target, bench.directions, "suppress", moved=HARMFUL[30:39], harmless=HARMLESS[30:39], resume=False
     )
     limits = SearchLimits(LIMITS.coefficients, LIMITS.max_kl, 1.0, 1, 3, pruned=False)
     search = ExpertSearch(whole, lambda one, prompts: [], [], limits, OPTIONS, Found())
@@ -141,9 +144,10 @@ def test_everything_that_was_chosen_holds_on_new_prompts(by_expert: Study) -> No
         assert refused[name] == 0, name
     assert refused["layer"] < 0.5
     assert refused["random-expert"] == 1
-    # In 64 dimensions some random directions are not far from the planted ones.
-    assert sum(refused[f"random-direction-{at}"] for at in range(1, 7)) > 3
-    assert max(harmless_kl(by_expert.target, HARMLESS[42:], one) for one in found.values()) < 1
+    # In 64 dimensions a random direction may be not far from a planted one.
+    assert sum(refused[f"random-direction-{at}"] for at in range(1, 4)) >= 1.5
+    divergence = {name: harmless_kl(by_expert.target, HARMLESS[42:], one) for name, one in found.items()}
+    assert max(value for name, value in divergence.items() if found[name].series != "control") < 1
 
 
 def test_refusal_that_an_expert_writes_is_in_the_mlp(by_expert: Study) -> None:
@@ -163,15 +167,17 @@ def test_refusal_that_attention_writes_is_in_attention_and_no_expert_moves_it(by
 
 def test_experts_below_the_threshold_go_through_the_same_search(by_expert: Study) -> None:
     rows = [one for one in by_expert.found.candidates if one.family == "random_expert"]
-    assert len(rows) == (OPTIONS.random_experts or 0) * len(POSITIONS) * len(LIMITS.coefficients)
-    assert all(by_expert.directions.difference(one.experts[0]) < OPTIONS.threshold for one in rows)
-    assert by_expert.choice("random_expert").judged == 12
+    drawn = {one.experts[0] for one in rows}
+    assert drawn == set(by_expert.directions.below(OPTIONS.threshold))
+    assert drawn | set(by_expert.directions.above(OPTIONS.threshold)) == set(by_expert.directions.candidates)
+    assert len(rows) == len(drawn) * len(POSITIONS) * len(LIMITS.coefficients)
+    assert by_expert.choice("random_expert").judged == 9
     constrained, layer = by_expert.choice(CONSTRAINED), by_expert.choice(LAYER)
     assert (constrained.layer, constrained.position) == (layer.layer, layer.position)
 
 
 def test_refusal_can_be_induced() -> None:
-    found = study(planted.refusing_by_attention(), "induce", replace(OPTIONS, random_experts=0, pairs=0, triples=0))
+    found = study(planted.refusing_by_attention(), "induce", replace(SINGLES, pairs=0, triples=0))
     layer = found.choice(LAYER)
     every = conditions(found.target, found.directions, found.found, "induce", random_seeds=[0])
     named = {one.name: one for one in every}
@@ -213,3 +219,17 @@ def test_nothing_stays_on_the_model(by_expert: Study) -> None:
     ids = torch.tensor([HARMFUL[0].token_ids])
     with torch.no_grad():
         assert torch.equal(fresh(input_ids=ids).logits, by_expert.target.model(input_ids=ids).logits)
+
+
+def test_a_dense_model_has_its_layers_and_halves_alone() -> None:
+    subject, limits = bench("llama"), replace(LAYERS, max_kl=3.0)
+    found = Found()
+    find_layer(subject, limits, found)
+    named = conditions(subject.target, subject.directions, found, "suppress", random_seeds=[0])
+    assert [one.name for one in named] == [
+        "layer",
+        *(f"ablated-{where}" for where in ("attention", "mlp", "both", "everywhere")),
+        *(f"layer-{where}" for where in ("attention", "mlp", "both")),
+        "random-direction-1",
+    ]
+    assert all(harmless_kl(subject.target, prompts(5, seed=8), one) > 0 for one in named)

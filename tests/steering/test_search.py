@@ -28,7 +28,7 @@ LAYERS = LayerLimits(1.0, 0.5, 0.2, pruned=True)
 @pytest.mark.parametrize("mode", ["suppress", "induce"])
 def test_the_pruned_search_finds_what_the_whole_one_does_for_less(mode: SteeringMode) -> None:
     pruned, whole = bench(mode=mode), bench(mode=mode, resume=False)
-    ways = [expert_way(pruned.directions, "expert", [place], -1) for place in pruned.directions.candidates]
+    ways = [expert_way(pruned.directions, "expert", [place], -1) for place in pruned.directions.candidates[::2]]
     quick = search(pruned, ways, LIMITS)
     full = search(whole, ways, replace(LIMITS, pruned=False))
     assert [(one.experts, one.coefficient) for one in quick] == [(one.experts, one.coefficient) for one in full]

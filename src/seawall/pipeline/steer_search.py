@@ -69,7 +69,7 @@ def search_stage(context: SteerContext, target: Target, directions: Directions, 
         return SteeringResult.load(folder)
     found, sides = Found(), (context.harmful("validation"), context.harmless("validation"))
     moved, harmless = (encoded(context.opened.tokenizer, side) for side in sides)
-    bench = Bench(target, directions, "suppress", moved=moved, harmless=harmless)
+    bench = Bench(target, directions, "suppress", moved=moved, harmless=harmless, progress=context.reporter.step)
     figures = {
         **_originals(bench, ORIGINAL_SCORE["suppress"]),
         "original_harmless_score": bench.original_score("harmless"),
@@ -84,7 +84,8 @@ def search_stage(context: SteerContext, target: Target, directions: Directions, 
     if context.config.mode == "induce":
         layer = _strength(context, target, directions, found)
         asked = context.attacks("validation")
-        bench = Bench(target, directions, "induce", moved=encoded(context.opened.tokenizer, asked), harmless=harmless)
+        moved = encoded(context.opened.tokenizer, asked)
+        bench = Bench(target, directions, "induce", moved=moved, harmless=harmless, progress=context.reporter.step)
         figures |= _originals(bench, ORIGINAL_SCORE["induce"])
     if directions.candidates:
         limits = search_limits(context)

@@ -56,9 +56,9 @@ _SHARES: tuple[tuple[str, str, float | None], ...] = (
     ("ablated-both", "ablated from both, of ablated everywhere", None),
 )
 _FAMILIES = {
-    "layer": "direction of a layer",
     "expert": "single expert",
     "random_expert": "expert below the threshold",
+    "layer": "direction of a layer",
     "several": "several experts",
 }
 
@@ -207,7 +207,7 @@ def _side_effect(found: SteeringResult) -> Scatter:
         title=f"Effect of {len(points)} settings by their harmless divergence, in nats.",
         x="harmless KL, nats",
         y="refusal score, change",
-        series={name: text for name, text in _FAMILIES.items() if name in there},
+        series=_FAMILIES if there - {"layer"} else {"layer": _FAMILIES["layer"]},
         points=points,
         limit=limit if there - {"layer"} else None,
     )
@@ -260,7 +260,7 @@ def _facts(found: SteeringResult, directions: Directions) -> list[tuple[str, str
     rows = [
         ("prompts for directions", f"{kept}, of {looked}; those whose refusal score has the right sign"),
         ("refusal tokens", ", ".join(map(str, directions.refusal_tokens))),
-        ("settings tried", f"{len(found.candidates):,}: {_counts(Counter(one.family for one in found.candidates))}"),
+        ("settings tried", f"{len(found.candidates):,} ({_counts(Counter(one.family for one in found.candidates))})"),
         ("dropped", _counts(Counter(one.reason for one in found.candidates if one.reason)) or "none"),
     ]
     cost, full = (found.figures.get(name) for name in ("search_cost", "search_full_cost"))
@@ -271,7 +271,7 @@ def _facts(found: SteeringResult, directions: Directions) -> list[tuple[str, str
 
 
 def _counts(counts: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.most_common())
+    return "; ".join(f"{name.replace('_', ' ')}: {count:,}" for name, count in counts.most_common())
 
 
 def _hardening(found: Hardening | None) -> str:

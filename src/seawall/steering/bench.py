@@ -5,7 +5,7 @@ Legend: B prompts of a batch, R changed copies of each, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -36,6 +36,9 @@ Part = Literal["few", "rest"]
 PARTS: tuple[Part, ...] = ("few", "rest")
 SIDE: dict[Number, Side] = {"score": "moved", "kl": "harmless", "induced": "harmless"}
 FEW = 8
+NAMES: dict[Number, str] = {"score": "refusal scores", "kl": "harmless divergence", "induced": "induced refusal"}
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,7 @@ class Bench:
 
     Attributes:
         target, directions, mode: what is measured.
+        progress: see `Progress`; does nothing where nobody asked for it.
         resume: start a forward pass at the first layer that its candidates change, from recorded inputs; False runs
             the layers below again, for the same numbers.
         passes: decoder layers run for candidates so far, times rows.
@@ -67,6 +71,7 @@ class Bench:
         moved: Sequence[Prompt],
         harmless: Sequence[Prompt],
         resume: bool = True,
+        progress: Progress | None = None,
     ) -> None:
         """Runs the original model once over the prompts.
 
@@ -77,12 +82,14 @@ class Bench:
             moved: prompts whose refusal is to be moved; the first FEW sort candidates out.
             harmless: prompts that are to be left alone; likewise.
             resume: see above.
+            progress: told how many candidates are measured on how many batches.
 
         Raises:
             DataError: a side has no prompts.
         """
         self.target, self.directions, self.mode, self.resume = target, directions, mode, resume
         self.passes = 0
+        self.progress: Progress = progress or (lambda what, done, total: None)
         self._values: dict[tuple[SteeringCandidate, Number], dict[Part, list[float]]] = {}
         self._recorded: dict[tuple[Side, Part], list[_Recorded]] = {}
         sides: dict[Side, Sequence[Prompt]] = {"moved": moved, "harmless": harmless}
@@ -106,8 +113,10 @@ class Bench:
         asked = list(dict.fromkeys(candidates))
         for part in parts:
             missing = [one for one in asked if part not in self._values.get((one, number), {})]
-            for candidate, values in self._measured(missing, number, part):
+            total = len(missing) * len(self._recorded[SIDE[number], part])
+            for done, (candidate, values) in enumerate(self._measured(missing, number, part), 1):
                 self._values.setdefault((candidate, number), {}).setdefault(part, []).extend(values)
+                self.progress(NAMES[number], done, total)
 
     def mean(self, candidate: SteeringCandidate, number: Number) -> float:
         """The mean over the prompts measured so far; NaN where it is not finite."""

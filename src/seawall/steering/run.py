@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import final
 
 from seawall.artifacts.directions import Directions, Place
@@ -147,8 +148,15 @@ class ExpertSearch:
 
     def _judge(self, candidates: Sequence[SteeringCandidate], name: str, *, most: int) -> SteeringCandidate | None:
         """The second stage; the best becomes the choice of that name."""
-        mode, pruned = self.bench.mode, self.limits.pruned
-        judged = judge_best(candidates, self.ask, self.prompts, mode=mode, most=most, pruned=pruned)
+        judged = judge_best(
+            candidates,
+            self.ask,
+            self.prompts,
+            mode=self.bench.mode,
+            most=most,
+            pruned=self.limits.pruned,
+            progress=partial(self.bench.progress, f"replies, {name.replace('_', ' ')}"),
+        )
         self.found.add(judged)
         if not judged:
             return None

@@ -121,6 +121,7 @@ def judge_best(
     mode: SteeringMode,
     most: int,
     pruned: bool,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[SteeringCandidate]:
     """The second stage: the best of the first by the share of refused replies, best first.
 
@@ -134,10 +135,12 @@ def judge_best(
         mode: whether few or many refusals are best.
         most: how many settings are judged.
         pruned: see above.
+        progress: told how many settings are through, of how many.
     """
     finished: list[tuple[int, SteeringCandidate]] = []
     given_up: list[SteeringCandidate] = []
-    for candidate in by_score(list(candidates), mode)[:most]:
+    chosen = by_score(list(candidates), mode)[:most]
+    for at, candidate in enumerate(chosen, 1):
         best = min((lost for lost, _ in finished), default=len(prompts) + 1)
         answers: list[bool | None] = []
         while len(answers) < len(prompts) and not (pruned and _lost(answers, mode) >= best):
@@ -149,6 +152,8 @@ def judge_best(
             finished.append((_lost(answers, mode), judged))
         else:
             given_up.append(judged)
+        if progress is not None:
+            progress(at, len(chosen))
     return [judged for _, judged in sorted(finished, key=lambda one: one[0])] + given_up
 
 
