@@ -48,4 +48,6 @@ def bench(
 ) -> Bench:
     subject = target(family, batch_size=batch_size)
     moved, harmless = prompts(11, seed=3), prompts(13, seed=4)
-    return Bench(subject, random_directions_of(subject), mode, moved=moved, harmless=harmless, resume=resume)
+    return Bench(
+        subject, random_directions_of(subject), mode, moved=moved, harmless=harmless, resume=resume, any_score=True
+    )

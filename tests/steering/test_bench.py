@@ -6,15 +6,16 @@ import math
 
 import pytest
 import torch
-from benches import bench, prompts, target
+from benches import TOKENS, bench, prompts, random_directions_of, target
 
 from seawall.artifacts.steering import SteeringCandidate
+from seawall.data.batching import Batch
 from seawall.errors import DataError
 from seawall.models.intervene import Addition, ablated, added
 from seawall.steering.bench import FEW, Bench
 from seawall.steering.changes import Way, applied, expert_way
 from seawall.steering.score import divergence, refusal_score
-from seawall.steering.target import batches, last_logits
+from seawall.steering.target import Prompt, batches, last_logits
 
 
 def by_hand(subject: Bench, candidate: SteeringCandidate) -> tuple[float, float]:
@@ -113,6 +114,29 @@ def test_a_side_without_prompts_is_refused() -> None:
     subject = bench()
     with pytest.raises(DataError, match="there are no harmless prompts to search with"):
         Bench(subject.target, subject.directions, "suppress", moved=prompts(2, seed=0), harmless=[])
+
+
+def test_prompts_count_where_the_model_refuses_and_where_it_answers() -> None:
+    subject = target()
+    some = prompts(16, seed=3)
+    scores = [refusal_score(last_logits(subject.model, batch), TOKENS).item() for _, batch in _one_by_one(some)]
+    refused = [one for one, score in zip(some, scores, strict=True) if score > 0]
+    answered = [one for one in some if one not in refused]
+    assert min(len(refused), len(answered)) > 2
+    directions = random_directions_of(subject)
+    suppressing = Bench(subject, directions, "suppress", moved=some, harmless=some)
+    assert suppressing.num_prompts == len(some)
+    assert suppressing.original_score("moved") > 0 > suppressing.original_score("harmless")
+    # Attacks, whose refusal is to be induced, count whatever their score.
+    inducing = Bench(subject, directions, "induce", moved=some, harmless=some)
+    assert inducing.num_prompts == len(some) + len(answered)
+    assert inducing.original_score("moved") == pytest.approx(sum(scores) / len(scores), abs=1e-3)
+    with pytest.raises(DataError, match="the model shows no refusal to take a direction from"):
+        Bench(subject, directions, "suppress", moved=answered, harmless=answered)
+
+
+def _one_by_one(some: list[Prompt]) -> list[tuple[list[int], Batch]]:
+    return [found for one in some for found in batches([one], 1)]
 
 
 def test_the_original_score_is_that_of_plain_passes() -> None:

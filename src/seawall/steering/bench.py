@@ -16,13 +16,13 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from seawall.artifacts.directions import Directions
+from seawall.artifacts.directions import Directions, PromptSide
 from seawall.artifacts.steering import SteeringCandidate, SteeringMode
 from seawall.data.batching import Batch
 from seawall.models.intervene import ablated
 from seawall.models.resume import BlockInputs, record_block_inputs, resumed
 from seawall.steering.changes import applied_in_rows
-from seawall.steering.extract import require_prompts
+from seawall.steering.extract import prompts_of_side, require_prompts
 from seawall.steering.score import divergence, refusal_score
 from seawall.steering.target import Prompt, Target, batches, last_logits
 
@@ -71,21 +71,26 @@ class Bench:
         moved: Sequence[Prompt],
         harmless: Sequence[Prompt],
         resume: bool = True,
+        any_score: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        """Runs the original model once over the prompts.
+        """Runs the original model twice over the prompts, for their scores and for the inputs of its layers.
+
+        As in the extraction, prompts count only where the original model's refusal score has the right sign: harmless
+        ones below 0, and harmful ones, whose refusal is to be suppressed, above 0.
 
         Args:
             target: the model.
             directions: of this model.
             mode: which way refusal is to be moved.
-            moved: prompts whose refusal is to be moved; the first FEW sort candidates out.
+            moved: prompts whose refusal is to be moved; the first FEW that count sort candidates out.
             harmless: prompts that are to be left alone; likewise.
             resume: see above.
+            any_score: whatever their scores, all prompts count.
             progress: told how many candidates are measured on how many batches.
 
         Raises:
-            DataError: a side has no prompts.
+            DataError: a side has no prompts, or none that counts.
         """
         self.target, self.directions, self.mode, self.resume = target, directions, mode, resume
         self.passes = 0
@@ -93,8 +98,10 @@ class Bench:
         self._values: dict[tuple[SteeringCandidate, Number], dict[Part, list[float]]] = {}
         self._recorded: dict[tuple[Side, Part], list[_Recorded]] = {}
         sides: dict[Side, Sequence[Prompt]] = {"moved": moved, "harmless": harmless}
-        for side, prompts in sides.items():
-            require_prompts(f"{side} prompts to search with", prompts)
+        for side, given in sides.items():
+            require_prompts(f"{side} prompts to search with", given)
+            wanted: PromptSide | None = "harmless" if side == "harmless" else "harmful" if mode == "suppress" else None
+            prompts = list(given) if any_score or wanted is None else prompts_of_side(target, wanted, given)
             self._recorded[side, "few"] = [*self._record(prompts[:FEW])]
             self._recorded[side, "rest"] = [*self._record(prompts[FEW:])]
 

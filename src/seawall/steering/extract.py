@@ -97,6 +97,21 @@ class _Work:
             self.progress(self.done, self.total)
 
 
+def prompts_of_side(target: Target, side: PromptSide, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts on which the model's refusal score has the right sign.
+
+    Raises:
+        DataError: none, or the model's own logits are not finite.
+    """
+    scores: dict[int, float] = {}
+    for places, batch in batches(prompts, target.batch_size):
+        scores_B = refusal_score(last_logits(target.model, batch), target.refusal_tokens)
+        scores |= zip(places, scores_B.tolist(), strict=True)
+    records = [_record(side, prompt, scores[at]) for at, prompt in enumerate(prompts)]
+    _require_kept(side, records)
+    return _kept(prompts, records)
+
+
 def require_prompts(what: str, prompts: Sequence[Prompt], positions: Sequence[int] = (-1,)) -> None:
     """Refuse an empty list of prompts, and positions before the beginning of one.
 
