@@ -75,6 +75,10 @@ def test_the_expert_that_writes_refusals_is_found(suppressed: Path) -> None:
     chosen = found.choice("expert")
     assert chosen is not None
     assert chosen.experts == (EXPERT,)
+    layer, constrained = found.choice("layer"), found.choice("expert_constrained")
+    assert layer is not None
+    assert constrained is not None
+    assert (constrained.layer, constrained.position) == (layer.layer, layer.position)
     assert found.condition("original").rates["plain"].rate == 1.0
     assert found.condition("expert").rates["plain"].rate == 0.0
     assert found.condition("expert").rates["benign"].rate == 1.0

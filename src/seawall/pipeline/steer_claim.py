@@ -69,7 +69,7 @@ def _experts(found: SteeringResult, directions: Directions) -> Iterator[str]:
     ):
         chosen = found.choice(name.replace("-", "_"))
         if chosen is None:
-            yield f"No single expert {where} stayed within the cap on harmless KL."
+            yield f"No single expert {where} passed the checks."
             continue
         share = found.figures.get(f"share:{name}")
         if share is not None:

@@ -108,7 +108,7 @@ class ExpertSearch:
         there = moe_layer_near(directions, layer.layer)
         singles = self.singles(searched, there, layer.position)
         free = self._judge(singles, EXPERT, most=self.limits.keep(len(singles)))
-        constrained = [one for one in singles if one.experts[0][0] == there and one.position == layer.position]
+        constrained = self._constrained(singles, there, layer.position)
         self._judge(constrained, CONSTRAINED, most=self.limits.keep_least)
         count = len(searched) if options.random_experts is None else options.random_experts
         drawn = random_experts(directions, searched, options.threshold, count=count, seed=options.seed)
@@ -136,6 +136,19 @@ class ExpertSearch:
         candidates = search(bench, ways, self.limits)
         self.found.cost += bench.passes - before
         self.found.full_cost += len(candidates) * bench.num_prompts * bench.target.num_layers
+        self.found.add(candidates)
+        return candidates
+
+    def _constrained(self, singles: Sequence[SteeringCandidate], there: int, position: int) -> list[SteeringCandidate]:
+        """Single experts in the place of the layer's direction, pruned among themselves.
+
+        Next to experts that are free to choose their place, none of them might be measured on all prompts. What is
+        measured already is not measured again.
+        """
+        ways = [way_of(one) for one in singles if one.experts[0][0] == there and one.position == position]
+        before = self.bench.passes
+        candidates = search(self.bench, list(dict.fromkeys(ways)), self.limits)
+        self.found.cost += self.bench.passes - before
         self.found.add(candidates)
         return candidates
 
