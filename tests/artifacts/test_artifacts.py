@@ -19,10 +19,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from seawall.artifacts.audit import AuditChange, AuditFigure
 from seawall.artifacts.delta import Delta
+from seawall.artifacts.directions import Directions, ScoredPrompt
 from seawall.artifacts.evaluation import EvalResult, GoldAnswer, Rate
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.profile import DroppedPair, ExpertProfile, PairRecord
+from seawall.artifacts.steering import SteeringCandidate, SteeringCondition, SteeringResult
 from seawall.artifacts.store import SCHEMA, load_document, require_model, save_document, tensors_fingerprint
 from seawall.errors import ArtifactError
 from seawall.runs.files import canonical_hash, file_hash
@@ -98,10 +101,52 @@ def delta() -> Delta:
     return Delta.between(old, new, {"layers.0.experts": (0, 2), "router": None}, base_model=MODEL, result_model=MODEL)
 
 
+def directions() -> Directions:
+    generator = torch.Generator().manual_seed(0)
+    return Directions(
+        model_fingerprint=MODEL,
+        positions=(-2, -1),
+        refusal_tokens=(40, 7),
+        candidates=((0, 2), (1, 0)),
+        moe_layers=(1, 3),
+        prompts=(
+            ScoredPrompt("harmful", "how é\u2028", 3.25, True),
+            ScoredPrompt("harmful", "what", -0.5, False),
+            ScoredPrompt("harmless", "why", -1 / 3, True),
+        ),
+        layer_NPD=torch.randn(4, 2, 5, generator=generator),
+        expert_CPD=torch.randn(2, 2, 5, generator=generator),
+        routing_difference_LE=torch.tensor([[0.0, 0.01, -0.3], [0.1, 0.0, 0.0]], dtype=torch.float64),
+    )
+
+
+def steering() -> SteeringResult:
+    candidates = (
+        SteeringCandidate("layer", 2, (), -1, 1.0, 32, -4.5, 0.01, 2.0, 0.125, 25, kept=True),
+        SteeringCandidate("pair", 1, ((0, 2), (1, 0)), -2, 400.0, 8, None, None, reason="not finite"),
+    )
+    rate = Rate(0.5, 0.4, 0.6, 100, 1)
+    return SteeringResult(
+        model_fingerprint=MODEL,
+        mode="suppress",
+        candidates=candidates,
+        chosen={"layer": 0},
+        conditions=(
+            SteeringCondition("original", "reference", {"plain": rate}),
+            SteeringCondition("layer", "layer", {"plain": rate}, harmless_kl=0.02),
+        ),
+        changes=(AuditChange("layer", "original", "plain", -0.6, -0.7, -0.5, 0.01),),
+        figures={"share": AuditFigure(0.78)},
+        claim="One direction takes 60 points of refusal away.",
+    )
+
+
 KINDS = {
     "profile": Kind(profile(), ExpertProfile.load, ("profile.json", "profile.safetensors")),
     "experts": Kind(expert_set(), ExpertSet.load, ("experts.json", "experts.safetensors")),
     "evaluation": Kind(result(), EvalResult.load, ("evaluation.json",)),
+    "directions": Kind(directions(), Directions.load, ("directions.json", "directions.safetensors")),
+    "steering": Kind(steering(), SteeringResult.load, ("steering.json",)),
     "delta": Kind(delta(), Delta.load, ("delta.json", "delta.safetensors")),
 }
 FILES = [(kind, file) for kind, entry in KINDS.items() for file in entry.files]
@@ -287,6 +332,21 @@ def test_another_version_or_kind_is_refused(tmp_path: Path, kind: str) -> None:
         ("experts", {"k": True}, "k is wrong"),
         ("evaluation", {"groups": {"plain": {"rate": 1.0}}}, "groups.plain"),
         ("evaluation", {"groups": []}, "groups is wrong"),
+        ("directions", {"positions": [-1, -2]}, "negative and ascending"),
+        ("directions", {"positions": [-1, 0]}, "negative and ascending"),
+        ("directions", {"positions": [-1]}, "P positions"),
+        ("directions", {"candidates": [[0, 2]]}, "C x P x D for C candidates"),
+        ("directions", {"candidates": [[0, 2], [1, 3]]}, "distinct experts within L x E"),
+        ("directions", {"candidates": [[0, 2], [0, 2]]}, "distinct experts within L x E"),
+        ("directions", {"moe_layers": [1, 4]}, "a decoder layer below N"),
+        ("directions", {"moe_layers": [1]}, "each of L MoE layers"),
+        ("directions", {"prompts": [["harmful", "how", 1.0]]}, "prompts.0"),
+        ("directions", {"prompts": [["benign", "how", 1.0, True]]}, "prompts.0"),
+        ("steering", {"chosen": {"layer": 2}}, "choices among its 2 candidates"),
+        ("steering", {"chosen": {"layer": -1}}, "choices among its 2 candidates"),
+        ("steering", {"conditions": []}, "its own, distinct conditions"),
+        ("steering", {"mode": "remove"}, "mode is wrong"),
+        ("steering", {"candidates": [{"family": "layer"}]}, "candidates.0"),
         ("delta", {"slices": {"router": None}}, "exactly the tensors"),
         ("delta", {"slices": {"router": None, "layers.0.experts": [2, 0]}}, "ascending indices"),
         ("delta", {"slices": {"router": None, "layers.0.experts": [0]}}, "ascending indices"),
@@ -312,6 +372,7 @@ def test_fields_that_contradict_each_other_are_refused(
         ("experts", {"scores_LE": torch.zeros(3, 3), "inclusion_LE": torch.zeros(3, 2)}, "as large as scores_LE"),
         ("profile", {"attack_counts_PLE": torch.zeros(2, 2, 3)}, "the tensors attack_tokens_P"),
         ("delta", {"router": torch.zeros(2), "layers.0.experts": torch.zeros(2, 2)}, "integers in"),
+        ("directions", {"layer_NPD": torch.zeros(4, 2, 5)}, "the tensors layer_NPD"),
     ],
 )
 def test_other_tensors_are_refused_even_with_fitting_hashes(
@@ -361,3 +422,32 @@ def test_the_fingerprint_sees_names_types_shapes_and_bits_but_not_order_or_layou
     ]
     prints = {tensors_fingerprint(other) for other in others}
     assert len(prints | {print_of}) == len(others) + 1
+
+
+def test_directions_of_another_model_are_refused(tmp_path: Path) -> None:
+    directions().save(tmp_path)
+    assert Directions.load(tmp_path, fingerprint=MODEL).positions == (-2, -1)
+    with pytest.raises(ArtifactError, match="the set of directions was made from another model"):
+        Directions.load(tmp_path, fingerprint="sha256:" + "cd" * 32)
+
+
+def test_directions_are_found_by_layer_expert_and_position() -> None:
+    made = directions()
+    assert torch.equal(made.of_layer(3, -2), made.layer_NPD[3, 0])
+    assert torch.equal(made.of_expert((1, 0), -1), made.expert_CPD[1, 1])
+    assert made.num_layers == 4
+    assert (made.above(0.2), made.below(0.2)) == (((0, 2),), ((1, 0),))
+    assert made.above(0.1) == ((0, 2), (1, 0))
+    assert made.count("harmful", kept=True) == made.count("harmful", kept=False) == 1
+    assert made.mean_score("harmful", kept=True) == 3.25
+    assert made.mean_score("harmless", kept=False) is None
+
+
+def test_a_steering_result_gives_what_was_chosen_and_what_changed() -> None:
+    made = steering()
+    assert made.choice("layer") == made.candidates[0]
+    assert made.choice("expert") is None
+    assert made.of_family("pair") == [made.candidates[1]]
+    assert made.condition("layer").harmless_kl == 0.02
+    assert made.change("layer", "original", "plain") == made.changes[0]
+    assert made.change("layer", "original", "benign") is None

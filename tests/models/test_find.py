@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from families import FAMILIES, NUM_EXPERTS, NUM_LAYERS, TOP_K, UNUSUAL, tiny
 from seawall.errors import UnsupportedModelError
-from seawall.models.find import find_moe, stacked_weights
+from seawall.models.find import find_moe, find_moe_if_any, stacked_weights
 
 DENSE_FIRST = {"deepseek_v3", "glm4_moe", "ernie4_5_moe"}
 
@@ -48,6 +48,12 @@ def test_a_model_without_weights_is_enough() -> None:
 def test_a_dense_model_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM is a dense model.*Mixtral, OLMoE"):
         find_moe(tiny("llama"))
+
+
+def test_a_dense_model_may_be_asked_for() -> None:
+    assert find_moe_if_any(tiny("llama")) is None
+    with pytest.raises(UnsupportedModelError, match="cannot be reached"):
+        find_moe_if_any(tiny("llama4_text"))
 
 
 def test_experts_that_take_one_argument_are_refused() -> None:

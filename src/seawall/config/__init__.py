@@ -11,6 +11,7 @@ from seawall.config.profile import ProfileConfig
 from seawall.config.recipe import Recipe
 from seawall.config.repair import EarlyStop, ExpertStep, RepairConfig, Retain, RouterStep
 from seawall.config.select import SelectConfig
+from seawall.config.steer import SteerConfig
 
 __all__ = [
     "AttackName",
@@ -29,6 +30,7 @@ __all__ = [
     "RouterStep",
     "SelectConfig",
     "SourceConfig",
+    "SteerConfig",
     "StrictModel",
     "dump_resolved",
     "load_recipe",

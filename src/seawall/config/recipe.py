@@ -16,6 +16,7 @@ from seawall.config.model import ModelConfig
 from seawall.config.profile import ProfileConfig
 from seawall.config.repair import RepairConfig
 from seawall.config.select import SelectConfig
+from seawall.config.steer import SteerConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SEEDED: dict[str, type[StrictModel]] = {
@@ -23,6 +24,7 @@ _SEEDED: dict[str, type[StrictModel]] = {
     "repair": RepairConfig,
     "eval": EvalConfig,
     "audit": AuditConfig,
+    "steer": SteerConfig,
 }
 
 
@@ -43,6 +45,7 @@ class Recipe(StrictModel):
     repair: RepairConfig = Field(default=RepairConfig(), description="Training them.")
     eval: EvalConfig = Field(default=EvalConfig(), description="Judging the model before and after.")
     audit: AuditConfig = Field(default=AuditConfig(), description="Testing whether the repair is real.")
+    steer: SteerConfig = Field(default=SteerConfig(), description="Measuring how far refusal can be steered.")
     export: ExportConfig = Field(default=ExportConfig(), description="Writing the repaired model.")
     output: str | None = Field(
         default=None,

@@ -111,6 +111,23 @@ def find_moe(model: PreTrainedModel) -> MoEModel:
     Raises:
         UnsupportedModelError: the model is dense, or it has expert stacks that seawall cannot reach.
     """
+    found = find_moe_if_any(model)
+    if found is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is a dense model",
+            got="no module with stacked 3-D expert parameters",
+            expected="mixture-of-experts layers",
+            remedy=_REMEDY,
+        )
+    return found
+
+
+def find_moe_if_any(model: PreTrainedModel) -> MoEModel | None:
+    """The MoE layers of a model; None where it is dense.
+
+    Raises:
+        UnsupportedModelError: it has expert stacks that seawall cannot reach.
+    """
     stacks = dict(_stacks(model))
     found = {name: module for name, module in stacks.items() if _is_routed_experts(module)}
     blocks = {_parent(name) for name in found}
@@ -122,12 +139,7 @@ def find_moe(model: PreTrainedModel) -> MoEModel:
             raise _unreachable(name, module)
         skipped.append(f"{name} ({type(module).__name__})")
     if not found:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is a dense model",
-            got="no module with stacked 3-D expert parameters",
-            expected="mixture-of-experts layers",
-            remedy=_REMEDY,
-        )
+        return None
     layers = tuple(_layer(model, index, name) for index, name in enumerate(found))
     _require_one_size(model, layers)
     return MoEModel(model=model, layers=layers, skipped=tuple(skipped))

@@ -5,7 +5,7 @@ Shapes: `B` prompts, `T` positions, `D` model width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,15 +44,24 @@ def capture_residual(
     """
     blocks = decoder_layers(model)
     chosen = range(len(blocks)) if layers is None else layers
-    wrong = [layer for layer in chosen if not 0 <= layer < len(blocks)]
-    if wrong:
-        raise ConfigError(f"decoder layer {wrong[0]} does not exist", expected=f"0 to {len(blocks) - 1}")
+    require_layers(chosen, len(blocks))
     trace = ResidualTrace()
     with ExitStack() as hooks:
         for layer in chosen:
             hook = blocks[layer].register_forward_pre_hook(_recorder(trace, layer, detach=detach), with_kwargs=True)
             hooks.callback(hook.remove)
         yield trace
+
+
+def require_layers(layers: Iterable[int], count: int) -> None:
+    """Checks that a model of `count` decoder layers has these.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    wrong = [layer for layer in layers if not 0 <= layer < count]
+    if wrong:
+        raise ConfigError(f"decoder layer {wrong[0]} does not exist", expected=f"0 to {count - 1}")
 
 
 def _recorder(trace: ResidualTrace, layer: int, *, detach: bool) -> Callable[..., None]:

@@ -115,7 +115,7 @@ class Bench:
     def condition(self, name: str, samples: Samples, *, series: str, amount: int | None = None) -> AuditCondition:
         """The rates of a condition, all attack families pooled too."""
         config = self.subject.context.recipe.eval
-        rates = group_rates(_with_pooled(samples), resamples=config.bootstrap, seed=config.seed)
+        rates = group_rates(with_pooled(samples), resamples=config.bootstrap, seed=config.seed)
         return AuditCondition(name, series, amount, rates)
 
     def changes(self, found: Mapping[str, Samples], pairs: Iterable[tuple[str, str]]) -> list[AuditChange]:
@@ -123,7 +123,7 @@ class Bench:
         config = self.subject.context.recipe.eval
         rows = []
         for name, reference in pairs:
-            sides = [_with_pooled(found[one]) for one in (reference, name)]
+            sides = [with_pooled(found[one]) for one in (reference, name)]
             for group, one in compare(*sides, resamples=config.bootstrap, seed=config.seed).items():
                 moved = one.change
                 rows.append(AuditChange(name, reference, group, moved.difference, moved.low, moved.high, moved.p))
@@ -143,7 +143,7 @@ def repaired_tensors(context: Context) -> dict[str, Tensor]:
     return found
 
 
-def _with_pooled(samples: Samples) -> list[Sample]:
+def with_pooled(samples: Samples) -> list[Sample]:
     """The samples, and once more those of all attack families as one group."""
     attacks = [one for one in samples if one.group.startswith(ATTACK)]
     return [*(replace(one, id=f"{POOLED}/{one.id}", group=POOLED) for one in attacks), *samples]

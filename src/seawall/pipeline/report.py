@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from seawall.artifacts.audit import AuditResult
+from seawall.artifacts.directions import Directions
 from seawall.artifacts.evaluation import Rate, Sample
 from seawall.artifacts.expert_set import ExpertSet
+from seawall.artifacts.hardening import Hardening
 from seawall.artifacts.profile import ExpertProfile
+from seawall.artifacts.steering import SteeringResult
 from seawall.config.audit import AUDITS
+from seawall.config.recipe import Recipe
 from seawall.evaluation.compare import Comparison, compare
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
 from seawall.evaluation.suite import ATTACK
 from seawall.pipeline.audit_views import audit_view
 from seawall.pipeline.finished import open_finished
-from seawall.report import render_report
+from seawall.pipeline.steer_views import steering_view
+from seawall.report import render_report, render_steering
 from seawall.report.inputs import AuditView, GroupRow, Interval, ReportInputs, SampleRow
+from seawall.report.steering import SteeringView
 from seawall.runs.files import read_json, storage_errors, write_text
 from seawall.runs.folder import RunFolder
 from seawall.runs.lock import locked
@@ -28,6 +34,8 @@ from seawall.runs.metrics import read_metrics
 from seawall.runs.stage import finished_stage, is_done
 
 SHOWN_PER_GROUP = 12
+STEER, HARDENING = "steer", "hardening"
+"""The stage of `seawall steer`, and the folder in it that `seawall.load` reads."""
 
 
 def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
@@ -60,12 +68,24 @@ def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
         samples=_side_by_side(before, after),
         base_license=manifest["model"].get("license"),
         audits=_audits(run),
+        steering=_steering(run) if is_done(run, STEER) else None,
     )
 
 
 def write_report(run: RunFolder, summary: Mapping[str, Any]) -> None:
     """Writes `report.html` from what the run folder holds."""
     write_text(run.report, render_report(collect(run, summary)))
+
+
+def write_steering_page(run: RunFolder, recipe: Recipe) -> None:
+    """Writes `steering.html`, for a run that has no repair to report on."""
+    page = render_steering(
+        _steering(run),
+        model=recipe.model.id,
+        recipe=recipe.model_dump(mode="json"),
+        manifest=read_json(run.manifest),
+    )
+    write_text(run.steering_report, page)
 
 
 def rewrite_report(path: Path) -> Path:
@@ -101,6 +121,12 @@ def copy_samples(run: RunFolder) -> None:
 def _audits(run: RunFolder) -> list[AuditView]:
     found = [AuditResult.load(audit_stage(run, name)) for name in AUDITS if is_done(run, f"audit/{name}")]
     return [audit_view(one) for one in found]
+
+
+def _steering(run: RunFolder) -> SteeringView:
+    folder = finished_stage(run, STEER)
+    hardening = Hardening.load(folder / HARDENING) if (folder / HARDENING).is_dir() else None
+    return steering_view(SteeringResult.load(folder), Directions.load(folder), hardening)
 
 
 def copy_file(source: Path, target: Path) -> None:

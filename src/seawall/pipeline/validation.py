@@ -8,10 +8,11 @@ from seawall.data.types import Messages
 from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED, build_suite
 from seawall.models.generate import generate
 from seawall.pipeline.context import Context
+from seawall.pipeline.steer_context import SteerContext
 from seawall.repair import ValidationScores
 
 
-def validator(context: Context) -> Callable[[], ValidationScores]:
+def validator(context: Context | SteerContext) -> Callable[[], ValidationScores]:
     """A function that measures the model as it is at the call."""
     suite = build_suite(context.prompts, "validation", unseen=False, gold=False)
     asked: list[tuple[str, Messages]] = [(group, prompt) for group, rows in suite.groups.items() for _, prompt in rows]

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from seawall.report.steering import SteeringView
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ class ReportInputs:
         drift: mean total-variation distance of expert usage on attack prompts, per MoE layer, 0..1.
         samples: replies side by side.
         audits: what was audited, in the order in which it shall be shown.
+        steering: how far refusal can be steered, where that was measured.
         base_license: the base model's licence as the Hub writes it (`apache-2.0`), where it is known.
     """
 
@@ -197,6 +201,7 @@ class ReportInputs:
     samples: Sequence[SampleRow] = ()
     base_license: str | None = None
     audits: Sequence[AuditView] = ()
+    steering: SteeringView | None = None
 
     @property
     def scores(self) -> list[ScoreRow]:

@@ -14,9 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from seawall.report import claims, wording
-from seawall.report.charts import audits, curves, drift, heatmap, intervals, pairs
+from seawall.report.charts import audits, curves, drift, heatmap, intervals, pairs, steering
 from seawall.report.check import check
 from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
+from seawall.report.steering import SteeringView
 from seawall.report.verdict import figures, headline, warnings
 from seawall.report.visible import visible, visible_markup
 
@@ -53,6 +54,24 @@ def render_report(inputs: ReportInputs) -> str:
             facts=list(flattened({key: inputs.manifest[key] for key in inputs.manifest if key != "stages"})),
             charts=_charts(inputs),
             **_tables(inputs),
+        )
+    )
+
+
+def render_steering(view: SteeringView, *, model: str, recipe: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """A page of its own for a model that was steered and not repaired; escaped as `render_report` is."""
+    style = _asset("style.css")
+    return (
+        environment()
+        .get_template("steering.html.j2")
+        .render(
+            view=view,
+            model=model,
+            style=Markup(style),
+            policy=_policy(style, ""),
+            charts=_STEERING,
+            facts=list(flattened({key: manifest[key] for key in manifest if key != "stages"})),
+            recipe=yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True),
         )
     )
 
@@ -145,7 +164,7 @@ def _charts(inputs: ReportInputs) -> dict[str, Any]:
     """Every drawing of the page; those of parts that the run lacks are None."""
     found: dict[str, Any] = {
         "dumbbell": intervals.dumbbell,
-        "audit": audits.audit_chart,
+        **_STEERING,
         "axis": intervals.axis(),
         "pair_bar": pairs.pair_bar,
         "heat_map": None,
@@ -163,6 +182,13 @@ def _charts(inputs: ReportInputs) -> dict[str, Any]:
     if inputs.drift:
         found["drift"] = drift.drift_bars(inputs.drift) + drift.drift_bars(inputs.drift, narrow=True)
     return found
+
+
+_STEERING = {
+    "audit": audits.audit_chart,
+    "layer_map": steering.layer_map,
+    "scatter": steering.scatter,
+}
 
 
 def _asset(name: str) -> str:

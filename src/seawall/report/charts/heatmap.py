@@ -70,10 +70,10 @@ def wide(found: HeatMap) -> Markup:
         text(right + 12, 12, "selected"),
         tag("g", *cells, class_="cells"),
         tag("g", *marks, class_="marks"),
-        *(text(_LEFT - 8, _TOP + (at + 0.5) * height + 4, str(at), anchor="end") for at in _labelled(layers, height)),
+        *(text(_LEFT - 8, _TOP + (at + 0.5) * height + 4, str(at), anchor="end") for at in labelled(layers, height)),
         *(
             text(_LEFT + (at + 0.5) * width, bottom + 15, str(at), anchor="middle")
-            for at in _labelled(experts, width, 24)
+            for at in labelled(experts, width, 24)
         ),
         *_counts(found, right + 12, height),
     ]
@@ -100,8 +100,8 @@ def narrow(found: HeatMap) -> Markup:
         text(left, 12, "MoE layer →"),
         tag("g", *(tag("path", d="".join(shapes), class_=shade) for shade, shapes in shades.items()), class_="cells"),
         tag("g", *marks, class_="marks"),
-        *(text(left - 6, top + (at + 0.5) * height + 4, str(at), anchor="end") for at in _labelled(experts, height)),
-        *(text(left + (at + 0.5) * width, bottom + 14, str(at), anchor="middle") for at in _labelled(layers, width)),
+        *(text(left - 6, top + (at + 0.5) * height + 4, str(at), anchor="end") for at in labelled(experts, height)),
+        *(text(left + (at + 0.5) * width, bottom + 14, str(at), anchor="middle") for at in labelled(layers, width)),
     ]
     return drawing(left + layers * width + 4, bottom + 20, _label(found), parts, class_="chart narrow")
 
@@ -155,12 +155,12 @@ def _counts(found: HeatMap, left: float, height: float) -> Iterable[Markup]:
         width = 40.0 * count / longest
         if count:
             yield tag("rect", x=left, y=y + 1, width=width, height=height - 3, class_="bar")
-        if layer in _labelled(len(per_layer), height):
+        if layer in labelled(len(per_layer), height):
             yield text(left + width + 5, y + height / 2 + 4, str(count))
     yield line((left, _TOP), (left, _TOP + len(per_layer) * height), "axis")
 
 
-def _labelled(count: int, size: float, room: float = 16) -> range:
+def labelled(count: int, size: float, room: float = 16) -> range:
     """Which rows or columns get a number: every one, or every 2nd, 4th, 8th, ... where they are narrow."""
     step = 1
     while step * size < room and step < count:

@@ -1,0 +1,209 @@
+"""`seawall steer`: how far refusal can be moved at inference, and by what. No weight is changed, none is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from seawall import __version__
+from seawall.artifacts.audit import AuditFigure
+from seawall.artifacts.directions import Directions
+from seawall.artifacts.hardening import Effect, Hardening
+from seawall.artifacts.steering import SteeringResult
+from seawall.config.load import change_recipe
+from seawall.config.recipe import Recipe
+from seawall.errors import ConfigError
+from seawall.evaluation.suite import PLAIN
+from seawall.pipeline.audit_bench import POOLED, with_pooled
+from seawall.pipeline.progress import Reporter
+from seawall.pipeline.report import HARDENING, STEER, write_report, write_steering_page
+from seawall.pipeline.steer_claim import claim
+from seawall.pipeline.steer_context import SteerContext
+from seawall.pipeline.steer_figures import expert_effects, rank_correlation, recovered
+from seawall.pipeline.steer_held_out import ORIGINAL, SYSTEM, UNDER_SYSTEM, HeldOut, Samples, Setting, settings
+from seawall.pipeline.steer_search import SEARCH, found_of, make_target, read_directions, search_stage
+from seawall.runs.files import read_json, storage_errors
+from seawall.runs.folder import RunFolder
+from seawall.runs.lock import locked
+from seawall.runs.stage import is_done, run_stage, stage_hash
+from seawall.steering.conditions import conditions
+
+LAYER = "layer"
+_EVERYWHERE = "ablated-everywhere"
+
+
+def steer_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) -> SteeringResult:
+    """Steers a recipe's model in its run folder, or goes on with that; a repair need not be there.
+
+    Args:
+        recipe: model, prompts and settings.
+        folder: the run folder.
+        text: the recipe as the user wrote it.
+        reporter: told what happens.
+
+    Raises:
+        SeawallError: something is wrong that the user can put right.
+    """
+    _check(recipe)
+    run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
+    return _steer(recipe, run, reporter)
+
+
+def steer_run(path: Path, changes: Sequence[str], *, reporter: Reporter) -> SteeringResult:
+    """Steers the original model of a run, finished or not; its report is written again.
+
+    Args:
+        path: the run folder.
+        changes: `steer.a=b` each.
+        reporter: told what happens.
+
+    Raises:
+        SeawallError: no run, a wrong setting.
+    """
+    run = RunFolder.existing(path)
+    recipe = change_recipe(read_json(run.resolved), changes, where=str(run.resolved), section=STEER)
+    _check(recipe)
+    return _steer(recipe, run, reporter)
+
+
+def document(run: Path) -> dict[str, object]:
+    """For machines: where it lies, and all that was found."""
+    return {"run": str(run), STEER: read_json(RunFolder(run).stage(STEER) / "steering.json")}
+
+
+def _check(recipe: Recipe) -> None:
+    if recipe.eval.engine.kind != "transformers":
+        raise ConfigError(
+            "a model behind an endpoint cannot be steered",
+            got=f"eval.engine.kind={recipe.eval.engine.kind}",
+            expected="transformers",
+            remedy="leave eval.engine out",
+        )
+
+
+def _steer(recipe: Recipe, run: RunFolder, reporter: Reporter) -> SteeringResult:
+    with storage_errors(run.path), locked(run.path):
+        context = SteerContext(recipe, run, reporter)
+        folder = run_stage(run, STEER, _inputs(context), lambda scratch: _work(context, scratch))
+        found = SteeringResult.load(folder)
+        reporter.say(found.claim)
+        reporter.stage("Report")
+        summary = read_json(run.summary) if run.summary.is_file() else {}
+        if "attacks" in summary and is_done(run, "eval-after"):
+            write_report(run, summary)
+        else:
+            write_steering_page(run, recipe)
+    return found
+
+
+def _inputs(context: SteerContext) -> dict[str, Any]:
+    """What the result depends on."""
+    recipe, run = context.recipe, context.run
+    inputs = {
+        "seawall": __version__,
+        "weights": context.opened.fingerprint,
+        "prompts": context.prompts.fingerprint(),
+        "steer": recipe.steer.model_dump(mode="json"),
+        "eval": recipe.eval.model_dump(mode="json", exclude={"gold", "capability"}),
+    }
+    if recipe.steer.mode == "induce" and is_done(run, "repair"):
+        inputs["repair"] = stage_hash(run, "repair")
+    return inputs
+
+
+def _work(context: SteerContext, scratch: Path) -> None:
+    reporter = context.reporter
+    reporter.stage("Directions, from training prompts")
+    directions = read_directions(context, scratch)
+    target = make_target(context, directions.refusal_tokens)
+    reporter.stage("Search, on validation prompts")
+    searched = search_stage(context, target, directions, scratch)
+    seeds = [context.config.seed + at for at in range(context.config.controls.random_directions)]
+    changes = conditions(target, directions, found_of(searched), context.config.mode, random_seeds=seeds)
+    rows = settings(context, changes)
+    reporter.stage("What was chosen, on held-out prompts")
+    held_out = HeldOut(context, target, scratch)
+    samples, kls = held_out.measure(rows)
+    found = replace(
+        searched,
+        conditions=tuple(held_out.condition(row, samples[row.name], kls.get(row.name)) for row in rows),
+        changes=tuple(held_out.changes(samples, _pairs(rows))),
+        figures={**searched.figures, **_figures(context, searched, directions, samples)},
+    )
+    found = replace(found, claim=claim(found, directions))
+    found.save(scratch)
+    if context.config.mode == "induce":
+        _harden(context, found, directions, scratch / HARDENING)
+    if (scratch / SEARCH).is_dir():
+        shutil.rmtree(scratch / SEARCH)
+
+
+def _pairs(rows: Sequence[Setting]) -> list[tuple[str, str]]:
+    """(condition, reference): everything against the model as it is, and every other change against the layer's."""
+    own = [(row.name, row.reference) for row in rows if row.reference is not None]
+    return own + [(name, LAYER) for name, reference in own if reference == ORIGINAL and name != LAYER]
+
+
+def moved_group(mode: str) -> str:
+    """The group whose rate steering is to move."""
+    return PLAIN if mode == "suppress" else POOLED
+
+
+def _figures(
+    context: SteerContext, searched: SteeringResult, directions: Directions, samples: Samples
+) -> dict[str, AuditFigure]:
+    """Shares of the layer-level effect, those of attention and MLP in the ablation, and the rank correlation."""
+    config, group = context.recipe.eval, moved_group(context.config.mode)
+    pooled = {name: with_pooled(some) for name, some in samples.items()}
+    wholes = {**dict.fromkeys(pooled, LAYER)}
+    wholes |= {name: _EVERYWHERE for name in pooled if name.startswith("ablated-")}
+    wholes |= {name: f"{UNDER_SYSTEM}{LAYER}" for name in pooled if name.startswith(UNDER_SYSTEM)}
+    found: dict[str, AuditFigure] = {}
+    for name, whole in wholes.items():
+        reference = SYSTEM if name.startswith(UNDER_SYSTEM) else ORIGINAL
+        if name in (ORIGINAL, SYSTEM, whole) or whole not in pooled:
+            continue
+        share = recovered(pooled[reference], pooled[whole], pooled[name], group, config)
+        if share is not None:
+            found[f"share:{name}"] = share
+    effects = expert_effects(searched, directions, max_kl=context.config.search.max_kl)
+    correlation = rank_correlation(
+        [directions.difference(place) for place in effects],
+        [abs(effect) for effect in effects.values()],
+        resamples=config.bootstrap,
+        seed=config.seed,
+    )
+    if correlation is not None:
+        found["rank_correlation"] = correlation
+    threshold = context.config.search.routing_threshold
+    found["experts_above"] = AuditFigure(float(len(directions.above(threshold))))
+    found["max_kl"] = AuditFigure(context.config.search.max_kl)
+    return found
+
+
+def _harden(context: SteerContext, found: SteeringResult, directions: Directions, folder: Path) -> None:
+    """The artifact for `seawall.load`, where refusals became more; else a line that says why there is none."""
+    chosen = found.choice(LAYER)
+    assert chosen is not None
+    before, after = found.condition(ORIGINAL).rates, found.condition(LAYER).rates
+    effects: Mapping[str, Effect] = {
+        one.group: Effect(before[one.group], after[one.group], one.difference, one.low, one.high, one.p)
+        for one in found.changes
+        if (one.condition, one.reference) == (LAYER, ORIGINAL) and one.group != POOLED
+    }
+    attacks = found.change(LAYER, ORIGINAL, POOLED)
+    if attacks is None or not attacks.high < 0:
+        context.reporter.say("no hardening is left: attack success did not clearly fall on held-out prompts")
+        return
+    Hardening(
+        model_fingerprint=found.model_fingerprint,
+        dtype=context.recipe.model.dtype,
+        layer=chosen.layer,
+        position=chosen.position,
+        coefficient=chosen.coefficient,
+        effects=effects,
+        vector_D=directions.of_layer(chosen.layer, chosen.position),
+    ).save(folder)
