@@ -24,11 +24,12 @@ def audit_table(found: AuditResult) -> Table:
         table.add_column(_NAMES.get(group) or group_name(group), justify="right")
     for row, condition in zip(view.rows, found.conditions, strict=True):
         amount = [] if view.amount is None else [str(row.amount)]
-        table.add_row(row.label, *amount, *(_rate(condition.rates[group]) for group in view.groups))
+        table.add_row(row.label, *amount, *(rate_text(condition.rates[group]) for group in view.groups))
     return table
 
 
-def _rate(rate: Rate) -> str:
+def rate_text(rate: Rate) -> str:
+    """A rate with its interval, and how many replies it leaves out."""
     if rate.unscored == rate.n:
         return NONE_SCORED
     unscored = f" ({rate.unscored} unscored)" if rate.unscored else ""

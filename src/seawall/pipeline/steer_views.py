@@ -14,6 +14,7 @@ from seawall.artifacts.hardening import Hardening
 from seawall.artifacts.steering import SteeringCandidate, SteeringResult
 from seawall.evaluation.suite import BENIGN, BORDERLINE, PLAIN, WRAPPED
 from seawall.pipeline.audit_bench import POOLED
+from seawall.pipeline.audit_tables import rate_text
 from seawall.pipeline.headline import group_name
 from seawall.pipeline.steer_claim import PAPER_CONSTRAINED, PAPER_FREE, expert_name
 from seawall.pipeline.steer_figures import effect_of, expert_effects
@@ -92,7 +93,7 @@ def steering_table(found: SteeringResult) -> Table:
     table.add_column("harmless KL", justify="right")
     for row, condition in zip(view.rows, found.conditions, strict=True):
         kl = "" if condition.harmless_kl is None else f"{condition.harmless_kl:.3f}"
-        table.add_row(row.label, *(_rate(condition.rates.get(group)) for group in view.groups), kl)
+        table.add_row(row.label, *(_shown(condition.rates.get(group)) for group in view.groups), kl)
     return table
 
 
@@ -301,8 +302,5 @@ def _interval(rate: Rate) -> Interval:
     return Interval(rate.rate, rate.low, rate.high, rate.n, rate.unscored)
 
 
-def _rate(rate: Rate | None) -> str:
-    if rate is None:
-        return ""
-    unscored = f" ({rate.unscored} unscored)" if rate.unscored else ""
-    return f"{rate.rate:.1%} [{rate.low:.1%}, {rate.high:.1%}]{unscored}"
+def _shown(rate: Rate | None) -> str:
+    return "" if rate is None else rate_text(rate)
