@@ -87,6 +87,7 @@ def test_the_expert_that_writes_refusals_is_found(suppressed: Path) -> None:
     assert moved is not None
     assert moved.difference == -1.0
     assert "(MoE layer 2, expert 5) recovers" in found.claim
+    assert "The best expert below the routing threshold, after the same search, recovers 0 " in found.claim
     assert "Refusal rests more on the MLP or MoE than on attention here." in found.claim
 
 

@@ -77,6 +77,9 @@ def _experts(found: SteeringResult, directions: Directions) -> Iterator[str]:
                 f"One expert {where} ({expert_name(chosen)}) recovers {_share(share)} of that effect at a harmless KL "
                 f"of {_kl(found, name)} nats{_unscored(found, name)}; the paper has {100 * paper:.0f} %."
             )
+    control = found.figures.get("share:random-expert")
+    if control is not None:
+        yield f"The best expert below the routing threshold, after the same search, recovers {_share(control)}."
     rank = found.figures.get("rank_correlation")
     if rank is not None and rank.low is not None and rank.high is not None:
         verdict = "predicts" if rank.low > 0 else "does not clearly predict"
