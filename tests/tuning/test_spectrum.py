@@ -20,7 +20,8 @@ def decaying(rows: int, columns: int, *, seed: int = 0) -> Tensor:
     left = torch.linalg.qr(torch.randn(rows, size, generator=generator)).Q
     right = torch.linalg.qr(torch.randn(columns, size, generator=generator)).Q
     values = 3.0 * torch.logspace(0, size - 1, size, base=0.8)
-    return left * values @ right.mT
+    made: Tensor = left * values @ right.mT
+    return made
 
 
 def drawn() -> torch.Generator:
