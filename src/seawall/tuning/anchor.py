@@ -50,11 +50,16 @@ def extract_anchor(config: AnchorConfig) -> Anchor:
 
 
 def describe(anchor: Anchor) -> str:
-    """One line for people: `64 matrices, 0 without a difference, 0 spanned whole, 41 % of the energy, 67 MB`."""
+    """One line for people, such as `64 matrices, 2 without a difference, 0 spanned whole, 41% of the energy, 67.1 MB`.
+
+    The energy is the mean over the matrices that have a difference.
+    """
     energies = torch.cat([one.energies.reshape(-1) for one in anchor.matrices.values()])
+    moved = torch.cat([one.norm.reshape(-1) for one in anchor.matrices.values()]) > 0
     return (
         f"{len(energies)} matrices, {len(anchor.unchanged)} without a difference, "
-        f"{len(anchor.spanning)} spanned whole, {float(energies.mean()):.0%} of the energy, {anchor.bytes / 1e6:.1f} MB"
+        f"{len(anchor.spanning)} spanned whole, "
+        f"{float(energies[moved].mean()):.0%} of the energy, {anchor.bytes / 1e6:.1f} MB"
     )
 
 
