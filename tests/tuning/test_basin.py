@@ -41,7 +41,9 @@ def adapted(**settings: Any) -> Any:
     return peft.get_peft_model(tiny("llama"), config)
 
 
-def trainer_of(model: Any, folder: Path, *, kind: type[Trainer] = Trainer, **settings: Any) -> Trainer:
+def trainer_of(
+    model: Any, folder: Path, *, kind: type[Trainer] = Trainer, model_init: Any = None, **settings: Any
+) -> Trainer:
     rows = [{"input_ids": row, "labels": row} for row in random_ids(8, 6)]
     defaults = {
         "per_device_train_batch_size": 4,
@@ -57,7 +59,8 @@ def trainer_of(model: Any, folder: Path, *, kind: type[Trainer] = Trainer, **set
         "use_cpu": True,
         "dataloader_pin_memory": False,
     }
-    return kind(model=model, args=TrainingArguments(str(folder), **{**defaults, **settings}), train_dataset=rows)
+    arguments = TrainingArguments(str(folder), **{**defaults, **settings})
+    return kind(model=model, args=arguments, train_dataset=rows, model_init=model_init)
 
 
 def trained(model: Any) -> dict[str, Tensor]:
@@ -198,6 +201,12 @@ def test_wrong_settings_are_refused(tmp_path: Path, anchor: Anchor) -> None:
     refused("attached to this trainer already", lambda: SafetyBasin(anchor).attach(trainer))
     attachment.remove()
     SafetyBasin(anchor).attach(trainer)
+
+
+def test_a_model_that_the_trainer_makes_anew_is_refused(tmp_path: Path, anchor: Anchor) -> None:
+    trainer = trainer_of(None, tmp_path, model_init=lambda trial: adapted())
+    SafetyBasin(anchor).attach(trainer)
+    refused("another model than when the safety basin was attached; give the trainer a model", trainer.train)
 
 
 def test_sharded_parameters_are_refused(tmp_path: Path, anchor: Anchor) -> None:

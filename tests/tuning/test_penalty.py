@@ -140,6 +140,25 @@ def test_lora_of_linear_layers() -> None:
     )
 
 
+def test_names_are_those_of_the_model_without_adapters() -> None:
+    """Added by transformers and not by PEFT; modules that PEFT trains in full; a second adapter that is at rest."""
+    anchor = random_anchor(matrices(tiny("llama")))
+    plain = tiny("llama")
+    plain.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    assert [one.name for one in penalised(anchor, trainable_updates(plain))] == [
+        f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(3)
+    ]
+    beside = adapted("llama", target_modules=["q_proj"], modules_to_save=["o_proj", "lm_head"])
+    beside.add_adapter("other", peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    updates = trainable_updates(beside)
+    assert {one.name for one in updates if isinstance(one, LowRankUpdate)} == {
+        f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(3)
+    }
+    whole = {one.name for one in updates if isinstance(one, WholeUpdate)}
+    assert whole == {f"model.layers.{layer}.self_attn.o_proj.weight" for layer in range(3)} | {"lm_head.weight"}
+    assert len(penalised(anchor, updates)) == 6
+
+
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
 def test_lora_of_experts(family: str) -> None:
     """Stacks stored as (E, rows, columns) and as (E, columns, rows); PEFT's own product says what the update is."""

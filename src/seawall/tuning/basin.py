@@ -97,7 +97,9 @@ class SafetyBasin:
             what takes the penalty off again: by `remove()`, or as a context manager.
 
         Raises:
-            ConfigError: as `penalty`; a basin is attached already; the parameters are sharded (FSDP, DeepSpeed).
+            ConfigError: as `penalty`; a basin is attached already; the parameters are sharded (FSDP, DeepSpeed). In
+                training: the trainer made itself another model (`model_init`).
+            SeawallError (in training): a loss or a penalty that is not finite.
         """
         if isinstance(vars(trainer).get("compute_loss"), _Loss):
             raise ConfigError("a safety basin is attached to this trainer already", remedy="remove() it first")
@@ -137,7 +139,7 @@ class _Loss:
     """Stands for a trainer's `compute_loss`."""
 
     def __init__(self, trainer: Any, penalty: Penalty, weight: float) -> None:
-        self._trainer, self._own = trainer, trainer.compute_loss
+        self._trainer, self._own, self._model = trainer, trainer.compute_loss, trainer.model
         self._penalty, self._weight = penalty, weight
         self.seen: list[Tensor] = []
 
@@ -147,6 +149,11 @@ class _Loss:
         result = self._own(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
         if not model.training:
             return result
+        if self._trainer.model is not self._model:
+            raise ConfigError(
+                "the trainer has another model than when the safety basin was attached",
+                remedy="give the trainer a model instead of model_init, and attach after it",
+            )
         loss = result[0] if return_outputs else result
         _require_finite(loss, "the task's loss")
         with torch.set_grad_enabled(self._weight > 0):
