@@ -72,6 +72,15 @@ def test_the_factored_form_is_the_dense_one(projector: Projector, stack: tuple[i
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(12, 12), (16, 8), (8, 20)])
+def test_reference_is_the_authors_formula(shape: tuple[int, int]) -> None:
+    V = _random(*shape)
+    B, A = _random(shape[0], 4, seed=1), _random(4, shape[1], seed=2)
+    C = V @ V.mT / V.square().sum().sqrt()
+    expected = (B @ A - C @ B @ A).square().sum()
+    torch.testing.assert_close(low_rank_penalty(projection_of(V, "reference"), B, A), expected, rtol=1e-4, atol=0)
+
+
 def test_projectors() -> None:
     assert set(PROJECTORS) == set(get_args(Projector))
     V = _random(12, 9)
