@@ -8,22 +8,21 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError
-from seawall.models.checkpoint import TensorHeader, read_config, read_headers, weight_files
+from seawall.models.checkpoint import TensorHeader, read_config, read_headers
 from seawall.models.find import MoEModel, find_moe
 from seawall.models.inspect import meta_model
 from seawall.models.load import library_errors, load_architecture, require_plain_weights
 from seawall.models.places import OTHER, Place, tensor_places
+from seawall.models.stream import opened
 
 _BLOCK = 2**22
 """Elements that are compared at once, more where a single row has more."""
@@ -99,7 +98,7 @@ def compare_checkpoints(a: Path, b: Path) -> CheckpointDifference:
     _require_same_layout(headers_a, headers_b, places)
     common = sorted(headers_a.keys() & headers_b.keys())
     sums: dict[_Key, _Sums] = defaultdict(_Sums)
-    with library_errors(f"the weights in {a} and {b} cannot be compared"), _opened(a) as left, _opened(b) as right:
+    with library_errors(f"the weights in {a} and {b} cannot be compared"), opened(a) as left, opened(b) as right:
         for name in common:
             _add(sums, name, places[name], (left[name], right[name]))
     changed = {key: found.relative() for key, found in sums.items() if found.changed}
@@ -151,17 +150,6 @@ def _require_same_layout(
                 expected="equal tensors",
                 remedy="load both in transformers and save_pretrained them anew, then compare those",
             )
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every tensor of a checkpoint as a slice that reads when it is indexed."""
-    with ExitStack() as stack:
-        found: dict[str, Any] = {}
-        for path in weight_files(folder):
-            file = stack.enter_context(safe_open(path, framework="pt"))
-            found |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - a file is no mapping
-        yield found
 
 
 def _add(sums: dict[_Key, _Sums], name: str, place: Place, sides: tuple[Any, Any]) -> None:

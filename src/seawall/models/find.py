@@ -145,6 +145,11 @@ def find_moe_if_any(model: PreTrainedModel) -> MoEModel | None:
     return MoEModel(model=model, layers=layers, skipped=tuple(skipped))
 
 
+def routed_stacks(model: nn.Module) -> dict[str, nn.Module]:
+    """The stacks of routed experts by their names in the model; none in a dense model."""
+    return {name: module for name, module in _stacks(model) if _is_routed_experts(module)}
+
+
 def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that own a 3-D parameter, convolutions and other modules of PyTorch itself left out."""
     for name, module in model.named_modules():

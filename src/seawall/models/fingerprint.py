@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +31,40 @@ def state_fingerprint(state: Mapping[str, Tensor]) -> str:
     unique = {_place(tensor): tensor for tensor in state.values()}
     with ThreadPoolExecutor(_WORKERS) as pool:
         digests = dict(zip(unique, pool.map(tensor_digest, unique.values()), strict=True))
+    return _summary(
+        {name: (tensor.dtype, tuple(tensor.shape), digests[_place(tensor)]) for name, tensor in state.items()}
+    )
+
+
+class StreamedFingerprint:
+    """`state_fingerprint` of tensors that come one after the other, or in pieces along dimension 0, and do not stay."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[torch.dtype, tuple[int, ...], Any]] = {}
+
+    def add(self, name: str, piece: Tensor, shape: tuple[int, ...]) -> None:
+        """Count a tensor, or its next piece.
+
+        Args:
+            name: the tensor's.
+            piece: all of it, or the next rows.
+            shape: of the whole tensor.
+        """
+        if name not in self._seen:
+            self._seen[name] = (piece.dtype, shape, hashlib.sha256())
+        flat = piece.detach().cpu().contiguous().reshape(-1)
+        self._seen[name][2].update(flat.view(torch.uint8).numpy().data)
+
+    def value(self, aliases: Mapping[str, str]) -> str:
+        """The fingerprint of everything that was added; `aliases` are further names, and the names they stand for."""
+        lines = {name: (dtype, shape, digest.hexdigest()) for name, (dtype, shape, digest) in self._seen.items()}
+        return _summary(lines | {other: lines[name] for other, name in aliases.items()})
+
+
+def _summary(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...], str]]) -> str:
     lines = [
-        f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} {digests[_place(tensor)]}\n"
-        for name, tensor in sorted(state.items())
+        f"{name} {str(dtype).removeprefix('torch.')} {list(shape)} {digest}\n"
+        for name, (dtype, shape, digest) in sorted(tensors.items())
     ]
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 

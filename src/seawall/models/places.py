@@ -60,12 +60,43 @@ def _place(name: str, target: str, stacks: Mapping[str, int], routers: Mapping[s
 
 def _names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
     """The parameter that loading would put each tensor into."""
+    return {name: target.name for name, target in targets_in_memory(model, names).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where loading puts a tensor of a checkpoint.
+
+    Attributes:
+        name: the parameter; where a converter makes several, the first of them.
+        converter: what makes it out of this tensor and others; None where it is taken as it is.
+        pattern: which of the converter's inputs the tensor is; empty without a converter.
+    """
+
+    name: str
+    converter: WeightConverter | None = None
+    pattern: str = ""
+
+
+def targets_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Target]:
+    """The target of every tensor of a checkpoint of this model, in the order of the names.
+
+    Args:
+        model: on the meta device will do.
+        names: tensors as the checkpoint's files name them. What the model does not have keeps a name of no parameter.
+    """
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     state = model.state_dict()
     found = {}
     for name in sorted(names):
-        target, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        found[name] = name if target not in state and name in state else target
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if target not in state and name in state:
+            found[name] = Target(name)
+        elif pattern is None:
+            found[name] = Target(target)
+        else:
+            found[name] = Target(target, by_pattern[pattern], pattern)
     return found
