@@ -52,8 +52,19 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         {"effects": {}},
         {"effects": {"plain": effect(0.9, 0.1), "borderline": effect(0.2, 0.2)}},
         {"effects": {"attack:story": effect(0.2, 0.9)}},
+        {"effects": {"plain": effect(0.9, 0.7), "borderline": effect(0.1, 0.5), "benign": effect(0.9, 0.5)}},
+        {"effects": {"borderline": effect(0.1, 0.5)}},
     ],
-    ids=["negative", "zero", "nan", "unmeasured", "fewer refusals", "more attacks succeed"],
+    ids=[
+        "negative",
+        "zero",
+        "nan",
+        "unmeasured",
+        "fewer refusals",
+        "more attacks succeed",
+        "only harmless",
+        "no harmful",
+    ],
 )
 def test_what_takes_refusals_away_is_not_written(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(ArtifactError, match=r"hardening\.json would make a model refuse less; .*mode induce"):

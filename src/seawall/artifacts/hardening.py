@@ -16,8 +16,9 @@ from seawall.artifacts.store import Fields, load_artifact, require, save_artifac
 from seawall.errors import ArtifactError
 
 NAME = "hardening"
-_REFUSALS = ("plain", "borderline")
-"""Evaluation groups whose rate counts refusals; that of the others counts replies that comply."""
+_PLAIN, _HARMLESS = "plain", ("borderline", "benign", "wrapped")
+"""The group of plain harmful requests, whose rate counts refusals; and groups that are not harmful. The rate of all
+others counts attacks that succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,8 @@ class Effect:
 class Hardening:
     """`x <- x + coefficient * vector` at the input of a decoder layer, on every token.
 
-    Only what induces refusal can be one: the coefficient is above 0, and refusals of held-out prompts do not become
-    fewer.
+    Only what induces refusal can be one: the coefficient is above 0, and refusals of harmful held-out prompts do not
+    become fewer.
 
     Attributes:
         model_fingerprint: of the model that it was made from and fits.
@@ -116,15 +117,16 @@ def _require_induced(path: Path, coefficient: float, effects: Mapping[str, Effec
     """Refuse what takes refusals away.
 
     Raises:
-        ArtifactError: the coefficient is not above 0, nothing was measured, or held-out prompts are refused less.
+        ArtifactError: the coefficient is not above 0, nothing was measured, or harmful prompts are refused less.
     """
-    # A group moves towards refusal when its refusals rise or its compliance falls.
-    moved = [one.difference * (1 if group in _REFUSALS else -1) for group, one in effects.items()]
+    # Of harmful requests alone: what also refuses harmless ones more could hide that harmful ones are refused less.
+    harmful = {group: one.difference for group, one in effects.items() if group not in _HARMLESS}
+    moved = [difference * (1 if group == _PLAIN else -1) for group, difference in harmful.items()]
     if not (math.isfinite(coefficient) and coefficient > 0 and moved and sum(moved) >= 0):
         total = f"{100 * sum(moved) / len(moved):+.1f} points of refusal" if moved else "no measured effect"
         raise ArtifactError(
             f"{path.name} would make a model refuse less",
-            got=f"the coefficient {coefficient:g} and {total}, mean over groups",
+            got=f"the coefficient {coefficient:g} and {total}, mean over groups of harmful requests",
             expected="a coefficient above 0 that induces refusal",
             remedy="seawall writes and applies nothing that takes refusals away; run `seawall steer` with mode induce",
         )
