@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from benches import bench, random_directions_of, target
+from benches import bench, prompts, random_directions_of, target
 
 from seawall.artifacts.steering import SteeringCandidate, SteeringMode
 from seawall.data.types import Messages, user
 from seawall.errors import DataError
-from seawall.steering.bench import FEW
+from seawall.steering.bench import FEW, Bench
 from seawall.steering.changes import Way, expert_way
 from seawall.steering.controls import random_directions, random_experts, together
-from seawall.steering.options import LayerLimits, SearchLimits
-from seawall.steering.run import moe_layer_near
+from seawall.steering.options import ExpertOptions, LayerLimits, SearchLimits
+from seawall.steering.run import ExpertSearch, Found, moe_layer_near
 from seawall.steering.search import judge_best, search
 from seawall.steering.select import select_layer_direction
 from seawall.steering.verdicts import HARMLESS_KL, LAST_LAYERS, NOT_BEST, NOT_FINITE, PAST_CAP, by_score
@@ -129,6 +129,33 @@ def test_the_second_stage_of_inducing_wants_refusals() -> None:
         candidates = [_candidate(expert, float(expert)) for expert in range(5)]
         found = judge_best(candidates, Answers(REPLIES), ASKED, mode="induce", most=5, pruned=pruned)
         assert found[0].experts == ((0, 2),)
+
+
+def test_the_control_is_judged_as_the_search_is() -> None:
+    subject, found = bench(), Found()
+    limits = replace(LIMITS, coefficients=(1.0,), max_kl=100.0, keep_share=0.5, keep_least=1, pruned=False)
+    options = ExpertOptions(threshold=0.1, random_experts=6, pairs=0, triples=0, seed=0)
+    layer = Way("layer", 1, (), -1).at(1.0)
+    ExpertSearch(subject, lambda one, prompts: [False] * len(prompts), ASKED, limits, options, found).run(layer)
+    control = [one for one in found.candidates if one.family == "random_expert"]
+    assert len(control) == 12
+    assert sum(one.judged > 0 for one in control) == 6
+
+
+def test_numbers_say_how_many_prompts_the_score_is_from() -> None:
+    subject = target()
+    few = Bench(
+        subject,
+        random_directions_of(subject),
+        "suppress",
+        moved=prompts(11, seed=3),
+        harmless=prompts(5, seed=4),
+        any_score=True,
+    )
+    way = expert_way(few.directions, "expert", [(1, 3)], -1)
+    (one,) = search(few, [way], replace(LIMITS, coefficients=(1.0,), max_kl=100.0))
+    assert one.kept
+    assert one.prompts == 11 > FEW > 5
 
 
 def test_nothing_kept_is_nothing_judged() -> None:

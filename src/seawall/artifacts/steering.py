@@ -32,7 +32,8 @@ class SteeringCandidate:
         position: of the prompt's end, from which the direction is.
         coefficient: how much of it is taken away (suppress) or added (induce). For a layer's direction, whose ablation
             takes no coefficient: of the check by addition.
-        prompts: how many prompts of each side its numbers are from; 0 where it was not measured.
+        prompts: how many prompts its refusal score is from, or where it has none, its divergence; 0 where it was not
+            measured.
         refusal_score: mean over the prompts whose refusal is to be moved, with the change.
         harmless_kl: mean divergence of the next token on harmless prompts, original from changed, in nats.
         induced_score: mean refusal score of harmless prompts with the direction added.

@@ -157,7 +157,7 @@ class ExpertSearch:
         ways = [expert_way(self.bench.directions, family, places, position) for places, position in groups]
         candidates = search(self.bench, ways, self.limits)
         self.found.add(candidates)
-        self._judge(candidates, family, most=self.limits.keep_least)
+        self._judge(candidates, family, most=self.limits.keep(len(candidates)))
 
     def _judge(self, candidates: Sequence[SteeringCandidate], name: str, *, most: int) -> SteeringCandidate | None:
         """The second stage; the best becomes the choice of that name."""

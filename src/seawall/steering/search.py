@@ -28,8 +28,8 @@ def search(bench: Bench, ways: Sequence[Way], limits: SearchLimits) -> list[Stee
     """The first stage: every way at every coefficient, with its numbers, in the order of the ways.
 
     Pruned: coefficients ascend, on the first prompts alone, until the divergence of one is past the cap by SLACK; the
-    settings that are left are measured on all prompts, the best on the first prompts first, until twice as many as
-    are judged have passed.
+    settings that are left are measured on all prompts, the best on the first prompts first, twice as many as are judged
+    at a time, until as many as are judged have passed.
 
     Args:
         bench: prompts to measure on.

@@ -22,10 +22,9 @@ NOT_BEST = "others are better on the first prompts"
 
 def with_numbers(bench: Bench, candidate: SteeringCandidate, reason: str) -> SteeringCandidate:
     """The candidate with what was measured of it; kept where there is no reason against it."""
-    counts = [bench.count(candidate, number) for number in ("score", "kl")]
     return replace(
         candidate,
-        prompts=min([count for count in counts if count], default=0),
+        prompts=bench.count(candidate, "score") or bench.count(candidate, "kl"),
         refusal_score=_number(bench, candidate, "score"),
         harmless_kl=_number(bench, candidate, "kl"),
         induced_score=_number(bench, candidate, "induced"),
