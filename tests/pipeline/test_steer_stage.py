@@ -19,6 +19,7 @@ from seawall.artifacts.directions import Directions
 from seawall.artifacts.hardening import Hardening
 from seawall.artifacts.steering import SteeringResult
 from seawall.config import load_recipe
+from seawall.data.splits import unit
 from seawall.data.templating import encode_prompt
 from seawall.errors import ConfigError, DataError, Interrupted, RunFolderError, SeawallError
 from seawall.evaluation.run import group_rates
@@ -186,6 +187,14 @@ def test_a_hardened_model_refuses_attacks_and_answers_the_rest(induced: Path) ->
     assert held.effects["benign"].after.rate == 1.0
     tried = [one.coefficient for one in found.of_family("layer") if one.judged]
     assert sorted(tried) == [0.01, 0.25, 1.0]
+    # The numbers of the selection stay with the multiple that they were taken at.
+    numbers = {one.coefficient: one for one in found.of_family("layer") if one.judged}
+    assert (numbers[0.25].refusal_score, numbers[0.25].harmless_kl, numbers[0.25].prompts) == (None, None, 0)
+    assert None not in (numbers[1.0].refusal_score, numbers[1.0].harmless_kl, numbers[1.0].induced_score)
+    view = steering_view(found, Directions.load(induced / "steer"), held)
+    assert "over-refusal" not in dict(view.facts)["dropped"]
+    (mark,) = [one for one in view.side_effect.points if one.chosen]
+    assert mark.label == f"decoder layer {held.layer}, token \u22121, ablated"
     assert "moved attack success by \u2212100" in found.claim
     page = (induced / "steering.html").read_text()
     assert "steer/hardening holds this direction times 0.25" in page
@@ -236,7 +245,7 @@ def test_a_cap_that_no_direction_keeps_to_is_raised_and_named(by_attention: Path
     assert layer is not None
     assert layer.harmless_kl is not None
     assert 1e-7 < cap / 2 < layer.harmless_kl <= cap
-    assert f"so the cap was doubled until one could, at {cap:g}" in found.claim
+    assert f"so the cap was doubled until one did, at {cap:g}" in found.claim
 
 
 def test_a_dense_model_is_steered_by_its_layers(by_expert: Path, tmp_path: Path) -> None:
@@ -313,6 +322,19 @@ def test_what_cannot_be_steered_is_one_line(
     assert not (tmp_path / "run/steering.html").exists()
 
 
+def test_sides_without_held_out_prompts_are_met_before_the_search(by_expert: Path, tmp_path: Path) -> None:
+    for name, said in (("benign", "harmless"), ("harmful", "plain harmful")):
+        rows = [json.loads(line) for line in (by_expert.parent / f"{name}.jsonl").read_text().splitlines()]
+        rows = [{"prompt": row["prompt"]} for row in rows if unit(row["prompt"], "split") < 0.7]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        changes = [f"data.{name}.path={tmp_path / f'{name}.jsonl'}"]
+        changes += ["data.attack_file=null", "data.attacks_seen=[role_play]"] if name == "harmful" else []
+        with pytest.raises(DataError, match=rf"no held-out {said} prompts.*empty test part of data\.{name}") as caught:
+            _steer(by_expert, tmp_path / name, *changes)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / name / "steer.partial/directions.json").exists()
+
+
 def test_wrong_runs_and_settings_are_refused(suppressed: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--set eval\.seed=1: a finished run keeps its settings"):
         steer_run(suppressed, ["eval.seed=1"], reporter=Quiet())
@@ -323,6 +345,7 @@ def test_wrong_runs_and_settings_are_refused(suppressed: Path, tmp_path: Path) -
 
 def test_a_repaired_run_is_steered_and_compared(planted_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(planted_run, tmp_path / "run")
+    (run / "steering.html").write_text("of a time before the repair")
     quick = ["experts=false", "mode=induce", "layer_max_kl=50.0", "drop_last_layers=0.0", "positions=[-1]",
              "system_prompt=null", "harden.coefficients=[1.0]", "harden.goals=4"]  # fmt: skip
     found = steer_run(run, [f"steer.{one}" for one in quick], reporter=Quiet())

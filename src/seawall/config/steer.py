@@ -167,9 +167,7 @@ class SteerConfig(StrictModel):
         description="Safety system prompt under which the main conditions are asked once more; none leaves that out.",
     )
     batch_size: int = Field(default=32, ge=1, le=4096, description="Prompts of one forward pass.")
-    seed: int = Field(
-        default=0, ge=0, lt=2**63, description="Seed of prompts and controls; the recipe's seed unless given."
-    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the controls; the recipe's seed unless given.")
 
     @field_validator("positions")
     @classmethod

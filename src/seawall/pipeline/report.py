@@ -73,8 +73,9 @@ def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
 
 
 def write_report(run: RunFolder, summary: Mapping[str, Any]) -> None:
-    """Writes `report.html` from what the run folder holds."""
+    """Writes `report.html` from what the run folder holds. It has all that `steering.html` could still say."""
     write_text(run.report, render_report(collect(run, summary)))
+    run.steering_report.unlink(missing_ok=True)
 
 
 def write_steering_page(run: RunFolder, recipe: Recipe) -> None:

@@ -22,7 +22,7 @@ from seawall.pipeline.progress import Reporter
 from seawall.pipeline.report import HARDENING, STEER, write_report, write_steering_page
 from seawall.pipeline.steer_claim import claim
 from seawall.pipeline.steer_context import SteerContext
-from seawall.pipeline.steer_figures import expert_effects, rank_correlation, recovered
+from seawall.pipeline.steer_figures import recovered, routing_correlation
 from seawall.pipeline.steer_held_out import ORIGINAL, SYSTEM, UNDER_SYSTEM, HeldOut, Samples, Setting, settings
 from seawall.pipeline.steer_search import SEARCH, found_of, make_target, read_directions, search_stage
 from seawall.runs.files import read_json, storage_errors
@@ -116,6 +116,7 @@ def _inputs(context: SteerContext) -> dict[str, Any]:
 
 def _work(context: SteerContext, scratch: Path) -> None:
     reporter = context.reporter
+    context.held_out()  # Sides without held-out prompts are met before hours of search.
     reporter.stage("Directions, from training prompts")
     directions = read_directions(context, scratch)
     target = make_target(context, directions.refusal_tokens)
@@ -169,13 +170,7 @@ def _figures(
         share = recovered(pooled[reference], pooled[whole], pooled[name], group, config)
         if share is not None:
             found[f"share:{name}"] = share
-    effects = expert_effects(searched, directions, max_kl=context.config.search.max_kl)
-    correlation = rank_correlation(
-        [directions.difference(place) for place in effects],
-        [abs(effect) for effect in effects.values()],
-        resamples=config.bootstrap,
-        seed=config.seed,
-    )
+    correlation = routing_correlation(searched, directions, max_kl=context.config.search.max_kl, config=config)
     if correlation is not None:
         found["rank_correlation"] = correlation
     threshold = context.config.search.routing_threshold

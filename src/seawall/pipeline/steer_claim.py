@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from seawall.artifacts.audit import AuditFigure
@@ -11,6 +12,7 @@ from seawall.audits.wording import points, span
 from seawall.evaluation.suite import BENIGN, BORDERLINE, PLAIN
 from seawall.pipeline.audit_bench import POOLED
 from seawall.pipeline.steer_held_out import ORIGINAL, REPAIRED
+from seawall.steering.verdicts import NOT_BEST
 
 PAPER_FREE, PAPER_CONSTRAINED = 0.78, 0.54
 """Share of the layer-level effect that one expert recovers in the paper (arXiv 2606.04160), free and constrained."""
@@ -42,14 +44,17 @@ def _suppressed(found: SteeringResult, directions: Directions) -> Iterator[str]:
     cap = found.figures.get("layer_cap")
     if cap is not None and found.figures["layer_max_kl"].value < cap.value:
         yield (
-            "On validation prompts no direction could be ablated from the whole model within a harmless KL of "
-            f"{found.figures['layer_max_kl'].value:g} nats, so the cap was doubled until one could, at {cap.value:g}."
+            "On validation prompts no direction passed the checks with its ablation from the whole model within a "
+            f"harmless KL of {found.figures['layer_max_kl'].value:g} nats, so the cap was doubled until one did, at "
+            f"{cap.value:g}."
         )
     if abs(change.difference) < _LARGE:
-        dropped = [one for one in found.of_family("layer") if one.reason]
+        every = found.of_family("layer")
+        failed = Counter(one.reason for one in every if one.reason not in ("", NOT_BEST))
+        why = "; ".join(f"{reason}: {count}" for reason, count in failed.most_common())
         yield (
-            f"That is less than {100 * _LARGE:.0f} points: of {len(found.of_family('layer'))} directions "
-            f"{len(dropped)} could not be chosen, and this is the best of the others."
+            f"That is less than {100 * _LARGE:.0f} points: of {len(every)} directions {failed.total()} failed a check"
+            f"{f' ({why})' if why else ''}, and this is the best of the others."
         )
     everywhere = found.change("ablated-everywhere", ORIGINAL, PLAIN)
     if everywhere is not None:

@@ -13,6 +13,7 @@ from seawall.data.prompts import Benign
 from seawall.data.sets import Prompts, load_prompts
 from seawall.data.splits import SplitName, take, unit
 from seawall.data.types import Judge, Message, Messages, user
+from seawall.errors import DataError
 from seawall.evaluation.judges import make_judge
 from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED, Asked, build_suite
 from seawall.models.find import MoEModel, find_moe_if_any
@@ -103,8 +104,19 @@ class SteerContext:
 
         Where refusal is suppressed: plain requests, harmless ones and those that sound unsafe. Where it is induced:
         also every attack family and harmless requests put as the attacks are, on a number of goals.
+
+        Raises:
+            DataError: there are no plain requests in that part, or no harmless ones.
         """
         asked = build_suite(self.prompts, "test", gold=False).asked()
+        for group, what in ((PLAIN, "plain harmful"), (BENIGN, "harmless")):
+            if not any(one.group == group for one in asked):
+                raise DataError(
+                    f"there are no held-out {what} prompts, so nothing could be reported",
+                    got=f"an empty test part of data.{'harmful' if group == PLAIN else 'benign'}",
+                    expected="test prompts on both sides",
+                    remedy="use more prompts, or name the part of each with `split`",
+                )
         kept = [one for one in asked if one.group in _GROUPS]
         if self.config.mode == "suppress":
             return kept

@@ -15,6 +15,7 @@ from seawall.config.eval import EvalConfig
 from seawall.evaluation.metrics import lost_share
 from seawall.evaluation.suite import target
 from seawall.steering.bench import FEW
+from seawall.steering.changes import SIGN
 
 Floats = npt.NDArray[np.float64]
 ORIGINAL_SCORE = {"suppress": "original_score", "induce": "original_attack_score"}
@@ -48,19 +49,34 @@ def recovered(
 def expert_effects(found: SteeringResult, directions: Directions, *, max_kl: float) -> dict[Place, float]:
     """How far each single expert moves the refusal score, at the best of its settings within the cap.
 
-    Searched experts and the control below the threshold alike; an expert that was never within the cap is left out.
+    Searched experts and the control below the threshold alike. Left out are experts that were never within the cap, and
+    those that were tried at the layer's own position alone: of more settings the best is better.
     """
-    sign = -1 if found.mode == "suppress" else 1
+    tried, sign = [*found.of_family("expert"), *found.of_family("random_expert")], SIGN[found.mode]
+    everywhere = {(one.experts[0], one.position) for one in tried}
     best: dict[Place, float] = {}
-    for one in (*found.of_family("expert"), *found.of_family("random_expert")):
-        if one.harmless_kl is None or one.harmless_kl > max_kl:
-            continue
+    for one in tried:
         place, effect = one.experts[0], effect_of(found, one)
-        if effect is None:
+        if effect is None or one.harmless_kl is None or one.harmless_kl > max_kl:
+            continue
+        if not all((place, position) in everywhere for position in directions.positions):
             continue
         if place not in best or sign * effect > sign * best[place]:
             best[place] = effect
     return {place: best[place] for place in directions.candidates if place in best}
+
+
+def routing_correlation(
+    found: SteeringResult, directions: Directions, *, max_kl: float, config: EvalConfig
+) -> AuditFigure | None:
+    """Rank correlation of the experts' routing difference with how far they move the score the way it is to go."""
+    effects = expert_effects(found, directions, max_kl=max_kl)
+    return rank_correlation(
+        [directions.difference(place) for place in effects],
+        [SIGN[found.mode] * effect for effect in effects.values()],
+        resamples=config.bootstrap,
+        seed=config.seed,
+    )
 
 
 def effect_of(found: SteeringResult, one: SteeringCandidate) -> float | None:

@@ -16,7 +16,7 @@ from seawall.pipeline.steer_context import SteerContext
 from seawall.pipeline.steer_figures import ON_FEW, ORIGINAL_SCORE
 from seawall.pipeline.validation import validator
 from seawall.steering.bench import Bench
-from seawall.steering.changes import applied
+from seawall.steering.changes import applied, way_of
 from seawall.steering.extract import extract
 from seawall.steering.options import ExpertOptions, LayerLimits, SearchLimits
 from seawall.steering.run import LAYER, ExpertSearch, Found, find_layer
@@ -203,13 +203,16 @@ def _strength(context: SteerContext, target: Target, directions: Directions, fou
             remedy="name some, or use steer.mode=suppress",
         )
     measure, sums = validator(context), dict[SteeringCandidate, float]()
+    attacks = len(context.prompts.pairs("validation"))
     for coefficient in context.config.harden.coefficients:
-        tried = replace(chosen, coefficient=coefficient, induced_score=None)
+        # The numbers of the selection are of the ablation and of another multiple added; at that multiple they stay.
+        other = replace(way_of(chosen).at(coefficient), kept=True)
+        tried = chosen if coefficient == chosen.coefficient else other
         with applied(target, directions, tried, "induce"):
             scores = measure()
         said = f"over-refusal {scores.over_refusal:.0%}, benign refused {scores.benign_refusal:.0%}"
         context.reporter.say(f"times {coefficient:g}: attacks succeed {scores.attack_success:.0%}, {said}")
-        row = replace(tried, refused=1 - scores.attack_success, judged=len(context.attacks("validation")), reason=said)
+        row = replace(tried, refused=1 - scores.attack_success, judged=attacks, reason=said)
         sums[row] = scores.attack_success + scores.over_refusal + scores.benign_refusal
     best = min(sums, key=lambda one: sums[one])
     found.add(sums)

@@ -179,8 +179,9 @@ def _routing_note(found: SteeringResult) -> str:
     if rank is not None:
         said = f"Spearman's rank correlation of the two is {_with_interval(rank)}."
     return (
-        "Each mark is one expert: how far it moves the mean refusal score on validation prompts at the best of its "
-        "settings within the cap on harmless KL, by how differently harmful and harmless prompts are routed to it. "
+        "Each mark is one expert that was tried at every position: how far it moves the mean refusal score on "
+        "validation prompts at the best of its settings within the cap on harmless KL, by how differently harmful and "
+        "harmless prompts are routed to it. "
         f"{said} The paper finds that routing differences do not predict which expert steers best."
     )
 
@@ -192,14 +193,16 @@ def _side_effect(found: SteeringResult) -> Scatter:
     most = 3 * limit if limit is not None else float("inf")
     shown = [(one, effect) for one, effect in measured if effect is not None and (one.harmless_kl or 0.0) <= most]
     shown.sort(key=lambda pair: (-pair[0].judged, -abs(pair[1] or 0.0)))
-    chosen = {found.choice(name) for name in found.chosen}
+    # Of a layer's direction both numbers are of its ablation, which takes no coefficient.
+    picked = [found.candidates[at] for at in found.chosen.values()]
+    chosen = {(one.family, _mark_name(one)) for one in picked}
     points = [
         Point(
-            label=f"{_candidate_name(one)}, {one.coefficient:g}\u00d7",
+            label=_mark_name(one),
             series=one.family if one.family in _FAMILIES else "several",
             x=one.harmless_kl or 0.0,
             y=effect or 0.0,
-            chosen=one in chosen,
+            chosen=(one.family, _mark_name(one)) in chosen,
         )
         for one, effect in shown[:_MARKS]
     ]
@@ -253,6 +256,11 @@ def _candidate_name(one: SteeringCandidate) -> str:
     return f"decoder layer {one.layer}" if not one.experts else expert_name(one)
 
 
+def _mark_name(one: SteeringCandidate) -> str:
+    how = f"{one.coefficient:g}\u00d7" if one.experts else "ablated"
+    return f"{_candidate_name(one)}, token \u2212{-one.position}, {how}"
+
+
 def _facts(found: SteeringResult, directions: Directions) -> list[tuple[str, str]]:
     sides: tuple[PromptSide, ...] = ("harmful", "harmless")
     counts = {side: [directions.count(side, kept=kept) for kept in (True, False)] for side in sides}
@@ -262,7 +270,7 @@ def _facts(found: SteeringResult, directions: Directions) -> list[tuple[str, str
         ("prompts for directions", f"{kept}, of {looked}; those whose refusal score has the right sign"),
         ("refusal tokens", ", ".join(map(str, directions.refusal_tokens))),
         ("settings tried", f"{len(found.candidates):,} ({_counts(Counter(one.family for one in found.candidates))})"),
-        ("dropped", _counts(Counter(one.reason for one in found.candidates if one.reason)) or "none"),
+        ("dropped", _counts(Counter(one.reason for one in found.candidates if not one.kept)) or "none"),
     ]
     cost, full = (found.figures.get(name) for name in ("search_cost", "search_full_cost"))
     if cost is not None and full is not None and cost.value:
