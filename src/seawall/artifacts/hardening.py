@@ -113,16 +113,29 @@ class _Fields(Fields):
     effects: dict[str, Effect]
 
 
+def induces(effects: Mapping[str, Effect]) -> bool:
+    """Whether harmful requests are refused no less, over all their groups, and some were asked."""
+    moved = _towards_refusal(effects)
+    return bool(moved) and sum(moved) >= 0
+
+
+def _towards_refusal(effects: Mapping[str, Effect]) -> list[float]:
+    """How far each group of harmful requests moved towards refusal.
+
+    Of these alone: what also refuses harmless ones more could hide that harmful ones are refused less.
+    """
+    harmful = {group: one.difference for group, one in effects.items() if group not in _HARMLESS}
+    return [difference * (1 if group == _PLAIN else -1) for group, difference in harmful.items()]
+
+
 def _require_induced(path: Path, coefficient: float, effects: Mapping[str, Effect]) -> None:
     """Refuse what takes refusals away.
 
     Raises:
         ArtifactError: the coefficient is not above 0, nothing was measured, or harmful prompts are refused less.
     """
-    # Of harmful requests alone: what also refuses harmless ones more could hide that harmful ones are refused less.
-    harmful = {group: one.difference for group, one in effects.items() if group not in _HARMLESS}
-    moved = [difference * (1 if group == _PLAIN else -1) for group, difference in harmful.items()]
-    if not (math.isfinite(coefficient) and coefficient > 0 and moved and sum(moved) >= 0):
+    moved = _towards_refusal(effects)
+    if not (math.isfinite(coefficient) and coefficient > 0 and induces(effects)):
         total = f"{100 * sum(moved) / len(moved):+.1f} points of refusal" if moved else "no measured effect"
         raise ArtifactError(
             f"{path.name} would make a model refuse less",

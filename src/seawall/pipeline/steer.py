@@ -11,7 +11,7 @@ from typing import Any
 from seawall import __version__
 from seawall.artifacts.audit import AuditFigure
 from seawall.artifacts.directions import Directions
-from seawall.artifacts.hardening import Effect, Hardening
+from seawall.artifacts.hardening import Effect, Hardening, induces
 from seawall.artifacts.steering import SteeringResult
 from seawall.config.load import change_recipe
 from seawall.config.recipe import Recipe
@@ -192,6 +192,9 @@ def _harden(context: SteerContext, found: SteeringResult, directions: Directions
     attacks = found.change(LAYER, ORIGINAL, POOLED)
     if attacks is None or not attacks.high < 0:
         context.reporter.say("no hardening is left: attack success did not clearly fall on held-out prompts")
+        return
+    if not induces(effects):
+        context.reporter.say("no hardening is left: harmful requests are refused less on held-out prompts")
         return
     Hardening(
         model_fingerprint=found.model_fingerprint,
