@@ -14,6 +14,7 @@ from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import Sample
 from seawall.artifacts.profile import ExpertProfile
 from seawall.config.audit import AuditName
+from seawall.config.eval import EvalConfig
 from seawall.data.splits import unit
 from seawall.evaluation.compare import compare
 from seawall.evaluation.run import ask, group_rates
@@ -120,14 +121,20 @@ class Bench:
 
     def changes(self, found: Mapping[str, Samples], pairs: Iterable[tuple[str, str]]) -> list[AuditChange]:
         """For each (condition, reference) the paired difference in every group."""
-        config = self.subject.context.recipe.eval
-        rows = []
-        for name, reference in pairs:
-            sides = [with_pooled(found[one]) for one in (reference, name)]
-            for group, one in compare(*sides, resamples=config.bootstrap, seed=config.seed).items():
-                moved = one.change
-                rows.append(AuditChange(name, reference, group, moved.difference, moved.low, moved.high, moved.p))
-        return rows
+        return paired_changes(found, pairs, self.subject.context.recipe.eval)
+
+
+def paired_changes(
+    found: Mapping[str, Samples], pairs: Iterable[tuple[str, str]], config: EvalConfig
+) -> list[AuditChange]:
+    """For each (condition, reference) the paired difference in every group, all attack families pooled too."""
+    rows = []
+    for name, reference in pairs:
+        sides = [with_pooled(found[one]) for one in (reference, name)]
+        for group, one in compare(*sides, resamples=config.bootstrap, seed=config.seed).items():
+            moved = one.change
+            rows.append(AuditChange(name, reference, group, moved.difference, moved.low, moved.high, moved.p))
+    return rows
 
 
 def repaired_tensors(context: Context) -> dict[str, Tensor]:

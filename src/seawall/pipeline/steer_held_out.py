@@ -12,10 +12,9 @@ from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import Sample
 from seawall.artifacts.steering import SteeringCondition
 from seawall.artifacts.store import require_model
-from seawall.evaluation.compare import compare
 from seawall.evaluation.run import ask, group_rates
 from seawall.evaluation.suite import BENIGN, Asked
-from seawall.pipeline.audit_bench import with_pooled
+from seawall.pipeline.audit_bench import paired_changes, with_pooled
 from seawall.pipeline.steer_context import SteerContext
 from seawall.runs.stage import finished_stage, is_done
 from seawall.steering.conditions import Condition, harmless_kl
@@ -94,14 +93,7 @@ class HeldOut:
 
     def changes(self, found: Samples, pairs: Iterable[tuple[str, str]]) -> list[AuditChange]:
         """For each (condition, reference) the paired difference in every group."""
-        config = self.context.recipe.eval
-        rows = []
-        for name, reference in pairs:
-            sides = [with_pooled(found[one]) for one in (reference, name)]
-            for group, one in compare(*sides, resamples=config.bootstrap, seed=config.seed).items():
-                moved = one.change
-                rows.append(AuditChange(name, reference, group, moved.difference, moved.low, moved.high, moved.p))
-        return rows
+        return paired_changes(found, pairs, self.context.recipe.eval)
 
     def _kl(self, row: Setting, place: tuple[int, int]) -> float:
         prompts = [one.prompt for one in row.asked if one.group == BENIGN]
