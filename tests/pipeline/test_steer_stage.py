@@ -30,6 +30,7 @@ from seawall.pipeline.progress import Quiet
 from seawall.pipeline.steer import steer_recipe, steer_run
 from seawall.pipeline.steer_views import steering_table, steering_view
 from seawall.runs.files import file_hash, read_json
+from seawall.steering.run import find_layer
 
 GENERATE = "seawall.evaluation.engines.transformers.generate"
 SMALL: dict[str, Any] = {"positions": [-1], "train_prompts": 16, "validation_prompts": 8, "test_prompts": 8}
@@ -76,6 +77,9 @@ def test_the_expert_that_writes_refusals_is_found(suppressed: Path) -> None:
     chosen = found.choice("expert")
     assert chosen is not None
     assert chosen.experts == (EXPERT,)
+    judged = {one.experts[0] for one in found.of_family("expert") if one.judged}
+    assert Directions.load(suppressed / "steer").difference(EXPERT) >= 0.07
+    assert judged >= {EXPERT}
     layer, constrained = found.choice("layer"), found.choice("expert_constrained")
     assert layer is not None
     assert constrained is not None
@@ -173,6 +177,7 @@ def test_an_interrupted_one_goes_on_and_finds_the_same(
 
     monkeypatch.setattr("seawall.pipeline.steer_search.extract", forbidden)
     monkeypatch.setattr("seawall.pipeline.steer_search.find_layer", forbidden)
+    monkeypatch.setattr("seawall.pipeline.steer_held_out.harmless_kl", forbidden)
     found = _steer(by_attention, tmp_path / "run", "steer.mode=suppress")
     assert found == SteeringResult.load(of_attention / "steer")
     assert len(calls) == len(found.conditions) + 1
@@ -246,6 +251,20 @@ def test_a_cap_that_no_direction_keeps_to_is_raised_and_named(by_attention: Path
     assert layer.harmless_kl is not None
     assert 1e-7 < cap / 2 < layer.harmless_kl <= cap
     assert f"so the cap was doubled until one did, at {cap:g}" in found.claim
+
+
+def test_a_cap_that_is_not_what_directions_fail_by_is_left(by_attention: Path, tmp_path: Path) -> None:
+    changes, caps = ["steer.mode=suppress", "steer.drop_last_layers=0.99"], list[float]()
+
+    def seen(bench: Any, limits: Any, found: Any) -> Any:
+        caps.append(limits.max_kl)
+        return find_layer(bench, limits, found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seawall.pipeline.steer_search.find_layer", seen)
+        with pytest.raises(DataError, match=r"no direction of a layer passes the checks; got .* among the last layers"):
+            _steer(by_attention, tmp_path / "run", *changes)
+    assert len(caps) == 1
 
 
 def test_a_dense_model_is_steered_by_its_layers(by_expert: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from seawall.steering.bench import FEW, Bench
 from seawall.steering.changes import Way, expert_way
 from seawall.steering.controls import random_directions, random_experts, together
 from seawall.steering.options import ExpertOptions, LayerLimits, SearchLimits
-from seawall.steering.run import ExpertSearch, Found, moe_layer_near
+from seawall.steering.run import ExpertSearch, Found, find_layer, moe_layer_near
 from seawall.steering.search import judge_best, search
 from seawall.steering.select import select_layer_direction
 from seawall.steering.verdicts import HARMLESS_KL, LAST_LAYERS, NOT_BEST, NOT_FINITE, PAST_CAP, by_score
@@ -81,8 +81,10 @@ def test_the_best_layer_is_the_same_pruned_and_not() -> None:
 
 
 def test_no_layer_that_passes_is_one_line_with_the_reasons() -> None:
+    found = Found()
     with pytest.raises(DataError) as caught:
-        select_layer_direction(bench(), replace(LAYERS, max_kl=1e-9))
+        find_layer(bench(), replace(LAYERS, max_kl=1e-9), found)
+    assert len(found.of_family("layer")) == len(found.candidates) > 0
     said = str(caught.value)
     assert said.startswith("no direction of a layer passes the checks; got 4 x harmless KL above the cap, 2 x among")
     assert "\n" not in said
@@ -140,6 +142,32 @@ def test_the_control_is_judged_as_the_search_is() -> None:
     control = [one for one in found.candidates if one.family == "random_expert"]
     assert len(control) == 12
     assert sum(one.judged > 0 for one in control) == 6
+
+
+def test_the_free_choice_is_among_experts_whose_routing_differs() -> None:
+    subject, found = bench(), Found()
+    limits = replace(LIMITS, coefficients=(1.0,), max_kl=100.0, keep_share=1.0, keep_least=99, pruned=False)
+    options = ExpertOptions(threshold=0.1, random_experts=0, pairs=2, triples=0, seed=0)
+    above = set(subject.directions.above(0.1))
+    there = {place for place in subject.directions.candidates if place[0] == 0}
+    assert there - above
+    layer = Way("layer", subject.directions.moe_layers[0], (), -1).at(1.0)
+    asked = list[SteeringCandidate]()
+
+    def ask(one: SteeringCandidate, prompts: Sequence[Messages]) -> list[bool]:
+        asked.append(one)
+        # The search suppresses: no reply of an expert below the threshold is refused, every other is.
+        return [set(one.experts) <= above] * len(prompts)
+
+    ExpertSearch(subject, ask, ASKED, limits, options, found).run(layer)
+    free, constrained = found.choice("expert"), found.choice("expert_constrained")
+    assert free is not None
+    assert set(free.experts) <= above
+    assert constrained is not None
+    assert set(constrained.experts) <= there - above
+    pairs = found.of_family("pair")
+    assert pairs
+    assert all(set(one.experts) <= above for one in pairs)
 
 
 def test_numbers_say_how_many_prompts_the_score_is_from() -> None:

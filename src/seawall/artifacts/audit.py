@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,12 @@ class AuditChange:
     p: float
 
 
+def find_change(changes: Iterable[AuditChange], condition: str, reference: str, group: str) -> AuditChange | None:
+    """The difference between two conditions in a group, where it was taken."""
+    wanted = (condition, reference, group)
+    return next((one for one in changes if (one.condition, one.reference, one.group) == wanted), None)
+
+
 @dataclass(frozen=True, slots=True)
 class AuditFigure:
     """A number that is no rate, with its 95 % interval where it has one."""
@@ -81,8 +87,7 @@ class AuditResult:
 
     def change(self, condition: str, reference: str, group: str) -> AuditChange | None:
         """The difference between two conditions in a group, where it was taken."""
-        wanted = (condition, reference, group)
-        return next((one for one in self.changes if (one.condition, one.reference, one.group) == wanted), None)
+        return find_change(self.changes, condition, reference, group)
 
     def save(self, folder: Path) -> None:
         """Write `audit.json`."""

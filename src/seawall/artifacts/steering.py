@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from seawall.artifacts.audit import AuditChange, AuditFigure
+from seawall.artifacts.audit import AuditChange, AuditFigure, find_change
 from seawall.artifacts.directions import Place
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.store import Fields, load_document, parse_fields, require, save_document
@@ -114,8 +114,7 @@ class SteeringResult:
 
     def change(self, condition: str, reference: str, group: str) -> AuditChange | None:
         """The difference between two conditions in a group, where it was taken."""
-        wanted = (condition, reference, group)
-        return next((one for one in self.changes if (one.condition, one.reference, one.group) == wanted), None)
+        return find_change(self.changes, condition, reference, group)
 
     def save(self, folder: Path) -> None:
         """Write `steering.json`."""

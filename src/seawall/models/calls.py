@@ -85,6 +85,17 @@ def logits_reader(layer: MoELayer) -> Callable[[Any], Tensor]:
     return read
 
 
+def hidden_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The hidden states that a decoder layer or a feed-forward block is called with, by position or by name."""
+    hidden_BTD: Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden_BTD
+
+
+def with_hidden_input(hidden_BTD: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """The same call with other hidden states, as a forward pre-hook returns it."""
+    return ((hidden_BTD, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden_BTD})
+
+
 def _sums_to_one(scores_TE: Tensor) -> bool:
     return bool((scores_TE >= 0).all() and (scores_TE.sum(dim=-1) - 1).abs().max() < 0.01)
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from seawall.models.calls import Arguments, replaced_forward
+from seawall.models.calls import Arguments, replaced_forward, with_hidden_input
 from seawall.models.residual import decoder_layers
 
 
@@ -49,8 +49,6 @@ def _pass_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
 
 def _substitute(hidden_BTD: Tensor) -> Any:
     def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        if args:
-            return (hidden_BTD, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden_BTD}
+        return with_hidden_input(hidden_BTD, args, kwargs)
 
     return hook

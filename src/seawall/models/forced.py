@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from seawall.errors import ConfigError, UnsupportedModelError
-from seawall.models.calls import Arguments, bare_copy, call_reader, replaced_forward
+from seawall.models.calls import Arguments, bare_copy, call_reader, hidden_input, replaced_forward
 from seawall.models.find import MoELayer, MoEModel
 from seawall.models.sublayers import decoder_blocks, first_output
 
@@ -68,7 +68,7 @@ def _observer(
     forcing: _Forcing, experts: tuple[int, ...], positions: Sequence[int], sink: ForcedSink
 ) -> Callable[[nn.Module, Any, Any], None]:
     def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden_BTD: Tensor = (args[0] if args else kwargs["hidden_states"]).detach()
+        hidden_BTD = hidden_input(args, kwargs).detach()
         length = hidden_BTD.shape[1]
         _require_positions(positions, length)
         tokens_BPD = hidden_BTD[:, list(positions)]

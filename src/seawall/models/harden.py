@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from seawall.errors import ArtifactError, ConfigError
-from seawall.models.calls import Arguments
+from seawall.models.calls import Arguments, hidden_input, with_hidden_input
 from seawall.models.residual import decoder_layers
 
 
@@ -68,7 +68,7 @@ class _Addition:
         self.added_D = added_D
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        hidden_BTD: Tensor = args[0] if args else kwargs["hidden_states"]
+        hidden_BTD = hidden_input(args, kwargs)
         # In float32 and rounded once, as `models.intervene.added` does, so that what is loaded is what was measured.
         changed_BTD = (hidden_BTD + self.added_D.to(hidden_BTD.device)).to(hidden_BTD.dtype)
-        return ((changed_BTD, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed_BTD})
+        return with_hidden_input(changed_BTD, args, kwargs)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from seawall.errors import ConfigError, UnsupportedModelError
+from seawall.models.calls import hidden_input
 
 
 @dataclass(eq=False)
@@ -66,7 +67,7 @@ def require_layers(layers: Iterable[int], count: int) -> None:
 
 def _recorder(trace: ResidualTrace, layer: int, *, detach: bool) -> Callable[..., None]:
     def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden_BTD: Tensor = args[0] if args else kwargs["hidden_states"]
+        hidden_BTD = hidden_input(args, kwargs)
         trace.inputs[layer] = hidden_BTD.detach() if detach else hidden_BTD
 
     return hook

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from seawall.errors import ConfigError, SeawallError
-from seawall.models.calls import Arguments, replaced_forward
+from seawall.models.calls import Arguments, hidden_input, replaced_forward, with_hidden_input
 from seawall.models.residual import decoder_layers, require_layers
 
 
@@ -52,7 +52,7 @@ def record_block_inputs(model: PreTrainedModel, layers: Sequence[int] | None = N
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if layer == 0:
                 recording.inputs.clear()
-            recording.inputs[layer] = _input(args, kwargs).detach()
+            recording.inputs[layer] = hidden_input(args, kwargs).detach()
 
         return hook
 
@@ -105,7 +105,7 @@ def resumed(model: PreTrainedModel, recording: BlockInputs, layer: int, *, repea
 
 
 def _pass_on(*args: Any, **kwargs: Any) -> Tensor:
-    return _input(args, kwargs)
+    return hidden_input(args, kwargs)
 
 
 @final
@@ -118,7 +118,7 @@ class _Start:
         self._repeats = repeats
 
     def check(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = _input(args, kwargs)
+        hidden = hidden_input(args, kwargs)
         batch, positions, width = self._first_BTD.shape
         if hidden.shape != (self._repeats * batch, positions, width):
             raise SeawallError(
@@ -144,12 +144,7 @@ class _Start:
                 expected="use_cache=False",
             )
         hidden = self._repeated(self._input_BTD).flatten(0, 1)
-        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+        return with_hidden_input(hidden, args, kwargs)
 
     def _repeated(self, recorded_BTD: Tensor) -> Tensor:
         return recorded_BTD.expand(self._repeats, *recorded_BTD.shape)
-
-
-def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-    return hidden

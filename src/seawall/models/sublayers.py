@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from seawall.errors import UnsupportedModelError
+from seawall.models.calls import hidden_input, with_hidden_input
 from seawall.models.residual import decoder_layers
 
 Change = Callable[[Tensor], Tensor]
@@ -103,9 +104,7 @@ def input_changed(block: Block, change: Change) -> Iterator[None]:
     """Inside, the decoder layer is given `change(its input)`, and adds its own output to that."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (change(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+        return with_hidden_input(change(hidden_input(args, kwargs)), args, kwargs)
 
     handle = block.block.register_forward_pre_hook(hook, with_kwargs=True)
     try:

@@ -16,6 +16,8 @@ from seawall.evaluation.run import ask, group_rates
 from seawall.evaluation.suite import BENIGN, Asked
 from seawall.pipeline.audit_bench import paired_changes, with_pooled
 from seawall.pipeline.steer_context import SteerContext
+from seawall.pipeline.steer_search import SEARCH
+from seawall.runs.files import read_json, write_json
 from seawall.runs.stage import finished_stage, is_done
 from seawall.steering.conditions import Condition, harmless_kl
 from seawall.steering.target import Target, encoded
@@ -78,11 +80,7 @@ class HeldOut:
         Raises:
             ConfigError: a change makes logits that are not finite.
         """
-        kls = {
-            row.name: self._kl(row, (at, len(rows)))
-            for at, row in enumerate(rows, 1)
-            if row.reference is not None and row.name != REPAIRED
-        }
+        kls = self._kls([row for row in rows if row.reference is not None and row.name != REPAIRED])
         return {row.name: self._ask(row, (at, len(rows))) for at, row in enumerate(rows, 1)}, kls
 
     def condition(self, row: Setting, samples: Sequence[Sample], kl: float | None) -> SteeringCondition:
@@ -94,6 +92,16 @@ class HeldOut:
     def changes(self, found: Samples, pairs: Iterable[tuple[str, str]]) -> list[AuditChange]:
         """For each (condition, reference) the paired difference in every group."""
         return paired_changes(found, pairs, self.context.recipe.eval)
+
+    def _kls(self, rows: Sequence[Setting]) -> dict[str, float]:
+        """Harmless divergences by name; those that an earlier attempt left are not measured again."""
+        path = self.folder / SEARCH / "harmless_kl.json"
+        found: dict[str, float] = read_json(path) if path.is_file() else {}
+        for at, row in enumerate(rows, 1):
+            if row.name not in found:
+                found[row.name] = self._kl(row, (at, len(rows)))
+                write_json(path, found)
+        return {row.name: found[row.name] for row in rows}
 
     def _kl(self, row: Setting, place: tuple[int, int]) -> float:
         prompts = [one.prompt for one in row.asked if one.group == BENIGN]

@@ -23,6 +23,7 @@ from seawall.steering.run import LAYER, ExpertSearch, Found, find_layer
 from seawall.steering.score import refusal_tokens
 from seawall.steering.search import asking
 from seawall.steering.target import Target, encoded
+from seawall.steering.verdicts import HARMLESS_KL
 
 SEARCH = "search"
 """Where what was chosen lies until it is measured."""
@@ -118,7 +119,7 @@ def _layer(context: SteerContext, bench: Bench, found: Found) -> tuple[SteeringC
     """The layer's direction, and the cap on harmless divergence that it keeps to: the recipe's, doubled as need be.
 
     Raises:
-        DataError: none passes the checks under the largest cap either.
+        DataError: none passes the checks, whatever the cap or under the largest one.
     """
     config = context.config
     cap = config.layer_max_kl
@@ -127,7 +128,8 @@ def _layer(context: SteerContext, bench: Bench, found: Found) -> tuple[SteeringC
         try:
             return find_layer(bench, limits, found), cap
         except DataError:
-            if 2 * cap > config.layer_kl_ceiling:
+            costly = any(one.reason == HARMLESS_KL for one in found.of_family("layer"))
+            if not costly or 2 * cap > config.layer_kl_ceiling:
                 raise
         cap *= 2
         context.reporter.say(f"no direction of a layer passes the checks; the cap on harmless KL is raised to {cap:g}")

@@ -11,18 +11,18 @@ from seawall.artifacts.audit import AuditFigure
 from seawall.artifacts.directions import Directions, PromptSide
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.hardening import Hardening
-from seawall.artifacts.steering import SteeringCandidate, SteeringResult
+from seawall.artifacts.steering import SteeringResult
 from seawall.evaluation.suite import BENIGN, BORDERLINE, PLAIN, WRAPPED
 from seawall.pipeline.audit_bench import POOLED
 from seawall.pipeline.audit_tables import rate_text
 from seawall.pipeline.headline import group_name
-from seawall.pipeline.steer_claim import PAPER_CONSTRAINED, PAPER_FREE, expert_name
-from seawall.pipeline.steer_figures import effect_of, expert_effects
+from seawall.pipeline.steer_charts import candidate_name, layer_grid, routing_note, routing_scatter, side_effect_scatter
+from seawall.pipeline.steer_claim import PAPER_CONSTRAINED, PAPER_FREE
 from seawall.pipeline.steer_held_out import UNDER_SYSTEM
 from seawall.report.inputs import AuditRow, AuditView, Interval
-from seawall.report.steering import LayerGrid, Point, Scatter, ShareRow, SteeringView, TriedRow
+from seawall.report.steering import ShareRow, SteeringView, TriedRow
 
-_SHOWN, _TRIED, _MARKS = (POOLED, PLAIN, BORDERLINE, BENIGN, WRAPPED), 40, 400
+_SHOWN, _TRIED = (POOLED, PLAIN, BORDERLINE, BENIGN, WRAPPED), 40
 _LABELS = {
     "original": "model as it is",
     "layer": "direction of a layer",
@@ -56,12 +56,6 @@ _SHARES: tuple[tuple[str, str, float | None], ...] = (
     ("ablated-mlp", "ablated from MLP or MoE alone, of ablated everywhere", None),
     ("ablated-both", "ablated from both, of ablated everywhere", None),
 )
-_FAMILIES = {
-    "expert": "single expert",
-    "random_expert": "expert below the threshold",
-    "layer": "direction of a layer",
-    "several": "several experts",
-}
 
 
 def steering_view(found: SteeringResult, directions: Directions, hardening: Hardening | None) -> SteeringView:
@@ -71,12 +65,12 @@ def steering_view(found: SteeringResult, directions: Directions, hardening: Hard
         question=_question(found),
         claim=found.claim,
         facts=_facts(found, directions),
-        grid=_grid(found, directions),
+        grid=layer_grid(found, directions),
         conditions=_conditions(found),
         kls=[one.harmless_kl for one in found.conditions],
-        side_effect=_side_effect(found),
-        routing=_routing(found, directions) if directions.candidates else None,
-        routing_note=_routing_note(found),
+        side_effect=side_effect_scatter(found),
+        routing=routing_scatter(found, directions) if directions.candidates else None,
+        routing_note=routing_note(found),
         shares=[*_shares(found)],
         tried=[*_tried(found)],
         hardening=_hardening(hardening),
@@ -134,89 +128,6 @@ def _conditions(found: SteeringResult) -> AuditView:
     )
 
 
-def _grid(found: SteeringResult, directions: Directions) -> LayerGrid:
-    """By layer and position, from the selection; of a layer at several coefficients the first, which was measured."""
-    values: list[list[float | None]] = [[None] * len(directions.positions) for _ in range(directions.num_layers)]
-    dropped: dict[tuple[int, int], str] = {}
-    for one in found.of_family("layer"):
-        at = (one.layer, directions.positions.index(one.position))
-        if values[at[0]][at[1]] is None:
-            values[at[0]][at[1]] = effect_of(found, one)
-        if one.reason and not one.judged:
-            dropped[at] = one.reason
-    chosen = found.choice("layer")
-    place = None if chosen is None else (chosen.layer, directions.positions.index(chosen.position))
-    return LayerGrid(values, directions.positions, chosen=place, dropped=dropped)
-
-
-def _routing(found: SteeringResult, directions: Directions) -> Scatter:
-    effects = expert_effects(found, directions, max_kl=found.figures["max_kl"].value)
-    drawn = {one.experts[0] for one in found.of_family("random_expert")}
-    chosen = found.choice("expert")
-    best = None if chosen is None else chosen.experts[0]
-    points = [
-        Point(
-            label=f"MoE layer {place[0]}, expert {place[1]}",
-            series="random_expert" if place in drawn else "expert",
-            x=100 * directions.difference(place),
-            y=effect,
-            chosen=place == best,
-        )
-        for place, effect in effects.items()
-    ]
-    return Scatter(
-        title=f"Effect of {len(points)} experts by their routing difference. {_routing_note(found)}",
-        x="routing difference, points",
-        y="refusal score, change",
-        series={name: _FAMILIES[name] for name in ("expert", "random_expert")},
-        points=points,
-    )
-
-
-def _routing_note(found: SteeringResult) -> str:
-    rank = found.figures.get("rank_correlation")
-    said = "Too few experts were within the cap for a rank correlation."
-    if rank is not None:
-        said = f"Spearman's rank correlation of the two is {_with_interval(rank)}."
-    return (
-        "Each mark is one expert that was tried at every position: how far it moves the mean refusal score on "
-        "validation prompts at the best of its settings within the cap on harmless KL, by how differently harmful and "
-        "harmless prompts are routed to it. "
-        f"{said} The paper finds that routing differences do not predict which expert steers best."
-    )
-
-
-def _side_effect(found: SteeringResult) -> Scatter:
-    """Settings with both numbers: all that were judged, and the strongest of the others."""
-    measured = [(one, effect_of(found, one)) for one in found.candidates if one.harmless_kl is not None]
-    limit = found.figures["max_kl"].value if "max_kl" in found.figures else None
-    most = 3 * limit if limit is not None else float("inf")
-    shown = [(one, effect) for one, effect in measured if effect is not None and (one.harmless_kl or 0.0) <= most]
-    shown.sort(key=lambda pair: (-pair[0].judged, -abs(pair[1] or 0.0)))
-    # Of a layer's direction both numbers are of its ablation, which takes no coefficient.
-    picked = [found.candidates[at] for at in found.chosen.values()]
-    chosen = {(one.family, _mark_name(one)) for one in picked}
-    points = [
-        Point(
-            label=_mark_name(one),
-            series=one.family if one.family in _FAMILIES else "several",
-            x=one.harmless_kl or 0.0,
-            y=effect or 0.0,
-            chosen=(one.family, _mark_name(one)) in chosen,
-        )
-        for one, effect in shown[:_MARKS]
-    ]
-    there = {one.series for one in points}
-    return Scatter(
-        title=f"Effect of {len(points)} settings by their harmless divergence, in nats.",
-        x="harmless KL, nats",
-        y="refusal score, change",
-        series=_FAMILIES if there - {"layer"} else {"layer": _FAMILIES["layer"]},
-        points=points,
-        limit=limit if there - {"layer"} else None,
-    )
-
-
 def _shares(found: SteeringResult) -> Iterator[ShareRow]:
     """The shares that were measured; nothing where no condition of that name is."""
     names = {one.name for one in found.conditions}
@@ -242,7 +153,7 @@ def _tried(found: SteeringResult) -> Iterator[TriedRow]:
         one = found.candidates[at]
         chosen = f"chosen: {names[at]}" if at in names else ""
         yield TriedRow(
-            label=_candidate_name(one),
+            label=candidate_name(one),
             position=one.position,
             coefficient=f"{one.coefficient:g}",
             score=one.refusal_score,
@@ -250,15 +161,6 @@ def _tried(found: SteeringResult) -> Iterator[TriedRow]:
             refused=one.refused,
             verdict="; ".join(part for part in (chosen, one.reason) if part) or "passed",
         )
-
-
-def _candidate_name(one: SteeringCandidate) -> str:
-    return f"decoder layer {one.layer}" if not one.experts else expert_name(one)
-
-
-def _mark_name(one: SteeringCandidate) -> str:
-    how = f"{one.coefficient:g}\u00d7" if one.experts else "ablated"
-    return f"{_candidate_name(one)}, token \u2212{-one.position}, {how}"
 
 
 def _facts(found: SteeringResult, directions: Directions) -> list[tuple[str, str]]:
@@ -298,12 +200,6 @@ def _share(figure: AuditFigure | None) -> Interval | None:
     if figure is None or figure.low is None or figure.high is None:
         return None
     return Interval(figure.value, figure.low, figure.high, 0)
-
-
-def _with_interval(figure: AuditFigure) -> str:
-    if figure.low is None or figure.high is None:
-        return f"{figure.value:.2f}"
-    return f"{figure.value:.2f} [{figure.low:.2f}, {figure.high:.2f}]".replace("-", "\u2212")
 
 
 def _interval(rate: Rate) -> Interval:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import torch
@@ -59,7 +60,10 @@ def extract(
     moe = target.moe if experts else None
     work = _Work(progress, (1 if moe is None else 2) * (len(harmful) + len(harmless)))
     means = {side: _Means.zeros(target, len(positions)) for side in sides}
-    records = {side: _read_side(target, side, prompts, positions, means[side], work) for side, prompts in sides.items()}
+    records: dict[PromptSide, list[ScoredPrompt]] = {}
+    for side, prompts in sides.items():
+        read = partial(_read, target=target, sign=_SIGN[side], positions=positions, into=means[side], work=work)
+        records[side] = _scored(target, side, prompts, read)
     for side in SIDES:
         _require_kept(side, records[side])
     hidden_NPD, chosen_LE = means["harmful"].minus(means["harmless"])
@@ -103,11 +107,12 @@ def prompts_of_side(target: Target, side: PromptSide, prompts: Sequence[Prompt])
     Raises:
         DataError: none, or the model's own logits are not finite.
     """
-    scores: dict[int, float] = {}
-    for places, batch in batches(prompts, target.batch_size):
-        scores_B = refusal_score(last_logits(target.model, batch), target.refusal_tokens)
-        scores |= zip(places, scores_B.tolist(), strict=True)
-    records = [_record(side, prompt, scores[at]) for at, prompt in enumerate(prompts)]
+
+    def read(batch: Batch) -> list[float]:
+        scores: list[float] = refusal_score(last_logits(target.model, batch), target.refusal_tokens).tolist()
+        return scores
+
+    records = _scored(target, side, prompts, read)
     _require_kept(side, records)
     return _kept(prompts, records)
 
@@ -153,18 +158,13 @@ class _Means:
         return hidden_NPD, chosen_LE
 
 
-def _read_side(
-    target: Target,
-    side: PromptSide,
-    prompts: Sequence[Prompt],
-    positions: Sequence[int],
-    means: _Means,
-    work: _Work,
+def _scored(
+    target: Target, side: PromptSide, prompts: Sequence[Prompt], read: Callable[[Batch], list[float]]
 ) -> list[ScoredPrompt]:
+    """The prompts with their refusal scores, which `read` gives batch by batch."""
     scores: dict[int, float] = {}
     for places, batch in batches(prompts, target.batch_size):
-        scores |= zip(places, _read(target, batch, _SIGN[side], positions, into=means), strict=True)
-        work.advance(len(places))
+        scores |= zip(places, read(batch), strict=True)
     return [_record(side, prompt, scores[at]) for at, prompt in enumerate(prompts)]
 
 
@@ -172,7 +172,9 @@ def _kept(prompts: Sequence[Prompt], records: Sequence[ScoredPrompt]) -> list[Pr
     return [prompt for prompt, record in zip(prompts, records, strict=True) if record.kept]
 
 
-def _read(target: Target, batch: Batch, sign: int, positions: Sequence[int], *, into: _Means) -> list[float]:
+def _read(
+    batch: Batch, *, target: Target, sign: int, positions: Sequence[int], into: _Means, work: _Work
+) -> list[float]:
     """Refusal scores of a batch; the sums get its rows whose score has that sign."""
     routing = nullcontext(None) if target.moe is None else capture(target.moe)
     with capture_residual(target.model) as residual, routing as trace:
@@ -186,6 +188,7 @@ def _read(target: Target, batch: Batch, sign: int, positions: Sequence[int], *, 
     if trace is not None:
         into.chosen_LE += _first_choices(trace, weight_B, columns)
     into.count += weight_B.sum()
+    work.advance(len(scores_B))
     return [float(score) for score in scores_B.tolist()]
 
 

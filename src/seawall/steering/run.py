@@ -16,7 +16,7 @@ from seawall.steering.controls import random_experts, together
 from seawall.steering.options import ExpertOptions, LayerLimits, SearchLimits
 from seawall.steering.search import Ask, judge_best, search
 from seawall.steering.select import select_layer_direction
-from seawall.steering.verdicts import by_score
+from seawall.steering.verdicts import by_score, require_some_kept
 
 LAYER, EXPERT, CONSTRAINED = "layer", "expert", "expert_constrained"
 
@@ -44,6 +44,10 @@ class Found:
         at = self.chosen.get(name)
         return None if at is None else self.candidates[at]
 
+    def of_family(self, family: SteeringFamily) -> list[SteeringCandidate]:
+        """All candidates of a family, in their order."""
+        return [one for one in self.candidates if one.family == family]
+
     def add(self, candidates: Iterable[SteeringCandidate]) -> None:
         """Keeps candidates; one that is there already is replaced by itself with its verdicts."""
         places = {(way_of(one), one.coefficient): at for at, one in enumerate(self.candidates)}
@@ -68,10 +72,15 @@ def find_layer(bench: Bench, limits: LayerLimits, found: Found) -> SteeringCandi
         found: gets the candidates and the choice.
 
     Raises:
-        DataError: none passes the checks.
+        DataError: none passes the checks; `found` has the candidates all the same.
     """
     candidates = select_layer_direction(bench, limits)
     found.add(candidates)
+    require_some_kept(
+        "direction of a layer",
+        candidates,
+        "raise steer.layer_max_kl, or take directions from more prompts (steer.train_prompts)",
+    )
     found.choose(LAYER, candidates[0])
     return candidates[0]
 
@@ -97,8 +106,8 @@ class ExpertSearch:
     found: Found
 
     def run(self, layer: SteeringCandidate) -> None:
-        """All of it: the best single expert, free to choose its place and in that of the layer's direction; experts
-        below the threshold; pairs and triples of the best; and all experts of a layer.
+        """All of it: the best single expert whose routing differs, in any place; the best of all in the place of the
+        layer's direction; experts below the threshold; pairs and triples of the best; and all experts of a layer.
 
         Args:
             layer: the layer's direction that was chosen.
@@ -107,13 +116,15 @@ class ExpertSearch:
         searched = directions.above(options.threshold)
         there = moe_layer_near(directions, layer.layer)
         singles = self.singles(searched, there, layer.position)
-        free = self._judge(singles, EXPERT, most=self.limits.keep(len(singles)))
+        wanted = set(searched)
+        pool = [one for one in singles if one.experts[0] in wanted]
+        free = self._judge(pool, EXPERT, most=self.limits.keep(len(pool)))
         constrained = self._constrained(singles, there, layer.position)
         self._judge(constrained, CONSTRAINED, most=self.limits.keep_least)
         count = len(searched) if options.random_experts is None else options.random_experts
         drawn = random_experts(directions, searched, options.threshold, count=count, seed=options.seed)
         self._family("random_expert", [((place,), at) for place in drawn for at in directions.positions])
-        ranked = by_score(singles, self.bench.mode)
+        ranked = by_score(pool, self.bench.mode)
         self._family("pair", together(ranked, size=2, count=options.pairs))
         self._family("triple", together(ranked, size=3, count=options.triples))
         layers = {there} | ({free.experts[0][0]} if free else set())

@@ -17,7 +17,6 @@ from seawall.steering.verdicts import (
     NOT_FINITE,
     NOT_INDUCED,
     by_score,
-    require_some_kept,
     with_numbers,
 )
 
@@ -37,9 +36,6 @@ def select_layer_direction(bench: Bench, limits: LayerLimits) -> list[SteeringCa
     Args:
         bench: with harmful prompts as those to be moved.
         limits: the caps.
-
-    Raises:
-        DataError: none passes; says which check failed how often.
     """
     count = bench.directions.num_layers
     every = [
@@ -59,11 +55,6 @@ def select_layer_direction(bench: Bench, limits: LayerLimits) -> list[SteeringCa
         bench.read(tried, "score")
         bench.read(tried, "induced")
     found = [with_numbers(bench, one, reasons[one]) for one in every]
-    require_some_kept(
-        "direction of a layer",
-        found,
-        "raise steer.layer_max_kl, or take directions from more prompts (steer.train_prompts)",
-    )
     best_first = by_score(found, "suppress")
     return [*best_first, *(one for one in found if not one.kept)]
 
