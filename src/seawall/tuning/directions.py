@@ -197,9 +197,9 @@ def _changed(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[st
 
 def _norm(tensor: Tensor) -> Tensor:
     """Of a tensor (), or of every expert of a stack (E, 1, 1)."""
-    if tensor.ndim < 3:
-        return torch.linalg.vector_norm(tensor)
-    return torch.linalg.vector_norm(tensor, dim=(-2, -1), keepdim=True)
+    stack = tensor.ndim > 2
+    norm: Tensor = torch.linalg.vector_norm(tensor, dim=(-2, -1) if stack else None, keepdim=stack)
+    return norm
 
 
 def _places(aligned: CheckpointOutline, wanted: Set[str]) -> dict[Part, list[str]]:
