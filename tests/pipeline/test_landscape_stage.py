@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 from planted_refusal import ATTENTION, refusing_by_attention, refusing_tokenizer
 from refusing_recipe import write_refusing
 from seawall.artifacts.landscape import LandscapeResult
-from seawall.config import load_recipe
+from seawall.config import Recipe, load_recipe
 from seawall.errors import ArtifactError, ConfigError, Interrupted, SeawallError
 from seawall.evaluation.samples import load_samples
 from seawall.models.generate import generate
 from seawall.pipeline.landscape import landscape_recipe, landscape_run
+from seawall.pipeline.landscape_context import base_of
 from seawall.pipeline.landscape_points import Setting, settings
 from seawall.pipeline.landscape_views import landscape_table, landscape_view
 from seawall.pipeline.progress import Quiet
@@ -97,9 +98,11 @@ def test_the_widths_are_interpolated_and_censored(run: Path) -> None:
     assert (basin.low, basin.high) == pytest.approx((-0.5 - 0.5 * 0.25, 1.0))
     assert basin.safety == pytest.approx((0.5 * 0.5 + 0.5 + 1.0) / 2)
     # Wilson's interval of none in ten ends at 28 %: above the threshold, nothing is sure.
-    assert (basin.narrowest, basin.widest) == (0.0, pytest.approx(1.5 + 0.5 * 0.25 / 0.7225, abs=1e-3))
+    assert basin.narrowest == 0.0
+    assert basin.widest == pytest.approx(1.5 + 0.5 * 0.25 / 0.7225, abs=1e-3)
     turned = found.basin("tuned")
-    assert (turned.low_end, turned.high) == ("grid", pytest.approx(0.25))
+    assert turned.low_end == "grid"
+    assert turned.high == pytest.approx(0.25)
     assert "stays below 25% from −0.62 to +1 or more, a width of at least 1.62" in found.claim
     assert "At −1, the base, it is 100%" in found.claim
     assert "At +1, the fine-tuned model, it is 100%" in found.claim
@@ -255,6 +258,12 @@ def test_what_cannot_be_measured_is_one_line(
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run/landscape").exists()
     assert not (tmp_path / "run/landscape.html").exists()
+
+
+def test_the_embedded_model_knows_its_base() -> None:
+    assert base_of(Recipe()).id == "lab-original"
+    named = Recipe.model_validate({"landscape": {"base": {"id": "mine"}}})
+    assert base_of(named).id == "mine"
 
 
 def test_a_damaged_result_is_refused(run: Path, tmp_path: Path) -> None:

@@ -37,15 +37,15 @@ def contour(found: RateMap, level: float) -> list[tuple[Place, Place]]:
     Returns:
         Pairs of (x, y) in amounts' places: 1.5 lies halfway between the second and the third amount.
     """
-    found_segments = []
+    segments: list[tuple[Place, Place]] = []
     for row in range(len(found.ys) - 1):
         for column in range(len(found.xs) - 1):
             places = [(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)]
             rates = [found.rates_YX[y][x] for x, y in places]
             known = [(place, rate.rate) for place, rate in zip(places, rates, strict=True) if rate is not None]
             if len(known) == len(places):
-                found_segments += _segments(known, level)
-    return found_segments
+                segments += _segments(known, level)
+    return segments
 
 
 def _segments(corners: Sequence[tuple[tuple[int, int], float]], level: float) -> Iterator[tuple[Place, Place]]:
