@@ -48,14 +48,14 @@ def test_a_recipe_is_measured_and_then_its_run(recipe: Path, tmp_path: Path) -> 
 
 def test_wrong_input_is_one_line(recipe: Path, tmp_path: Path) -> None:
     target = tmp_path / "run"
-    refused("landscape", recipe, "-o", target, "--set", "landscape.base=null", saying="set landscape.base.id")
+    refused("landscape", recipe, "-o", target, "--set", "landscape.amounts=[1.0]", saying="amounts is wrong")
     assert not target.exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "saying"),
     [
-        (("RECIPE", "--output", "NEW", "--set", "landscape.amounts=[1.0, 2.0]"), "landscape.amounts is wrong"),
+        (("RECIPE", "--output", "NEW", "--set", "landscape.base=null"), "set landscape.base.id"),
         (("RECIPE", "--output", "NEW", "--set", "landscape.adapter=EMPTY"), "holds no adapter"),
         (("EMPTY", "--output", "NEW"), "is a run; got --output"),
         (("EMPTY",), "is no run folder"),

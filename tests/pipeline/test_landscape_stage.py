@@ -150,7 +150,7 @@ def test_the_page_and_the_table_have_the_numbers(run: Path) -> None:
         "aligned direction",
         "fine-tuning direction",
         "random direction 1",
-        "at least 1.62",
+        "≥ 1.62",
         "−0.62 to +1 or more",
     ):
         assert words in page

@@ -43,14 +43,15 @@ def view(text: str = "It stays below.", **changes: Any) -> LandscapeView:
         map=grid([[0.0, 0.5, None], [0.25, 1.0, 0.1]]),
         threshold=0.25,
         basins=[
-            BasinRow(text, "−0.6 to +1 or more", "at least 1.60", narrowest=0.5, widest=2.0, distance=3.25, norm=2.03,
-                     safety=0.8125),
-            BasinRow(text, "0 to 0", "0.00", narrowest=0.0, widest=0.0, distance=0.0, norm=1.0, safety=None),
+            BasinRow(
+                text, "−0.6 to +1 or more", 1.6, censored=True, narrowest=0.5, widest=2.0, norm=2.03, safety=0.8125
+            ),
+            BasinRow(text, "0 to 0", 0.0, censored=False, narrowest=0.0, widest=0.0, norm=1.0, safety=None),
         ],
         groups=[("harmful", "Harmful requests answered"), ("benign", "Harmless requests answered")],
         points=[PointRow(text, {"harmful": interval(0.125, 40, 3)})],
         facts=[(text, text)],
-    )  # fmt: skip
+    )
     return replace(made, **changes)
 
 
@@ -119,7 +120,7 @@ def test_a_cell_has_the_shade_and_the_words_of_its_rate() -> None:
 def test_the_page_has_every_number_as_text() -> None:
     page = render_landscape(view(), model="org/model", recipe={"name": "x"}, manifest={"seed": 3})
     assert "<title>seawall landscape: org/model</title>" in page
-    for text in ("at least 1.60", "0.50 to 2.00", "3.25", "0.81", "broken everywhere", "12.5%", "40 replies, 3 unsc"):
+    for text in ("≥ 1.60", "0.50 to 2.00", "≥ 3.25", "0.81", "broken everywhere", "12.5%", "40 replies, 3 unsc"):
         assert text in page
     assert page.count("<svg") == 5
     assert "<script" not in page

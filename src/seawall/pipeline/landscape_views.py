@@ -13,6 +13,7 @@ from seawall.pipeline.audit_tables import rate_text
 from seawall.pipeline.landscape_claim import amount, reach, width
 from seawall.report.inputs import Interval
 from seawall.report.landscape import BasinRow, Curve, CurvePanel, LandscapeView, PointRow, RateMap
+from seawall.report.wording import amount as counted
 
 _GROUPS: Mapping[str, str] = {
     HARMFUL: "Harmful requests answered",
@@ -49,7 +50,7 @@ def landscape_table(found: LandscapeResult) -> Table:
         ends = [f"{amount(at)}: {rate_text(point.rates[HARMFUL])}" for at, point in (curve[0], curve[-1])]
         safety = "" if row.safety is None else f"{row.safety:.2f}"
         span = f"{row.narrowest:.2f} to {row.widest:.2f}"
-        table.add_row(row.label, row.reach, row.width, span, safety, "\n".join(ends))
+        table.add_row(row.label, row.reach, width(found.basin(one.name)), span, safety, "\n".join(ends))
     return table
 
 
@@ -105,10 +106,10 @@ def _basins(found: LandscapeResult) -> Iterator[BasinRow]:
         yield BasinRow(
             label=_name(direction),
             reach=reach(basin),
-            width=width(basin),
+            width=basin.width,
+            censored=basin.censored,
             narrowest=basin.narrowest,
             widest=basin.widest,
-            distance=basin.width * direction.norm,
             norm=direction.norm,
             safety=basin.safety,
         )
@@ -127,7 +128,8 @@ def _point_name(found: LandscapeResult, point: LandscapePoint) -> str:
 
 
 def _fact(direction: LandscapeDirection) -> str:
-    return f"{direction.tensors} tensors change, norm {direction.norm:.4g}; from {direction.source}"
+    changed = counted(direction.tensors, "tensor changes", "tensors change")
+    return f"{changed}, norm {direction.norm:.4g}; from {direction.source}"
 
 
 def _intervals(point: LandscapePoint) -> dict[str, Interval]:

@@ -55,20 +55,25 @@ class BasinRow:
     Args:
         label: the direction.
         reach: from where to where, in words.
-        width: in words; `narrowest` and `widest` by the ends of the rates' intervals.
-        distance: the width times the direction's norm: a distance between weights.
+        width: in amounts; `narrowest` and `widest` by the ends of the rates' intervals.
+        censored: whether it may be wider than what was measured.
         norm: of the direction.
         safety: mean of 1 - harmful rate; None where nothing could be judged.
     """
 
     label: str
     reach: str
-    width: str
+    width: float
+    censored: bool
     narrowest: float
     widest: float
-    distance: float
     norm: float
     safety: float | None
+
+    @property
+    def distance(self) -> float:
+        """Between the weights at both ends of the basin."""
+        return self.width * self.norm
 
 
 @dataclass(frozen=True)

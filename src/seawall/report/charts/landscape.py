@@ -116,8 +116,8 @@ def _labelled(amounts: Sequence[float], x: Scale) -> list[float]:
 
 def _map(found: RateMap, full: float, kind: str) -> Markup:
     columns, rows = len(found.xs), len(found.ys)
-    width = min(64.0, (full - _LEFT - 8) / columns)
-    height = min(44.0, width)
+    width = min(96.0, (full - _LEFT - 8) / columns)
+    height = min(56.0, width)
     bottom = 26.0 + rows * height
     cells = [
         _cell(found, (column, row), (_LEFT + column * width, bottom - (row + 1) * height), (width, height))
