@@ -128,7 +128,7 @@ def _plain_name(name: str) -> str:
 
 def _unsupported(name: str, module: nn.Module, got: str, expected: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"the update of {_plain_name(name)} cannot be penalised ({type(module).__name__})",
+        f"the update of {_plain_name(name)} is no plain product of two factors ({type(module).__name__})",
         got=got,
         expected=expected,
         remedy="train one plain LoRA adapter of linear layers or stacked experts, or the weights themselves",

@@ -14,9 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from seawall.report import claims, wording
-from seawall.report.charts import audits, curves, drift, heatmap, intervals, pairs, steering
+from seawall.report.charts import audits, curves, drift, heatmap, intervals, landscape, pairs, steering
 from seawall.report.check import check
 from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
+from seawall.report.landscape import LandscapeView
 from seawall.report.steering import SteeringView
 from seawall.report.verdict import figures, headline, warnings
 from seawall.report.visible import visible, visible_markup
@@ -60,18 +61,27 @@ def render_report(inputs: ReportInputs) -> str:
 
 def render_steering(view: SteeringView, *, model: str, recipe: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     """A page of its own for a model that was steered and not repaired; escaped as `render_report` is."""
+    return _own_page("steering.html.j2", manifest, recipe, view=view, model=model, charts=_STEERING)
+
+
+def render_landscape(view: LandscapeView, *, model: str, recipe: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """The page of a safety landscape; escaped as `render_report` is."""
+    charts = {"curves": landscape.curve_chart, "map": landscape.rate_map}
+    return _own_page("landscape.html.j2", manifest, recipe, view=view, model=model, charts=charts)
+
+
+def _own_page(template: str, manifest: Mapping[str, Any], recipe: Mapping[str, Any], **shown: object) -> str:
+    """A page without a script, with the provenance of its run."""
     style = _asset("style.css")
     return (
         environment()
-        .get_template("steering.html.j2")
+        .get_template(template)
         .render(
-            view=view,
-            model=model,
             style=Markup(style),
             policy=_policy(style, ""),
-            charts=_STEERING,
             facts=list(flattened({key: manifest[key] for key in manifest if key != "stages"})),
             recipe=yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True),
+            **shown,
         )
     )
 
