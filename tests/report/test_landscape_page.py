@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from report_examples import interval
+from test_browser import CHROMIUM, opened, probed
 
 from seawall.report import render_landscape
 from seawall.report.charts.landscape import contour, curve_chart, rate_map
@@ -134,3 +137,14 @@ def test_hostile_text_is_shown_as_text() -> None:
     assert "<script>alert" not in page
     assert "\u202e" not in page
     assert page.count("alert(1)") > 5
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium in PATH: the browser tests need one")
+@pytest.mark.parametrize("width", [500, 1400])
+def test_nothing_is_wider_than_the_window(width: int, tmp_path: Path) -> None:
+    script = "document.body.dataset.over = document.documentElement.scrollWidth - window.innerWidth;"
+    facts = [("aligned direction", "108 tensors change, norm 20.55; from sha256:5b29725309d41d7e")]
+    page = render_landscape(view(facts=facts), model="org/model", recipe={"name": "x"}, manifest={"seed": "f" * 71})
+    dom, _ = opened(probed(page, script), tmp_path, width=width)
+    (over,) = re.findall(r'data-over="(-?\d+)"', dom)
+    assert int(over) <= 0

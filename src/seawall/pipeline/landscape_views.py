@@ -21,6 +21,9 @@ _GROUPS: Mapping[str, str] = {
     BENIGN: "Harmless requests answered",
 }
 
+_SHOWN = 23
+"""Characters of a fingerprint; landscape.json has all."""
+
 
 def landscape_view(found: LandscapeResult) -> LandscapeView:
     """What the report is given."""
@@ -129,7 +132,7 @@ def _point_name(found: LandscapeResult, point: LandscapePoint) -> str:
 
 def _fact(direction: LandscapeDirection) -> str:
     changed = counted(direction.tensors, "tensor changes", "tensors change")
-    return f"{changed}, norm {direction.norm:.4g}; from {direction.source}"
+    return f"{changed}, norm {direction.norm:.4g}; from {direction.source[:_SHOWN]}"
 
 
 def _intervals(point: LandscapePoint) -> dict[str, Interval]:

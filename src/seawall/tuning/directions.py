@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from seawall.errors import ArtifactError
-from seawall.models.adapter import WEIGHTS, adapter_updates
+from seawall.models.adapter import WEIGHTS
+from seawall.models.adapter_factors import adapter_factors
 from seawall.models.fingerprint import StreamedFingerprint
 from seawall.models.stream import CheckpointOutline, Part, WeightReader, matrices, outline, reading
 from seawall.models.updates import LowRankUpdate
@@ -121,10 +122,10 @@ def adapter_direction(aligned: CheckpointOutline, folder: Path, *, name: str = "
         name: of the direction.
 
     Raises:
-        SeawallError: as `seawall.models.adapter.adapter_updates`.
+        SeawallError: as `seawall.models.adapter_factors.adapter_factors`.
     """
     # The adapter's modules are put into the model, so it needs a model of its own.
-    updates = {one.name: one for one in adapter_updates(outline(aligned.folder).model, folder)}
+    updates = {one.name: one for one in adapter_factors(outline(aligned.folder).model, folder)}
     transposed = {found: one.transposed for found, one in matrices(aligned.model).items()}
     places = _places(aligned, updates.keys())
 
