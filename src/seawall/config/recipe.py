@@ -17,6 +17,7 @@ from seawall.config.profile import ProfileConfig
 from seawall.config.repair import RepairConfig
 from seawall.config.select import SelectConfig
 from seawall.config.steer import SteerConfig
+from seawall.config.tune import TuneConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SEEDED: dict[str, type[StrictModel]] = {
@@ -46,6 +47,7 @@ class Recipe(StrictModel):
     eval: EvalConfig = Field(default=EvalConfig(), description="Judging the model before and after.")
     audit: AuditConfig = Field(default=AuditConfig(), description="Testing whether the repair is real.")
     steer: SteerConfig = Field(default=SteerConfig(), description="Measuring how far refusal can be steered.")
+    tune: TuneConfig = Field(default=TuneConfig(), description="Fine-tuning on a task, and what it does to refusals.")
     export: ExportConfig = Field(default=ExportConfig(), description="Writing the repaired model.")
     output: str | None = Field(
         default=None,

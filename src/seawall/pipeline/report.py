@@ -15,6 +15,7 @@ from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.hardening import Hardening
 from seawall.artifacts.profile import ExpertProfile
 from seawall.artifacts.steering import SteeringResult
+from seawall.artifacts.tuning import TuningResult
 from seawall.config.audit import AUDITS
 from seawall.config.recipe import Recipe
 from seawall.evaluation.compare import Comparison, compare
@@ -87,6 +88,11 @@ def write_steering_page(run: RunFolder, recipe: Recipe) -> None:
         manifest=read_json(run.manifest),
     )
     write_text(run.steering_report, page)
+
+
+def write_tuning_page(run: RunFolder, recipe: Recipe, found: TuningResult) -> None:
+    """Writes `tuning.html`."""
+    write_text(run.tuning_report, found.claim)
 
 
 def rewrite_report(path: Path) -> Path:

@@ -1,0 +1,145 @@
+"""The methods that are compared: what each adds to plain supervised fine-tuning of an adapter.
+
+A new one is a function here, its name in `BUILD`, and its name in `seawall.config.tune.TuneMethod`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from seawall.artifacts.anchor import Anchor
+from seawall.artifacts.tuning import TuningRow
+from seawall.config.tune import TuneMethod
+from seawall.pipeline.tune_context import TuneContext, settings
+from seawall.tuning.basin import LOGGED, SafetyBasin
+from seawall.tuning.penalty import Projector
+from seawall.tuning.rows import Rows, encoded, training_rows, with_safe_rows
+from seawall.tuning.sft import Attach, Trained, train
+
+PROJECTORS: Mapping[TuneMethod, Projector] = {
+    "asft": "subspace",
+    "reference": "reference",
+    "l2": "l2",
+    "random": "random",
+}
+"""Methods that add the penalty, and its projector."""
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """One method and seed of a run."""
+
+    context: TuneContext
+    method: TuneMethod
+    seed: int
+    anchor: Anchor | None
+
+    def own_inputs(self) -> dict[str, Any]:
+        """Settings that only this method's adapter depends on."""
+        config = self.context.config
+        if self.method in PROJECTORS:
+            return settings(config, "weight", "routing_drift")
+        names = {"mixing": ("mixing_share",), "safelora": ("safelora",)}
+        return settings(config, *names.get(self.method, ()))
+
+    def rows(self) -> Rows:
+        """What every method trains on."""
+        config = self.context.config
+        return training_rows(
+            self.context.task.train,
+            self.context.prompts,
+            share=config.contamination,
+            at_most=config.task.train_rows,
+            seed=self.seed,
+        )
+
+
+def plain(training: Training, folder: Path) -> TuningRow:
+    """LoRA and nothing else; the penalty is measured where there is an anchor, and weighs nothing."""
+    return _trained(training, training.rows(), folder, _measured(training))
+
+
+def within_basin(training: Training, folder: Path, *, projector: Projector) -> TuningRow:
+    """With the penalty on what leaves the directions of alignment, or a control of it."""
+    assert training.anchor is not None
+    weight = training.context.config.weight
+    basin = SafetyBasin(training.anchor, weight, projector=projector, seed=training.seed)
+    return _trained(training, training.rows(), folder, [Term(LOGGED, weight, basin.attach)])
+
+
+def mixed(training: Training, folder: Path) -> TuningRow:
+    """With safe rows among the others."""
+    share = training.context.config.mixing_share
+    rows = with_safe_rows(training.rows(), training.context.prompts, share=share, seed=training.seed)
+    return _trained(training, rows, folder, _measured(training))
+
+
+BUILD: Mapping[TuneMethod, Callable[[Training, Path], TuningRow]] = {
+    "sft": plain,
+    **{method: partial(within_basin, projector=projector) for method, projector in PROJECTORS.items()},
+    "mixing": mixed,
+}
+"""Every method: leaves `adapter/` in the folder, and says what it did."""
+
+
+class Term(NamedTuple):
+    """A term of the loss: its name in the logs, its weight, and what puts it on a trainer."""
+
+    name: str
+    weight: float
+    attach: Attach
+
+
+def _measured(training: Training) -> list[Term]:
+    """The penalty with no weight, which leaves training as it is; nothing where there is no anchor."""
+    if training.anchor is None:
+        return []
+    return [Term(LOGGED, 0.0, SafetyBasin(training.anchor, 0.0).attach)]
+
+
+def _trained(training: Training, rows: Rows, folder: Path, terms: Sequence[Term]) -> TuningRow:
+    context = training.context
+    model, tokenizer = context.fresh()
+    lessons = encoded(tokenizer, rows.exchanges, max_length=context.config.max_length)
+    done = train(
+        model,
+        tokenizer,
+        lessons,
+        context.config,
+        folder=folder,
+        seed=training.seed,
+        attach=[term.attach for term in terms],
+        progress=lambda steps, total: context.reporter.step(f"training {training.method}", steps, total),
+    )
+    return TuningRow(
+        method=training.method,
+        seed=training.seed,
+        rates={},
+        rows=len(lessons.rows),
+        harmful_rows=rows.harmful,
+        steps=done.steps,
+        seconds=done.seconds,
+        curves=_curves(done, {term.name: term.weight for term in terms}),
+        note=_note(lessons.cut, lessons.dropped, rows.safe),
+    )
+
+
+def _curves(done: Trained, weights: Mapping[str, float]) -> dict[str, tuple[tuple[int, float], ...]]:
+    """What the trainer logged; its loss without the terms that were added, so that methods can be compared."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for line in done.log:
+        added = sum(weight * line.get(name, 0.0) for name, weight in weights.items())
+        values = {"loss": line["loss"] - added, **{name: line[name] for name in weights if name in line}}
+        for name, value in values.items():
+            found.setdefault(name, []).append((int(line["step"]), float(value)))
+    return {name: tuple(points) for name, points in found.items()}
+
+
+def _note(cut: int, dropped: int, safe: int) -> str:
+    parts = [f"{safe} safe rows were added"] if safe else []
+    parts += [f"{cut} rows were cut at max_length, {dropped} of them left out"] if cut else []
+    return "; ".join(parts)
