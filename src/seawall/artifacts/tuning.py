@@ -75,7 +75,7 @@ class TuningResult:
     Attributes:
         model_fingerprint: of the model before.
         base_fingerprint: of its base; None without an anchor.
-        task: what was trained: `classification` (ours), or the file's name.
+        task: what was trained: `customer_messages` (ours), or the file's name.
         contamination: share of harmful rows.
         weight: of the penalty.
         before: the model as it was.

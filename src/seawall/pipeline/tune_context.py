@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.artifacts.anchor import Anchor
 from seawall.config.anchor import AnchorConfig
-from seawall.config.model import ModelConfig
+from seawall.config.model import LAB, LAB_ORIGINAL, ModelConfig
 from seawall.config.recipe import Recipe
 from seawall.config.tune import ANCHORED, TuneConfig
+from seawall.data.customer_messages import customer_messages
 from seawall.data.sets import Prompts, load_prompts
 from seawall.data.tasks import load_task
 from seawall.data.types import Exchange, Judge
@@ -24,13 +25,12 @@ from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN, EvalSuit
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.load import load_model
 from seawall.pipeline.anchor import open_anchor
-from seawall.pipeline.model import LAB, located
+from seawall.pipeline.model import located
 from seawall.pipeline.progress import Reporter
 from seawall.runs.files import canonical_hash
 from seawall.runs.folder import RunFolder
 from seawall.runs.manifest import update_manifest
 
-LAB_ORIGINAL = "lab-original"
 _KEPT = (PLAIN, BORDERLINE, BENIGN)
 
 
@@ -164,7 +164,8 @@ def read_task(config: TuneConfig) -> Task:
         DataError: as `load_task`; the same prompt is trained on and scored.
     """
     if config.task.train is None:
-        raise ConfigError("no task yet", remedy="set tune.task.train")
+        ours = customer_messages()
+        return Task("customer_messages", ours.train, tuple(_some(ours.test, config.task.test_rows)))
     train = load_task(config.task.train)
     test = load_task(config.task.test) if config.task.test is not None else []
     both = {_key(row) for row in train} & {_key(row) for row in test}

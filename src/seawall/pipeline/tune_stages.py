@@ -17,13 +17,13 @@ from seawall.evaluation.run import SAMPLES, evaluate, group_rates
 from seawall.evaluation.samples import load_samples
 from seawall.evaluation.suite import ATTACK as FAMILIES
 from seawall.evaluation.suite import PLAIN
+from seawall.evaluation.task import score_task
 from seawall.models.adapter import merge_adapter
 from seawall.models.fingerprint import model_fingerprint
 from seawall.pipeline.audit_bench import with_pooled
 from seawall.pipeline.tune_context import TuneContext, settings
 from seawall.pipeline.tune_methods import BUILD, Training
-from seawall.pipeline.tune_score import score_task
-from seawall.runs.files import write_json, write_text
+from seawall.runs.files import read_json, write_json, write_text
 from seawall.runs.stage import is_done, run_stage, stage_hash
 from seawall.tuning.anchor import describe
 from seawall.tuning.sft import ADAPTER
@@ -129,7 +129,7 @@ def _evaluate(context: TuneContext, row: TuningRow, adapter: Path | None, scratc
             for one, reply, right in zip(task.test, scored.replies, scored.right, strict=True)
         ]
         write_text(scratch / _REPLIES, "".join(json.dumps(line) + "\n" for line in lines))
-        write_json(scratch / _SCORE, asdict(scored.rate))
+        write_json(scratch / _SCORE, {**asdict(scored.rate), "cut": scored.cut})
     found.save(scratch)
 
 
@@ -143,7 +143,8 @@ def _rates(context: TuneContext, folder: Path) -> dict[str, Rate]:
         pooled = group_rates(with_pooled(samples), resamples=config.bootstrap, seed=config.seed)
         rates[ATTACK] = pooled[ATTACK]
     if (folder / _SCORE).is_file():
-        rates[TASK] = Rate(**json.loads((folder / _SCORE).read_text("utf-8")))
+        score = read_json(folder / _SCORE)
+        rates[TASK] = Rate(**{name: score[name] for name in ("rate", "low", "high", "n", "unscored")})
     return {**rates, **groups}
 
 
