@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from pydantic import Field
 
@@ -66,6 +67,19 @@ class TuningRow:
     seconds: float = 0.0
     curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     note: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return _Row.of(self).model_dump()
+
+    @classmethod
+    def parsed(cls, path: Path, document: Mapping[str, Any]) -> TuningRow:
+        """What `document` gave.
+
+        Raises:
+            ArtifactError: a field is missing, unknown or of another type; names `path`.
+        """
+        return parse_fields(path, document, _Row).row()
 
 
 @dataclass(frozen=True, slots=True)

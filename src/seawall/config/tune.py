@@ -95,6 +95,13 @@ class TuneSafeLora(StrictModel):
         default=0.35, ge=-1, le=1, description="Project where the cosine of the update and its projection is lower."
     )
     layers: int | None = Field(default=None, ge=0, description="Project this many, in place of a threshold.")
+    projector: Literal["reference", "subspace"] = Field(
+        default="reference", description="`reference`: the authors' matrix; `subspace`: that of AsFT, a projector."
+    )
+    unmoved: Literal["keep", "remove"] = Field(
+        default="keep",
+        description="Updates of matrices that alignment did not move: they stay, as in the authors' code, or go.",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> TuneSafeLora:

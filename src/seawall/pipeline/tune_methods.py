@@ -5,8 +5,9 @@ A new one is a function here, its name in `BUILD`, and its name in `seawall.conf
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +15,16 @@ from typing import Any, NamedTuple
 from seawall.artifacts.anchor import Anchor
 from seawall.artifacts.tuning import TuningRow
 from seawall.config.tune import TuneMethod
+from seawall.models.adapter import put_on
+from seawall.models.quiet import quiet
 from seawall.pipeline.tune_context import TuneContext, settings
+from seawall.pipeline.tune_rows import read_row, stage_name
+from seawall.runs.stage import finished_stage, stage_hash
 from seawall.tuning.basin import LOGGED, SafetyBasin
 from seawall.tuning.penalty import Projector
 from seawall.tuning.rows import Rows, encoded, training_rows, with_safe_rows
-from seawall.tuning.sft import Attach, Trained, train
+from seawall.tuning.safelora import project
+from seawall.tuning.sft import ADAPTER, Attach, Trained, train
 
 PROJECTORS: Mapping[TuneMethod, Projector] = {
     "asft": "subspace",
@@ -43,8 +49,14 @@ class Training:
         config = self.context.config
         if self.method in PROJECTORS:
             return settings(config, "weight", "routing_drift")
-        names = {"mixing": ("mixing_share",), "safelora": ("safelora",)}
-        return settings(config, *names.get(self.method, ()))
+        if self.method == "safelora":
+            return {**settings(config, "safelora"), "sft": stage_hash(self.context.run, stage_name("sft", self.seed))}
+        return settings(config, "mixing_share") if self.method == "mixing" else {}
+
+    @property
+    def sft(self) -> Path:
+        """The finished stage of plain fine-tuning with the same seed."""
+        return finished_stage(self.context.run, stage_name("sft", self.seed))
 
     def rows(self) -> Rows:
         """What every method trains on."""
@@ -78,10 +90,27 @@ def mixed(training: Training, folder: Path) -> TuningRow:
     return _trained(training, rows, folder, _measured(training))
 
 
+def projected(training: Training, folder: Path) -> TuningRow:
+    """The adapter of plain fine-tuning with the same seed, projected; nothing is trained."""
+    assert training.anchor is not None
+    context, made_from = training.context, training.sft
+    begun = time.monotonic()
+    model, _ = context.fresh()
+    adapted = put_on(model, made_from / ADAPTER)
+    report = project(adapted, training.anchor, **context.config.safelora.model_dump())
+    with quiet():
+        adapted.save_pretrained(folder / ADAPTER)
+    row = read_row(made_from)
+    curves = {name: points for name, points in row.curves.items() if name == "loss"}
+    seconds = round(row.seconds + time.monotonic() - begun, 1)
+    return replace(row, method="safelora", seconds=seconds, curves=curves, note=str(report))
+
+
 BUILD: Mapping[TuneMethod, Callable[[Training, Path], TuningRow]] = {
     "sft": plain,
     **{method: partial(within_basin, projector=projector) for method, projector in PROJECTORS.items()},
     "mixing": mixed,
+    "safelora": projected,
 }
 """Every method: leaves `adapter/` in the folder, and says what it did."""
 

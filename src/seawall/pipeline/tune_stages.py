@@ -10,7 +10,6 @@ from typing import Any
 from seawall import __version__
 from seawall.artifacts.anchor import Anchor
 from seawall.artifacts.evaluation import EvalResult, Rate, Sample
-from seawall.artifacts.store import Fields, load_document, parse_fields, save_document
 from seawall.artifacts.tuning import ATTACK, HARMFUL, TASK, TuningRow
 from seawall.config.tune import TuneMethod
 from seawall.evaluation.run import SAMPLES, evaluate, group_rates
@@ -23,13 +22,14 @@ from seawall.models.fingerprint import model_fingerprint
 from seawall.pipeline.audit_bench import with_pooled
 from seawall.pipeline.tune_context import TuneContext, settings
 from seawall.pipeline.tune_methods import BUILD, Training
+from seawall.pipeline.tune_rows import read_row, stage_name, write_row
 from seawall.runs.files import read_json, write_json, write_text
 from seawall.runs.stage import is_done, run_stage, stage_hash
 from seawall.tuning.anchor import describe
 from seawall.tuning.sft import ADAPTER
 
 ANCHOR = "tune/anchor"
-_ROW, _SCORE, _REPLIES = "training.json", "task.json", "task.jsonl"
+_SCORE, _REPLIES = "task.json", "task.jsonl"
 _TRAINING = (
     "lora",
     "lr",
@@ -63,18 +63,10 @@ def trained_stage(context: TuneContext, method: TuneMethod, seed: int, anchor: A
 
     def work(scratch: Path) -> None:
         context.reporter.stage(f"Train {method}, seed {seed}")
-        row = BUILD[method](training, scratch)
-        save_document(scratch / _ROW, "training", _Row(**asdict(row)).model_dump())
+        write_row(scratch, BUILD[method](training, scratch))
 
     folder = run_stage(context.run, name, _inputs(training), work)
-    read = parse_fields(folder / _ROW, load_document(folder / _ROW, "training"), _Row)
-    row = TuningRow(**{field: getattr(read, field) for field in type(read).model_fields})
-    return replace(row, adapter=f"{name}/{ADAPTER}"), folder / ADAPTER
-
-
-def stage_name(method: TuneMethod, seed: int) -> str:
-    """The stage of a training."""
-    return f"tune/{method}-seed{seed}"
+    return replace(read_row(folder), adapter=f"{name}/{ADAPTER}"), folder / ADAPTER
 
 
 def evaluated_row(context: TuneContext, row: TuningRow, adapter: Path | None) -> TuningRow:
@@ -168,16 +160,3 @@ def _inputs(training: Training) -> dict[str, Any]:
         "anchor": stage_hash(context.run, ANCHOR) if is_done(context.run, ANCHOR) else None,
     }
     return {**inputs, **training.own_inputs()}
-
-
-class _Row(Fields):
-    method: TuneMethod
-    seed: int
-    rates: dict[str, Rate]
-    adapter: str
-    rows: int
-    harmful_rows: int
-    steps: int
-    seconds: float
-    curves: dict[str, tuple[tuple[int, float], ...]]
-    note: str

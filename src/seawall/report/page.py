@@ -14,10 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from seawall.report import claims, wording
-from seawall.report.charts import audits, curves, drift, heatmap, intervals, pairs, steering
+from seawall.report.charts import audits, curves, drift, heatmap, intervals, pairs, steering, tuning
 from seawall.report.check import check
 from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
 from seawall.report.steering import SteeringView
+from seawall.report.tuning import TuningView
 from seawall.report.verdict import figures, headline, warnings
 from seawall.report.visible import visible, visible_markup
 
@@ -70,6 +71,24 @@ def render_steering(view: SteeringView, *, model: str, recipe: Mapping[str, Any]
             style=Markup(style),
             policy=_policy(style, ""),
             charts=_STEERING,
+            facts=list(flattened({key: manifest[key] for key in manifest if key != "stages"})),
+            recipe=yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True),
+        )
+    )
+
+
+def render_tuning(view: TuningView, *, model: str, recipe: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """The page of a fine-tuning run; escaped as `render_report` is."""
+    style = _asset("style.css")
+    return (
+        environment()
+        .get_template("tuning.html.j2")
+        .render(
+            view=view,
+            model=model,
+            style=Markup(style),
+            policy=_policy(style, ""),
+            charts={"audit": audits.audit_chart, "tuning_curves": tuning.tuning_curves},
             facts=list(flattened({key: manifest[key] for key in manifest if key != "stages"})),
             recipe=yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True),
         )
