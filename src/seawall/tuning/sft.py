@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import time
 import warnings
@@ -24,6 +25,7 @@ from seawall.tuning.rows import Lessons
 
 ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
 _STATE = "trainer_state.json"
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
 _EXTRA = ("peft", "trl", "datasets")
 
 Attach = Callable[[Any], object]
@@ -130,12 +132,35 @@ def _adapted(model: PreTrainedModel, lora: TuneLora, seed: int) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules),
-        target_parameters=list(lora.target_parameters) or None,
+        target_parameters=_parameters(model, lora) or None,
         layers_to_transform=None if lora.layers is None else list(lora.layers),
         task_type="CAUSAL_LM",
     )
     with library_errors("the adapter does not fit the model"):
         return peft.get_peft_model(model, config)
+
+
+def _parameters(model: PreTrainedModel, lora: TuneLora) -> list[str]:
+    """The stacked parameters to adapt; by their whole names where layers are chosen, which PEFT does for modules alone.
+
+    Raises:
+        ConfigError: no such layer has one.
+    """
+    if lora.layers is None or not lora.target_parameters:
+        return list(lora.target_parameters)
+    found = []
+    for name, _ in model.named_parameters():
+        layer = _LAYER.search(name)
+        ends = any(name.endswith(f".{target}") for target in lora.target_parameters)
+        if layer is not None and int(layer[1]) in lora.layers and ends:
+            found.append(name)
+    if not found:
+        raise ConfigError(
+            "no layer of tune.lora.layers has a parameter of tune.lora.target_parameters",
+            got=f"layers {', '.join(map(str, lora.layers))} and {', '.join(lora.target_parameters)}",
+            remedy="choose other layers, or leave them out",
+        )
+    return found
 
 
 def _trainer(
