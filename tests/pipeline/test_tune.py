@@ -26,7 +26,9 @@ pytest.importorskip("trl")
 
 
 def tune(path: Path, folder: Path, *changes: str) -> TuningResult:
-    return tune_recipe(load_recipe(path, changes), folder, text=path.read_text(), reporter=Quiet())
+    found = tune_recipe(load_recipe(path, changes), folder, text=path.read_text(), reporter=Quiet())
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -64,6 +65,9 @@ def run() -> NoReturn:
     except SeawallError as error:
         _end(str(error), 2)
     except (KeyboardInterrupt, Interrupted):
+        # Of several launched processes the others are ended when one is; one line is enough.
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(3)
         _end("interrupted; the same command goes on where it stopped", 3)
     sys.exit(0)
 

@@ -31,7 +31,8 @@ def tune(
 ) -> None:
     """Fine-tune on a task by several methods (tune.methods), and measure refusals and the task before and after.
 
-    Each method and seed leaves an adapter that PEFT loads. More of them can be added to a run by the same command.
+    Each method and seed leaves an adapter that PEFT loads. More of them can be added to a run by the same command. On
+    several GPUs: accelerate launch -m seawall tune RECIPE.yaml
     """
     read, text = read_recipe(recipe, sets)
     folder = run_folder(read, output)
@@ -39,18 +40,19 @@ def tune(
     from seawall.pipeline.progress import Quiet, TerminalReporter
     from seawall.pipeline.tune import document
 
-    def work(reporter: Reporter) -> TuningResult:
+    def work(reporter: Reporter) -> TuningResult | None:
         from seawall.pipeline.tune import tune_recipe
 
         return tune_recipe(read, folder, text=text, reporter=reporter)
 
     if as_json:
-        work(Quiet())
-        print_json(document(folder))
+        if work(Quiet()) is not None:
+            print_json(document(folder))
         return
     with TerminalReporter() as reporter:
         found = work(reporter)
-    _show(found, folder)
+    if found is not None:
+        _show(found, folder)
 
 
 def _show(found: TuningResult, folder: Path) -> None:

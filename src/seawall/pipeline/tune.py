@@ -8,10 +8,12 @@ from seawall.artifacts.anchor import Anchor
 from seawall.artifacts.tuning import NAME, TuningResult, TuningRow
 from seawall.config.recipe import Recipe
 from seawall.config.tune import TuneMethod
-from seawall.pipeline.progress import Reporter
+from seawall.distributed.process import launched
+from seawall.pipeline.progress import Quiet, Reporter
 from seawall.pipeline.report import write_tuning_page
 from seawall.pipeline.tune_claim import claim
 from seawall.pipeline.tune_context import TuneContext, check
+from seawall.pipeline.tune_methods import follow
 from seawall.pipeline.tune_stages import anchor_stage, evaluated_row, trained_stage
 from seawall.runs.files import read_json, storage_errors
 from seawall.runs.folder import RunFolder
@@ -21,7 +23,7 @@ from seawall.tuning.sft import require_extra
 TUNE = "tune"
 
 
-def tune_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) -> TuningResult:
+def tune_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) -> TuningResult | None:
     """Fine-tunes a recipe's model in its run folder, or goes on with that.
 
     Every method and seed is a stage of its own: what is finished is skipped, what was interrupted goes on from its
@@ -33,15 +35,22 @@ def tune_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) 
         text: the recipe as the user wrote it.
         reporter: told what happens.
 
+    Returns:
+        what was found; None in every process but the first, which train with it and write nothing.
+
     Raises:
         SeawallError: something is wrong that the user can put right.
     """
     check(recipe)
     require_extra()
+    processes = launched(device=recipe.model.device)
+    if not processes.first:
+        follow(TuneContext(recipe, RunFolder(folder), Quiet(), processes))
+        return None
     run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
     with storage_errors(run.path), locked(run.path):
-        context = TuneContext(recipe, run, reporter)
-        found = _tune(context)
+        found = _tune(TuneContext(recipe, run, reporter, processes))
+        processes.order(None)
         found.save(run.stage(TUNE))
         reporter.say(found.claim)
         write_tuning_page(run, recipe, found)

@@ -19,6 +19,7 @@ from seawall.data.customer_messages import customer_messages
 from seawall.data.sets import Prompts, load_prompts
 from seawall.data.tasks import load_task
 from seawall.data.types import Exchange, Judge
+from seawall.distributed.process import Processes
 from seawall.errors import ConfigError, DataError
 from seawall.evaluation.judges import make_judge
 from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN, EvalSuite, build_suite
@@ -54,6 +55,7 @@ class TuneContext:
     recipe: Recipe
     run: RunFolder
     reporter: Reporter
+    processes: Processes
 
     @property
     def config(self) -> TuneConfig:
@@ -65,7 +67,7 @@ class TuneContext:
         """The recipe's prompts, with the cap of the section `tune` on what is asked."""
         caps = dict.fromkeys(("test_goals", "test_benign", "test_borderline"), self.config.test_prompts)
         found = load_prompts(self.recipe.data.model_copy(update={**caps, "train_goals": None}))
-        update_manifest(self.run, {"data": {"tune_prompts": found.fingerprint()}})
+        self.note({"data": {"tune_prompts": found.fingerprint()}})
         return found
 
     @cached_property
@@ -76,7 +78,7 @@ class TuneContext:
             DataError: a file cannot be read, or one prompt is in both.
         """
         found = read_task(self.config)
-        update_manifest(self.run, {"data": {"task": found.fingerprint()}})
+        self.note({"data": {"task": found.fingerprint()}})
         return found
 
     @cached_property
@@ -99,7 +101,11 @@ class TuneContext:
     @cached_property
     def fingerprint(self) -> str:
         """Of the model's weights as they are loaded."""
-        return model_fingerprint(self.fresh()[0])
+        self.reporter.stage(f"Loading {self.recipe.model.id}")
+        found = model_fingerprint(self.fresh()[0])
+        named = {"id": self.recipe.model.id, "revision": self.recipe.model.revision, "weights": found}
+        self.note({"model": named, "seed": self.recipe.seed})
+        return found
 
     @cached_property
     def judge(self) -> Judge:
@@ -116,6 +122,11 @@ class TuneContext:
     def fresh(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model, loaded anew: training and merging an adapter change it."""
         return load_model(located(self.recipe.model))
+
+    def note(self, facts: dict[str, Any]) -> None:
+        """Keeps facts in the run's manifest; the first process alone writes."""
+        if self.processes.first:
+            update_manifest(self.run, facts)
 
     def anchor_config(self) -> AnchorConfig:
         """The anchor of the matrices that are adapted."""

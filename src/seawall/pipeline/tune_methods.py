@@ -18,7 +18,7 @@ from seawall.config.tune import TuneMethod
 from seawall.models.adapter import put_on
 from seawall.models.quiet import quiet
 from seawall.pipeline.tune_context import TuneContext, settings
-from seawall.pipeline.tune_rows import read_row, stage_name
+from seawall.pipeline.tune_rows import ANCHOR, read_row, stage_name
 from seawall.runs.stage import finished_stage, stage_hash
 from seawall.tuning.basin import LOGGED, SafetyBasin
 from seawall.tuning.penalty import Projector
@@ -123,6 +123,15 @@ class Term(NamedTuple):
     attach: Attach
 
 
+def follow(context: TuneContext) -> None:
+    """What every process but the first one does: train with it when it says so, and write nothing."""
+    while (order := context.processes.await_order()) is not None:
+        method, seed, folder = order
+        anchored = context.run.stage(ANCHOR)
+        anchor = Anchor.load(anchored) if anchored.is_dir() else None
+        BUILD[method](Training(context, method, seed, anchor), Path(folder))
+
+
 def _measured(training: Training) -> list[Term]:
     """The penalty with no weight, which leaves training as it is; nothing where there is no anchor."""
     if training.anchor is None:
@@ -134,6 +143,7 @@ def _trained(training: Training, rows: Rows, folder: Path, terms: Sequence[Term]
     context = training.context
     model, tokenizer = context.fresh()
     lessons = encoded(tokenizer, rows.exchanges, max_length=context.config.max_length)
+    context.processes.order([training.method, training.seed, str(folder.absolute())])
     done = train(
         model,
         tokenizer,

@@ -8,6 +8,8 @@ from seawall.artifacts.store import load_document, save_document
 from seawall.artifacts.tuning import TuningRow
 from seawall.config.tune import TuneMethod
 
+ANCHOR = "tune/anchor"
+"""The stage of the anchor."""
 _FILE, _KIND = "training.json", "training"
 
 

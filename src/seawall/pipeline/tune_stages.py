@@ -22,13 +22,12 @@ from seawall.models.fingerprint import model_fingerprint
 from seawall.pipeline.audit_bench import with_pooled
 from seawall.pipeline.tune_context import TuneContext, settings
 from seawall.pipeline.tune_methods import BUILD, Training
-from seawall.pipeline.tune_rows import read_row, stage_name, write_row
+from seawall.pipeline.tune_rows import ANCHOR, read_row, stage_name, write_row
 from seawall.runs.files import read_json, write_json, write_text
 from seawall.runs.stage import is_done, run_stage, stage_hash
 from seawall.tuning.anchor import describe
 from seawall.tuning.sft import ADAPTER
 
-ANCHOR = "tune/anchor"
 _SCORE, _REPLIES = "task.json", "task.jsonl"
 _TRAINING = (
     "lora",
@@ -157,6 +156,7 @@ def _inputs(training: Training) -> dict[str, Any]:
         "rows": config.task.train_rows,
         "goals": context.prompts.fingerprint(),
         "training": settings(config, *_TRAINING),
+        "processes": context.processes.count,
         "anchor": stage_hash(context.run, ANCHOR) if is_done(context.run, ANCHOR) else None,
     }
     return {**inputs, **training.own_inputs()}

@@ -196,6 +196,7 @@ def _trainer(
         logging_nan_inf_filter=False,
         report_to=list(config.trackers) or "none",
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=adapted.device.type == "cuda",
     )
     try:
