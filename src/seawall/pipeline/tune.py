@@ -13,7 +13,7 @@ from seawall.pipeline.progress import Quiet, Reporter
 from seawall.pipeline.report import write_tuning_page
 from seawall.pipeline.tune_claim import claim
 from seawall.pipeline.tune_context import TuneContext, check
-from seawall.pipeline.tune_methods import follow
+from seawall.pipeline.tune_methods import Training, follow
 from seawall.pipeline.tune_stages import anchor_stage, evaluated_row, trained_stage
 from seawall.runs.files import read_json, storage_errors
 from seawall.runs.folder import RunFolder
@@ -64,6 +64,7 @@ def document(run: Path) -> dict[str, object]:
 
 def _tune(context: TuneContext) -> TuningResult:
     config = context.config
+    _read_all(context)
     anchor = anchor_stage(context)
     before = evaluated_row(context, TuningRow(None, 0, {}), None)
     rows = [_row(context, method, seed, anchor) for method in _ordered(config.methods) for seed in config.seeds]
@@ -77,6 +78,14 @@ def _tune(context: TuneContext) -> TuningResult:
         rows=tuple(rows),
     )
     return claim(found)
+
+
+def _read_all(context: TuneContext) -> None:
+    """Meet what is wrong with prompts, task and rows before hours of work."""
+    for seed in context.config.seeds:
+        Training(context, "sft", seed, None).rows()
+    if context.config.evaluate:
+        _ = context.suite
 
 
 def _ordered(methods: tuple[TuneMethod, ...]) -> list[TuneMethod]:
