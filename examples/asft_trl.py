@@ -18,24 +18,22 @@ from seawall.tuning.anchor import describe, extract_anchor
 from seawall.tuning.basin import SafetyBasin
 
 TARGETS = ("q_proj", "v_proj")
+ROLES = {"prompt": "user", "completion": "assistant"}
 
 
-def said(role: str, text: str) -> list[dict[str, str]]:
-    return [{"role": role, "content": text}]
+def turn(line: str) -> dict[str, list[dict[str, str]]]:
+    row = json.loads(line)
+    return {name: [{"role": role, "content": row[name]}] for name, role in ROLES.items()}
 
 
-def main(aligned: str, base: str, file: str, out: str) -> None:
-    rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
+def main(aligned: str, base: str, rows: str, out: str) -> None:
     models = {"aligned": ModelConfig(id=aligned), "base": ModelConfig(id=base)}
     anchor = extract_anchor(AnchorConfig(**models, targets=TARGETS, rank=8))
     print(describe(anchor))
-    turns = [
-        {"prompt": said("user", row["prompt"]), "completion": said("assistant", row["completion"])} for row in rows
-    ]
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(aligned),
         processing_class=AutoTokenizer.from_pretrained(aligned),
-        train_dataset=Dataset.from_list(turns),
+        train_dataset=Dataset.from_list([turn(line) for line in Path(rows).read_text().splitlines()]),
         args=SFTConfig(out, num_train_epochs=1, learning_rate=5e-5, logging_steps=1, bf16=False, report_to="none"),
         peft_config=LoraConfig(r=8, lora_alpha=32, lora_dropout=0.05, target_modules=list(TARGETS)),
     )

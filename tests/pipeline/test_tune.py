@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from seawall.artifacts.anchor import Anchor
 from seawall.artifacts.evaluation import Rate
@@ -118,3 +119,33 @@ def test_the_interval_over_seeds() -> None:
     values: list[Any] = [rate(0.4 + (-1) ** at * 0.1) for at in range(12)]
     spread = torch.tensor([one.rate for one in values]).std()
     assert spread_of(values).high - 0.4 == pytest.approx(2.201 * float(spread) / 12**0.5, abs=1e-4)
+
+
+def test_routing_drift_holds_the_routing_and_experts_can_be_adapted(recipe: Path, tmp_path: Path) -> None:
+    experts = ["tune.lora.target_modules=[v_proj]", "tune.lora.target_parameters=[experts.down_proj]"]
+    settings = ["tune.methods=[sft,asft,safelora]", "tune.epochs=1.0", "tune.weight=0.0", *experts]
+    found = tune(recipe, tmp_path / "run", *settings, "tune.routing_drift=5.0")
+    (sft,), (asft,) = found.of_method("sft"), found.of_method("asft")
+    assert sft.curves.keys() == {"loss", "safety_penalty"}
+    assert [step for step, _ in asft.curves["routing_drift"]] == [1, 2, 3]
+    assert asft.curves["routing_drift"][-1][1] > 0.0
+    assert asft.curves["loss"][0] == pytest.approx(sft.curves["loss"][0], rel=1e-5)
+    assert asft.curves["loss"][-1] != sft.curves["loss"][-1]
+    anchor = Anchor.load(tmp_path / "run/tune/anchor")
+    assert any("experts.down_proj" in name for name in anchor.matrices)
+    (safelora,) = found.of_method("safelora")
+    assert "updates projected" in safelora.note
+    assert safelora.curves.keys() == {"loss"}
+    assert safelora.rates.keys() == sft.rates.keys()
+
+
+def test_safe_lora_is_made_from_the_adapter_of_sft(recipe: Path, tmp_path: Path) -> None:
+    settings = ["tune.methods=[safelora,sft]", "tune.epochs=1.0", "tune.safelora={threshold: null, layers: 10}"]
+    found = tune(recipe, tmp_path / "run", *settings, "tune.evaluate=false")
+    assert found.methods == ("sft", "safelora")
+    sides = [load_file(tmp_path / f"run/{row.adapter}/adapter_model.safetensors") for row in found.rows]
+    assert sides[0].keys() == sides[1].keys()
+    same = {name for name in sides[0] if torch.equal(sides[0][name], sides[1][name])}
+    assert {name for name in sides[0] if "lora_A" in name} <= same
+    # One layer's queries have no gradient: their update is zero before and after.
+    assert len({name for name in sides[0] if "lora_B" in name} - same) == 9

@@ -15,17 +15,23 @@ from typing import Any, NamedTuple
 from seawall.artifacts.anchor import Anchor
 from seawall.artifacts.tuning import TuningRow
 from seawall.config.tune import TuneMethod
+from seawall.data.splits import take
+from seawall.data.types import user
 from seawall.models.adapter import put_on
 from seawall.models.quiet import quiet
 from seawall.pipeline.tune_context import TuneContext, settings
 from seawall.pipeline.tune_rows import ANCHOR, read_row, stage_name
 from seawall.runs.stage import finished_stage, stage_hash
 from seawall.tuning.basin import LOGGED, SafetyBasin
+from seawall.tuning.drift import LOGGED as DRIFT
+from seawall.tuning.drift import RoutingDrift
 from seawall.tuning.penalty import Projector
 from seawall.tuning.rows import Rows, encoded, training_rows, with_safe_rows
 from seawall.tuning.safelora import project
 from seawall.tuning.sft import ADAPTER, Attach, Trained, train
 
+_DRIFT_GOALS = 64
+"""Harmful training goals whose routing is recorded, at most."""
 PROJECTORS: Mapping[TuneMethod, Projector] = {
     "asft": "subspace",
     "reference": "reference",
@@ -47,8 +53,10 @@ class Training:
     def own_inputs(self) -> dict[str, Any]:
         """Settings that only this method's adapter depends on."""
         config = self.context.config
-        if self.method in PROJECTORS:
+        if self.method == "asft":
             return settings(config, "weight", "routing_drift")
+        if self.method in PROJECTORS:
+            return settings(config, "weight")
         if self.method == "safelora":
             return {**settings(config, "safelora"), "sft": stage_hash(self.context.run, stage_name("sft", self.seed))}
         return settings(config, "mixing_share") if self.method == "mixing" else {}
@@ -80,7 +88,8 @@ def within_basin(training: Training, folder: Path, *, projector: Projector) -> T
     assert training.anchor is not None
     weight = training.context.config.weight
     basin = SafetyBasin(training.anchor, weight, projector=projector, seed=training.seed)
-    return _trained(training, training.rows(), folder, [Term(LOGGED, weight, basin.attach)])
+    terms = [Addition(LOGGED, weight, basin.attach), *_drift(training)]
+    return _trained(training, training.rows(), folder, terms)
 
 
 def mixed(training: Training, folder: Path) -> TuningRow:
@@ -115,12 +124,22 @@ BUILD: Mapping[TuneMethod, Callable[[Training, Path], TuningRow]] = {
 """Every method: leaves `adapter/` in the folder, and says what it did."""
 
 
-class Term(NamedTuple):
+class Addition(NamedTuple):
     """A term of the loss: its name in the logs, its weight, and what puts it on a trainer."""
 
     name: str
     weight: float
     attach: Attach
+
+
+def _drift(training: Training) -> list[Addition]:
+    """The routing drift of harmful training goals, where the recipe weighs it; of `asft` alone."""
+    context = training.context
+    if training.method != "asft" or context.config.routing_drift == 0:
+        return []
+    goals = [user(goal.text) for goal in take(context.prompts.goals.train, _DRIFT_GOALS)]
+    term = RoutingDrift(goals, context.config.routing_drift, seed=training.seed)
+    return [Addition(DRIFT, term.weight, term.attach)]
 
 
 def follow(context: TuneContext) -> None:
@@ -132,14 +151,14 @@ def follow(context: TuneContext) -> None:
         BUILD[method](Training(context, method, seed, anchor), Path(folder))
 
 
-def _measured(training: Training) -> list[Term]:
+def _measured(training: Training) -> list[Addition]:
     """The penalty with no weight, which leaves training as it is; nothing where there is no anchor."""
     if training.anchor is None:
         return []
-    return [Term(LOGGED, 0.0, SafetyBasin(training.anchor, 0.0).attach)]
+    return [Addition(LOGGED, 0.0, SafetyBasin(training.anchor, 0.0).attach)]
 
 
-def _trained(training: Training, rows: Rows, folder: Path, terms: Sequence[Term]) -> TuningRow:
+def _trained(training: Training, rows: Rows, folder: Path, terms: Sequence[Addition]) -> TuningRow:
     context = training.context
     model, tokenizer = context.fresh()
     lessons = encoded(tokenizer, rows.exchanges, max_length=context.config.max_length)
