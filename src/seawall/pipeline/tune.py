@@ -14,7 +14,7 @@ from seawall.pipeline.report import write_tuning_page
 from seawall.pipeline.tune_claim import claim
 from seawall.pipeline.tune_context import TuneContext, check
 from seawall.pipeline.tune_methods import Training, follow
-from seawall.pipeline.tune_stages import anchor_stage, evaluated_row, trained_stage
+from seawall.pipeline.tune_stages import evaluated_row, measure_before, trained_stage
 from seawall.runs.files import read_json, storage_errors
 from seawall.runs.folder import RunFolder
 from seawall.runs.lock import locked
@@ -65,8 +65,7 @@ def document(run: Path) -> dict[str, object]:
 def _tune(context: TuneContext) -> TuningResult:
     config = context.config
     _read_all(context)
-    anchor = anchor_stage(context)
-    before = evaluated_row(context, TuningRow(None, 0, {}), None)
+    anchor, before = measure_before(context)
     rows = [_row(context, method, seed, anchor) for method in _ordered(config.methods) for seed in config.seeds]
     found = TuningResult(
         model_fingerprint=context.fingerprint,

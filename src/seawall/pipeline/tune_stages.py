@@ -55,6 +55,11 @@ def anchor_stage(context: TuneContext) -> Anchor | None:
     return found
 
 
+def measure_before(context: TuneContext) -> tuple[Anchor | None, TuningRow]:
+    """What all methods and seeds share: the anchor, and the model as it was."""
+    return anchor_stage(context), evaluated_row(context, TuningRow(None, 0, {}), None)
+
+
 def trained_stage(context: TuneContext, method: TuneMethod, seed: int, anchor: Anchor | None) -> tuple[TuningRow, Path]:
     """A training's row without rates, and the folder of its adapter."""
     name = stage_name(method, seed)
