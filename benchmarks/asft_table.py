@@ -65,7 +65,7 @@ def measure(args: argparse.Namespace) -> None:
         place = folder(args, cell)
         prepare(args, cell, ready)
         words = [sys.executable, "-m", "seawall", "tune", args.recipe, "--output", str(place), *changed(args, cell)]
-        with place.with_suffix(".log").open("a") as log:
+        with place.with_name(f"{place.name}.log").open("a") as log:
             code = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
         print(f"share {cell[0]:g}, seed {cell[1]}: {'done' if code == 0 else f'ended with {code}, see the log'}")
 

@@ -89,7 +89,7 @@ def test_plain_peft_loads_the_adapter(recipe: Path, finished: Path) -> None:
 def test_the_table_has_a_row_per_method(finished: Path) -> None:
     table = tuning_table(TuningResult.load(finished / "tune"))
     assert list(table.columns[0].cells) == ["before", "plain LoRA (sft)", "AsFT (asft)"]
-    assert str(next(iter(table.columns[1].cells))).startswith("0.0% [0.0%, 32")
+    assert str(next(iter(table.columns[1].cells))).startswith("0.0% [0.0\u201332")
 
 
 def test_what_is_finished_is_skipped_and_methods_and_seeds_are_added(recipe: Path, finished: Path) -> None:

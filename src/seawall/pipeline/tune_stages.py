@@ -29,7 +29,7 @@ from seawall.tuning.anchor import describe
 from seawall.tuning.sft import ADAPTER
 
 _SCORE, _REPLIES = "task.json", "task.jsonl"
-_TRAINING = (
+TRAINING = (
     "lora",
     "lr",
     "lr_scheduler_type",
@@ -40,6 +40,7 @@ _TRAINING = (
     "contamination",
     "gradient_checkpointing",
 )
+"""Settings that every adapter depends on."""
 
 
 def anchor_stage(context: TuneContext) -> Anchor | None:
@@ -160,7 +161,7 @@ def _inputs(training: Training) -> dict[str, Any]:
         "task": context.task.fingerprint(),
         "rows": config.task.train_rows,
         "goals": context.prompts.fingerprint(),
-        "training": settings(config, *_TRAINING),
+        "training": settings(config, *TRAINING),
         "processes": context.processes.count,
         "anchor": stage_hash(context.run, ANCHOR) if is_done(context.run, ANCHOR) else None,
     }

@@ -27,8 +27,8 @@ _METHODS: dict[TuneMethod | None, str] = {
     None: "before",
     "sft": "plain LoRA (sft)",
     "asft": "AsFT (asft)",
-    "reference": "AsFT, the authors' projector (reference)",
-    "l2": "no direction is safe (l2, control)",
+    "reference": "AsFT as published (reference)",
+    "l2": "no safe direction (l2, control)",
     "random": "random directions (random, control)",
     "safelora": "projected afterwards (safelora)",
     "mixing": "safe rows mixed in (mixing)",
@@ -66,7 +66,7 @@ def tuning_table(found: TuningResult) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("method", overflow="fold")
     for group in groups:
-        table.add_column(_HEADS[group], justify="right")
+        table.add_column(_HEADS[group], justify="right", no_wrap=True)
     table.add_column("seeds", justify="right")
     for method in (None, *found.methods):
         spreads = [_text(found.spread(method, group)) for group in groups]
@@ -75,7 +75,7 @@ def tuning_table(found: TuningResult) -> Table:
 
 
 def _text(spread: Spread | None) -> str:
-    return "" if spread is None else f"{spread.mean:.1%} [{spread.low:.1%}, {spread.high:.1%}]"
+    return "" if spread is None else f"{spread.mean:.1%} [{100 * spread.low:.1f}\u2013{100 * spread.high:.1f}]"
 
 
 def _groups(found: TuningResult) -> list[str]:
