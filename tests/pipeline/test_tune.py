@@ -14,6 +14,7 @@ from seawall.artifacts.anchor import Anchor
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.tuning import TuningResult, spread_of
 from seawall.config import load_recipe
+from seawall.errors import DataError, Interrupted, SeawallError
 from seawall.evaluation.judges.keyword import judge_reply
 from seawall.evaluation.samples import load_samples
 from seawall.pipeline.progress import Quiet
@@ -94,11 +95,47 @@ def test_the_table_has_a_row_per_method(finished: Path) -> None:
 
 def test_what_is_finished_is_skipped_and_methods_and_seeds_are_added(recipe: Path, finished: Path) -> None:
     marks = {path: path.stat().st_mtime_ns for path in finished.rglob("DONE")}
-    found = tune(recipe, finished, "tune.methods=[sft,mixing]", "tune.seeds=[0,1]", "tune.evaluate=false")
-    assert [(row.method, row.seed) for row in found.rows] == [("sft", 0), ("sft", 1), ("mixing", 0), ("mixing", 1)]
+    found = tune(recipe, finished, "tune.methods=[sft]", "tune.seeds=[0,1]")
+    assert [(row.method, row.seed) for row in found.rows] == [("sft", 0), ("sft", 1)]
     assert {path: path.stat().st_mtime_ns for path in marks} == marks
-    assert found.rows[2].note == "2 safe rows were added"
-    tune(recipe, finished)
+    spread = found.spread("sft", "harmful")
+    assert spread is not None
+    assert spread.n == 2
+    assert tune(recipe, finished) == TuningResult.load(finished / "tune")
+    assert not list((finished / "tune").glob("*.old-*"))
+
+
+def test_an_answer_that_cannot_be_scored_is_met_before_anything_is_asked(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="row 1 of the task cannot be scored by `number`"):
+        tune(recipe, tmp_path / "run", "tune.task.answer=number")
+    assert not list((tmp_path / "run").rglob("samples.jsonl"))
+
+
+def test_without_the_extra_it_says_what_to_install(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seawall.tuning.sft.find_spec", lambda name: None if name == "trl" else object())
+    with pytest.raises(SeawallError, match=r"not installed; got no trl; pip install 'seawall\[tune\]'"):
+        tune(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupted_method_goes_on_and_ends_as_the_same(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    class Interrupting:
+        def stage(self, title: str) -> None: ...
+        def say(self, text: str) -> None: ...
+        def step(self, what: str, done: int, total: int) -> None:
+            if what == "training sft" and done == 5:
+                raise Interrupted
+
+    read = load_recipe(recipe, ["tune.methods=[sft]", "tune.save_steps=2"])
+    with pytest.raises(Interrupted):
+        tune_recipe(read, tmp_path / "run", text="", reporter=Interrupting())
+    assert (tmp_path / "run/tune/sft-seed0.partial/checkpoints/checkpoint-4").is_dir()
+    tune_recipe(read, tmp_path / "run", text="", reporter=Quiet())
+    adapter = "tune/sft-seed0/adapter/adapter_model.safetensors"
+    ours, theirs = load_file(tmp_path / "run" / adapter), load_file(finished / adapter)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("opener", OPENERS)
@@ -139,11 +176,13 @@ def test_routing_drift_holds_the_routing_and_experts_can_be_adapted(recipe: Path
     assert safelora.rates.keys() == sft.rates.keys()
 
 
-def test_safe_lora_is_made_from_the_adapter_of_sft(recipe: Path, tmp_path: Path) -> None:
-    settings = ["tune.methods=[safelora,sft]", "tune.epochs=1.0", "tune.safelora={threshold: null, layers: 10}"]
+def test_safe_lora_is_made_from_the_adapter_of_sft_and_mixing_adds_rows(recipe: Path, tmp_path: Path) -> None:
+    settings = ["tune.methods=[safelora,sft,mixing]", "tune.epochs=1.0", "tune.safelora={threshold: null, layers: 10}"]
     found = tune(recipe, tmp_path / "run", *settings, "tune.evaluate=false")
-    assert found.methods == ("sft", "safelora")
-    sides = [load_file(tmp_path / f"run/{row.adapter}/adapter_model.safetensors") for row in found.rows]
+    assert found.methods == ("sft", "mixing", "safelora")
+    sft, mixing, safelora = found.rows
+    assert (mixing.rows, mixing.harmful_rows, mixing.note) == (sft.rows + 2, 6, "2 safe rows were added")
+    sides = [load_file(tmp_path / f"run/{row.adapter}/adapter_model.safetensors") for row in (sft, safelora)]
     assert sides[0].keys() == sides[1].keys()
     same = {name for name in sides[0] if torch.equal(sides[0][name], sides[1][name])}
     assert {name for name in sides[0] if "lora_A" in name} <= same

@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from seawall import __version__
 from seawall.artifacts.anchor import Anchor
 from seawall.artifacts.evaluation import EvalResult, Rate, Sample
@@ -100,6 +102,8 @@ def _evaluate(context: TuneContext, row: TuningRow, adapter: Path | None, scratc
     model, tokenizer = context.fresh()
     if adapter is not None:
         model = merge_adapter(model, adapter)
+    if context.task.test and not (scratch / _SCORE).is_file():
+        _score(context, model, tokenizer, scratch)
     found = evaluate(
         model,
         tokenizer,
@@ -110,24 +114,27 @@ def _evaluate(context: TuneContext, row: TuningRow, adapter: Path | None, scratc
         fingerprint=model_fingerprint(model),
         progress=lambda done, total: reporter.step("asking", done, total),
     )
-    task = context.task
-    if task.test:
-        scored = score_task(
-            model,
-            tokenizer,
-            task.test,
-            answer=context.config.task.answer,
-            max_new_tokens=context.config.task.max_new_tokens,
-            batch_size=config.batch_size,
-            progress=lambda done, total: reporter.step("scoring", done, total),
-        )
-        lines = [
-            {"prompt": one.goal, "wanted": one.response, "reply": reply, "right": right}
-            for one, reply, right in zip(task.test, scored.replies, scored.right, strict=True)
-        ]
-        write_text(scratch / _REPLIES, "".join(json.dumps(line) + "\n" for line in lines))
-        write_json(scratch / _SCORE, {**asdict(scored.rate), "cut": scored.cut})
     found.save(scratch)
+
+
+def _score(context: TuneContext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> None:
+    """Answers of the task and their score. It comes first: an answer that cannot be scored is met at once."""
+    rows, config = context.task.test, context.config.task
+    scored = score_task(
+        model,
+        tokenizer,
+        rows,
+        answer=config.answer,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=context.recipe.eval.batch_size,
+        progress=lambda done, total: context.reporter.step("scoring", done, total),
+    )
+    lines = [
+        {"prompt": one.goal, "wanted": one.response, "reply": reply, "right": right}
+        for one, reply, right in zip(rows, scored.replies, scored.right, strict=True)
+    ]
+    write_text(scratch / _REPLIES, "".join(json.dumps(line) + "\n" for line in lines))
+    write_json(scratch / _SCORE, {**asdict(scored.rate), "cut": scored.cut})
 
 
 def _rates(context: TuneContext, folder: Path) -> dict[str, Rate]:
