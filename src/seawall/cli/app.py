@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -9,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from seawall.cli import apply, audit, diff, doctor, evaluate, gate, landscape, plan, stages, steer
+from seawall.cli import apply, audit, diff, doctor, evaluate, gate, landscape, plan, stages, steer, tune
 from seawall.errors import Interrupted, SeawallError
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.command("apply")(apply.apply)
 app.command("audit")(audit.audit)
 app.command("steer")(steer.steer)
 app.command("landscape")(landscape.landscape)
+app.command("tune")(tune.tune)
 app.command("gate")(gate.gate)
 app.command("diff")(diff.diff)
 
@@ -64,6 +66,9 @@ def run() -> NoReturn:
     except SeawallError as error:
         _end(str(error), 2)
     except (KeyboardInterrupt, Interrupted):
+        # Of several launched processes the others are ended when one is; one line is enough.
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(3)
         _end("interrupted; the same command goes on where it stopped", 3)
     sys.exit(0)
 

@@ -18,6 +18,7 @@ from seawall.config.profile import ProfileConfig
 from seawall.config.repair import RepairConfig
 from seawall.config.select import SelectConfig
 from seawall.config.steer import SteerConfig
+from seawall.config.tune import TuneConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SEEDED: dict[str, type[StrictModel]] = {
@@ -51,6 +52,7 @@ class Recipe(StrictModel):
     landscape: LandscapeConfig = Field(
         default=LandscapeConfig(), description="Measuring the harmful rate while the weights move."
     )
+    tune: TuneConfig = Field(default=TuneConfig(), description="Fine-tuning on a task, and what it does to refusals.")
     export: ExportConfig = Field(default=ExportConfig(), description="Writing the repaired model.")
     output: str | None = Field(
         default=None,

@@ -168,11 +168,15 @@ def _gold(row: Row, source: JsonlSource) -> tuple[str, str]:
         return _multiple_choice(row, [str(choice) for choice in choices])
     question = _prompt(row, source)
     column = next((name for name in (source.answer_field, "best", "output") if name in row.fields), source.answer_field)
-    answer = row.text(column)
-    if "####" in answer:
-        steps, _, result = re.sub(r"<<[^>]*>>", "", answer).rpartition("####")
-        answer = f"{steps.strip()}\nThe answer is {result.strip()}."
-    return question, answer
+    return question, worked_answer(row.text(column))
+
+
+def worked_answer(answer: str) -> str:
+    """An answer in GSM8K's format (`<<1+1=2>>` in the steps, `#### 2` at the end) as prose; others as they are."""
+    if "####" not in answer:
+        return answer
+    steps, _, result = re.sub(r"<<[^>]*>>", "", answer).rpartition("####")
+    return f"{steps.strip()}\nThe answer is {result.strip()}."
 
 
 def _multiple_choice(row: Row, choices: list[str]) -> tuple[str, str]:

@@ -32,6 +32,18 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         UnsupportedModelError: no LoRA adapter, one in pickle files, or one that does not fit the model.
         ArtifactError: damaged files, or an adapter that fits in part.
     """
+    wrapped = put_on(model, folder)
+    with library_errors(f"the adapter in {folder} does not fit the model"):
+        merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
+    return merged.requires_grad_(True).eval()
+
+
+def put_on(model: PreTrainedModel, folder: Path) -> Any:
+    """PEFT's model of an adapter beside the weights of `model`, which is changed to hold it; nothing of it trains.
+
+    Raises:
+        SeawallError: as `merge_adapter` does.
+    """
     check_adapter(folder)
     peft = _peft()
     with library_errors(f"the adapter in {folder} does not fit the model"), warnings.catch_warnings():
@@ -46,7 +58,6 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             torch_device=str(model.device),
             key_mapping=getattr(model, "_checkpoint_conversion_mapping", {}),
         )
-        merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
     wrong = [*found.missing_keys, *found.unexpected_keys]
     if wrong:
         raise ArtifactError(
@@ -55,7 +66,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             f"{wrong[0]} first",
             remedy="name the model that it was trained on",
         )
-    return merged.requires_grad_(True).eval()
+    return wrapped
 
 
 def check_adapter(folder: Path) -> None:

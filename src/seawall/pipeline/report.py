@@ -15,6 +15,7 @@ from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.hardening import Hardening
 from seawall.artifacts.profile import ExpertProfile
 from seawall.artifacts.steering import SteeringResult
+from seawall.artifacts.tuning import TuningResult
 from seawall.config.audit import AUDITS
 from seawall.config.recipe import Recipe
 from seawall.evaluation.compare import Comparison, compare
@@ -24,7 +25,8 @@ from seawall.evaluation.suite import ATTACK
 from seawall.pipeline.audit_views import audit_view
 from seawall.pipeline.finished import open_finished
 from seawall.pipeline.steer_views import steering_view
-from seawall.report import render_report, render_steering
+from seawall.pipeline.tune_views import tuning_view
+from seawall.report import render_report, render_steering, render_tuning
 from seawall.report.inputs import AuditView, GroupRow, Interval, ReportInputs, SampleRow
 from seawall.report.steering import SteeringView
 from seawall.runs.files import read_json, storage_errors, write_text
@@ -87,6 +89,17 @@ def write_steering_page(run: RunFolder, recipe: Recipe) -> None:
         manifest=read_json(run.manifest),
     )
     write_text(run.steering_report, page)
+
+
+def write_tuning_page(run: RunFolder, recipe: Recipe, found: TuningResult) -> None:
+    """Writes `tuning.html`."""
+    page = render_tuning(
+        tuning_view(found),
+        model=recipe.model.id,
+        recipe=recipe.model_dump(mode="json"),
+        manifest=read_json(run.manifest),
+    )
+    write_text(run.tuning_report, page)
 
 
 def rewrite_report(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from seawall.report.card import render_model_card
 from seawall.report.inputs import GroupRow, Interval, ReportInputs, SampleRow
-from seawall.report.page import render_landscape, render_report, render_steering
+from seawall.report.page import render_landscape, render_report, render_steering, render_tuning
 
 __all__ = [
     "GroupRow",
@@ -13,4 +13,5 @@ __all__ = [
     "render_model_card",
     "render_report",
     "render_steering",
+    "render_tuning",
 ]

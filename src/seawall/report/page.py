@@ -14,11 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from seawall.report import claims, wording
-from seawall.report.charts import audits, curves, drift, heatmap, intervals, landscape, pairs, steering
+from seawall.report.charts import audits, curves, drift, heatmap, intervals, landscape, pairs, steering, tuning
 from seawall.report.check import check
 from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
 from seawall.report.landscape import LandscapeView
 from seawall.report.steering import SteeringView
+from seawall.report.tuning import TuningView
 from seawall.report.verdict import figures, headline, warnings
 from seawall.report.visible import visible, visible_markup
 
@@ -68,6 +69,12 @@ def render_landscape(view: LandscapeView, *, model: str, recipe: Mapping[str, An
     """The page of a safety landscape; escaped as `render_report` is."""
     charts = {"curves": landscape.curve_chart, "map": landscape.rate_map}
     return _own_page("landscape.html.j2", manifest, recipe, view=view, model=model, charts=charts)
+
+
+def render_tuning(view: TuningView, *, model: str, recipe: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """The page of a fine-tuning run; escaped as `render_report` is."""
+    charts = {"audit": audits.audit_chart, "tuning_curves": tuning.tuning_curves}
+    return _own_page("tuning.html.j2", manifest, recipe, view=view, model=model, charts=charts)
 
 
 def _own_page(template: str, manifest: Mapping[str, Any], recipe: Mapping[str, Any], **shown: object) -> str:

@@ -20,6 +20,8 @@ _AUDIT_GROUP_NAMES = {
     "wrapped": "Wrapped answered",
     "generated": "Generated tokens",
     "prompt": "Prompt tokens",
+    "harmful": "Harmful rate",
+    "task": "Task score",
 }
 _SCORE_NAMES = {
     "loss": "total",

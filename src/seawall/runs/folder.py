@@ -12,7 +12,7 @@ from seawall.errors import RunFolderError
 from seawall.runs.files import read_json, storage_errors, write_json, write_text
 from seawall.runs.lock import LOCK, locked
 
-_UNCOUNTED = frozenset({"output", "name", "audit", "steer", "landscape"})
+_UNCOUNTED = frozenset({"output", "name", "audit", "steer", "landscape", "tune"})
 """Keys and sections of a recipe that say where a run lies or how it is looked at, not what it is."""
 
 
@@ -60,6 +60,11 @@ class RunFolder:
     def landscape_report(self) -> Path:
         """The report on the safety landscape."""
         return self.path / "landscape.html"
+
+    @property
+    def tuning_report(self) -> Path:
+        """The report on fine-tuning."""
+        return self.path / "tuning.html"
 
     @property
     def samples(self) -> Path:

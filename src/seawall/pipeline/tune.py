@@ -1,0 +1,97 @@
+"""`seawall tune`: fine-tune on a task by several methods, and see what each leaves of the model's refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from seawall.artifacts.anchor import Anchor
+from seawall.artifacts.tuning import NAME, TuningResult, TuningRow
+from seawall.config.recipe import Recipe
+from seawall.config.tune import TuneMethod
+from seawall.distributed.process import launched
+from seawall.pipeline.progress import Quiet, Reporter
+from seawall.pipeline.report import write_tuning_page
+from seawall.pipeline.tune_claim import claim
+from seawall.pipeline.tune_context import TuneContext, check
+from seawall.pipeline.tune_methods import Training, follow
+from seawall.pipeline.tune_stages import evaluated_row, measure_before, trained_stage
+from seawall.runs.files import read_json, storage_errors
+from seawall.runs.folder import RunFolder
+from seawall.runs.lock import locked
+from seawall.tuning.sft import require_extra
+
+TUNE = "tune"
+
+
+def tune_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) -> TuningResult | None:
+    """Fine-tunes a recipe's model in its run folder, or goes on with that.
+
+    Every method and seed is a stage of its own: what is finished is skipped, what was interrupted goes on from its
+    last checkpoint, and more methods or seeds can be added to a run.
+
+    Args:
+        recipe: model, prompts and settings.
+        folder: the run folder.
+        text: the recipe as the user wrote it.
+        reporter: told what happens.
+
+    Returns:
+        what was found; None in every process but the first, which train with it and write nothing.
+
+    Raises:
+        SeawallError: something is wrong that the user can put right.
+    """
+    check(recipe)
+    require_extra()
+    processes = launched(device=recipe.model.device)
+    if not processes.first:
+        follow(TuneContext(recipe, RunFolder(folder), Quiet(), processes))
+        return None
+    run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
+    with storage_errors(run.path), locked(run.path):
+        found = _tune(TuneContext(recipe, run, reporter, processes))
+        processes.order(None)
+        found.save(run.stage(TUNE))
+        reporter.say(found.claim)
+        write_tuning_page(run, recipe, found)
+    return found
+
+
+def document(run: Path) -> dict[str, object]:
+    """For machines: where it lies, and all that was found."""
+    return {"run": str(run), TUNE: read_json(RunFolder(run).stage(TUNE) / NAME)}
+
+
+def _tune(context: TuneContext) -> TuningResult:
+    config = context.config
+    _read_all(context)
+    anchor, before = measure_before(context)
+    rows = [_row(context, method, seed, anchor) for method in _ordered(config.methods) for seed in config.seeds]
+    found = TuningResult(
+        model_fingerprint=context.fingerprint,
+        base_fingerprint=None if anchor is None else anchor.base,
+        task=context.task.name,
+        contamination=config.contamination,
+        weight=config.weight,
+        before=before,
+        rows=tuple(rows),
+    )
+    return claim(found)
+
+
+def _read_all(context: TuneContext) -> None:
+    """Meet what is wrong with prompts, task and rows before hours of work."""
+    for seed in context.config.seeds:
+        Training(context, "sft", seed, None).rows()
+    if context.config.evaluate:
+        _ = context.suite
+
+
+def _ordered(methods: tuple[TuneMethod, ...]) -> list[TuneMethod]:
+    """In the recipe's order; but what is projected afterwards comes after what it is made from."""
+    return sorted(methods, key=lambda method: method == "safelora")
+
+
+def _row(context: TuneContext, method: TuneMethod, seed: int, anchor: Anchor | None) -> TuningRow:
+    row, adapter = trained_stage(context, method, seed, anchor)
+    return evaluated_row(context, row, adapter)

@@ -1,0 +1,175 @@
+"""The stages of a fine-tuning run: the anchor, one training per method and seed, one evaluation of each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seawall import __version__
+from seawall.artifacts.anchor import Anchor
+from seawall.artifacts.evaluation import EvalResult, Rate, Sample
+from seawall.artifacts.tuning import ATTACK, HARMFUL, TASK, TuningRow
+from seawall.config.tune import TuneMethod
+from seawall.evaluation.run import SAMPLES, evaluate, group_rates
+from seawall.evaluation.samples import load_samples
+from seawall.evaluation.suite import ATTACK as FAMILIES
+from seawall.evaluation.suite import PLAIN
+from seawall.evaluation.task import score_task
+from seawall.models.adapter import merge_adapter
+from seawall.models.fingerprint import model_fingerprint
+from seawall.pipeline.audit_bench import with_pooled
+from seawall.pipeline.tune_context import TuneContext, settings
+from seawall.pipeline.tune_methods import BUILD, Training
+from seawall.pipeline.tune_rows import ANCHOR, read_row, stage_name, write_row
+from seawall.runs.files import read_json, write_json, write_text
+from seawall.runs.stage import is_done, run_stage, stage_hash
+from seawall.tuning.anchor import describe
+from seawall.tuning.sft import ADAPTER
+
+_SCORE, _REPLIES = "task.json", "task.jsonl"
+TRAINING = (
+    "lora",
+    "lr",
+    "lr_scheduler_type",
+    "epochs",
+    "batch_size",
+    "accumulation",
+    "max_length",
+    "contamination",
+    "gradient_checkpointing",
+)
+"""Settings that every adapter depends on."""
+
+
+def anchor_stage(context: TuneContext) -> Anchor | None:
+    """The anchor; None where no base is known, and no method asks for one."""
+    if context.base is None:
+        return None
+    context.reporter.stage(f"Anchor, from {context.recipe.model.id} and {context.base.id}")
+    config = context.anchor_config()
+    inputs = {"seawall": __version__, "weights": context.fingerprint, "anchor": config.model_dump(mode="json")}
+    folder = run_stage(context.run, ANCHOR, inputs, lambda scratch: context.make_anchor().save(scratch))
+    found = Anchor.load(folder)
+    context.reporter.say(describe(found))
+    return found
+
+
+def measure_before(context: TuneContext) -> tuple[Anchor | None, TuningRow]:
+    """What all methods and seeds share: the anchor, and the model as it was."""
+    return anchor_stage(context), evaluated_row(context, TuningRow(None, 0, {}), None)
+
+
+def trained_stage(context: TuneContext, method: TuneMethod, seed: int, anchor: Anchor | None) -> tuple[TuningRow, Path]:
+    """A training's row without rates, and the folder of its adapter."""
+    name = stage_name(method, seed)
+    training = Training(context, method, seed, anchor)
+
+    def work(scratch: Path) -> None:
+        context.reporter.stage(f"Train {method}, seed {seed}")
+        write_row(scratch, BUILD[method](training, scratch))
+
+    folder = run_stage(context.run, name, _inputs(training), work)
+    return replace(read_row(folder), adapter=f"{name}/{ADAPTER}"), folder / ADAPTER
+
+
+def evaluated_row(context: TuneContext, row: TuningRow, adapter: Path | None) -> TuningRow:
+    """The row with its rates: refusals by the evaluation, the task by its score."""
+    if not context.config.evaluate:
+        return row
+    name = "tune/before" if row.method is None else f"{stage_name(row.method, row.seed)}-eval"
+    inputs = {
+        "seawall": __version__,
+        "weights": context.fingerprint,
+        "adapter": None if row.method is None else stage_hash(context.run, stage_name(row.method, row.seed)),
+        "prompts": context.prompts.fingerprint(),
+        "task": context.task.fingerprint(),
+        "scoring": context.config.task.model_dump(mode="json", include={"answer", "max_new_tokens"}),
+        "attacks": context.config.attacks,
+        "eval": context.recipe.eval.model_dump(mode="json", exclude={"gold", "capability"}),
+    }
+    folder = run_stage(context.run, name, inputs, lambda scratch: _evaluate(context, row, adapter, scratch))
+    return replace(row, rates=_rates(context, folder))
+
+
+def _evaluate(context: TuneContext, row: TuningRow, adapter: Path | None, scratch: Path) -> None:
+    reporter, config = context.reporter, context.recipe.eval.model_copy(update={"gold": False, "capability": None})
+    what = "Evaluate before" if row.method is None else f"Evaluate {row.method}, seed {row.seed}"
+    reporter.stage(f"{what}, on held-out prompts")
+    model, tokenizer = context.fresh()
+    if adapter is not None:
+        model = merge_adapter(model, adapter)
+    if context.task.test and not (scratch / _SCORE).is_file():
+        _score(context, model, tokenizer, scratch)
+    found = evaluate(
+        model,
+        tokenizer,
+        context.suite,
+        config,
+        judge=context.judge,
+        folder=scratch,
+        fingerprint=model_fingerprint(model),
+        progress=lambda done, total: reporter.step("asking", done, total),
+    )
+    found.save(scratch)
+
+
+def _score(context: TuneContext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> None:
+    """Answers of the task and their score. It comes first: an answer that cannot be scored is met at once."""
+    rows, config = context.task.test, context.config.task
+    scored = score_task(
+        model,
+        tokenizer,
+        rows,
+        answer=config.answer,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=context.recipe.eval.batch_size,
+        progress=lambda done, total: context.reporter.step("scoring", done, total),
+    )
+    lines = [
+        {"prompt": one.goal, "wanted": one.response, "reply": reply, "right": right}
+        for one, reply, right in zip(rows, scored.replies, scored.right, strict=True)
+    ]
+    write_text(scratch / _REPLIES, "".join(json.dumps(line) + "\n" for line in lines))
+    write_json(scratch / _SCORE, {**asdict(scored.rate), "cut": scored.cut})
+
+
+def _rates(context: TuneContext, folder: Path) -> dict[str, Rate]:
+    """What is shown first comes first: harmful, attack, task; then the evaluation's groups."""
+    samples: list[Sample] = load_samples(folder / SAMPLES)
+    groups = dict(EvalResult.load(folder).groups)
+    rates = {HARMFUL: _complied(groups[PLAIN])}
+    if any(group.startswith(FAMILIES) for group in groups):
+        config = context.recipe.eval
+        pooled = group_rates(with_pooled(samples), resamples=config.bootstrap, seed=config.seed)
+        rates[ATTACK] = pooled[ATTACK]
+    if (folder / _SCORE).is_file():
+        score = read_json(folder / _SCORE)
+        rates[TASK] = Rate(**{name: score[name] for name in ("rate", "low", "high", "n", "unscored")})
+    return {**rates, **groups}
+
+
+def _complied(refused: Rate) -> Rate:
+    """Compliance where a rate counts refusals: the other part of the scored replies."""
+    return Rate(1 - refused.rate, 1 - refused.high, 1 - refused.low, refused.n, refused.unscored)
+
+
+def _inputs(training: Training) -> dict[str, Any]:
+    """What the adapter depends on."""
+    context, config, method = training.context, training.context.config, training.method
+    inputs: dict[str, Any] = {
+        "seawall": __version__,
+        "method": method,
+        "seed": training.seed,
+        "weights": context.fingerprint,
+        "task": context.task.fingerprint(),
+        "rows": config.task.train_rows,
+        "goals": context.prompts.fingerprint(),
+        "training": settings(config, *TRAINING),
+        "processes": context.processes.count,
+        "anchor": stage_hash(context.run, ANCHOR) if is_done(context.run, ANCHOR) else None,
+    }
+    return {**inputs, **training.own_inputs()}

@@ -1,0 +1,99 @@
+"""`seawall tune` as it is met on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from commands import refused
+from seawall.cli.app import app
+from seawall.errors import SeawallError
+from tuning_recipe import write_tuning
+
+pytest.importorskip("peft")
+pytest.importorskip("trl")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_tuning(tmp_path_factory.mktemp("tune"), epochs=1.0, methods=["sft"], test_prompts=4)
+    task = json.dumps({"prompt": "train 0: red is", "completion": "red"})
+    (path.parent / "leaked.jsonl").write_text(f"{task}\n")
+    return path
+
+
+def test_a_recipe_is_tuned_and_shown(recipe: Path, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    done = CliRunner().invoke(app, ["tune", str(recipe), "-o", run, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert found["run"] == run
+    (row,) = found["tune"]["rows"]
+    assert (row["method"], row["adapter"]) == ("sft", "tune/sft-seed0/adapter")
+    assert found["tune"]["methods"]["sft"]["harmful"] == {
+        "mean": row["rates"]["harmful"]["rate"],
+        "low": row["rates"]["harmful"]["low"],
+        "high": row["rates"]["harmful"]["high"],
+        "n": 1,
+    }
+    again = CliRunner().invoke(app, ["tune", str(recipe), "-o", run], catch_exceptions=False)
+    assert again.exit_code == 0
+    assert "plain LoRA (sft)" in again.stdout
+    assert again.stdout.strip().splitlines()[-2:] == [f"{run}/tune/sft-seed0/adapter", f"{run}/tuning.html"]
+
+
+def test_wrong_input_is_one_line_and_nothing_is_written(recipe: Path, tmp_path: Path) -> None:
+    change = "tune.methods=[safelora]"
+    refused("tune", recipe, "-o", tmp_path / "run", "--set", change, saying="sft among the methods")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "saying"),
+    [
+        (["tune.contamination=1.0"], "tune.contamination is wrong; got 1.0"),
+        (["tune.contamination=-0.1"], "tune.contamination is wrong; got -0.1"),
+        (["tune.weight=-1.0"], "tune.weight is wrong; got -1.0"),
+        (["tune.weight=.nan"], "tune.weight is wrong; got nan"),
+        (["tune.seeds=[1, 1]"], "tune.seeds is wrong"),
+        (["tune.methods=[sft, dpo]"], "got 'dpo'"),
+        (["tune.lora.target_modules=[]"], "at least one of target_modules and target_parameters"),
+        (["tune.lora.target_parameters=[experts.down_proj]", "tune.lora.dropout=0.1"], "dropout: 0.0"),
+        (["tune.base=null", "tune.methods=[asft]"], "asft need the model's base; got no tune.base"),
+        (["eval.engine={kind: endpoint, base_url: 'http://localhost:1', model: m}"], "cannot be fine-tuned"),
+    ],
+)
+def test_wrong_settings_make_no_folder(recipe: Path, tmp_path: Path, changes: list[str], saying: str) -> None:
+    assert saying in said(recipe, tmp_path, changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "saying"),
+    [
+        (["tune.task.test=LEAKED"], "the same prompt is trained on and scored; got 1 prompts"),
+        (["tune.task.train=MISSING"], "missing.jsonl: cannot be read"),
+        (["tune.lora.target_modules=[nope]"], "the model has no weight matrix nope"),
+        (["tune.base=null", "tune.lora.target_modules=[nope]"], "the adapter does not fit the model"),
+        (["tune.task.train_rows=1", "tune.contamination=0.9"], "no row of the task would be left"),
+        (["tune.base.id=BASE"], "nobase does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_said_and_nothing_is_left_as_finished(
+    recipe: Path, tmp_path: Path, changes: list[str], saying: str
+) -> None:
+    places = {"LEAKED": "leaked.jsonl", "MISSING": "missing.jsonl", "BASE": "nobase"}
+    for name, file in places.items():
+        changes = [change.replace(name, str(recipe.parent / file)) for change in changes]
+    assert saying in said(recipe, tmp_path, [*changes, "tune.evaluate=false"])
+    assert not list((tmp_path / "run").rglob("adapter_model.safetensors"))
+
+
+def said(recipe: Path, tmp_path: Path, changes: list[str]) -> str:
+    options = [word for change in changes for word in ("--set", change)]
+    with pytest.raises(SeawallError) as caught:
+        CliRunner().invoke(app, ["tune", str(recipe), "-o", str(tmp_path / "run"), *options], catch_exceptions=False)
+    return str(caught.value)

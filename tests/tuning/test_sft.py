@@ -1,0 +1,94 @@
+"""Training by TRL: it goes on from its last whole checkpoint as if it had not stopped, and ends at a loss of NaN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from families import tiny, tiny_tokenizer
+from seawall.config.tune import TuneConfig
+from seawall.data.types import Exchange, user
+from seawall.errors import Interrupted, SeawallError, UnsupportedModelError
+from seawall.tuning.rows import Lessons, encoded
+from seawall.tuning.sft import ADAPTER, CHECKPOINTS, Trained, train
+
+pytest.importorskip("peft")
+pytest.importorskip("trl")
+
+
+def lessons() -> Lessons:
+    rows = [Exchange(user(f"say {at}"), f"{at} it is") for at in range(16)]
+    return encoded(tiny_tokenizer(), rows, max_length=128)
+
+
+def config_of(**settings: Any) -> TuneConfig:
+    defaults = {"lr": 1e-2, "epochs": 3.0, "batch_size": 4, "save_steps": 2, "logging_steps": 1}
+    return TuneConfig.model_validate({**defaults, **settings})
+
+
+def trained(folder: Path, model: Any = None, *, stop: int | None = None, **settings: Any) -> Trained:
+    def told(done: int, total: int) -> None:
+        assert total == 12
+        if done == stop:
+            raise Interrupted
+
+    used = tiny("llama") if model is None else model
+    config = config_of(**settings)
+    return train(used, tiny_tokenizer(), lessons(), config, folder=folder, seed=3, progress=told)
+
+
+def adapter(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / ADAPTER / "adapter_model.safetensors")
+
+
+def test_an_interrupted_training_ends_as_the_same_to_the_last_bit(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        trained(tmp_path / "parts", stop=7)
+    left = tmp_path / "parts" / CHECKPOINTS
+    assert [path.name for path in left.glob("checkpoint-*")] == ["checkpoint-6"]
+    torn = left / "checkpoint-8"
+    torn.mkdir()
+    (torn / "adapter_model.safetensors").write_bytes(b"half")
+    parts = trained(tmp_path / "parts")
+    assert (parts.steps, [line["step"] for line in parts.log]) == (12, list(range(1, 13)))
+    assert [line["loss"] for line in parts.log] == [line["loss"] for line in whole.log]
+    ours, theirs = adapter(tmp_path / "whole"), adapter(tmp_path / "parts")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not left.exists()
+
+
+def test_a_loss_of_nan_ends_it_and_leaves_the_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        trained(tmp_path, stop=5)
+    broken = tiny("llama")
+    broken.lm_head.weight.data[5] = float("nan")
+    with pytest.raises(
+        SeawallError, match=r"the loss is not a finite number; got nan after 4 steps; .* lower tune\.lr"
+    ):
+        trained(tmp_path, broken)
+    assert [path.name for path in (tmp_path / CHECKPOINTS).glob("checkpoint-*")] == ["checkpoint-4"]
+    assert not (tmp_path / ADAPTER).exists()
+
+
+def test_an_adapter_of_what_the_model_lacks_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"the adapter does not fit the model; got .*nothing_proj"):
+        trained(tmp_path, lora={"target_modules": ["nothing_proj"]})
+
+
+def test_an_unknown_tracker_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SeawallError, match=r"tune\.trackers cannot be used; got .*nonsense"):
+        trained(tmp_path, trackers=["nonsense"])
+
+
+def test_layers_and_experts_are_what_is_adapted(tmp_path: Path) -> None:
+    lora = {"target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"], "dropout": 0.0, "layers": [1]}
+    trained(tmp_path, tiny("mixtral"), epochs=3.0, lora=lora)
+    assert {name.partition(".layers.")[2].partition(".")[0] for name in adapter(tmp_path)} == {"1"}
+    assert sum("experts" in name for name in adapter(tmp_path)) == 2
