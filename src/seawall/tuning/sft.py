@@ -24,7 +24,9 @@ from seawall.models.memory import is_out_of_memory
 from seawall.models.quiet import quiet
 from seawall.tuning.rows import Lessons
 
-ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
+ADAPTER, CHECKPOINTS, TRACKER = "adapter", "checkpoints", "tracker"
+_TRACKED = "runs"
+"""Where transformers puts TensorBoard's files, beside the checkpoints."""
 _STATE = "trainer_state.json"
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _EXTRA = ("peft", "trl", "datasets")
@@ -83,7 +85,7 @@ def train(
         tokenizer: its own.
         lessons: what is learned.
         config: the adapter's and the training's settings.
-        folder: where the adapter and the checkpoints go; these are removed at the end.
+        folder: where the adapter and the checkpoints go; these are removed at the end, and a tracker's files kept.
         seed: of the adapter's first values, the order of the rows, and dropout.
         attach: terms of the loss.
         progress: told after every step.
@@ -103,6 +105,8 @@ def train(
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
         if trainer.is_world_process_zero():
             adapted.save_pretrained(folder / ADAPTER)
+            if (folder / CHECKPOINTS / _TRACKED).is_dir():
+                shutil.copytree(folder / CHECKPOINTS / _TRACKED, folder / TRACKER, dirs_exist_ok=True)
             shutil.rmtree(folder / CHECKPOINTS)
     log = tuple(line for line in trainer.state.log_history if "loss" in line)
     return Trained(trainer.state.global_step, round(time.monotonic() - begun, 1), log)
@@ -207,7 +211,7 @@ def _trainer(
             train_dataset=datasets.Dataset.from_list(list(lessons.rows)),
             processing_class=tokenizer,
         )
-    except (ImportError, ValueError) as error:
+    except (ImportError, RuntimeError, ValueError) as error:  # each tracker has its own
         if not config.trackers:
             raise
         raise ConfigError(
