@@ -84,10 +84,15 @@ def test_an_adapter_of_what_the_model_lacks_is_one_line(tmp_path: Path) -> None:
         trained(tmp_path, lora={"target_modules": ["nothing_proj"]})
 
 
+def test_the_output_layer_cannot_be_adapted(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"trainer cannot be made .*; got .*lm_head"):
+        trained(tmp_path, lora={"target_modules": ["lm_head"]})
+
+
 @pytest.mark.parametrize("tracker", ["nonsense", "tensorboard"])
 def test_a_tracker_that_is_not_there_is_one_line(tmp_path: Path, tracker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
-    with pytest.raises(SeawallError, match=rf"(?i)tune\.trackers cannot be used; got .*{tracker}"):
+    with pytest.raises(SeawallError, match=rf"(?i)trainer cannot be made .*tune\.trackers.*; got .*{tracker}"):
         trained(tmp_path, trackers=[tracker])
 
 

@@ -91,7 +91,8 @@ def train(
         progress: told after every step.
 
     Raises:
-        ConfigError: the model has no such layers, or a tracker is not installed.
+        UnsupportedModelError: the model has no such layers, TRL cannot train them, or a tracker is not installed.
+        ConfigError: no chosen layer has a parameter that is to be adapted.
         SeawallError: memory is too small; a loss is not finite. Checkpoints stay.
     """
     begun = time.monotonic()
@@ -204,19 +205,13 @@ def _trainer(
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=adapted.device.type == "cuda",
     )
-    try:
+    with library_errors("TRL's trainer cannot be made for these settings (tune.lora, tune.trackers)"):
         return kind(
             model=adapted,
             args=arguments,
             train_dataset=datasets.Dataset.from_list(list(lessons.rows)),
             processing_class=tokenizer,
         )
-    except (ImportError, RuntimeError, ValueError) as error:  # each tracker has its own
-        if not config.trackers:
-            raise
-        raise ConfigError(
-            "tune.trackers cannot be used", got=str(error), remedy="install it, or leave it out"
-        ) from error
 
 
 def _last_checkpoint(folder: Path) -> str | None:
