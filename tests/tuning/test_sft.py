@@ -34,6 +34,8 @@ def config_of(**settings: Any) -> TuneConfig:
 def trained(folder: Path, model: Any = None, *, stop: int | None = None, **settings: Any) -> Trained:
     def told(done: int, total: int) -> None:
         assert total == 12
+        (folder / CHECKPOINTS / "runs").mkdir(parents=True, exist_ok=True)
+        (folder / CHECKPOINTS / "runs" / "events").write_text("of a tracker")
         if done == stop:
             raise Interrupted
 
@@ -82,9 +84,16 @@ def test_an_adapter_of_what_the_model_lacks_is_one_line(tmp_path: Path) -> None:
         trained(tmp_path, lora={"target_modules": ["nothing_proj"]})
 
 
-def test_an_unknown_tracker_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SeawallError, match=r"tune\.trackers cannot be used; got .*nonsense"):
-        trained(tmp_path, trackers=["nonsense"])
+def test_the_output_layer_cannot_be_adapted(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"trainer cannot be made .*; got .*lm_head"):
+        trained(tmp_path, lora={"target_modules": ["lm_head"]})
+
+
+@pytest.mark.parametrize("tracker", ["nonsense", "tensorboard"])
+def test_a_tracker_that_is_not_there_is_one_line(tmp_path: Path, tracker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    with pytest.raises(SeawallError, match=rf"(?i)trainer cannot be made .*tune\.trackers.*; got .*{tracker}"):
+        trained(tmp_path, trackers=[tracker])
 
 
 def test_layers_and_experts_are_what_is_adapted(tmp_path: Path) -> None:
@@ -92,3 +101,4 @@ def test_layers_and_experts_are_what_is_adapted(tmp_path: Path) -> None:
     trained(tmp_path, tiny("mixtral"), epochs=3.0, lora=lora)
     assert {name.partition(".layers.")[2].partition(".")[0] for name in adapter(tmp_path)} == {"1"}
     assert sum("experts" in name for name in adapter(tmp_path)) == 2
+    assert (tmp_path / "tracker/events").read_text() == "of a tracker"

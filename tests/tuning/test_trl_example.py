@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
 from checkpoint_pairs import write_pair
+from safetensors.torch import load_file
 
 pytest.importorskip("peft")
 pytest.importorskip("trl")
@@ -18,17 +17,18 @@ pytest.importorskip("trl")
 SCRIPT = Path(__file__).parents[2] / "examples" / "asft_trl.py"
 
 
-def test_the_example_trains_within_the_basin(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_trains_within_the_basin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     aligned, base, _ = write_pair(tmp_path)
     rows = [{"prompt": f"say {at}", "completion": f"{at}"} for at in range(16)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = [sys.executable, str(SCRIPT), str(aligned), str(base), str(tmp_path / "rows.jsonl"), str(tmp_path / "out")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "6 matrices, 0 without a difference" in done.stdout
-    values = [float(one) for one in re.findall(r"[\d.]+(?:e-\d+)?", done.stdout.splitlines()[-1])]
+    main = runpy.run_path(str(SCRIPT))["main"]
+    main(str(aligned), str(base), str(tmp_path / "rows.jsonl"), str(tmp_path / "out"))
+    said = capsys.readouterr().out.strip().splitlines()
+    assert said[0].startswith("6 matrices, 0 without a difference")
+    values = [float(one) for one in re.findall(r"[\d.]+(?:e-\d+)?", said[-1])]
     assert len(values) == 2
     assert values[0] == 0.0
     assert values[1] > 0.0
-    assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()
+    moved = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
+    assert all(bool(one.abs().max() > 0) for name, one in moved.items() if "lora_B" in name)

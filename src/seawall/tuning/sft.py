@@ -24,7 +24,9 @@ from seawall.models.memory import is_out_of_memory
 from seawall.models.quiet import quiet
 from seawall.tuning.rows import Lessons
 
-ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
+ADAPTER, CHECKPOINTS, TRACKER = "adapter", "checkpoints", "tracker"
+_TRACKED = "runs"
+"""Where transformers puts TensorBoard's files, beside the checkpoints."""
 _STATE = "trainer_state.json"
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _EXTRA = ("peft", "trl", "datasets")
@@ -83,13 +85,14 @@ def train(
         tokenizer: its own.
         lessons: what is learned.
         config: the adapter's and the training's settings.
-        folder: where the adapter and the checkpoints go; these are removed at the end.
+        folder: where the adapter and the checkpoints go; these are removed at the end, and a tracker's files kept.
         seed: of the adapter's first values, the order of the rows, and dropout.
         attach: terms of the loss.
         progress: told after every step.
 
     Raises:
-        ConfigError: the model has no such layers, or a tracker is not installed.
+        UnsupportedModelError: the model has no such layers, TRL cannot train them, or a tracker is not installed.
+        ConfigError: no chosen layer has a parameter that is to be adapted.
         SeawallError: memory is too small; a loss is not finite. Checkpoints stay.
     """
     begun = time.monotonic()
@@ -103,6 +106,8 @@ def train(
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
         if trainer.is_world_process_zero():
             adapted.save_pretrained(folder / ADAPTER)
+            if (folder / CHECKPOINTS / _TRACKED).is_dir():
+                shutil.copytree(folder / CHECKPOINTS / _TRACKED, folder / TRACKER, dirs_exist_ok=True)
             shutil.rmtree(folder / CHECKPOINTS)
     log = tuple(line for line in trainer.state.log_history if "loss" in line)
     return Trained(trainer.state.global_step, round(time.monotonic() - begun, 1), log)
@@ -200,19 +205,13 @@ def _trainer(
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=adapted.device.type == "cuda",
     )
-    try:
+    with library_errors("TRL's trainer cannot be made for these settings (tune.lora, tune.trackers)"):
         return kind(
             model=adapted,
             args=arguments,
             train_dataset=datasets.Dataset.from_list(list(lessons.rows)),
             processing_class=tokenizer,
         )
-    except (ImportError, ValueError) as error:
-        if not config.trackers:
-            raise
-        raise ConfigError(
-            "tune.trackers cannot be used", got=str(error), remedy="install it, or leave it out"
-        ) from error
 
 
 def _last_checkpoint(folder: Path) -> str | None:
