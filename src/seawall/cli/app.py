@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from seawall.cli import apply, audit, diff, doctor, evaluate, gate, plan, stages, steer
+from seawall.cli import apply, audit, diff, doctor, evaluate, gate, gene, plan, stages, steer
 from seawall.errors import Interrupted, SeawallError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command("report")(stages.report)
 app.command("apply")(apply.apply)
 app.command("audit")(audit.audit)
 app.command("steer")(steer.steer)
+app.add_typer(gene.app, name="gene")
 app.command("gate")(gate.gate)
 app.command("diff")(diff.diff)
 

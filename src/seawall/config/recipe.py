@@ -12,6 +12,7 @@ from seawall.config.base import StrictModel, wrong
 from seawall.config.data import DataConfig
 from seawall.config.eval import EvalConfig
 from seawall.config.export import ExportConfig
+from seawall.config.gene import GeneConfig
 from seawall.config.model import ModelConfig
 from seawall.config.profile import ProfileConfig
 from seawall.config.repair import RepairConfig
@@ -25,6 +26,7 @@ _SEEDED: dict[str, type[StrictModel]] = {
     "eval": EvalConfig,
     "audit": AuditConfig,
     "steer": SteerConfig,
+    "gene": GeneConfig,
 }
 
 
@@ -46,6 +48,7 @@ class Recipe(StrictModel):
     eval: EvalConfig = Field(default=EvalConfig(), description="Judging the model before and after.")
     audit: AuditConfig = Field(default=AuditConfig(), description="Testing whether the repair is real.")
     steer: SteerConfig = Field(default=SteerConfig(), description="Measuring how far refusal can be steered.")
+    gene: GeneConfig = Field(default=GeneConfig(), description="Safety as an adapter for fine-tuned siblings.")
     export: ExportConfig = Field(default=ExportConfig(), description="Writing the repaired model.")
     output: str | None = Field(
         default=None,
