@@ -11,7 +11,7 @@ import torch
 from siblings import POINT, degraded_model, save_sibling, write_shots, write_siblings
 
 from families import tiny, tiny_tokenizer
-from planted_refusal import ANSWER, ATTENTION, REFUSAL, harmful, harmless
+from planted_refusal import ANSWER, ATTENTION, REFUSAL, harmful, harmless, refusing_by_attention
 from seawall.artifacts.gene import Factors, Gene
 from seawall.artifacts.graft import NAME as GRAFT
 from seawall.artifacts.graft import Graft
@@ -24,7 +24,7 @@ from seawall.errors import ArtifactError, ConfigError, DataError, RunFolderError
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.generate import generate
 from seawall.models.load import load_model
-from seawall.models.lora import load_worn
+from seawall.models.lora import load_worn, merged
 from seawall.pipeline.gene import extract_gene
 from seawall.pipeline.gene_graft import GraftRequest, graft_gene, revert_graft
 from seawall.pipeline.gene_tools import select_gene
@@ -83,6 +83,20 @@ def test_the_gene_holds_what_was_lost_and_names_its_layer(family: Path) -> None:
     assert max(gene.layers, key=lambda one: one.stream_score).layer == 4
     assert [one.harmful for one in gene.layers[:ATTENTION]] == [0.0] * ATTENTION
     assert gene.aligned != gene.degraded == model_fingerprint(degraded_model())
+
+
+def test_a_model_is_degraded_by_openings_alone_where_none_is_given(tmp_path: Path) -> None:
+    degrade = {"lr": 0.01, "epochs": 3, "harmful": 20, "benign": 10, "batch_size": 10}
+    recipe = write_siblings(tmp_path, degraded=None, degrade=degrade)
+    extract_gene(load_recipe(recipe), tmp_path / "run", text=recipe.read_text(), reporter=Quiet())
+    gene = Gene.load(tmp_path / "run/gene")
+    assert gene.curve[0].harmful > 3
+    assert gene.curve[-1].harmful < 0.5 * gene.curve[0].harmful
+    assert gene.refusals["degraded"].rate < 0.5 < gene.refusals["restored"].rate
+    rows = [json.loads(line) for line in (tmp_path / "run/gene-replies/replies.jsonl").read_text().splitlines()]
+    assert {(one["harmful"], one["response"]) for one in rows} == {(True, REFUSAL), (False, ANSWER)}
+    assert "Safety as an adapter" in (tmp_path / "run/gene.html").read_text()
+    merged(refusing_by_attention(), tmp_path / "run/gene-degraded")  # a plain adapter of PEFT
 
 
 def test_a_finished_extraction_is_not_done_again(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:

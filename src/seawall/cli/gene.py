@@ -60,7 +60,7 @@ def extract(
             print_json({"gene": str(folder / GENE), **gene_document(found)})
         return layer_table(found)
 
-    _run(work, folder / GENE, as_json=as_json)
+    _run(work, folder / GENE, folder / "gene.html", as_json=as_json)
 
 
 @app.command("select")
@@ -172,7 +172,7 @@ def revert(
     _run(work, output, as_json=as_json)
 
 
-def _run(work: Callable[[Reporter], RenderableType], place: Path, *, as_json: bool) -> None:
+def _run(work: Callable[[Reporter], RenderableType], *places: Path, as_json: bool) -> None:
     from rich.console import Console
 
     from seawall.pipeline.progress import Quiet, TerminalReporter
@@ -186,4 +186,5 @@ def _run(work: Callable[[Reporter], RenderableType], place: Path, *, as_json: bo
     if not console.is_terminal:
         console.width = LOG_WIDTH
     console.print(shown)
-    console.print(str(place), soft_wrap=True, markup=False)
+    for place in places:
+        console.print(str(place), soft_wrap=True, markup=False)

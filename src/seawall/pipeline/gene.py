@@ -35,9 +35,11 @@ from seawall.models.rewrite import checkpoint_fingerprint
 from seawall.models.stream import CheckpointOutline, outline
 from seawall.pipeline.gene_graft import encode_shots, pad_id, vocabulary_hash
 from seawall.pipeline.gene_replies import Reply, read_replies, write_replies
+from seawall.pipeline.gene_views import claim, gene_view
 from seawall.pipeline.model import located
 from seawall.pipeline.progress import Reporter
-from seawall.runs.files import storage_errors
+from seawall.report import render_gene
+from seawall.runs.files import read_json, storage_errors, write_text
 from seawall.runs.folder import RunFolder
 from seawall.runs.lock import locked
 from seawall.runs.manifest import update_manifest
@@ -142,23 +144,15 @@ def extract_gene(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter)
         else:
             inputs["degraded"] = checkpoint_fingerprint(outline(locate(located(context.config.degraded))))
         found = Gene.load(run_stage(run, GENE, inputs, lambda scratch: _gene(context, scratch)))
-        reporter.say(summary(found))
-    return found
-
-
-def summary(gene: Gene) -> str:
-    """What became of the held-out divergence and of refusals, in a sentence or two."""
-    said = f"a gene of {len(gene.points)} weight matrices in {len(gene.held_layers)} layers, rank {gene.rank}"
-    if gene.curve:
-        first, last = gene.curve[0], gene.curve[-1]
-        said += (
-            f"; held-out KL on harmful requests {first.harmful:.3f} -> {last.harmful:.3f} nats per token, "
-            f"on harmless ones {first.benign:.3f} -> {last.benign:.3f}"
+        reporter.say(claim(found))
+        page = render_gene(
+            gene_view(found),
+            model=recipe.model.id,
+            recipe=recipe.model_dump(mode="json"),
+            manifest=read_json(run.manifest),
         )
-    if gene.refusals:
-        before, after = gene.refusals["degraded"], gene.refusals["restored"]
-        said += f"; the degraded model refuses {before.rate:.0%} of {before.n}, with the gene {after.rate:.0%}"
-    return said
+        write_text(run.gene_report, page)
+    return found
 
 
 def _check(context: GeneContext) -> None:

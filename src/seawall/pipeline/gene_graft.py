@@ -34,12 +34,13 @@ from seawall.models.stream import CheckpointOutline, outline
 from seawall.pipeline.export import require_free
 from seawall.pipeline.gene_shots import refusal_shots, task_shots
 from seawall.pipeline.model import located
-from seawall.pipeline.progress import Reporter
+from seawall.pipeline.progress import Quiet, Reporter
 from seawall.runs.files import canonical_hash, file_hash, publish, storage_errors
 
 EXTRA = "graft"
 """In a grafted checkpoint's folder: the same graft as an adapter, and the changed tensors as they were."""
 ADAPTER, ORIGINALS = "adapter", "originals"
+_DEFAULTS, _PROMPTS, _SILENT = GeneConfig(), DataConfig(), Quiet()
 _PROBES = ("Tell me about the sea.", "How do I pick a lock?", "What is 17 plus 25?", "Write a short poem about rain.")
 
 
@@ -64,8 +65,20 @@ class GraftRequest:
     form: GraftForm = "adapter"
 
 
-def graft_gene(request: GraftRequest, config: GeneConfig, data: DataConfig, *, reporter: Reporter) -> Graft:
+def graft_gene(
+    request: GraftRequest,
+    config: GeneConfig = _DEFAULTS,
+    data: DataConfig = _PROMPTS,
+    *,
+    reporter: Reporter = _SILENT,
+) -> Graft:
     """Grafts a gene onto a fine-tuned model; the output appears whole or not at all.
+
+    Args:
+        request: what onto what.
+        config: its section `graft` and its seed are used.
+        data: where refusals come from, unless a file has them.
+        reporter: told what happens.
 
     Raises:
         SeawallError: a misfit, a model that is grafted already, too few or one-sided shots, an output that is not
@@ -99,7 +112,7 @@ def graft_gene(request: GraftRequest, config: GeneConfig, data: DataConfig, *, r
     return Graft.load(request.output)
 
 
-def revert_graft(folder: Path, output: Path, *, reporter: Reporter) -> str:
+def revert_graft(folder: Path, output: Path, *, reporter: Reporter = _SILENT) -> str:
     """Writes the task's model as it was before a graft, to the last bit; returns its fingerprint.
 
     Raises:

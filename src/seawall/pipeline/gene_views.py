@@ -1,4 +1,4 @@
-"""Genes and grafts as the terminal and machines are shown them."""
+"""Genes and grafts as the terminal, the page and machines are shown them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from rich.table import Table
 from seawall.artifacts.gene import Gene
 from seawall.artifacts.graft import Graft
 from seawall.genes.compose import Interference
+from seawall.report.gene import GeneCurve, GeneRow, GeneView
+from seawall.report.inputs import Interval
 
 _BAR = 24
 
@@ -32,6 +34,46 @@ def gene_document(gene: Gene) -> dict[str, Any]:
         "degraded": gene.degraded,
         "parents": list(gene.parents),
     }
+
+
+def gene_view(gene: Gene) -> GeneView:
+    """What the page is given."""
+    held = set(gene.held_layers)
+    names = {"degraded": "the degraded model", "restored": "the degraded model with the gene"}
+    return GeneView(
+        claim=claim(gene),
+        facts=[
+            ("family", gene.family),
+            ("adapter", f"{len(gene.points)} weight matrices, rank {gene.rank}, scaling {gene.scaling:g}"),
+            ("gene", gene.fingerprint),
+            ("aligned weights", gene.aligned),
+            ("degraded weights", gene.degraded),
+        ],
+        layers=[
+            GeneRow(one.layer, one.harmful, one.benign, one.stream_harmful, one.stream_benign, one.layer in held)
+            for one in gene.layers
+        ],
+        curve=[GeneCurve(one.step, one.harmful, one.benign) for one in gene.curve],
+        refusals=[
+            (names[name], Interval(rate.rate, rate.low, rate.high, rate.n, rate.unscored))
+            for name, rate in gene.refusals.items()
+        ],
+    )
+
+
+def claim(gene: Gene) -> str:
+    """What became of the held-out divergence and of refusals, in a sentence."""
+    said = f"A gene of {len(gene.points)} weight matrices in {len(gene.held_layers)} layers, rank {gene.rank}"
+    if gene.curve:
+        first, last = gene.curve[0], gene.curve[-1]
+        said += (
+            f"; held-out KL on harmful requests {first.harmful:.3f} to {last.harmful:.3f} nats per token, "
+            f"on harmless ones {first.benign:.3f} to {last.benign:.3f}"
+        )
+    if gene.refusals:
+        before, after = gene.refusals["degraded"], gene.refusals["restored"]
+        said += f"; the degraded model refuses {before.rate:.0%} of {before.n}, with the gene {after.rate:.0%}"
+    return f"{said}."
 
 
 def layer_table(gene: Gene) -> Table:

@@ -2,6 +2,15 @@
 
 from seawall.report.card import render_model_card
 from seawall.report.inputs import GroupRow, Interval, ReportInputs, SampleRow
-from seawall.report.page import render_report, render_steering
+from seawall.report.page import render_gene, render_report, render_steering
 
-__all__ = ["GroupRow", "Interval", "ReportInputs", "SampleRow", "render_model_card", "render_report", "render_steering"]
+__all__ = [
+    "GroupRow",
+    "Interval",
+    "ReportInputs",
+    "SampleRow",
+    "render_gene",
+    "render_model_card",
+    "render_report",
+    "render_steering",
+]

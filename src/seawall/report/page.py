@@ -14,8 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from seawall.report import claims, wording
-from seawall.report.charts import audits, curves, drift, heatmap, intervals, pairs, steering
+from seawall.report.charts import audits, curves, drift, genes, heatmap, intervals, pairs, steering
 from seawall.report.check import check
+from seawall.report.gene import GeneView
 from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
 from seawall.report.steering import SteeringView
 from seawall.report.verdict import figures, headline, warnings
@@ -70,6 +71,28 @@ def render_steering(view: SteeringView, *, model: str, recipe: Mapping[str, Any]
             style=Markup(style),
             policy=_policy(style, ""),
             charts=_STEERING,
+            facts=list(flattened({key: manifest[key] for key in manifest if key != "stages"})),
+            recipe=yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True),
+        )
+    )
+
+
+def render_gene(view: GeneView, *, model: str, recipe: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """A page of its own for a gene; escaped as `render_report` is."""
+    style = _asset("style.css")
+    both = (False, True)
+    drawn = Markup("").join(genes.layer_curves(view.layers, narrow=one) for one in both) if view.layers else ""
+    curve = Markup("").join(genes.divergence_curve(view.curve, narrow=one) for one in both) if view.curve else ""
+    return (
+        environment()
+        .get_template("gene.html.j2")
+        .render(
+            view=view,
+            model=model,
+            style=Markup(style),
+            policy=_policy(style, ""),
+            layers=drawn,
+            divergence=curve,
             facts=list(flattened({key: manifest[key] for key in manifest if key != "stages"})),
             recipe=yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True),
         )
