@@ -10,9 +10,10 @@ import pytest
 import torch
 from siblings import POINT, degraded_model, save_sibling, write_shots, write_siblings
 
+from checkpoints import edit_json
 from families import tiny, tiny_tokenizer
 from planted_refusal import ANSWER, ATTENTION, REFUSAL, harmful, harmless, refusing_by_attention
-from seawall.artifacts.gene import Factors, Gene
+from seawall.artifacts.gene import Factors, Gene, save_adapter
 from seawall.artifacts.graft import NAME as GRAFT
 from seawall.artifacts.graft import Graft
 from seawall.config import load_recipe
@@ -24,7 +25,7 @@ from seawall.errors import ArtifactError, ConfigError, DataError, RunFolderError
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.generate import generate
 from seawall.models.load import load_model
-from seawall.models.lora import load_worn, merged
+from seawall.models.lora import find_points, load_worn, merged, wear
 from seawall.pipeline.gene import extract_gene
 from seawall.pipeline.gene_graft import GraftRequest, graft_gene, revert_graft
 from seawall.pipeline.gene_tools import select_gene
@@ -143,6 +144,24 @@ def test_a_merged_checkpoint_is_the_adapter_and_comes_off_to_the_last_bit(family
     again = graft(family, tmp_path / "again", model=ModelConfig(id=str(tmp_path / "back"), device="cpu"))
     assert again.tuned == "fixed"
     assert set(again.coefficients.values()) == {1.0}
+
+
+def test_a_task_that_is_an_adapter_is_merged_with_the_gene(family: Path, tmp_path: Path) -> None:
+    task = wear(degraded_model(), find_points(degraded_model(), ("q_proj",)), rank=2, scaling=1.0, seed=3)
+    factors = {name: Factors(torch.full_like(one.B, 0.01), one.A) for name, one in task.factors().items()}
+    save_adapter(tmp_path / "task", task.points, factors, 1.0)
+    asked = {"model": ModelConfig(id=str(tmp_path / "task"), dtype="float32", device="cpu")}
+    with pytest.raises(ConfigError, match="does not say which model the adapter is for"):
+        graft(family, tmp_path / "out", form="merged", **asked)
+    edit_json(tmp_path / "task/adapter_config.json", base_model_name_or_path=str(family / "degraded"))
+    with pytest.raises(ConfigError, match=r"is an adapter, and .*; add --merge"):
+        graft(family, tmp_path / "out", **asked)
+    found = graft(family, tmp_path / "out", form="merged", **asked)
+    merged_task = merged(degraded_model(), tmp_path / "task")
+    assert found.task_model == model_fingerprint(merged_task) != model_fingerprint(degraded_model())
+    assert revert_graft(tmp_path / "out", tmp_path / "back") == found.task_model
+    assert replies(tmp_path / "out")[0] == [REFUSAL] * 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "out", "task"]
 
 
 def test_what_cannot_be_reverted_says_why(family: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from seawall.artifacts.gene import ADAPTER_CONFIG, Gene, save_adapter
 from seawall.artifacts.gene import NAME as GENE
-from seawall.artifacts.gene import Gene, save_adapter
 from seawall.artifacts.graft import NAME as GRAFT
 from seawall.artifacts.graft import Graft, GraftCheck, GraftForm, GraftStep
 from seawall.config.data import DataConfig
@@ -26,16 +26,18 @@ from seawall.errors import ArtifactError, ConfigError
 from seawall.genes.fit import require_fit
 from seawall.genes.graft import Coefficients, tune_coefficients, with_coefficients
 from seawall.genes.lessons import Lesson
+from seawall.models.adapter import check_adapter, merge_adapter
 from seawall.models.hub import locate
 from seawall.models.load import load_model, open_tokenizer
 from seawall.models.lora import load_worn, wear
 from seawall.models.rewrite import add_to_checkpoint, checkpoint_fingerprint, put_back
+from seawall.models.save import save_model
 from seawall.models.stream import CheckpointOutline, outline
 from seawall.pipeline.export import require_free
 from seawall.pipeline.gene_shots import refusal_shots, task_shots
 from seawall.pipeline.model import located
 from seawall.pipeline.progress import Quiet, Reporter
-from seawall.runs.files import canonical_hash, file_hash, publish, storage_errors
+from seawall.runs.files import canonical_hash, file_hash, publish, read_json, storage_errors
 
 EXTRA = "graft"
 """In a grafted checkpoint's folder: the same graft as an adapter, and the changed tensors as they were."""
@@ -49,7 +51,7 @@ class GraftRequest:
     """What is grafted onto what.
 
     Attributes:
-        model: the fine-tuned model.
+        model: the fine-tuned model; a local folder may also hold an adapter of PEFT, then `form` must be `merged`.
         gene: folder of the gene.
         output: a folder that is new or empty.
         shots: refusals, and as many examples of the task; 0 takes 1 for every coefficient.
@@ -87,10 +89,14 @@ def graft_gene(
     begun = time.monotonic()
     require_free(request.output)
     gene = Gene.load(gene_folder(request.gene))
-    model = located(request.model)
+    adapter = _task_adapter(request)
+    model = located(request.model if adapter is None else _base_of(adapter, request.model))
     found = _checked(gene, model)
     shots = _shots(request, config, data)
     with storage_errors(request.output), published(request.output) as scratch:
+        if adapter is not None:
+            model = _merged_task(model, adapter, scratch.with_name("task"), reporter)
+            found = outline(Path(model.id))
         coefficients, steps = _coefficients(gene, model, shots, config, reporter)
         fixed = with_coefficients(gene, coefficients, made=f"grafted onto {request.model.id}")
         graft = Graft(
@@ -178,6 +184,46 @@ def encode_shots(tokenizer: PreTrainedTokenizerBase, refusals: list[Exchange], t
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Any token; it is masked."""
     return int(tokenizer.pad_token_id or 0)
+
+
+def _task_adapter(request: GraftRequest) -> Path | None:
+    """The folder of the task's model, where that is an adapter of PEFT, such as `seawall tune` leaves.
+
+    Raises:
+        ConfigError: the graft is to be an adapter too.
+        SeawallError: the adapter cannot be merged.
+    """
+    folder = Path(request.model.id).expanduser()
+    if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
+        return None
+    if request.form == "adapter":
+        raise ConfigError(
+            f"{request.model.id} is an adapter, and a gene beside it would belong to a model that is in no folder",
+            remedy="add --merge, which writes base, task and gene as one checkpoint",
+        )
+    check_adapter(folder)
+    return folder
+
+
+def _base_of(adapter: Path, named: ModelConfig) -> ModelConfig:
+    """The model that an adapter says it is for."""
+    base = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ConfigError(
+            f"{adapter / ADAPTER_CONFIG} does not say which model the adapter is for",
+            got=f"base_model_name_or_path {base!r}",
+            expected="a folder or a Hub id",
+            remedy="write it in there, or merge the adapter first",
+        )
+    return named.model_copy(update={"id": base, "revision": None})
+
+
+def _merged_task(base: ModelConfig, adapter: Path, folder: Path, reporter: Reporter) -> ModelConfig:
+    """The task's model as a checkpoint of its own, which is gone when the graft is done."""
+    reporter.stage(f"Merging the task's adapter into {base.id}")
+    model, tokenizer = load_model(base)
+    save_model(merge_adapter(model, adapter), tokenizer, folder)
+    return base.model_copy(update={"id": str(folder)})
 
 
 def _checked(gene: Gene, model: ModelConfig) -> CheckpointOutline:

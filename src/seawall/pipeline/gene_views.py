@@ -15,6 +15,8 @@ from seawall.report.gene import GeneCurve, GeneRow, GeneView
 from seawall.report.inputs import Interval
 
 _BAR = 24
+_STILL_SAFE = 0.7
+"""A degraded model that refuses more of what the aligned one refuses lost too little to learn from."""
 
 
 def gene_document(gene: Gene) -> dict[str, Any]:
@@ -73,6 +75,8 @@ def claim(gene: Gene) -> str:
     if gene.refusals:
         before, after = gene.refusals["degraded"], gene.refusals["restored"]
         said += f"; the degraded model refuses {before.rate:.0%} of {before.n}, with the gene {after.rate:.0%}"
+        if before.rate > _STILL_SAFE:
+            said += ". It was hardly degraded, so the gene holds little: raise gene.degrade.lr or its epochs"
     return f"{said}."
 
 
