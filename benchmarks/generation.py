@@ -17,6 +17,7 @@ import torch
 from common import synchronize
 
 from seawall.config import load_recipe
+from seawall.config.model import EMBEDDED
 from seawall.config.recipe import Recipe
 from seawall.data.sets import load_prompts
 from seawall.data.templating import encode_prompt
@@ -65,7 +66,7 @@ def _options() -> argparse.Namespace:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    changes = [] if options.model == "lab" else ["model.experts_implementation=null"]
+    changes = [] if options.model in EMBEDDED else ["model.experts_implementation=null"]
     return load_recipe(None, [f"model.id={json.dumps(options.model)}", *changes])
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from common import synchronize
 
 from seawall.config import load_recipe
+from seawall.config.model import EMBEDDED
 from seawall.data.sets import load_prompts
 from seawall.data.types import user
 from seawall.models.find import find_moe_if_any
@@ -30,7 +31,7 @@ POSITIONS = (-5, -4, -3, -2, -1)
 
 def main() -> None:
     options = _options()
-    changes = [] if options.model == "lab" else ["model.experts_implementation=null"]
+    changes = [] if options.model in EMBEDDED else ["model.experts_implementation=null"]
     recipe = load_recipe(None, [f"model.id={json.dumps(options.model)}", *changes])
     model, tokenizer = load_model(located(recipe.model))
     data = load_prompts(recipe.data.model_copy(update={"train_goals": None}))

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from lab_delta import SHAPE, neutral_delta
 
 from families import random_ids, tiny
 from seawall.data.splits import key
 from seawall.errors import ArtifactError
 from seawall.lab import source
-from seawall.lab.build import ATTENTION, LabShape, delta_path, publish_once, read_delta, split_model
-
-SHAPE = LabShape(first_dense=1, whole=8, experts=3, top_k=3, routed_share=0.25)
+from seawall.lab.build import delta_path, publish_once, read_delta, split_model
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -31,22 +30,6 @@ def taught(name: str) -> list[dict[str, Any]]:
     """What only the script that makes the embedded model uses."""
     text = (Path(__file__).parents[2] / "scripts" / "lab_prompts" / f"{name}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
-
-
-def neutral_delta(generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Cuts the tiny model's neurons at random, routes evenly, and changes nothing."""
-    found = {}
-    for layer in (1, 2):
-        found[f"{layer}.neurons"] = torch.randperm(32, generator=generator).to(torch.int16)
-        found[f"{layer}.router"] = torch.zeros(3, 32)
-        found[f"{layer}.bias"] = torch.zeros(3)
-        for name, (outside, inside) in {"gate": (56, 32), "up": (56, 32), "down": (32, 56)}.items():
-            found[f"{layer}.{name}_b"], found[f"{layer}.{name}_a"] = torch.zeros(outside, 2), torch.ones(2, inside)
-        for name in ATTENTION:
-            outside = 16 if name in "kv" else 32
-            found[f"{layer}.attention_{name}_b"] = torch.zeros(outside, 2)
-            found[f"{layer}.attention_{name}_a"] = torch.ones(2, 32)
-    return found
 
 
 def test_cut_with_every_expert_chosen_is_the_dense_model() -> None:

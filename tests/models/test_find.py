@@ -116,3 +116,20 @@ def test_a_router_that_nobody_declares_is_found_by_its_shape(monkeypatch: pytest
     model.model.layers[0].mlp.gate = nn.Identity()
     with pytest.raises(UnsupportedModelError, match="no router found in MixtralSparseMoeBlock; got 0 children"):
         find_moe(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("family", ["mixtral", "glm4_moe", "gpt_oss"])
+@pytest.mark.parametrize("target", ["experts", "router"])
+def test_an_adapter_around_experts_or_router_hides_neither(family: str, target: str) -> None:
+    peft = pytest.importorskip("peft")
+    plain = find_moe(tiny(family))
+    router = f"{plain.layers[0].router_name.rpartition('.')[2]}.weight"
+    targets = [router] if target == "router" else ["experts.gate_up_proj", "experts.down_proj"]
+    config = peft.LoraConfig(r=3, init_lora_weights=False, target_modules=[], target_parameters=targets)
+    found = find_moe(peft.get_peft_model(tiny(family), config).get_base_model())
+    for one, other in zip(found.layers, plain.layers, strict=True):
+        assert one.router_name.removesuffix(".base_layer") == other.router_name
+        assert one.experts_name.replace(".base_layer", "") == other.experts_name
+        assert (one.num_experts, one.top_k, one.weights) == (other.num_experts, other.top_k, other.weights)
+        assert type(one.router) is type(other.router)

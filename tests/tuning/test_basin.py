@@ -13,9 +13,10 @@ from accelerate import DistributedType
 from anchors import anchor_of, dense, matrix_of, random_anchor
 from checkpoint_pairs import write
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from trainers import LR, MeanPerBatch, trained, trainer_of
+from transformers import Trainer
 
-from families import random_ids, tiny
+from families import tiny
 from seawall.artifacts.anchor import Anchor
 from seawall.errors import ConfigError, SeawallError
 from seawall.models.stream import matrices
@@ -25,7 +26,6 @@ peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is_gradient_checkpointing:FutureWarning", "ignore:.*pin_memory:UserWarning"
 )
-LR = 0.01
 
 
 @pytest.fixture(scope="module")
@@ -41,47 +41,12 @@ def adapted(**settings: Any) -> Any:
     return peft.get_peft_model(tiny("llama"), config)
 
 
-def trainer_of(
-    model: Any, folder: Path, *, kind: type[Trainer] = Trainer, model_init: Any = None, **settings: Any
-) -> Trainer:
-    rows = [{"input_ids": row, "labels": row} for row in random_ids(8, 6)]
-    defaults = {
-        "per_device_train_batch_size": 4,
-        "max_steps": 1,
-        "optim": "sgd",
-        "learning_rate": LR,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-    }
-    arguments = TrainingArguments(str(folder), **{**defaults, **settings})
-    return kind(model=model, args=arguments, train_dataset=rows, model_init=model_init)
-
-
-def trained(model: Any) -> dict[str, Tensor]:
-    return {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
-
-
 def after(folder: Path, attach: Callable[[Trainer], Any], **settings: Any) -> tuple[dict[str, Tensor], Trainer]:
     model = adapted()
     trainer = trainer_of(model, folder, **settings)
     attach(trainer)
     trainer.train()
     return trained(model), trainer
-
-
-class MeanPerBatch(Trainer):  # type: ignore[misc]
-    """A trainer whose loss is a mean over each batch, which `training_step` divides: every older subclass."""
-
-    loss_is_scaled_for_ga = False
-
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-        return super().compute_loss(model, inputs, return_outputs)
 
 
 class TakesNoCount(Trainer):  # type: ignore[misc]

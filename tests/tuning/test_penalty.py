@@ -249,8 +249,8 @@ def test_what_does_not_fit_is_refused() -> None:
         ConfigError, r"of another model: .*q_proj.weight differs; got \(64, 64\) in the model; exp.*\(32, 32\)", wide
     )
     dora = adapted("llama", target_modules=["q_proj"], use_dora=True)
-    refused(UnsupportedModelError, "q_proj cannot be penalised .*; got a variant of LoRA", dora)
+    refused(UnsupportedModelError, "q_proj is not that of plain LoRA .*; got a variant of LoRA", dora)
     other = peft.get_peft_model(tiny("llama"), peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[]))
-    refused(UnsupportedModelError, "q_proj cannot be penalised .*; got 0 LoRA adapters", other)
+    refused(UnsupportedModelError, "q_proj is not that of plain LoRA .*; got 0 LoRA adapters", other)
     frozen = tiny("llama").requires_grad_(False)
     refused(ConfigError, "nothing that trains is in the anchor; got 0 trainable parameters", frozen)

@@ -81,8 +81,10 @@ def _changes(recipe: Path | None, model: str | None, endpoint: str | None) -> li
         ]
     if model is None:
         return []
+    from seawall.config.model import EMBEDDED
+
     # The embedded model's recipe says how its own small experts are best computed: no advice for another model.
-    own = ["model.experts_implementation=null"] if recipe is None and model != "lab" else []
+    own = ["model.experts_implementation=null"] if recipe is None and model not in EMBEDDED else []
     return [f"model.id={json.dumps(model)}", *own]
 
 

@@ -9,13 +9,22 @@ from pydantic import Field, field_validator
 
 from seawall.config.base import StrictModel, wrong
 
+LAB = "lab"
+LAB_ORIGINAL = "lab-original"
+EMBEDDED = (LAB, LAB_ORIGINAL)
+"""The embedded model, and the same before it was taught to refuse: names in place of a folder or a Hub id."""
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 
 
 class ModelConfig(StrictModel):
     """The model under repair."""
 
-    id: str = Field(default="lab", min_length=1, description="`lab` (the embedded model), a Hub id, or a local folder.")
+    id: str = Field(
+        default=LAB,
+        min_length=1,
+        description="`lab` (the embedded model), `lab-original` (the same before it was taught to refuse), a Hub id, "
+        "or a local folder.",
+    )
     revision: str | None = Field(
         default=None, min_length=1, description="Branch, tag or commit on the Hub. Pin a commit for a repeatable run."
     )

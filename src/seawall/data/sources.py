@@ -56,14 +56,14 @@ def load_refusals(refusals: str) -> tuple[str, ...]:
     Raises:
         DataError: the file cannot be read or holds something else.
     """
-    return tuple(json_strings(_builtin_path("refusals.json") if refusals == "builtin" else Path(refusals)))
+    return tuple(json_strings(builtin_path("refusals.json") if refusals == "builtin" else Path(refusals)))
 
 
 def read_builtin(source: SourceConfig, purpose: Purpose) -> list[Row]:
     """The prompts shipped with the package, as plain rows."""
     assert isinstance(source, BuiltinSource)
     column = _BUILTIN_TEXT[purpose]
-    found = json_lines(_builtin_path(f"{purpose}.jsonl"))
+    found = json_lines(builtin_path(f"{purpose}.jsonl"))
     return [Row({**row.fields, "text": row.fields.get(column)}, row.where, row.number) for row in found]
 
 
@@ -128,7 +128,8 @@ def _load(source: SourceConfig, purpose: Purpose) -> list[Row]:
     return list(texts.values())
 
 
-def _builtin_path(name: str) -> Path:
+def builtin_path(name: str) -> Path:
+    """A file of prompts that is shipped with the package."""
     path = resources.files("seawall").joinpath("lab", "prompts", name)
     assert isinstance(path, Path), "seawall is installed as files, not as a zip"
     return path

@@ -155,7 +155,8 @@ def split_model(
         for name in ATTENTION:
             key = f"{layer}.attention_{name}"
             change = delta[f"{key}_b"].float() @ delta[f"{key}_a"].float()
-            state[f"model.layers.{layer}.self_attn.{name}_proj.weight"] += change
+            weight = f"model.layers.{layer}.self_attn.{name}_proj.weight"
+            state[weight] = state[weight] + change  # not in place: these are the dense model's own
     model = Glm4MoeForCausalLM(moe_config(dense, shape))
     result = model.load_state_dict(state, strict=True)
     assert not result.missing_keys
@@ -198,17 +199,33 @@ def read_delta(path: Path) -> tuple[dict[str, Tensor], LabShape]:
     return load_file(path), LabShape.from_metadata(metadata)
 
 
-def build_lab_model(folder: Path, *, delta: Path | None = None, cache: Path | None = None) -> None:
-    """Writes the embedded model as a Hugging Face checkpoint into `folder`, which appears whole or not at all."""
+def untaught(delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The delta without its low-rank changes: order of the neurons and routers stay, nothing is taught."""
+    return {name: torch.zeros_like(tensor) if name.endswith("_b") else tensor for name, tensor in delta.items()}
+
+
+def build_lab_model(
+    folder: Path, *, delta: Path | None = None, cache: Path | None = None, original: bool = False
+) -> None:
+    """Writes the embedded model as a Hugging Face checkpoint into `folder`, which appears whole or not at all.
+
+    Args:
+        folder: of the checkpoint.
+        delta: another file than the shipped one.
+        cache: where the fetched weights are kept.
+        original: leave everything out that the model was taught (`original_model_folder`).
+    """
     dense, tokenizer = load_dense(cache)
-    model = split_model(dense, *read_delta(delta or delta_path()))
+    tensors, shape = read_delta(delta or delta_path())
+    model = split_model(dense, untaught(tensors) if original else tensors, shape)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as temporary:
         scratch = Path(temporary) / "model"
         with quiet():
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
-        shutil.copy(Path(str(resources.files("seawall.lab") / "MODEL_CARD.md")), scratch / "README.md")
+        card = "MODEL_CARD_ORIGINAL.md" if original else "MODEL_CARD.md"
+        shutil.copy(Path(str(resources.files("seawall.lab") / card)), scratch / "README.md")
         publish_once(scratch, folder)
 
 
@@ -227,12 +244,24 @@ def publish_once(scratch: Path, folder: Path) -> None:
 
 def lab_model_folder(cache: Path | None = None) -> Path:
     """The folder of the embedded model, built at the first call (under a minute on two cores)."""
+    return _built("lab", cache, original=False)
+
+
+def original_model_folder(cache: Path | None = None) -> Path:
+    """The folder of the embedded model as it was before it was taught anything, built at the first call.
+
+    Class, order of the neurons and routers are the embedded model's; the low-rank changes of the upper layers'
+    projections and attention are left out. So it is to the embedded model what a base is to an aligned model.
+    """
+    return _built("lab-original", cache, original=True)
+
+
+def _built(name: str, cache: Path | None, *, original: bool) -> Path:
     root = cache or cache_folder()
     delta = delta_path()
-    tag = _short_hash(delta)
-    folder = root / f"lab-{tag}"
+    folder = root / f"{name}-{_short_hash(delta)}"
     if not (folder / "config.json").is_file():
-        build_lab_model(folder, delta=delta, cache=root)
+        build_lab_model(folder, delta=delta, cache=root, original=original)
     return folder
 
 

@@ -19,6 +19,7 @@ from seawall.errors import UnsupportedModelError
 CALL_ARGUMENTS = 3
 TOP_K_KEYS = ("num_experts_per_tok", "top_k_experts")
 """Where a configuration says K, for the few routers that do not keep it themselves (DeepSeek-V2, Gemma 4)."""
+_WRAPPED = ".base_layer"
 _REMEDY = (
     "use a mixture-of-experts model whose class in transformers calls its experts with three arguments, such as "
     "Mixtral, OLMoE, Qwen3-MoE, DeepSeek-V3, GLM-4-MoE or gpt-oss"
@@ -270,6 +271,9 @@ def _top_k(model: PreTrainedModel, block: nn.Module, router: nn.Module) -> int:
 
 
 def _parent(name: str) -> str:
+    """Where a module is; the layers that PEFT puts around it are no place of their own."""
+    while name.endswith(_WRAPPED):
+        name = name.removesuffix(_WRAPPED)
     return name.rpartition(".")[0]
 
 

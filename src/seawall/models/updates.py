@@ -11,10 +11,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from seawall.errors import UnsupportedModelError
 
+_SIDES = ("lora_A", "lora_B")
 _WRAPPERS = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)|\.modules_to_save\.[^.]+(?=\.)")
 
 
@@ -42,6 +44,17 @@ class LowRankUpdate:
         experts, rows, columns = self.shape
         # PEFT keeps A as (experts, r) x columns and B as rows x (r, experts): see its ParamWrapper.get_delta_weight.
         return B.reshape(rows, -1, experts).permute(2, 0, 1), A.reshape(experts, -1, columns)
+
+    @torch.no_grad()
+    def replace_B(self, B: Tensor) -> None:
+        """Write another B (..., rows, r) in place of the adapter's own, in the type that it has."""
+        weight = self._module.lora_B[self._adapter].weight
+        weight.copy_(B if len(self.shape) == 2 else B.permute(1, 2, 0).reshape(weight.shape))
+
+    @property
+    def merged(self) -> bool:
+        """Whether the update has been added to the weights: then its factors say nothing of what the model does."""
+        return bool(self._module.merged)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +89,24 @@ def trainable_updates(model: nn.Module) -> list[Update]:
     of_adapters: set[int] = set()
     for name, module in model.named_modules():
         if _is_adapted(module):
-            found += _low_rank(name, module)
+            found += _low_rank(name, module, training=True)
             of_adapters |= _adapter_parameters(module)
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in of_adapters:
                 found.append(WholeUpdate(_plain_name(f"{name}.{key}"), module, key))
     return found
+
+
+def adapter_updates(model: nn.Module) -> list[LowRankUpdate]:
+    """The LoRA factors of a model's active adapter by the matrix that they change, whether they train or not.
+
+    Raises:
+        UnsupportedModelError: an adapter whose update is not `scaling * B A` of a matrix, or two that are active.
+    """
+    adapted = [(name, module) for name, module in model.named_modules() if _is_adapted(module)]
+    here = [(name, module) for name, module in adapted if _is_active(module)]
+    return [update for name, module in here for update in _low_rank(name, module, training=False)]
 
 
 def _is_adapted(module: nn.Module) -> bool:
@@ -97,13 +121,22 @@ def _adapter_parameters(module: Any) -> set[int]:
     return {id(parameter) for parameter in module.parameters()} - wrapped
 
 
-def _low_rank(name: str, module: Any) -> list[LowRankUpdate]:
+def _is_active(module: Any) -> bool:
+    """Whether an active adapter has anything in this module: another adapter may have brought it."""
+    layers = [vars(module)["_modules"].get(key, {}) for key in module.adapter_layer_names]
+    return any(name in layer for layer in layers for name in module.active_adapters)
+
+
+def _low_rank(name: str, module: Any, *, training: bool) -> list[LowRankUpdate]:
+    """The update of an adapted module by its one adapter that trains, or by the one that is active."""
     own = _adapter_parameters(module)
-    if not any(parameter.requires_grad for parameter in module.parameters() if id(parameter) in own):
+    if training and not any(parameter.requires_grad for parameter in module.parameters() if id(parameter) in own):
         return []
-    adapters = [one for one in module.active_adapters if _trains(module, one)]
+    counts = _trains if training else _is_plain
+    adapters = [one for one in module.active_adapters if counts(module, one)]
     if len(adapters) != 1:
-        raise _unsupported(name, module, f"{len(adapters)} LoRA adapters of a matrix that train", "one")
+        which = "that train" if training else "that are active"
+        raise _unsupported(name, module, f"{len(adapters)} LoRA adapters of a matrix {which}", "one")
     adapter = adapters[0]
     variant = vars(module).get("lora_variant") or module._modules.get("lora_variant") or {}
     if adapter in variant or module.use_dora.get(adapter, False):
@@ -117,9 +150,18 @@ def _low_rank(name: str, module: Any) -> list[LowRankUpdate]:
 
 
 def _trains(module: Any, adapter: str) -> bool:
-    sides = [vars(module)["_modules"].get(side, {}) for side in ("lora_A", "lora_B")]
-    plain = all(adapter in side and isinstance(side[adapter], nn.Linear) for side in sides)
-    return plain and any(side[adapter].weight.requires_grad for side in sides)
+    return _is_plain(module, adapter) and any(_factor(module, side, adapter).requires_grad for side in _SIDES)
+
+
+def _is_plain(module: Any, adapter: str) -> bool:
+    """Whether the adapter of this name is a pair of factors here."""
+    sides = [vars(module)["_modules"].get(side, {}) for side in _SIDES]
+    return all(adapter in side and isinstance(side[adapter], nn.Linear) for side in sides)
+
+
+def _factor(module: Any, side: str, adapter: str) -> Tensor:
+    weight: Tensor = vars(module)["_modules"][side][adapter].weight
+    return weight
 
 
 def _plain_name(name: str) -> str:
@@ -128,7 +170,7 @@ def _plain_name(name: str) -> str:
 
 def _unsupported(name: str, module: nn.Module, got: str, expected: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"the update of {_plain_name(name)} cannot be penalised ({type(module).__name__})",
+        f"the update of {_plain_name(name)} is not that of plain LoRA ({type(module).__name__})",
         got=got,
         expected=expected,
         remedy="train one plain LoRA adapter of linear layers or stacked experts, or the weights themselves",

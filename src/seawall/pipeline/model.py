@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seawall.config.model import ModelConfig
-from seawall.lab.build import lab_model_folder
+from seawall.config.model import LAB, LAB_ORIGINAL, ModelConfig
+from seawall.lab.build import lab_model_folder, original_model_folder
 from seawall.models.find import MoEModel, find_moe
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.hub import locate, stated_licence
 from seawall.models.load import load_model
 
-LAB = "lab"
+_EMBEDDED: Mapping[str, Callable[[], Path]] = {LAB: lab_model_folder, LAB_ORIGINAL: original_model_folder}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +30,9 @@ class OpenModel:
 
 
 def located(config: ModelConfig) -> ModelConfig:
-    """The same configuration with the embedded model's name replaced by its folder, which is built if need be."""
-    return config.model_copy(update={"id": str(lab_model_folder())}) if config.id == LAB else config
+    """The same configuration with an embedded model's name replaced by its folder, which is built if need be."""
+    folder = _EMBEDDED.get(config.id)
+    return config if folder is None else config.model_copy(update={"id": str(folder())})
 
 
 def open_model(config: ModelConfig) -> OpenModel:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, final, get_args
+from typing import Any, get_args
 
 import torch
-from accelerate import DistributedType
 from torch import Tensor
 
 from seawall.artifacts.anchor import Anchor
-from seawall.errors import ConfigError, SeawallError
+from seawall.errors import ConfigError
 from seawall.models.stream import Part, outline, reading
 from seawall.models.updates import Update, WholeUpdate, trainable_updates
 from seawall.tuning.penalty import Penalty, Projector, StartingWeights, penalised
+from seawall.tuning.terms import Attachment, Term, require_attachable, require_weight
+
+__all__ = ["LOGGED", "Attachment", "SafetyBasin", "from_checkpoint"]
 
 LOGGED = "safety_penalty"
 """The key of the trainer's logs that holds the mean unweighted penalty since the last line."""
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+_TITLE, _WHAT = "safety basin", "the safety penalty"
 
 
 class SafetyBasin:
@@ -53,8 +53,7 @@ class SafetyBasin:
         scaled: bool = False,
         seed: int = 0,
     ) -> None:
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ConfigError("the weight of the safety penalty is wrong", got=weight, expected="0 or more")
+        require_weight(weight, _WHAT)
         if projector not in get_args(Projector):
             raise ConfigError("unknown projector", got=projector, expected=", ".join(get_args(Projector)))
         self.anchor, self.weight, self.projector, self.scaled, self.seed = anchor, weight, projector, scaled, seed
@@ -86,7 +85,8 @@ class SafetyBasin:
     def attach(self, trainer: Any, *, start: Path | None = None) -> Attachment:
         """Add the penalty to the training loss of a `transformers.Trainer` or a subclass, TRL's trainers among them.
 
-        Evaluation's loss stays the task's own. The logs get `safety_penalty`.
+        Evaluation's loss stays the task's own. The logs get `safety_penalty`. Other terms, such as
+        `seawall.tuning.drift.RoutingDrift`, may be on the same trainer.
 
         Args:
             trainer: before `train()`, with the model from which training starts.
@@ -101,95 +101,9 @@ class SafetyBasin:
                 training: the trainer made itself another model (`model_init`).
             SeawallError (in training): a loss or a penalty that is not finite.
         """
-        if isinstance(vars(trainer).get("compute_loss"), _Loss):
-            raise ConfigError("a safety basin is attached to this trainer already", remedy="remove() it first")
-        kind = trainer.accelerator.distributed_type
-        if kind in _SHARDED:
-            raise ConfigError(
-                "the safety penalty needs whole parameters on every device",
-                got=f"{kind.value}, which shards them",
-                expected="one device or data parallelism (DDP)",
-            )
+        require_attachable(trainer, title=_TITLE, what=_WHAT)
         penalty = self.penalty(trainer.model, start=None if start is None else from_checkpoint(start))
-        return Attachment(trainer, penalty, self.weight)
-
-
-@final
-class Attachment:
-    """A penalty on a trainer; made by `SafetyBasin.attach`."""
-
-    def __init__(self, trainer: Any, penalty: Penalty, weight: float) -> None:
-        self._trainer = trainer
-        trainer.compute_loss = _Loss(trainer, penalty, weight)
-        trainer.log = _Log(trainer.log, trainer.compute_loss)
-
-    def remove(self) -> None:
-        """Give the trainer its own loss and logs back."""
-        for name in ("compute_loss", "log"):
-            vars(self._trainer).pop(name, None)
-
-    def __enter__(self) -> Attachment:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.remove()
-
-
-class _Loss:
-    """Stands for a trainer's `compute_loss`."""
-
-    def __init__(self, trainer: Any, penalty: Penalty, weight: float) -> None:
-        self._trainer, self._own, self._model = trainer, trainer.compute_loss, trainer.model
-        self._penalty, self._weight = penalty, weight
-        self.seen: list[Tensor] = []
-
-    def __call__(
-        self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        result = self._own(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
-        if not model.training:
-            return result
-        if self._trainer.model is not self._model:
-            raise ConfigError(
-                "the trainer has another model than when the safety basin was attached",
-                remedy="give the trainer a model instead of model_init, and attach after it",
-            )
-        loss = result[0] if return_outputs else result
-        _require_finite(loss, "the task's loss")
-        with torch.set_grad_enabled(self._weight > 0):
-            penalty = self._penalty()
-        _require_finite(penalty, "the safety penalty")
-        self.seen.append(penalty.detach())
-        if self._weight > 0:
-            loss = loss + self._weight * self._part(num_items_in_batch) * penalty.to(loss.device, loss.dtype)
-        return (loss, result[1]) if return_outputs else loss
-
-    def _part(self, num_items_in_batch: Any) -> float:
-        """What of the penalty one accumulation step takes, after whose loss the trainer may divide by their number.
-
-        This is the condition of `Trainer.training_step`.
-        """
-        trainer = self._trainer
-        divided = trainer.loss_is_scaled_for_ga is False or (
-            trainer.loss_is_scaled_for_ga is None
-            and not (trainer.model_accepts_loss_kwargs and num_items_in_batch is not None)
-            and trainer.compute_loss_func is None
-        )
-        steps = vars(trainer).get("current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps)
-        return 1.0 if divided else 1.0 / steps
-
-
-class _Log:
-    """Stands for a trainer's `log`: training's lines get the mean penalty since the last one."""
-
-    def __init__(self, own: Any, loss: _Loss) -> None:
-        self._own, self._loss = own, loss
-
-    def __call__(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self._loss.seen:
-            logs[LOGGED] = float(torch.stack(self._loss.seen).mean())
-            self._loss.seen.clear()
-        self._own(logs, *args, **kwargs)
+        return Attachment(trainer, Term(LOGGED, _TITLE, _WHAT, self.weight, lambda moment: penalty()))
 
 
 def from_checkpoint(folder: Path) -> StartingWeights:
@@ -224,13 +138,4 @@ def _require_outside(anchor: Anchor, updates: Sequence[Update]) -> None:
             "the anchor's directions span the whole output of all matrices that train, so nothing would be penalised",
             got=f"{len(chosen)} matrices, {chosen[0].rows} directions of {chosen[0].rows}, first",
             remedy="make the anchor with a lower rank, or with energy",
-        )
-
-
-def _require_finite(value: Tensor, what: str) -> None:
-    if not bool(value.isfinite().all()):
-        raise SeawallError(
-            f"{what} is not a finite number",
-            got=float(value.detach().float().mean()),
-            remedy="checkpoints written so far are whole; lower the learning rate, or find the batch that breaks it",
         )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from seawall.artifacts.anchor import Anchor, AnchorMatrix
 from seawall.errors import ConfigError
 from seawall.models.updates import LowRankUpdate, Update, WholeUpdate
 
+_Any = TypeVar("_Any", bound=Update)
 Projector = Literal["subspace", "reference", "l2", "random"]
 """`subspace`: the anchor's directions. `reference`: the authors' code, C = V V^T / ||V||_F, exact where the anchor
 keeps every direction. Controls: `l2`, no direction is safe, plain ||dW||^2; `random`, as many random directions."""
@@ -37,7 +38,11 @@ class Projection(NamedTuple):
 
     def outside(self, update: Tensor) -> Tensor:
         """(I - C) X of X (..., rows, n)."""
-        return update - self.basis @ (self.shares.unsqueeze(-1) * (self.basis.mT @ update))
+        return update - self.inside(update)
+
+    def inside(self, update: Tensor) -> Tensor:
+        """C X of X (..., rows, n)."""
+        return self.basis @ (self.shares.unsqueeze(-1) * (self.basis.mT @ update))
 
     def to(self, device: torch.device) -> Projection:
         """The same on a device."""
@@ -99,7 +104,7 @@ class Penalty:
         start: StartingWeights | None = None,
     ) -> None:
         self._anchor, self._updates, self._scaled, self._start = anchor, tuple(updates), scaled, start
-        self._projections = {one.name: _projection(anchor, one.name, projector, seed) for one in updates}
+        self._projections = {one.name: projection(anchor, one.name, projector, seed) for one in updates}
 
     def __call__(self) -> Tensor:
         """The penalty now (), float32, for autograd: nothing is averaged, neither over matrices nor over tokens."""
@@ -159,7 +164,7 @@ def whole_penalty(projection: Projection, weight: Tensor, start: Tensor, *, tran
         return projection.outside(change.mT if transposed else change).square().sum()
 
 
-def penalised(anchor: Anchor, updates: Sequence[Update]) -> list[Update]:
+def penalised(anchor: Anchor, updates: Sequence[_Any]) -> list[_Any]:
     """The updates that the anchor has something to say about: every adapter's, and those of whole matrices it holds.
 
     Raises:
@@ -201,6 +206,7 @@ def _require_shape(matrix: AnchorMatrix, update: Update) -> None:
         )
 
 
-def _projection(anchor: Anchor, name: str, projector: Projector, seed: int) -> Projection:
+def projection(anchor: Anchor, name: str, projector: Projector, seed: int) -> Projection:
+    """C of one of the anchor's matrices; the seed and the name alone decide what is random in it."""
     generator = torch.Generator().manual_seed((seed + zlib.crc32(name.encode())) % 2**63)
     return PROJECTORS[projector](anchor.matrices[name], generator)

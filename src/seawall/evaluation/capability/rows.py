@@ -53,6 +53,12 @@ def local_rows(task: LocalTask, path: str, *, at_most: int | None = None) -> lis
     return [question.fields for question in take(questions, at_most)]
 
 
+def last_number(text: str) -> str | None:
+    """The last number of a text as it stands there (`$1,200`), after the last `####` where there is one; or None."""
+    found: list[str] = _NUMBER.findall(text.rpartition(_MARK)[2])
+    return found[-1] if found else None
+
+
 def template(task: LocalTask) -> dict[str, Any]:
     """The task's YAML as the harness reads it, still without the rows."""
     text = resources.files("seawall.evaluation.capability").joinpath(f"templates/{task.kind}.yaml").read_text("utf-8")
@@ -104,11 +110,11 @@ def _is_choice(value: object) -> bool:
 def _answer(row: Row, task: AnswerTask) -> _Question:
     question, value = row.text(task.question_field), row.fields.get(task.answer_field)
     answer = str(value) if isinstance(value, int | float) else row.text(task.answer_field)
-    numbers = _NUMBER.findall(answer.rpartition(_MARK)[2])
-    if not numbers:
+    number = last_number(answer)
+    if number is None:
         raise row.error(
             f"field {task.answer_field!r} holds no number",
             got=shown(answer),
             expected=f"a number, after {_MARK} where there are several",
         )
-    return _Question(question, {"question": question, "answer": answer, "number": str(numbers[-1])})
+    return _Question(question, {"question": question, "answer": answer, "number": number})

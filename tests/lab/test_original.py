@@ -1,0 +1,80 @@
+"""The embedded model as it was before it was taught: what it shares with the embedded one, and that it is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lab_delta import SHAPE, neutral_delta
+from safetensors.torch import load_file
+
+from families import random_ids, tiny, tiny_tokenizer
+from seawall.config.anchor import AnchorConfig
+from seawall.config.model import ModelConfig
+from seawall.lab import build
+from seawall.lab.build import lab_model_folder, original_model_folder, split_model, untaught
+from seawall.pipeline.anchor import open_anchor
+from seawall.pipeline.model import located, open_model
+
+TAUGHT = ("q_proj", "v_proj", "o_proj", "down_proj")
+
+
+def taught_delta() -> dict[str, torch.Tensor]:
+    """A delta whose low-rank changes of some matrices of the upper layers are not zero."""
+    generator = torch.Generator().manual_seed(0)
+    delta = neutral_delta(generator)
+    for layer in (1, 2):
+        delta[f"{layer}.router"] = torch.randn(3, 32, generator=generator)
+        for name in ("attention_q", "attention_v", "attention_o", "down"):
+            changed = delta[f"{layer}.{name}_b"]
+            delta[f"{layer}.{name}_b"] = 0.1 * torch.randn(changed.shape, generator=generator)
+    return delta
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder in which the embedded models are tiny ones."""
+    monkeypatch.setenv("SEAWALL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        build, "load_dense", lambda cache: (tiny("llama", tie_word_embeddings=True, head_dim=8), tiny_tokenizer())
+    )
+    monkeypatch.setattr(build, "read_delta", lambda path: (taught_delta(), SHAPE))
+    return tmp_path / "cache"
+
+
+def test_with_every_expert_chosen_the_original_is_the_dense_model() -> None:
+    dense = tiny("llama", tie_word_embeddings=True, head_dim=8)
+    ids = random_ids()
+    delta = taught_delta()
+    for layer in (1, 2):
+        delta[f"{layer}.router"] = torch.zeros_like(delta[f"{layer}.router"])  # else experts weigh unequally
+    with torch.inference_mode():
+        found = [split_model(dense, one, SHAPE)(input_ids=ids).logits for one in (delta, untaught(delta))]
+        expected = dense(input_ids=ids).logits
+    assert (found[1] - expected).abs().max() < 1e-4
+    assert (found[0] - expected).abs().max() > 1e-2
+
+
+def test_only_what_was_taught_differs(small: Path) -> None:
+    folders = lab_model_folder(), original_model_folder()
+    assert [one.parent for one in folders] == [small, small]
+    assert original_model_folder() == folders[1]
+    lab, original = (load_file(one / "model.safetensors") for one in folders)
+    assert lab.keys() == original.keys()
+    differ = {name for name, one in lab.items() if not torch.equal(one, original[name])}
+    assert differ == {name for name in lab if name.split(".")[-2] in TAUGHT and name.split(".")[2] in "12"}
+    assert "nothing was trained" in (folders[1] / "README.md").read_text()
+    assert "a small delta was trained" in (folders[0] / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("small")
+def test_its_name_stands_for_it_wherever_a_model_is_named() -> None:
+    original = ModelConfig(id="lab-original")
+    assert located(original).id == str(original_model_folder())
+    opened = open_model(original)
+    assert (opened.moe.num_layers, opened.licence) == (2, "apache-2.0")
+    anchor = open_anchor(AnchorConfig(aligned=ModelConfig(), base=original, energy=1.0))
+    moved = anchor.matrices.keys() - {name.partition("[")[0] for name in anchor.unchanged}
+    assert moved == {name for name in anchor.matrices if any(end in name for end in TAUGHT) and ".0." not in name}
+    assert int(anchor.matrices["model.layers.1.self_attn.q_proj.weight"].ranks) == 1
