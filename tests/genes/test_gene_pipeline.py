@@ -21,7 +21,7 @@ from seawall.config.data import DataConfig
 from seawall.config.gene import GeneConfig
 from seawall.config.load import changed_defaults
 from seawall.config.model import ModelConfig
-from seawall.errors import ArtifactError, ConfigError, DataError, RunFolderError, SeawallError
+from seawall.errors import ArtifactError, ConfigError, DataError, NothingToGraftError, RunFolderError, SeawallError
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.generate import generate
 from seawall.models.load import load_model
@@ -84,6 +84,19 @@ def test_the_gene_holds_what_was_lost_and_names_its_layer(family: Path) -> None:
     assert max(gene.layers, key=lambda one: one.stream_score).layer == 4
     assert [one.harmful for one in gene.layers[:ATTENTION]] == [0.0] * ATTENTION
     assert gene.aligned != gene.degraded == model_fingerprint(degraded_model())
+
+
+def test_distilling_into_the_best_layer_alone_gives_refusals_back(tmp_path: Path) -> None:
+    recipe = write_siblings(tmp_path)
+    changes = ["keep=top", "fraction=0.2", "lr=0.05", "epochs=15"]
+    extract = [f"gene.extract.{change}" for change in changes]
+    extract_gene(load_recipe(recipe, extract), tmp_path / "run", text="", reporter=Quiet())
+    gene = Gene.load(tmp_path / "run/gene")
+    assert gene.points.keys() == {POINT}
+    assert [one.selected for one in gene.layers] == [at == ATTENTION for at in range(5)]
+    assert gene.refusals["degraded"].rate == 0.0
+    assert gene.refusals["restored"].rate > 0.5
+    assert gene.curve[-1].harmful < 0.2 * gene.curve[0].harmful
 
 
 def test_a_model_is_degraded_by_openings_alone_where_none_is_given(tmp_path: Path) -> None:
@@ -273,7 +286,7 @@ def test_coefficients_of_a_useless_gene_fall_to_zero_and_it_is_refused(family: P
     backwards = replace(gene, factors={name: Factors(-one.B, one.A) for name, one in gene.factors.items()})
     backwards.save(tmp_path / "gene")
     assert not torch.equal(backwards.update(POINT), gene.update(POINT))
-    with pytest.raises(ConfigError, match="all coefficients came out as 0"):
+    with pytest.raises(NothingToGraftError, match="all coefficients came out as 0"):
         graft(
             family,
             tmp_path / "out",

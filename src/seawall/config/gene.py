@@ -40,6 +40,12 @@ class GeneExtract(StrictModel):
         description="Harmful validation requests, at most, that the degraded model answers without and with the gene, "
         "so that the report can say how often either refuses; 0 leaves that out.",
     )
+    keep: Keep = Field(
+        default="all",
+        description="Layers that are distilled into, chosen before: `all`, `top` by the contrast of what they write, "
+        "`stream` by that of their output, or `random`.",
+    )
+    fraction: float = Field(default=1 / 3, gt=0, le=1, description="Share of the layers, unless `keep` is `all`.")
     max_new_tokens: int = Field(default=48, ge=1, le=8192, description="Greedy tokens of the aligned model's replies.")
     lr: float = Field(default=5e-4, gt=0, le=1, description="Highest learning rate; it falls to 0.")
     epochs: int = Field(default=3, ge=1, le=1000, description="Passes over these requests.")

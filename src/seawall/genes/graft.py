@@ -12,7 +12,7 @@ from seawall.artifacts.gene import Factors, Gene
 from seawall.config.gene import GeneGraft
 from seawall.data.batching import epoch_batches
 from seawall.distributed.process import one_process
-from seawall.errors import ConfigError
+from seawall.errors import NothingToGraftError
 from seawall.genes.lessons import Lesson, cross_entropy
 from seawall.models.lora import Worn
 from seawall.train.loop import Losses, Row, Settings, Trainer
@@ -75,11 +75,11 @@ def with_coefficients(gene: Gene, coefficients: Mapping[int, float], *, made: st
     """The gene with the coefficients in its factors; layers whose coefficient is 0 are left out.
 
     Raises:
-        ConfigError: all coefficients are 0.
+        NothingToGraftError: all coefficients are 0.
     """
     points = {name: one for name, one in gene.points.items() if coefficients[one.layer]}
     if not points:
-        raise ConfigError(
+        raise NothingToGraftError(
             "all coefficients came out as 0, so nothing of the gene would be grafted",
             remedy="use another gene, or more shots",
         )

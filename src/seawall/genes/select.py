@@ -70,29 +70,31 @@ def contrast(
     )
 
 
-def select_layers(gene: Gene, keep: Keep, fraction: float, *, seed: int = 0) -> tuple[int, ...]:
+def select_layers(
+    layers: Sequence[GeneLayer], held: Sequence[int], keep: Keep, fraction: float, *, seed: int = 0
+) -> tuple[int, ...]:
     """The decoder layers to keep, ascending.
 
     Args:
-        gene: with its layers' scores, unless `keep` needs none.
+        layers: with scores; those that `keep` needs none of may be missing.
+        held: the layers to choose from.
         keep: `top` (the best by what they write themselves), `stream` (the best by their output), `random` (as many,
             drawn) or `all`.
-        fraction: share of the gene's layers, at least one layer.
+        fraction: share of `held`, at least one layer.
         seed: of the draw.
 
     Raises:
-        ConfigError: the gene has no scores.
+        ConfigError: there are no scores.
     """
-    held = gene.held_layers
     count = max(1, round(fraction * len(held)))
     if keep == "all":
-        return held
+        return tuple(sorted(held))
     if keep == "random":
-        return tuple(sorted(random.Random(f"seawall layers {seed}").sample(held, count)))
-    scores = {one.layer: one.stream_score if keep == "stream" else one.score for one in gene.layers}
+        return tuple(sorted(random.Random(f"seawall layers {seed}").sample(sorted(held), count)))
+    scores = {one.layer: one.stream_score if keep == "stream" else one.score for one in layers}
     if not scores:
         raise ConfigError(
-            "the gene has no layer scores", got=gene.made, remedy="choose --keep random or all, or an extracted gene"
+            "the gene has no layer scores", remedy="choose --keep random or all, or a gene that was extracted"
         )
     return tuple(sorted(sorted(held, key=lambda layer: (-scores[layer], layer))[:count]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from seawall.genes.degrade import compliance, degrade
 from seawall.genes.extract import distil
 from seawall.genes.fit import require_siblings
 from seawall.genes.lessons import Lesson, Taught, teach
-from seawall.genes.select import contrast, layer_outputs
+from seawall.genes.select import contrast, layer_outputs, select_layers
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.generate import generate
 from seawall.models.hub import locate
@@ -272,11 +272,20 @@ def _gene(context: GeneContext, scratch: Path) -> None:
     lessons = known.held_out.lessons
     outputs = layer_outputs(model, lessons, pad_id(tokenizer), batch_size=config.batch_size)
     layers = contrast(known.outputs, outputs, [one.harmful for one in lessons])
-    reporter.stage(f"Distilling into {len(context.points)} weight matrices, rank {config.rank}")
+    points = _chosen(context, layers)
+    reporter.stage(f"Distilling into {len(points)} weight matrices, rank {config.rank}")
     scaling = config.alpha / config.rank
-    worn = wear(model, context.points, rank=config.rank, scaling=scaling, seed=config.seed)
+    worn = wear(model, points, rank=config.rank, scaling=scaling, seed=config.seed)
     curve = _distilled(context, worn, known, scratch)
     _save(context, worn, degraded, layers, curve, scratch, tokenizer)
+
+
+def _chosen(context: GeneContext, layers: Sequence[GeneLayer]) -> dict[str, GenePoint]:
+    """The adapter points in the layers that the recipe asks for."""
+    config = context.config.extract
+    held = sorted({point.layer for point in context.points.values()})
+    kept = select_layers(layers, held, config.keep, config.fraction, seed=context.config.seed)
+    return {name: point for name, point in context.points.items() if point.layer in kept}
 
 
 def _learn(context: GeneContext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> _Aligned:
@@ -331,7 +340,7 @@ def _save(
         points=worn.points,
         factors=worn.factors(),
         scaling=context.config.alpha / context.config.rank,
-        layers=tuple(one for one in layers if one.layer in held),
+        layers=tuple(replace(one, selected=one.layer in held) for one in layers),
         curve=curve,
         refusals=refusals,
     ).save(scratch)

@@ -38,7 +38,7 @@ def select_gene(path: Path, output: Path, *, keep: str = "top", fraction: float 
         raise ConfigError("--fraction is wrong", got=fraction, expected="more than 0, up to 1")
     require_free(output)
     gene = Gene.load(gene_folder(path))
-    layers = select_layers(gene, chosen, fraction, seed=seed)
+    layers = select_layers(gene.layers, gene.held_layers, chosen, fraction, seed=seed)
     found = with_layers(gene, layers, made=f"{chosen} {len(layers)} of {len(gene.held_layers)} layers")
     with storage_errors(output), published(output) as scratch:
         found.save(scratch)

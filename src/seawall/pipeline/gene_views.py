@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 
 from seawall.artifacts.gene import Gene
@@ -98,16 +99,16 @@ def layer_table(gene: Gene) -> Table:
     return table
 
 
-def graft_table(graft: Graft) -> Table:
+def graft_table(graft: Graft) -> Group:
     """The coefficient of every layer, and what the check said."""
-    table = Table(box=None, pad_edge=False, caption=_caption(graft), caption_justify="left")
+    table = Table(box=None, pad_edge=False)
     table.add_column("layer", justify="right")
     table.add_column("coefficient", justify="right")
     table.add_column("", min_width=_BAR)
     most = max(graft.coefficients.values()) or 1.0
     for layer, number in sorted(graft.coefficients.items()):
         table.add_row(str(layer), f"{number:.3f}", "#" * round(_BAR * number / most))
-    return table
+    return Group(table, _caption(graft))
 
 
 def interference_table(rows: Sequence[Interference]) -> Table:
