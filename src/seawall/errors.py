@@ -48,6 +48,10 @@ class NothingToRepairError(SeawallError):
     """No pair is left: the model refuses every attack already, or answers even the plain requests."""
 
 
+class NothingToGraftError(SeawallError):
+    """No layer is left: the examples turn all of a gene down."""
+
+
 class Interrupted(BaseException):
     """Work was stopped and can be resumed by the same command. The command line exits with 3.
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from seawall.cli import apply, audit, diff, doctor, evaluate, gate, landscape, plan, stages, steer, tune
+from seawall.cli import apply, audit, diff, doctor, evaluate, gate, gene, landscape, plan, stages, steer, tune
 from seawall.errors import Interrupted, SeawallError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ app.command("audit")(audit.audit)
 app.command("steer")(steer.steer)
 app.command("landscape")(landscape.landscape)
 app.command("tune")(tune.tune)
+app.add_typer(gene.app, name="gene")
 app.command("gate")(gate.gate)
 app.command("diff")(diff.diff)
 

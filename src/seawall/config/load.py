@@ -83,6 +83,22 @@ def change_recipe(document: Mapping[str, Any], overrides: Sequence[str], *, wher
         raise explain(error, Recipe, origin=lambda key: _origin(key, where, Document(None, {}), changes)) from error
 
 
+def changed_defaults(overrides: Sequence[str]) -> Recipe:
+    """A recipe of the defaults with some settings changed, for verbs that need no recipe file.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value.
+    """
+    changes = [parse_override(text) for text in overrides]
+    data: dict[str, Any] = {}
+    for change in changes:
+        data = _with(data, change.path, change.value)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, Recipe, origin=lambda key: _origin(key, "--set", Document(None, {}), changes)) from error
+
+
 def recipe_text(path: str | Path | None) -> str:
     """The recipe file's text as the user wrote it; `None` is the recipe of the embedded model.
 

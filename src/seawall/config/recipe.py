@@ -12,6 +12,7 @@ from seawall.config.base import StrictModel, wrong
 from seawall.config.data import DataConfig
 from seawall.config.eval import EvalConfig
 from seawall.config.export import ExportConfig
+from seawall.config.gene import GeneConfig
 from seawall.config.landscape import LandscapeConfig
 from seawall.config.model import ModelConfig
 from seawall.config.profile import ProfileConfig
@@ -28,6 +29,7 @@ _SEEDED: dict[str, type[StrictModel]] = {
     "audit": AuditConfig,
     "steer": SteerConfig,
     "landscape": LandscapeConfig,
+    "gene": GeneConfig,
 }
 
 
@@ -53,6 +55,7 @@ class Recipe(StrictModel):
         default=LandscapeConfig(), description="Measuring the harmful rate while the weights move."
     )
     tune: TuneConfig = Field(default=TuneConfig(), description="Fine-tuning on a task, and what it does to refusals.")
+    gene: GeneConfig = Field(default=GeneConfig(), description="Safety as an adapter for fine-tuned siblings.")
     export: ExportConfig = Field(default=ExportConfig(), description="Writing the repaired model.")
     output: str | None = Field(
         default=None,

@@ -45,7 +45,7 @@ def put_on(model: PreTrainedModel, folder: Path) -> Any:
         SeawallError: as `merge_adapter` does.
     """
     check_adapter(folder)
-    peft = _peft()
+    peft = require_peft()
     with library_errors(f"the adapter in {folder} does not fit the model"), warnings.catch_warnings():
         # PEFT asks transformers for a property under its old name.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
@@ -92,10 +92,15 @@ def check_adapter(folder: Path) -> None:
             expected=WEIGHTS,
             remedy="save it with safe_serialization=True; pickle files are never read",
         )
-    _peft()
+    require_peft()
 
 
-def _peft() -> Any:
+def require_peft() -> Any:
+    """The module `peft`.
+
+    Raises:
+        SeawallError: it is not installed.
+    """
     try:
         return importlib.import_module("peft")
     except ModuleNotFoundError as error:

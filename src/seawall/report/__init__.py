@@ -2,13 +2,14 @@
 
 from seawall.report.card import render_model_card
 from seawall.report.inputs import GroupRow, Interval, ReportInputs, SampleRow
-from seawall.report.page import render_landscape, render_report, render_steering, render_tuning
+from seawall.report.page import render_gene, render_landscape, render_report, render_steering, render_tuning
 
 __all__ = [
     "GroupRow",
     "Interval",
     "ReportInputs",
     "SampleRow",
+    "render_gene",
     "render_landscape",
     "render_model_card",
     "render_report",

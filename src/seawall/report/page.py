@@ -14,8 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from seawall.report import claims, wording
-from seawall.report.charts import audits, curves, drift, heatmap, intervals, landscape, pairs, steering, tuning
+from seawall.report.charts import audits, curves, drift, genes, heatmap, intervals, landscape, pairs, steering, tuning
 from seawall.report.check import check
+from seawall.report.gene import GeneView
 from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
 from seawall.report.landscape import LandscapeView
 from seawall.report.steering import SteeringView
@@ -75,6 +76,14 @@ def render_tuning(view: TuningView, *, model: str, recipe: Mapping[str, Any], ma
     """The page of a fine-tuning run; escaped as `render_report` is."""
     charts = {"audit": audits.audit_chart, "tuning_curves": tuning.tuning_curves}
     return _own_page("tuning.html.j2", manifest, recipe, view=view, model=model, charts=charts)
+
+
+def render_gene(view: GeneView, *, model: str, recipe: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """A page of its own for a gene; escaped as `render_report` is."""
+    both = (False, True)
+    drawn = Markup("").join(genes.layer_curves(view.layers, narrow=one) for one in both) if view.layers else ""
+    curve = Markup("").join(genes.divergence_curve(view.curve, narrow=one) for one in both) if view.curve else ""
+    return _own_page("gene.html.j2", manifest, recipe, view=view, model=model, layers=drawn, divergence=curve)
 
 
 def _own_page(template: str, manifest: Mapping[str, Any], recipe: Mapping[str, Any], **shown: object) -> str:

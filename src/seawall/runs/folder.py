@@ -12,7 +12,7 @@ from seawall.errors import RunFolderError
 from seawall.runs.files import read_json, storage_errors, write_json, write_text
 from seawall.runs.lock import LOCK, locked
 
-_UNCOUNTED = frozenset({"output", "name", "audit", "steer", "landscape", "tune"})
+_UNCOUNTED = frozenset({"output", "name", "audit", "steer", "landscape", "tune", "gene"})
 """Keys and sections of a recipe that say where a run lies or how it is looked at, not what it is."""
 
 
@@ -65,6 +65,11 @@ class RunFolder:
     def tuning_report(self) -> Path:
         """The report on fine-tuning."""
         return self.path / "tuning.html"
+
+    @property
+    def gene_report(self) -> Path:
+        """The report on a gene."""
+        return self.path / "gene.html"
 
     @property
     def samples(self) -> Path:

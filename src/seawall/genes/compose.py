@@ -1,0 +1,164 @@
+"""Several genes as one, and how far they are in each other's way.
+
+The sum of low-rank updates is a low-rank update: factors side by side, weights in the left ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from seawall.artifacts.gene import Factors, Gene, GenePoint, zero_factors
+from seawall.errors import ArtifactError, ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Interference:
+    """Two genes in one decoder layer, their updates weighted as they are composed.
+
+    Attributes:
+        first, second: places of the genes.
+        layer: decoder layer.
+        cosine: of the two updates as vectors; below 0 they undo each other.
+        norm_ratio: norm of the sum over the root of the sum of squared norms: 1 where they are independent.
+        overlap: share of the first's column space within the second's, from 0 to 1, weighted by squared norms.
+    """
+
+    first: int
+    second: int
+    layer: int
+    cosine: float
+    norm_ratio: float
+    overlap: float
+
+
+def compose(genes: Sequence[Gene], weights: Sequence[float]) -> Gene:
+    """The gene that does what all of them do, each times its weight.
+
+    Raises:
+        ConfigError: fewer than two, or another number of weights.
+        ArtifactError: genes of different families, tokenizers or shapes; the same gene twice.
+    """
+    if len(genes) < 2 or len(weights) != len(genes):
+        raise ConfigError(
+            "there is nothing to compose",
+            got=f"{len(genes)} genes, {len(weights)} weights",
+            expected="two or more of both",
+        )
+    _require_alike(genes)
+    points: dict[str, GenePoint] = {}
+    for gene in genes:
+        points |= gene.points
+    first = genes[0]
+    terms = " + ".join(f"{weight:g} x {gene.fingerprint[7:15]}" for gene, weight in _pairs(genes, weights))
+    return replace(
+        first,
+        points=dict(sorted(points.items())),
+        factors={name: _side_by_side(name, point, genes, weights) for name, point in sorted(points.items())},
+        scaling=1.0,
+        layers=(),
+        curve=(),
+        refusals={},
+        made=f"composed: {terms}",
+        parents=tuple(gene.fingerprint for gene in genes),
+    )
+
+
+def interference(genes: Sequence[Gene], weights: Sequence[float]) -> list[Interference]:
+    """Every pair of genes in every layer that both change; never forms a whole update."""
+    found = []
+    for first, second in combinations(range(len(genes)), 2):
+        for layer in sorted(set(genes[first].held_layers) & set(genes[second].held_layers)):
+            sums = _layer_sums(layer, (genes[first], weights[first]), (genes[second], weights[second]))
+            if sums["first"] and sums["second"]:
+                found.append(_interference(first, second, layer, sums))
+    return found
+
+
+def _layer_sums(layer: int, ours: tuple[Gene, float], theirs: tuple[Gene, float]) -> Counter[str]:
+    sums = Counter[str]()
+    for name, point in ours[0].points.items():
+        if point.layer == layer and name in theirs[0].points:
+            sums.update(_compared(_scaled(ours[0], name, ours[1]), _scaled(theirs[0], name, theirs[1])))
+    return sums
+
+
+def _interference(first: int, second: int, layer: int, sums: Counter[str]) -> Interference:
+    product = (sums["first"] * sums["second"]) ** 0.5
+    total = sums["first"] + sums["second"]
+    return Interference(
+        first,
+        second,
+        layer,
+        cosine=sums["inner"] / product,
+        norm_ratio=(max(0.0, total + 2 * sums["inner"]) / total) ** 0.5,
+        overlap=sums["within"] / sums["first"],
+    )
+
+
+def _compared(ours: Factors, theirs: Factors) -> dict[str, float]:
+    """Inner product, squared norms, and the squared norm of ours within their column space, from factors alone."""
+    # theirs spans Q's columns; where its rank is not full, so are the singular values that count
+    U, S, _ = torch.linalg.svd(theirs.B, full_matrices=False)
+    kept = (S.amax(-1, keepdim=True) * 1e-6 < S).to(U.dtype)
+    basis = U * kept.unsqueeze(-2)
+    return {
+        "inner": _inner(ours, theirs),
+        "first": _inner(ours, ours),
+        "second": _inner(theirs, theirs),
+        "within": _inner(Factors(basis.mT @ ours.B, ours.A), Factors(basis.mT @ ours.B, ours.A)),
+    }
+
+
+def _inner(ours: Factors, theirs: Factors) -> float:
+    """<B1 A1, B2 A2> = sum of (B1^T B2) * (A1 A2^T)."""
+    return float(((ours.B.mT @ theirs.B) * (ours.A @ theirs.A.mT)).sum())
+
+
+def _scaled(gene: Gene, name: str, weight: float) -> Factors:
+    B, A = gene.factors[name]
+    return Factors((B * (gene.scaling * weight)).double(), A.double())
+
+
+def _side_by_side(name: str, point: GenePoint, genes: Sequence[Gene], weights: Sequence[float]) -> Factors:
+    lefts: list[Tensor] = []
+    rights: list[Tensor] = []
+    for gene, weight in _pairs(genes, weights):
+        B, A = gene.factors.get(name) or zero_factors(point, gene.rank)
+        lefts.append(B * (gene.scaling * weight))
+        rights.append(A)
+    return Factors(torch.cat(lefts, dim=-1), torch.cat(rights, dim=-2))
+
+
+def _pairs(genes: Sequence[Gene], weights: Sequence[float]) -> list[tuple[Gene, float]]:
+    return list(zip(genes, weights, strict=True))
+
+
+def _require_alike(genes: Sequence[Gene]) -> None:
+    first = genes[0]
+    seen: set[str] = set()
+    for at, gene in enumerate(genes, start=1):
+        if gene.fingerprint in seen:
+            raise ArtifactError(f"gene {at} is given twice", remedy="give it once, with a weight (--weights)")
+        seen.add(gene.fingerprint)
+        for what, ours, theirs in (
+            ("family", first.family, gene.family),
+            ("tokenizer", first.tokenizer[:23], gene.tokenizer[:23]),
+        ):
+            if ours != theirs:
+                raise ArtifactError(f"gene {at} is for another {what}", got=theirs, expected=f"{ours}, as the first")
+        for name in sorted(first.points.keys() & gene.points.keys()):
+            if (first.points[name].shape, first.points[name].module) != (
+                gene.points[name].shape,
+                gene.points[name].module,
+            ):
+                raise ArtifactError(
+                    f"gene {at} is for other shapes: {name}",
+                    got=gene.points[name].shape,
+                    expected=first.points[name].shape,
+                )

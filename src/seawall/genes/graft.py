@@ -1,0 +1,106 @@
+"""How much of a gene a fine-tuned model needs: one number per layer, from a few examples. SafeGene, step (c)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from seawall.artifacts.gene import Factors, Gene
+from seawall.config.gene import GeneGraft
+from seawall.data.batching import epoch_batches
+from seawall.distributed.process import one_process
+from seawall.errors import NothingToGraftError
+from seawall.genes.lessons import Lesson, cross_entropy
+from seawall.models.lora import Worn
+from seawall.train.loop import Losses, Row, Settings, Trainer
+
+Coefficients = dict[int, float]
+"""Decoder layer -> what its update is multiplied with."""
+
+
+def tune_coefficients(
+    worn: Worn,
+    shots: Sequence[Lesson],
+    pad_id: int,
+    config: GeneGraft,
+    *,
+    seed: int,
+    log: Callable[[Row], None],
+) -> Coefficients:
+    """The coefficients that lower the cross-entropy of refusals and of the task's examples; no weight changes.
+
+    Both kinds weigh alike whatever their numbers. Coefficients start at 1 and stay within 0 and `config.ceiling`.
+
+    Args:
+        worn: the task's model with the gene on it.
+        shots: refusals of harmful requests, and examples of the task.
+        pad_id: any token; it is masked.
+        config: how to tune; `coefficients` says whether each layer has its own or all have one.
+        seed: of the order.
+        log: told after every update.
+
+    Raises:
+        SeawallError: a loss is not finite.
+    """
+    layers = sorted({point.layer for point in worn.points.values()})
+    one_for_all = config.coefficients == "global"
+    numbers = nn.Parameter(torch.ones(1 if one_for_all else len(layers)))
+    own = {layer: 0 if one_for_all else at for at, layer in enumerate(layers)}
+    batches = _batches(shots, config, seed)
+    settings = Settings(lr=config.lr, schedule="cosine", total_steps=len(batches), max_grad_norm=float("inf"))
+
+    def loss(positions: list[int]) -> list[Losses]:
+        coefficients = {layer: numbers[at : at + 1] for layer, at in own.items()}
+        harmful = torch.tensor([shots[at].harmful for at in positions])
+        with worn.scaled(coefficients):
+            loss_B = cross_entropy(worn.model, [shots[at].encoded for at in positions], pad_id).cpu()
+        sides = {"refusal_loss": loss_B[harmful], "task_loss": loss_B[~harmful]}
+        parts = {name: float(side.detach().mean()) for name, side in sides.items() if len(side)}
+        total = torch.stack([side.mean() for side in sides.values() if len(side)]).mean()
+        return [(total, parts)]
+
+    def after(row: Row) -> None:
+        numbers.data.clamp_(0.0, config.ceiling)
+        log(row)
+
+    worn.model.requires_grad_(False)
+    Trainer[list[int]]({"coefficients": numbers}, settings, one_process()).fit(batches, loss, after)
+    return {layer: float(numbers[at].detach()) for layer, at in own.items()}
+
+
+def with_coefficients(gene: Gene, coefficients: Mapping[int, float], *, made: str) -> Gene:
+    """The gene with the coefficients in its factors; layers whose coefficient is 0 are left out.
+
+    Raises:
+        NothingToGraftError: all coefficients are 0.
+    """
+    points = {name: one for name, one in gene.points.items() if coefficients[one.layer]}
+    if not points:
+        raise NothingToGraftError(
+            "all coefficients came out as 0, so nothing of the gene would be grafted",
+            remedy="use another gene, or more shots",
+        )
+    factors = {
+        name: Factors(gene.factors[name].B * coefficients[point.layer], gene.factors[name].A)
+        for name, point in points.items()
+    }
+    return replace(gene, points=points, factors=factors, made=made, parents=(gene.fingerprint,))
+
+
+def _batches(shots: Sequence[Lesson], config: GeneGraft, seed: int) -> list[list[int]]:
+    """Batches with both kinds in each, for `config.steps` updates."""
+    half = max(1, config.batch_size // 2)
+    sides = [[at for at, one in enumerate(shots) if one.harmful is kind] for kind in (True, False)]
+    found: list[list[int]] = []
+    epoch = 0
+    while len(found) < config.steps:
+        parts = [
+            [[side[at] for at in some] for some in epoch_batches([1] * len(side), half, seed=seed, epoch=epoch)]
+            for side in sides
+        ]
+        found += [left + right for left, right in zip(*parts, strict=False)]
+        epoch += 1
+    return found[: config.steps]

@@ -1,0 +1,368 @@
+"""`seawall gene extract`: an aligned model's safety, distilled into an adapter. No harmful reply is trained or kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seawall import __version__
+from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.gene import Gene, GeneLayer, GenePoint, GeneStep, save_adapter
+from seawall.config.gene import GeneConfig
+from seawall.config.recipe import Recipe
+from seawall.data.sets import Prompts, load_prompts
+from seawall.data.splits import SplitName, take
+from seawall.data.types import Exchange, Judge, Messages, user
+from seawall.errors import ConfigError, DataError
+from seawall.evaluation.judges import make_judge
+from seawall.evaluation.metrics import rate_with_interval
+from seawall.genes.degrade import compliance, degrade
+from seawall.genes.extract import distil
+from seawall.genes.fit import require_siblings
+from seawall.genes.lessons import Lesson, Taught, teach
+from seawall.genes.select import contrast, layer_outputs, select_layers
+from seawall.models.fingerprint import model_fingerprint
+from seawall.models.generate import generate
+from seawall.models.hub import locate
+from seawall.models.load import load_model, open_tokenizer
+from seawall.models.lora import Worn, find_points, merged, wear
+from seawall.models.rewrite import checkpoint_fingerprint
+from seawall.models.stream import CheckpointOutline, outline
+from seawall.pipeline.gene_graft import encode_shots, pad_id, vocabulary_hash
+from seawall.pipeline.gene_replies import Reply, read_replies, write_replies
+from seawall.pipeline.gene_views import claim, gene_view
+from seawall.pipeline.model import located
+from seawall.pipeline.progress import Reporter
+from seawall.report import render_gene
+from seawall.runs.files import read_json, storage_errors, write_text
+from seawall.runs.folder import RunFolder
+from seawall.runs.lock import locked
+from seawall.runs.manifest import update_manifest
+from seawall.runs.metrics import write_metrics
+from seawall.runs.stage import run_stage, stage_hash
+
+REPLIES, DEGRADED, GENE = "gene-replies", "gene-degraded", "gene"
+_DEGRADED_SCALING = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class GeneContext:
+    """A recipe, its run folder, and where to report. What is read without loading a model is read once."""
+
+    recipe: Recipe
+    run: RunFolder
+    reporter: Reporter
+
+    @property
+    def config(self) -> GeneConfig:
+        """The recipe's section."""
+        return self.recipe.gene
+
+    @cached_property
+    def aligned(self) -> CheckpointOutline:
+        """The aligned model's checkpoint."""
+        return outline(locate(located(self.recipe.model)))
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        config = located(self.recipe.model)
+        return open_tokenizer(locate(config, weights=False), config)
+
+    @cached_property
+    def points(self) -> dict[str, GenePoint]:
+        """Where the gene will be."""
+        return find_points(self.aligned.model, self.config.targets)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the aligned weights, as stored."""
+        self.reporter.stage(f"Reading {self.recipe.model.id}")
+        return checkpoint_fingerprint(self.aligned)
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The recipe's prompts in their parts."""
+        found = load_prompts(self.recipe.data)
+        update_manifest(self.run, {"data": {"gene_prompts": found.fingerprint()}})
+        return found
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The recipe's judge."""
+        return make_judge(self.recipe.eval.judge, self.run.judge)
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The aligned model."""
+        return load_model(located(self.recipe.model))
+
+    def asked(self, part: SplitName, *, harmful: bool, most: int) -> list[Messages]:
+        """Plain requests of one kind and part."""
+        items: Sequence[Any] = self.prompts.goals.part(part) if harmful else self.prompts.benign.part(part)
+        return [user(item.text) for item in take(items, most)]
+
+    def step(self, what: str) -> Callable[[int, int], None]:
+        """A function that reports progress under a name."""
+        return lambda done, total: self.reporter.step(what, done, total)
+
+
+def extract_gene(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) -> Gene:
+    """Extracts a gene from a recipe's model into `gene/` of a run folder, or goes on with that.
+
+    Args:
+        recipe: model, prompts and settings.
+        folder: the run folder.
+        text: the recipe as the user wrote it.
+        reporter: told what happens.
+
+    Raises:
+        SeawallError: something is wrong that the user can put right.
+    """
+    if recipe.eval.engine.kind != "transformers":
+        raise ConfigError(
+            "a gene cannot be taken from a model behind an endpoint",
+            got=f"eval.engine.kind={recipe.eval.engine.kind}",
+            expected="transformers",
+            remedy="leave eval.engine out",
+        )
+    run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
+    with storage_errors(run.path), locked(run.path):
+        context = GeneContext(recipe, run, reporter)
+        _check(context)
+        run_stage(run, REPLIES, _replies_inputs(context), lambda scratch: _replies(context, scratch))
+        inputs = {"replies": stage_hash(run, REPLIES), "gene": recipe.gene.model_dump(mode="json", exclude={"graft"})}
+        if context.config.degraded is None:
+            settings = context.config.model_dump(mode="json", include={"degrade", "targets", "seed"})
+            degrading = {"replies": inputs["replies"], **settings}
+            run_stage(run, DEGRADED, degrading, lambda scratch: _degraded(context, scratch))
+            inputs["degraded"] = stage_hash(run, DEGRADED)
+        else:
+            inputs["degraded"] = checkpoint_fingerprint(outline(locate(located(context.config.degraded))))
+        found = Gene.load(run_stage(run, GENE, inputs, lambda scratch: _gene(context, scratch)))
+        reporter.say(claim(found))
+        page = render_gene(
+            gene_view(found),
+            model=recipe.model.id,
+            recipe=recipe.model_dump(mode="json"),
+            manifest=read_json(run.manifest),
+        )
+        write_text(run.gene_report, page)
+    return found
+
+
+def _check(context: GeneContext) -> None:
+    """Everything that can be wrong before the first model is loaded."""
+    degraded = context.config.degraded
+    if degraded is not None:
+        config = located(degraded)
+        other = outline(locate(config))
+        tokenizer = open_tokenizer(locate(config, weights=False), config)
+        vocabularies = (vocabulary_hash(context.tokenizer), vocabulary_hash(tokenizer))
+        require_siblings(context.aligned, other, context.points, vocabularies)
+    parts: tuple[SplitName, ...] = ("train", "validation")
+    for harmful, name in ((True, "harmful"), (False, "benign")):
+        for part in parts:
+            if not context.asked(part, harmful=harmful, most=1):
+                raise DataError(
+                    f"there are no {name} prompts in the {part} part",
+                    got=f"an empty {part} part of data.{name}",
+                    expected="prompts on both sides in both parts",
+                    remedy="use more prompts, or name the part of each with `split`",
+                )
+
+
+def _replies_inputs(context: GeneContext) -> dict[str, Any]:
+    config = context.config.extract
+    return {
+        "seawall": __version__,
+        "weights": context.fingerprint,
+        "dtype": context.recipe.model.dtype,
+        "prompts": context.prompts.fingerprint(),
+        "extract": config.model_dump(mode="json", include={"harmful", "benign", "held_out", "max_new_tokens"}),
+        "judge": context.recipe.eval.judge.model_dump(mode="json"),
+    }
+
+
+def _replies(context: GeneContext, scratch: Path) -> None:
+    """The aligned model's own replies; of harmful requests those alone that it refuses."""
+    context.reporter.stage("The aligned model's replies")
+    model, tokenizer = context.load()
+    config = context.config.extract
+    found: list[Reply] = []
+    parts: tuple[tuple[SplitName, bool, int], ...] = (
+        ("train", True, config.harmful),
+        ("train", False, config.benign),
+        ("validation", True, config.held_out),
+        ("validation", False, config.held_out),
+    )
+    for part, harmful, most in parts:
+        prompts = context.asked(part, harmful=harmful, most=most)
+        replies = generate(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=context.config.batch_size,
+            progress=context.step(f"{part}, {'harmful' if harmful else 'harmless'}"),
+        )
+        verdicts = context.judge(prompts, [one.text for one in replies])
+        wanted = "refused" if harmful else "complied"
+        kept = [
+            Reply(part, harmful, Exchange(prompt, reply.text, prompt[-1].content, reply.ended))
+            for prompt, reply, verdict in zip(prompts, replies, verdicts, strict=True)
+            if verdict.label == wanted and reply.text.strip()
+        ]
+        if not kept:
+            raise DataError(
+                f"the aligned model gives no {'refusal of a harmful' if harmful else 'answer to a harmless'} request",
+                got=f"0 of {len(prompts)} {part} requests",
+                expected="a model that refuses harm and answers the rest",
+                remedy="name the aligned model as model.id",
+            )
+        found += kept
+    write_replies(scratch / "replies.jsonl", found)
+
+
+def _degraded(context: GeneContext, scratch: Path) -> None:
+    context.reporter.stage("Degrading: a short LoRA on harmless replies and bare openings of compliance")
+    model, tokenizer = context.load()
+    config = context.config.degrade
+    benign = [one.exchange for one in _kept(context, "train", harmful=False)][: config.benign]
+    goals = context.asked("train", harmful=True, most=config.harmful)
+    worn = wear(model, context.points, rank=config.rank, scaling=_DEGRADED_SCALING, seed=context.config.seed)
+    lessons = encode_shots(tokenizer, compliance(goals), benign)
+    total = config.epochs * -(-len(lessons) // config.batch_size)
+    rows: list[Mapping[str, float]] = []
+
+    def log(row: Mapping[str, float]) -> None:
+        rows.append(row)
+        context.reporter.step("updates", len(rows), total)
+
+    degrade(worn, lessons, pad_id(tokenizer), config, seed=context.config.seed, log=log)
+    save_adapter(scratch, worn.points, worn.factors(), _DEGRADED_SCALING)
+    write_metrics(scratch / "metrics.jsonl", rows)
+
+
+@dataclass(frozen=True, eq=False)
+class _Aligned:
+    """What is needed of the aligned model when it is gone."""
+
+    train: Taught
+    held_out: Taught
+    outputs: list[Any]
+
+
+def _gene(context: GeneContext, scratch: Path) -> None:
+    config, reporter = context.config, context.reporter
+    reporter.stage("The aligned model's predictions")
+    model, tokenizer = context.load()
+    known = _learn(context, model, tokenizer)
+    reporter.stage("Layer scores")
+    if config.degraded is None:
+        model = merged(model, context.run.stage(DEGRADED))
+    else:
+        del model
+        model, _ = load_model(located(config.degraded))
+    degraded = model_fingerprint(model)
+    lessons = known.held_out.lessons
+    outputs = layer_outputs(model, lessons, pad_id(tokenizer), batch_size=config.batch_size)
+    layers = contrast(known.outputs, outputs, [one.harmful for one in lessons])
+    points = _chosen(context, layers)
+    reporter.stage(f"Distilling into {len(points)} weight matrices, rank {config.rank}")
+    scaling = config.alpha / config.rank
+    worn = wear(model, points, rank=config.rank, scaling=scaling, seed=config.seed)
+    curve = _distilled(context, worn, known, scratch)
+    _save(context, worn, degraded, layers, curve, scratch, tokenizer)
+
+
+def _chosen(context: GeneContext, layers: Sequence[GeneLayer]) -> dict[str, GenePoint]:
+    """The adapter points in the layers that the recipe asks for."""
+    config = context.config.extract
+    held = sorted({point.layer for point in context.points.values()})
+    kept = select_layers(layers, held, config.keep, config.fraction, seed=context.config.seed)
+    return {name: point for name, point in context.points.items() if point.layer in kept}
+
+
+def _learn(context: GeneContext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> _Aligned:
+    size, pad = context.config.batch_size, pad_id(tokenizer)
+    sides: dict[SplitName, list[Lesson]] = {}
+    parts: tuple[SplitName, ...] = ("train", "validation")
+    for part in parts:
+        harmful, benign = ([one.exchange for one in _kept(context, part, harmful=kind)] for kind in (True, False))
+        sides[part] = encode_shots(tokenizer, harmful, benign)
+    return _Aligned(
+        teach(model, sides["train"], pad, batch_size=size),
+        teach(model, sides["validation"], pad, batch_size=size),
+        layer_outputs(model, sides["validation"], pad, batch_size=size),
+    )
+
+
+def _distilled(context: GeneContext, worn: Worn, known: _Aligned, scratch: Path) -> tuple[GeneStep, ...]:
+    config = context.config.extract
+    total = config.epochs * -(-len(known.train.lessons) // config.batch_size)
+    rows: list[Mapping[str, float]] = []
+
+    def log(row: Mapping[str, float]) -> None:
+        rows.append(row)
+        context.reporter.step("updates", len(rows), total)
+
+    curve = distil(worn, known.train, known.held_out, config, seed=context.config.seed, log=log)
+    write_metrics(scratch / "metrics.jsonl", rows)
+    return curve
+
+
+def _save(
+    context: GeneContext,
+    worn: Worn,
+    degraded: str,
+    layers: tuple[GeneLayer, ...],
+    curve: tuple[GeneStep, ...],
+    scratch: Path,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    held = {point.layer for point in worn.points.values()}
+    refusals = {}
+    if context.config.extract.judged:
+        context.reporter.stage("Refusals without and with the gene")
+        with worn.taken_off():
+            refusals["degraded"] = _refused(context, worn.model, tokenizer)
+        refusals["restored"] = _refused(context, worn.model, tokenizer)
+    Gene(
+        family=str(worn.model.config.model_type),
+        tokenizer=vocabulary_hash(tokenizer),
+        aligned=context.fingerprint,
+        degraded=degraded,
+        points=worn.points,
+        factors=worn.factors(),
+        scaling=context.config.alpha / context.config.rank,
+        layers=tuple(replace(one, selected=one.layer in held) for one in layers),
+        curve=curve,
+        refusals=refusals,
+    ).save(scratch)
+
+
+def _refused(context: GeneContext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Rate:
+    prompts = [one.exchange.prompt for one in _kept(context, "validation", harmful=True)]
+    prompts = prompts[: context.config.extract.judged]
+    replies = generate(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=context.config.extract.max_new_tokens,
+        batch_size=context.config.batch_size,
+        progress=context.step("asking"),
+    )
+    labels = [one.label for one in context.judge(prompts, [reply.text for reply in replies])]
+    return rate_with_interval(
+        labels, [one[-1].content for one in prompts], "refused", seed=context.config.seed, cautious=True
+    )
+
+
+def _kept(context: GeneContext, part: SplitName, *, harmful: bool) -> list[Reply]:
+    found = read_replies(context.run.stage(REPLIES) / "replies.jsonl")
+    return [one for one in found if one.part == part and one.harmful is harmful]

@@ -1,0 +1,88 @@
+"""The few examples that a graft is tuned on: refusals of harmful requests, and exchanges of the task."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from seawall.config.data import DataConfig
+from seawall.data.chat import read_chat_jsonl, to_exchange
+from seawall.data.files import Row, json_lines
+from seawall.data.sets import load_prompts
+from seawall.data.types import Exchange, user
+from seawall.errors import ConfigError, DataError
+
+_COLUMNS = (("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
+_Item = TypeVar("_Item")
+
+
+def refusal_shots(data: DataConfig, path: Path | None, count: int, *, seed: int) -> list[Exchange]:
+    """Harmful requests with a refusal each: of a file, or of the training part of a recipe's prompts.
+
+    Raises:
+        DataError: there are fewer; a row is wrong.
+    """
+    if path is not None:
+        return _some(read_exchanges(path), count, seed=seed, what=f"refusals in {path}")
+    prompts = load_prompts(data)
+    goals = _some(prompts.goals.train, count, seed=seed, what="training requests in data.harmful")
+    if not prompts.refusals:
+        raise DataError("there are no refusals to train towards", expected="some text in data.refusals")
+    return [
+        Exchange(user(one.text), prompts.refusals[at % len(prompts.refusals)], one.text) for at, one in enumerate(goals)
+    ]
+
+
+def task_shots(path: Path | None, count: int, *, seed: int) -> list[Exchange]:
+    """Examples of the task.
+
+    Raises:
+        ConfigError: no file is given.
+        DataError: there are fewer; a row is wrong.
+    """
+    if path is None:
+        raise ConfigError(
+            "refusals alone would turn the task's model into one that refuses everything",
+            got="shots without examples of the task",
+            expected="as many examples of the task as refusals",
+            remedy="give a JSONL file with --task, or use --shots 0",
+        )
+    return _some(read_exchanges(path), count, seed=seed, what=f"examples in {path}")
+
+
+def read_exchanges(path: Path) -> list[Exchange]:
+    """The exchanges of a JSONL file: `messages` that end with the assistant, or `prompt` and `completion` (also
+    `question` and `answer`, `instruction` and `output`).
+
+    Raises:
+        DataError: the file cannot be read, is empty, or a row is none of these; says where.
+    """
+    first = next(json_lines(path), None)
+    if first is None or "messages" in first.fields:
+        return [to_exchange(row) for row in read_chat_jsonl(path, ending="assistant")]
+    return [_exchange(row) for row in json_lines(path)]
+
+
+def _exchange(row: Row) -> Exchange:
+    for prompt, reply in _COLUMNS:
+        if prompt in row.fields and reply in row.fields:
+            return Exchange(user(row.text(prompt)), row.text(reply), row.text(prompt))
+    raise row.error(
+        "neither a conversation nor a prompt with a reply",
+        got=f"the fields {', '.join(map(repr, row.fields)) or 'none'}",
+        expected="messages, or prompt and completion",
+    )
+
+
+def _some(found: Sequence[_Item], count: int, *, seed: int, what: str) -> list[_Item]:
+    if len(found) < count:
+        raise DataError(
+            f"there are too few {what}",
+            got=len(found),
+            expected=f"at least {count} (--shots)",
+            remedy="use fewer shots",
+        )
+    chosen = sorted(random.Random(f"seawall shots {seed}").sample(range(len(found)), count))
+    return [found[at] for at in chosen]

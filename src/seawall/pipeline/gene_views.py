@@ -1,0 +1,140 @@
+"""Genes and grafts as the terminal, the page and machines are shown them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from seawall.artifacts.gene import Gene
+from seawall.artifacts.graft import Graft
+from seawall.genes.compose import Interference
+from seawall.report.gene import GeneCurve, GeneRow, GeneView
+from seawall.report.inputs import Interval
+
+_BAR = 24
+_STILL_SAFE = 0.7
+"""A degraded model that refuses more of what the aligned one refuses lost too little to learn from."""
+
+
+def gene_document(gene: Gene) -> dict[str, Any]:
+    """For machines: everything but the factors."""
+    return {
+        "fingerprint": gene.fingerprint,
+        "family": gene.family,
+        "made": gene.made,
+        "rank": gene.rank,
+        "scaling": gene.scaling,
+        "points": {name: list(one.shape) for name, one in gene.points.items()},
+        "held_layers": list(gene.held_layers),
+        "layers": [{**asdict(one), "score": one.score, "stream_score": one.stream_score} for one in gene.layers],
+        "curve": [asdict(one) for one in gene.curve],
+        "refusals": {name: asdict(one) for name, one in gene.refusals.items()},
+        "aligned": gene.aligned,
+        "degraded": gene.degraded,
+        "parents": list(gene.parents),
+    }
+
+
+def gene_view(gene: Gene) -> GeneView:
+    """What the page is given."""
+    held = set(gene.held_layers)
+    names = {"degraded": "the degraded model", "restored": "the degraded model with the gene"}
+    return GeneView(
+        claim=claim(gene),
+        facts=[
+            ("family", gene.family),
+            ("adapter", f"{len(gene.points)} weight matrices, rank {gene.rank}, scaling {gene.scaling:g}"),
+            ("gene", gene.fingerprint),
+            ("aligned weights", gene.aligned),
+            ("degraded weights", gene.degraded),
+        ],
+        layers=[
+            GeneRow(one.layer, one.harmful, one.benign, one.stream_harmful, one.stream_benign, one.layer in held)
+            for one in gene.layers
+        ],
+        curve=[GeneCurve(one.step, one.harmful, one.benign) for one in gene.curve],
+        refusals=[
+            (names[name], Interval(rate.rate, rate.low, rate.high, rate.n, rate.unscored))
+            for name, rate in gene.refusals.items()
+        ],
+    )
+
+
+def claim(gene: Gene) -> str:
+    """What became of the held-out divergence and of refusals, in a sentence."""
+    said = f"A gene of {len(gene.points)} weight matrices in {len(gene.held_layers)} layers, rank {gene.rank}"
+    if gene.curve:
+        first, last = gene.curve[0], gene.curve[-1]
+        said += (
+            f"; held-out KL on harmful requests {first.harmful:.3f} to {last.harmful:.3f} nats per token, "
+            f"on harmless ones {first.benign:.3f} to {last.benign:.3f}"
+        )
+    if gene.refusals:
+        before, after = gene.refusals["degraded"], gene.refusals["restored"]
+        said += f"; the degraded model refuses {before.rate:.0%} of {before.n}, with the gene {after.rate:.0%}"
+        if before.rate > _STILL_SAFE:
+            said += ". It was hardly degraded, so the gene holds little: raise gene.degrade.lr or its epochs"
+    return f"{said}."
+
+
+def layer_table(gene: Gene) -> Table:
+    """The contrast of every layer as a bar, and whether the gene holds it."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("layer", "harmful", "harmless", "of the output", "score"):
+        table.add_column(name, justify="right")
+    table.add_column("", min_width=_BAR)
+    table.add_column("held")
+    most = max((abs(one.score) for one in gene.layers), default=0.0) or 1.0
+    held = set(gene.held_layers)
+    for one in gene.layers:
+        bar = ("#" if one.score > 0 else "-") * round(_BAR * abs(one.score) / most)
+        numbers = (f"{value:.4f}" for value in (one.harmful, one.benign, one.stream_score, one.score))
+        table.add_row(str(one.layer), *numbers, bar, "yes" if one.layer in held else "")
+    if not gene.layers:
+        table.add_row(", ".join(map(str, gene.held_layers)), "", "", "", "", "no scores", "yes")
+    return table
+
+
+def graft_table(graft: Graft) -> Group:
+    """The coefficient of every layer, and what the check said."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer", justify="right")
+    table.add_column("coefficient", justify="right")
+    table.add_column("", min_width=_BAR)
+    most = max(graft.coefficients.values()) or 1.0
+    for layer, number in sorted(graft.coefficients.items()):
+        table.add_row(str(layer), f"{number:.3f}", "#" * round(_BAR * number / most))
+    return Group(table, _caption(graft))
+
+
+def interference_table(rows: Sequence[Interference]) -> Table:
+    """Every pair of genes in every layer that both change."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("genes", "layer", "cosine", "norm of the sum", "shared columns"):
+        table.add_column(name, justify="right")
+    for one in rows:
+        numbers = (f"{value:.3f}" for value in (one.cosine, one.norm_ratio, one.overlap))
+        table.add_row(f"{one.first + 1}, {one.second + 1}", str(one.layer), *numbers)
+    if not rows:
+        table.add_row("", "", "no layer", "in common", "")
+    return table
+
+
+def interference_document(rows: Sequence[Interference]) -> list[dict[str, Any]]:
+    """For machines."""
+    return [asdict(one) for one in rows]
+
+
+def _caption(graft: Graft) -> str:
+    said = {
+        "fixed": "coefficients of 1, not tuned",
+        "layer": f"tuned on {graft.shots} refusals and as many examples",
+        "global": f"one for all, tuned on {graft.shots} refusals and as many examples",
+    }[graft.tuned]
+    if graft.check is not None:
+        said += f"; reloaded, the logits differ by {graft.check.max_logit_difference:.2g} at most"
+    return f"{said}; {graft.seconds:.0f} s"

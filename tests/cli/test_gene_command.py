@@ -1,0 +1,115 @@
+"""`seawall gene` as it is met on the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from commands import refused, seawall
+from seawall.cli.app import app
+from seawall.errors import SeawallError
+
+sys.path.append(str(Path(__file__).parents[1] / "genes"))
+from siblings import write_shots, write_siblings
+
+pytest.importorskip("peft")
+QUICK = ("--set", "model.dtype=float32", "--set", "model.device=cpu", "--set", "gene.graft.steps=2")
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a gene, a task's model in `degraded/`, and shots."""
+    folder = tmp_path_factory.mktemp("family")
+    short = {"epochs": 1, "max_new_tokens": 3, "judged": 0, "harmful": 6, "benign": 6, "held_out": 2}
+    recipe = write_siblings(folder, extract=short)
+    done = seawall("gene", "extract", recipe, "-o", folder / "run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert found["gene"] == str(folder / "run/gene")
+    assert len(found["layers"]) == 5
+    assert len(found["curve"]) == 2
+    assert found["refusals"] == {}
+    write_shots(folder)
+    return folder
+
+
+def invoke(*words: str | Path) -> str:
+    done = CliRunner().invoke(app, ["gene", *map(str, words)], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout
+
+
+def test_select_graft_revert_and_compose(family: Path, tmp_path: Path) -> None:
+    shown = invoke("select", family / "run", "-o", tmp_path / "top", "--fraction", "0.2")
+    assert [line.split()[0] for line in shown.splitlines() if line.rstrip().endswith("yes")] == ["2"]
+    assert shown.strip().endswith(str(tmp_path / "top"))
+    refusals = f"gene.graft.refusals={family / 'refusals.jsonl'}"
+    shots = ("--shots", "2", "--task", family / "task.jsonl", "--set", refusals)
+    grafted = invoke("graft", family / "degraded", "-g", tmp_path / "top", "-o", tmp_path / "out", *shots, *QUICK)
+    assert "tuned on 2 refusals and as many examples; reloaded, the logits differ by" in " ".join(grafted.split())
+    words = ("graft", family / "degraded", "-g", family / "run", "--merge", "-o", tmp_path / "merged", *QUICK, "--json")
+    document = json.loads(invoke(*words))
+    assert document["coefficients"] == {str(layer): 1.0 for layer in range(5)}
+    assert document["form"] == "merged"
+    assert document["result"] != document["task_model"]
+    back = json.loads(invoke("revert", tmp_path / "merged", "-o", tmp_path / "back", "--json"))
+    assert back == {"model": str(tmp_path / "back"), "weights": document["task_model"]}
+    composed = (
+        "compose",
+        family / "run",
+        tmp_path / "top",
+        "--weight",
+        "1",
+        "--weight",
+        "0.5",
+        "-o",
+        tmp_path / "both",
+    )
+    found = json.loads(invoke(*composed, "--json"))
+    assert found["rank"] == 4
+    assert [(one["layer"], round(one["cosine"], 6)) for one in found["interference"]] == [(2, 1.0)]
+    assert "2" in invoke("compose", family / "run", tmp_path / "top", "-o", tmp_path / "again")
+
+
+def test_wrong_input_is_one_line(family: Path, tmp_path: Path) -> None:
+    words = ("gene", "graft", family / "degraded", "-g", tmp_path / "nowhere", "-o", tmp_path / "out")
+    refused(*words, saying="is no gene; got no such folder")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "saying"),
+    [
+        (("graft", "TASK", "-g", "RUN", "-o", "NEW", "--shots", "2"), "without examples of the task"),
+        (("graft", "TASK", "-g", "RUN", "-o", "NEW", "--set", "gene.graft.step=2"), "did you mean gene.graft.steps"),
+        (("graft", "TASK", "-g", "RUN", "-o", "FULL"), "already exists"),
+        (("graft", "nowhere/at/all", "-g", "RUN", "-o", "NEW"), "does not exist"),
+        (("select", "RUN", "-o", "NEW", "--keep", "best"), "--keep is wrong"),
+        (("select", "RUN", "-o", "NEW", "--fraction", "0"), "--fraction is wrong"),
+        (("compose", "RUN", "-o", "NEW"), "nothing to compose"),
+        (("revert", "TASK", "-o", "NEW"), "is no graft"),
+        (("extract", "RECIPE", "-o", "NEW", "--set", "gene.targets=[w9]"), "no weight matrix w9"),
+        (("extract", "RECIPE", "-o", "NEW", "--set", "gene.rank=0"), "gene.rank is wrong; got 0"),
+    ],
+)
+def test_wrong_input(family: Path, tmp_path: Path, words: tuple[str, ...], saying: str) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine").write_text("kept")
+    places = {
+        "TASK": family / "degraded",
+        "RUN": family / "run",
+        "RECIPE": family / "recipe.yaml",
+        "NEW": tmp_path / "new",
+        "FULL": tmp_path / "full",
+    }
+    with pytest.raises(SeawallError) as caught:
+        CliRunner().invoke(app, ["gene", *(str(places.get(word, word)) for word in words)], catch_exceptions=False)
+    assert saying in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new/gene").exists()
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
