@@ -160,6 +160,16 @@ def test_wrong_settings_are_refused(tmp_path: Path, anchor: Anchor) -> None:
     refused("that the anchor lacks; got 3 of 6, .*v_proj.weight first", lambda: SafetyBasin(some).attach(trainer))
     full = anchor_of({name: matrix_of(torch.eye(one.rows, 32)) for name, one in anchor.matrices.items()})
     refused("span the whole output", lambda: SafetyBasin(full).attach(trainer))
+
+
+def test_an_anchor_that_spans_everything_can_be_measured_by(tmp_path: Path, anchor: Anchor) -> None:
+    full = anchor_of({name: matrix_of(torch.eye(one.rows, 32)) for name, one in anchor.matrices.items()})
+    trainer = trainer_of(adapted(), tmp_path)
+    with SafetyBasin(full, 0.0).attach(trainer):
+        trainer.train()
+    seen = [line[LOGGED] for line in trainer.state.log_history if LOGGED in line]
+    assert seen
+    assert max(seen) < 1e-8
     assert "compute_loss" not in vars(trainer)
     SafetyBasin(full, projector="reference").attach(trainer).remove()
     attachment = SafetyBasin(anchor).attach(trainer)
