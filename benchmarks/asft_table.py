@@ -165,16 +165,16 @@ def difference(args: argparse.Namespace, cells: Sequence[Cell], other: TuneMetho
         ours, theirs = plain(args, cell, "asft"), plain(args, cell, other)
         if ours is None or theirs is None:
             continue
-        left += [one.label for one in theirs]
-        right += [one.label for one in ours]
-        goals += [one.goal for one in ours]
+        left += [theirs[one].label for one in ours]
+        right += [one.label for one in ours.values()]
+        goals += [one.goal for one in ours.values()]
     return paired_difference(left, right, goals, target="complied") if goals else None
 
 
-def plain(args: argparse.Namespace, cell: Cell, method: TuneMethod) -> list[Sample] | None:
-    """A method's replies to plain harmful requests."""
+def plain(args: argparse.Namespace, cell: Cell, method: TuneMethod) -> dict[str, Sample] | None:
+    """A method's replies to plain harmful requests, by the prompt: a file's order is that in which they were made."""
     path = folder(args, cell) / f"{stage_name(method, cell[1])}-eval" / SAMPLES
-    return [one for one in load_samples(path) if one.group == PLAIN] if path.is_file() else None
+    return {one.id: one for one in load_samples(path) if one.group == PLAIN} if path.is_file() else None
 
 
 def options() -> argparse.Namespace:

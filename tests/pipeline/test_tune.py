@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from seawall.artifacts.anchor import Anchor
 from seawall.artifacts.evaluation import Rate
@@ -25,6 +28,8 @@ from tuning_recipe import RANK, write_tuning
 
 peft = pytest.importorskip("peft")
 pytest.importorskip("trl")
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def tune(path: Path, folder: Path, *changes: str) -> TuningResult:
@@ -103,6 +108,37 @@ def test_what_is_finished_is_skipped_and_methods_and_seeds_are_added(recipe: Pat
     assert spread.n == 2
     assert tune(recipe, finished) == TuningResult.load(finished / "tune")
     assert not list((finished / "tune").glob("*.old-*"))
+
+
+def test_other_weights_in_the_base_s_folder_make_another_anchor(recipe: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(recipe.parent / "base", tmp_path / "base")
+    changes = [f"tune.base.id={base}", "tune.methods=[sft]", "tune.evaluate=false", "tune.epochs=1.0"]
+    first = tune(recipe, tmp_path / "run", *changes)
+    weights = load_file(base / "model.safetensors")
+    save_file({name: 1.5 * one for name, one in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    again = tune(recipe, tmp_path / "run", *changes)
+    assert again.base_fingerprint != first.base_fingerprint
+    assert Anchor.load(tmp_path / "run/tune/anchor.old-1").base == first.base_fingerprint
+
+
+def test_the_table_pairs_replies_by_their_prompts(finished: Path, tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("asft_table", BENCHMARKS / "asft_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    asft_table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(asft_table)
+    shutil.copytree(finished, tmp_path / "share-0.25-seed-0")
+    path = tmp_path / "share-0.25-seed-0/tune/sft-seed0-eval/samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for at, row in enumerate(row for row in rows if row["group"] == "plain"):
+        row["label"] = "refused" if at < 3 else "complied"
+    args = argparse.Namespace(work=tmp_path)
+    found = []
+    for order in (rows, rows[::-1]):
+        path.write_text("".join(json.dumps(row) + "\n" for row in order))
+        found.append(asft_table.difference(args, [(0.25, 0)], "sft"))
+    assert found[0] == found[1]
+    assert found[0].goals == 8
 
 
 def test_an_answer_that_cannot_be_scored_is_met_before_anything_is_asked(recipe: Path, tmp_path: Path) -> None:

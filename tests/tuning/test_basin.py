@@ -90,6 +90,17 @@ def test_two_accumulation_steps_are_one_step(tmp_path: Path, anchor: Anchor, kin
     assert max(float((weaker[name] - one).abs().max()) for name, one in whole.items()) > 1e-4
 
 
+def test_a_line_of_the_logs_is_a_mean_over_steps_of_unequal_parts(tmp_path: Path, anchor: Anchor) -> None:
+    basin = SafetyBasin(anchor, weight=3.0)
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_steps": 2}
+    _, each = after(tmp_path, basin.attach, **settings)
+    _, both = after(tmp_path, basin.attach, **settings, logging_steps=2)
+    first, second = (line[LOGGED] for line in each.state.log_history if LOGGED in line)
+    (mean,) = (line[LOGGED] for line in both.state.log_history if LOGGED in line)
+    assert abs(first - second) > 1e-3 * first
+    assert mean == pytest.approx((first + second) / 2, rel=1e-5)
+
+
 def test_training_drives_the_penalty_down_and_evaluation_does_not_see_it(tmp_path: Path, anchor: Anchor) -> None:
     model = adapted()
     trainer = trainer_of(model, tmp_path, max_steps=12, optim="adamw_torch", learning_rate=0.05)
@@ -160,6 +171,16 @@ def test_wrong_settings_are_refused(tmp_path: Path, anchor: Anchor) -> None:
     refused("that the anchor lacks; got 3 of 6, .*v_proj.weight first", lambda: SafetyBasin(some).attach(trainer))
     full = anchor_of({name: matrix_of(torch.eye(one.rows, 32)) for name, one in anchor.matrices.items()})
     refused("span the whole output", lambda: SafetyBasin(full).attach(trainer))
+
+
+def test_an_anchor_that_spans_everything_can_be_measured_by(tmp_path: Path, anchor: Anchor) -> None:
+    full = anchor_of({name: matrix_of(torch.eye(one.rows, 32)) for name, one in anchor.matrices.items()})
+    trainer = trainer_of(adapted(), tmp_path)
+    with SafetyBasin(full, 0.0).attach(trainer):
+        trainer.train()
+    seen = [line[LOGGED] for line in trainer.state.log_history if LOGGED in line]
+    assert seen
+    assert max(seen) < 1e-8
     assert "compute_loss" not in vars(trainer)
     SafetyBasin(full, projector="reference").attach(trainer).remove()
     attachment = SafetyBasin(anchor).attach(trainer)

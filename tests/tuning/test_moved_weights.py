@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from checkpoint_pairs import write, write_pair
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,7 +19,7 @@ from checkpoints import edit_json, logits
 from families import NUM_EXPERTS, tiny
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, Interrupted, SeawallError, UnsupportedModelError
-from seawall.models.adapter import CONFIG, merge_adapter
+from seawall.models.adapter import CONFIG, WEIGHTS, merge_adapter
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.load import load_model
 from seawall.models.stream import WeightReader, outline
@@ -94,6 +95,17 @@ def test_what_an_adapter_adds_lies_at_one(pair: Pair, tmp_path: Path) -> None:
     assert model_fingerprint(model) == before
     change = [(merged.state_dict()[name] - one).square().sum() for name, one in model.state_dict().items()]
     assert direction.norm == pytest.approx(float(torch.stack(change).sum().sqrt()), rel=1e-4)
+
+
+def test_an_adapter_that_is_scaled_otherwise_is_another_direction(mixtral: Pair, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    folder = _adapter(peft, _load(mixtral.aligned), tmp_path / "adapter", [])
+    aligned = outline(mixtral.aligned)
+    first, again = adapter_direction(aligned, folder), adapter_direction(aligned, folder)
+    edit_json(folder / CONFIG, lora_alpha=24)
+    scaled = adapter_direction(aligned, folder)
+    assert scaled.norm == pytest.approx(2 * first.norm)
+    assert first.source == again.source != scaled.source
 
 
 def _adapter(peft: Any, model: PreTrainedModel, folder: Path, stacks: list[str], **settings: Any) -> Path:
@@ -272,6 +284,12 @@ def test_adapters_that_are_no_direction_are_refused(mixtral: Pair, tmp_path: Pat
     refused(whole, UnsupportedModelError, "got modules_to_save lm_head; expected plain LoRA of")
     good = _adapter(peft, _load(mixtral.aligned), tmp_path / "good", [])
     adapter_direction(aligned, good)
+    zero = _adapter(peft, _load(mixtral.aligned), tmp_path / "zero", [])
+    weights = load_file(zero / WEIGHTS)
+    save_file({name: one * ("lora_A" in name) for name, one in weights.items()}, zero / WEIGHTS)
+    refused(zero, ArtifactError, "zero is no direction; got updates that are zero; expected a trained adapter")
+    save_file({name: one * float("nan") for name, one in weights.items()}, zero / WEIGHTS)
+    refused(zero, ArtifactError, "is no direction; got numbers that are not finite")
     edit_json(good / CONFIG, bias="all")
     refused(good, UnsupportedModelError, "got biases; expected plain LoRA")
     edit_json(good / CONFIG, bias="none", target_modules=["q_proj"])

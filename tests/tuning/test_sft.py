@@ -15,7 +15,8 @@ from seawall.config.tune import TuneConfig
 from seawall.data.types import Exchange, user
 from seawall.errors import Interrupted, SeawallError, UnsupportedModelError
 from seawall.tuning.rows import Lessons, encoded
-from seawall.tuning.sft import ADAPTER, CHECKPOINTS, Trained, train
+from seawall.tuning.sft import ADAPTER, CHECKPOINTS, Trained, _last_checkpoint, train
+from seawall.tuning.terms import Attachment, Term
 
 pytest.importorskip("peft")
 pytest.importorskip("trl")
@@ -64,6 +65,36 @@ def test_an_interrupted_training_ends_as_the_same_to_the_last_bit(tmp_path: Path
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert not left.exists()
+
+
+def test_the_curve_of_a_training_that_went_on_has_lost_nothing(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", logging_steps=5)
+    with pytest.raises(Interrupted):
+        trained(tmp_path / "parts", stop=9, logging_steps=5)
+    parts = trained(tmp_path / "parts", logging_steps=5)
+    assert [(line["step"], line["loss"]) for line in parts.log] == [(line["step"], line["loss"]) for line in whole.log]
+    assert {5, 10} <= {line["step"] for line in whole.log}
+
+
+def test_an_adapter_that_the_last_step_broke_is_not_kept(tmp_path: Path) -> None:
+    def attach(trainer: Any) -> None:
+        B = next(one for name, one in trainer.model.named_parameters() if "lora_B" in name)
+        # The root of 0 is a number, its gradient is none.
+        Attachment(trainer, Term("root", "root", "the root", 1.0, lambda moment: B.square().sum().sqrt()))
+
+    config = config_of(epochs=1.0, batch_size=16)
+    with pytest.raises(SeawallError, match=r"the trained adapter holds numbers that are not finite; got 12 such"):
+        train(tiny("llama"), tiny_tokenizer(), lessons(), config, folder=tmp_path, seed=3, attach=[attach])
+    assert not (tmp_path / ADAPTER).exists()
+
+
+def test_one_process_alone_removes_a_torn_checkpoint(tmp_path: Path) -> None:
+    torn = tmp_path / "checkpoint-8"
+    torn.mkdir()
+    assert _last_checkpoint(tmp_path, remove=False) is None
+    assert torn.is_dir()
+    assert _last_checkpoint(tmp_path, remove=True) is None
+    assert not torn.exists()
 
 
 def test_a_loss_of_nan_ends_it_and_leaves_the_checkpoints(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from seawall import __version__
 from seawall.artifacts.anchor import Anchor
 from seawall.artifacts.evaluation import EvalResult, Rate, Sample
 from seawall.artifacts.tuning import ATTACK, HARMFUL, TASK, TuningRow
+from seawall.config.model import ModelConfig
 from seawall.config.tune import TuneMethod
 from seawall.evaluation.run import SAMPLES, evaluate, group_rates
 from seawall.evaluation.samples import load_samples
@@ -20,12 +21,15 @@ from seawall.evaluation.suite import ATTACK as FAMILIES
 from seawall.evaluation.suite import PLAIN
 from seawall.evaluation.task import score_task
 from seawall.models.adapter import merge_adapter
+from seawall.models.checkpoint import weight_files
 from seawall.models.fingerprint import model_fingerprint
+from seawall.models.hub import locate
 from seawall.pipeline.audit_bench import with_pooled
+from seawall.pipeline.model import located
 from seawall.pipeline.tune_context import TuneContext, settings
 from seawall.pipeline.tune_methods import BUILD, Training
 from seawall.pipeline.tune_rows import ANCHOR, read_row, stage_name, write_row
-from seawall.runs.files import read_json, write_json, write_text
+from seawall.runs.files import file_hash, read_json, write_json, write_text
 from seawall.runs.stage import is_done, run_stage, stage_hash
 from seawall.tuning.anchor import describe
 from seawall.tuning.sft import ADAPTER
@@ -51,11 +55,21 @@ def anchor_stage(context: TuneContext) -> Anchor | None:
         return None
     context.reporter.stage(f"Anchor, from {context.recipe.model.id} and {context.base.id}")
     config = context.anchor_config()
-    inputs = {"seawall": __version__, "weights": context.fingerprint, "anchor": config.model_dump(mode="json")}
+    inputs = {
+        "seawall": __version__,
+        "weights": context.fingerprint,
+        "base": _file_hashes(context.base),
+        "anchor": config.model_dump(mode="json"),
+    }
     folder = run_stage(context.run, ANCHOR, inputs, lambda scratch: context.make_anchor().save(scratch))
     found = Anchor.load(folder)
     context.reporter.say(describe(found))
     return found
+
+
+def _file_hashes(config: ModelConfig) -> dict[str, str]:
+    """Of a checkpoint's weights; a file that is missing is met where they are read."""
+    return {path.name: file_hash(path) for path in weight_files(locate(located(config))) if path.is_file()}
 
 
 def measure_before(context: TuneContext) -> tuple[Anchor | None, TuningRow]:

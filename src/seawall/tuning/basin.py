@@ -67,11 +67,12 @@ class SafetyBasin:
 
         Raises:
             ConfigError: an adapter of matrices that the anchor lacks; other shapes; nothing to penalise, because
-                nothing trains that the anchor holds or because it spans the output of all that does.
+                nothing trains that the anchor holds, or because it spans the output of all that does and the weight is
+                not 0.
             UnsupportedModelError: an adapter other than LoRA.
         """
         updates = penalised(self.anchor, trainable_updates(model))
-        if self.projector in ("subspace", "random"):
+        if self.weight > 0 and self.projector in ("subspace", "random"):
             _require_outside(self.anchor, updates)
         return Penalty(
             self.anchor,

@@ -5,6 +5,7 @@ At amount 1 a direction adds d to the weights W of the aligned model, all in flo
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,7 +22,7 @@ from seawall.models.adapter_factors import adapter_factors
 from seawall.models.fingerprint import StreamedFingerprint
 from seawall.models.stream import CheckpointOutline, Part, WeightReader, matrices, outline, reading
 from seawall.models.updates import LowRankUpdate
-from seawall.runs.files import file_hash
+from seawall.runs.files import canonical_hash, file_hash
 
 Kind = Literal["aligned", "tuned", "random"]
 Norms = Mapping[Part, Mapping[str, Tensor]]
@@ -123,6 +124,7 @@ def adapter_direction(aligned: CheckpointOutline, folder: Path, *, name: str = "
 
     Raises:
         SeawallError: as `seawall.models.adapter_factors.adapter_factors`.
+        ArtifactError: it changes nothing, or holds numbers that are not finite.
     """
     # The adapter's modules are put into the model, so it needs a model of its own.
     updates = {one.name: one for one in adapter_factors(outline(aligned.folder).model, folder)}
@@ -136,7 +138,25 @@ def adapter_direction(aligned: CheckpointOutline, folder: Path, *, name: str = "
     norms = {
         part: {name: _norm(_product(updates[name], part.expert)) for name in names} for part, names in places.items()
     }
-    return Direction(name, "tuned", file_hash(folder / WEIGHTS), norms, lambda: nullcontext(change))
+    found = Direction(name, "tuned", _adapter_source(folder, updates.values()), norms, lambda: nullcontext(change))
+    _require_length(found, folder)
+    return found
+
+
+def _adapter_source(folder: Path, updates: Iterable[LowRankUpdate]) -> str:
+    """Of an adapter's weights, and of the factors by which its settings scale them."""
+    scalings = {one.name: one.scaling for one in updates}
+    return canonical_hash({"weights": file_hash(folder / WEIGHTS), "scalings": scalings})
+
+
+def _require_length(found: Direction, folder: Path) -> None:
+    if not 0 < found.norm < math.inf:
+        raise ArtifactError(
+            f"the adapter in {folder} is no direction",
+            got="updates that are zero" if found.norm == 0 else "numbers that are not finite",
+            expected="a trained adapter",
+            remedy="train it again, or leave landscape.adapter out",
+        )
 
 
 def random_direction(like: Direction, seed: int, *, name: str) -> Direction:

@@ -93,7 +93,7 @@ def train(
     Raises:
         UnsupportedModelError: the model has no such layers, TRL cannot train them, or a tracker is not installed.
         ConfigError: no chosen layer has a parameter that is to be adapted.
-        SeawallError: memory is too small; a loss is not finite. Checkpoints stay.
+        SeawallError: memory is too small; a loss or the adapter is not finite. Checkpoints stay.
     """
     begun = time.monotonic()
     with _libraries():
@@ -103,8 +103,10 @@ def train(
         trainer.add_callback(_Told(progress))
         for one in attach:
             one(trainer)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
-        if trainer.is_world_process_zero():
+        first = trainer.is_world_process_zero()
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS, remove=first))
+        _require_finite(adapted)
+        if first:
             adapted.save_pretrained(folder / ADAPTER)
             if (folder / CHECKPOINTS / _TRACKED).is_dir():
                 shutil.copytree(folder / CHECKPOINTS / _TRACKED, folder / TRACKER, dirs_exist_ok=True)
@@ -214,14 +216,25 @@ def _trainer(
         )
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """The last one that is whole; those whose writing was cut off, which lack their state, are removed."""
+def _require_finite(adapted: Any) -> None:
+    """The last step is followed by no loss that would tell."""
+    broken = [name for name, one in adapted.named_parameters() if one.requires_grad and not bool(one.isfinite().all())]
+    if broken:
+        raise SeawallError(
+            "the trained adapter holds numbers that are not finite",
+            got=f"{len(broken)} such tensors, {broken[0]} first",
+            remedy="finished methods stay; lower tune.lr",
+        )
+
+
+def _last_checkpoint(folder: Path, *, remove: bool) -> str | None:
+    """The last one that is whole; those whose writing was cut off, which lack their state, one process removes."""
     whole: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*") if folder.is_dir() else ():
         step = path.name.rpartition("-")[2]
         if step.isdecimal() and _is_whole(path):
             whole[int(step)] = path
-        else:
+        elif remove:
             shutil.rmtree(path)
     return str(whole[max(whole)]) if whole else None
 
@@ -235,12 +248,14 @@ def _is_whole(path: Path) -> bool:
 
 
 class _Told(TrainerCallback):  # type: ignore[misc]
-    """Tells the progress."""
+    """Tells the progress; and logs before every checkpoint, so that a training that goes on from there has lost no part
+    of a mean."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After every optimizer step."""
+        """After every optimizer step; the trainer logs before it saves."""
+        control.should_log |= control.should_save
         if self._progress is not None:
             self._progress(state.global_step, state.max_steps)

@@ -106,10 +106,19 @@ class Attachment:
 
 @dataclass(eq=False)
 class _Attached:
-    """A term, and its values since the last line of the logs."""
+    """A term, and its values since the last line of the logs, each with the part of its optimizer step."""
 
     term: Term
     seen: list[Tensor] = field(default_factory=list)
+    parts: list[float] = field(default_factory=list)
+
+    def mean(self) -> float:
+        """Over optimizer steps, whatever number of parts each had; forgets the values."""
+        parts = torch.tensor(self.parts)
+        mean = float(torch.stack(self.seen).float().cpu() @ parts / parts.sum())
+        self.seen.clear()
+        self.parts.clear()
+        return mean
 
 
 class _Loss:
@@ -172,6 +181,7 @@ def _value(one: _Attached, moment: Moment) -> Tensor:
         value = one.term.value(moment)
     _require_finite(value, one.term.what)
     one.seen.append(value.detach())
+    one.parts.append(1 / moment.parts)
     return value
 
 
@@ -184,8 +194,7 @@ class _Log:
     def __call__(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         for one in self._loss.attached if "loss" in logs else ():
             if one.seen:
-                logs[one.term.logged] = float(torch.stack(one.seen).mean())
-                one.seen.clear()
+                logs[one.term.logged] = one.mean()
         self._own(logs, *args, **kwargs)
 
 
