@@ -326,12 +326,20 @@ def test_genes_of_other_models_are_refused_before_anything_loads(family: Path, t
     tiny_tokenizer().save_pretrained(spoken)
     for folder, saying in (
         (llama, "for another family; got model_type llama; expected mixtral"),
-        (shallow, r"for other adapter points; got no parameter model.layers.3.self_attn.o_proj.weight"),
+        (shallow, "for another depth; got 3 decoder layers; expected 5"),
         (narrow, r"for other shapes; got model.layers.0.self_attn.o_proj.weight"),
         (spoken, "for another tokenizer"),
     ):
         with pytest.raises(ArtifactError, match=saying):
             graft(family, tmp_path / "out", model=ModelConfig(id=str(folder), device="cpu"))
+    replace(Gene.load(family / "run/gene"), layers=()).save(tmp_path / "unscored")
+    with pytest.raises(ArtifactError, match=r"adapter points; got no parameter model.layers.3.self_attn.o_proj.weight"):
+        graft(
+            family,
+            tmp_path / "out",
+            model=ModelConfig(id=str(shallow), device="cpu"),
+            gene=tmp_path / "unscored",
+        )
     assert not (tmp_path / "out").exists()
 
 
