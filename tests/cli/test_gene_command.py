@@ -88,6 +88,8 @@ def test_wrong_input_is_one_line(family: Path, tmp_path: Path) -> None:
         (("graft", "TASK", "-g", "RUN", "-o", "NEW", "--shots", "2"), "without examples of the task"),
         (("graft", "TASK", "-g", "RUN", "-o", "NEW", "--set", "gene.graft.step=2"), "did you mean gene.graft.steps"),
         (("graft", "TASK", "-g", "RUN", "-o", "FULL"), "already exists"),
+        (("graft", "TASK", "-g", "RUN", "-o", "INSIDE"), "file is a file; choose another folder with -o"),
+        (("graft", "TASK", "-g", "RUN", "-o", "."), ". is the folder that you are in"),
         (("graft", "nowhere/at/all", "-g", "RUN", "-o", "NEW"), "does not exist"),
         (("select", "RUN", "-o", "NEW", "--keep", "best"), "--keep is wrong"),
         (("select", "RUN", "-o", "NEW", "--fraction", "0"), "--fraction is wrong"),
@@ -97,7 +99,12 @@ def test_wrong_input_is_one_line(family: Path, tmp_path: Path) -> None:
         (("extract", "RECIPE", "-o", "NEW", "--set", "gene.rank=0"), "gene.rank is wrong; got 0"),
     ],
 )
-def test_wrong_input(family: Path, tmp_path: Path, words: tuple[str, ...], saying: str) -> None:
+def test_wrong_input(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], saying: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    (tmp_path / "file").write_text("kept")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine").write_text("kept")
     places = {
@@ -106,6 +113,7 @@ def test_wrong_input(family: Path, tmp_path: Path, words: tuple[str, ...], sayin
         "RECIPE": family / "recipe.yaml",
         "NEW": tmp_path / "new",
         "FULL": tmp_path / "full",
+        "INSIDE": tmp_path / "file/new",
     }
     with pytest.raises(SeawallError) as caught:
         CliRunner().invoke(app, ["gene", *(str(places.get(word, word)) for word in words)], catch_exceptions=False)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from siblings import random_gene
+from siblings import added, random_gene
 
-from families import tiny
+from families import random_ids, tiny
 from seawall.artifacts.gene import Factors, Gene
 from seawall.errors import ArtifactError, ConfigError
 from seawall.genes.compose import compose, interference
 from seawall.genes.select import with_layers
+from seawall.models.lora import load_worn, wear
 from seawall.pipeline.gene_tools import compose_genes
 
 
@@ -22,17 +23,46 @@ def test_a_composed_gene_does_the_sum(tmp_path: Path, family: str) -> None:
     model = tiny(family)
     first = random_gene(model, rank=3)
     second = with_layers(random_gene(model, rank=2, seed=2), [1, 2], made="part")
-    weights = (1.0, -0.5)
+    weights = (1.0, 0.5)
     whole = compose([first, second], weights)
     assert whole.rank == 5
     for name in first.points:
         wanted = first.update(name)
         if name in second.points:
-            wanted = wanted - 0.5 * second.update(name)
+            wanted = wanted + 0.5 * second.update(name)
         torch.testing.assert_close(whole.update(name), wanted, rtol=1e-4, atol=1e-6)
     whole.save(tmp_path)
     assert Gene.load(tmp_path).fingerprint == whole.fingerprint
     assert whole.parents == (first.fingerprint, second.fingerprint)
+
+
+def test_parameters_of_one_module_are_where_peft_looks_for_them(tmp_path: Path) -> None:
+    """PEFT nests the adapters of a module's parameters, so where one lies depends on the others."""
+    pytest.importorskip("peft")
+    both, one, other = (
+        _worn(targets) for targets in (("gate_up_proj", "down_proj"), ("gate_up_proj",), ("down_proj",))
+    )
+    for genes in ([one, both], [both, other]):
+        whole = compose(genes, (1.0, 0.5))
+        whole.save(tmp_path / str(len(list(tmp_path.iterdir()))))
+        folder = max(tmp_path.iterdir())
+        assert Gene.load(folder).points == dict(sorted(both.points.items()))
+        with torch.no_grad():
+            loaded = load_worn(tiny("mixtral"), folder)(random_ids()).logits
+            wanted = added("mixtral", whole)(random_ids()).logits
+        torch.testing.assert_close(loaded, wanted, rtol=1e-4, atol=1e-3)
+    saying = r"different parameters of model.layers.0.mlp.experts; got gate_up_proj and down_proj; expected one gene"
+    with pytest.raises(ArtifactError, match=saying):
+        compose([one, other], (1.0, 1.0))
+
+
+@pytest.mark.parametrize("weight", [-0.5, float("nan"), float("inf")])
+def test_weights_that_take_safety_away_or_are_no_numbers_are_refused(tmp_path: Path, weight: float) -> None:
+    for seed in (1, 2):
+        random_gene(tiny("llama"), seed=seed, targets=("q_proj",)).save(tmp_path / f"gene{seed}")
+    with pytest.raises(ConfigError, match=r"a gene's weight is wrong; got .*; expected 0 or more"):
+        compose_genes([tmp_path / "gene1", tmp_path / "gene2"], tmp_path / "out", weights=[1.0, weight])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
@@ -92,3 +122,9 @@ def test_what_cannot_be_composed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is no gene"):
         compose_genes([tmp_path / "gene", tmp_path / "nowhere"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def _worn(targets: tuple[str, ...]) -> Gene:
+    """A gene of noise whose points are where PEFT keeps them."""
+    gene = random_gene(tiny("mixtral"), targets=targets, seed=len(targets[0]))
+    return replace(gene, points=wear(tiny("mixtral"), gene.points, rank=gene.rank, scaling=gene.scaling).points)

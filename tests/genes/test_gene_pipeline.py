@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from siblings import POINT, degraded_model, save_sibling, write_shots, write_siblings
 
+import seawall.models.rewrite as rewrite
 from checkpoints import edit_json
 from families import tiny, tiny_tokenizer
 from planted_refusal import ANSWER, ATTENTION, REFUSAL, harmful, harmless, refusing_by_attention
@@ -21,7 +25,10 @@ from seawall.config.data import DataConfig
 from seawall.config.gene import GeneConfig
 from seawall.config.load import changed_defaults
 from seawall.config.model import ModelConfig
+from seawall.data.templating import Encoded
 from seawall.errors import ArtifactError, ConfigError, DataError, NothingToGraftError, RunFolderError, SeawallError
+from seawall.genes.lessons import Lesson
+from seawall.genes.select import contrast, layer_outputs
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.generate import generate
 from seawall.models.load import load_model
@@ -125,11 +132,59 @@ def test_a_finished_extraction_is_not_done_again(family: Path, monkeypatch: pyte
     assert POINT in again.points
 
 
+def test_other_weights_that_reply_alike_make_another_gene(tmp_path: Path) -> None:
+    short = {"epochs": 1, "max_new_tokens": 3, "judged": 0, "harmful": 4, "benign": 4, "held_out": 2}
+    degrade = {"lr": 0.01, "epochs": 1, "harmful": 4, "benign": 4}
+    recipe = load_recipe(write_siblings(tmp_path, extract=short, degraded=None, degrade=degrade))
+    first = extract_gene(recipe, tmp_path / "run", text="", reporter=Quiet())
+    model = refusing_by_attention()
+    with torch.no_grad():
+        model.get_parameter(POINT).mul_(1.01)
+    model.save_pretrained(tmp_path / "model")
+    second = extract_gene(recipe, tmp_path / "run", text="", reporter=Quiet())
+    said = [tmp_path / "run" / name / "replies.jsonl" for name in ("gene-replies", "gene-replies.old-1")]
+    assert said[0].read_text() == said[1].read_text()
+    assert first.aligned != second.aligned == model_fingerprint(model)
+    assert first.fingerprint != second.fingerprint
+    assert (tmp_path / "run/gene-degraded.old-1").is_dir()
+
+
+@pytest.mark.parametrize(("targets", "peft"), [(["w9"], True), (["o_proj"], False)])
+def test_what_is_wrong_is_said_before_a_model_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: list[str], peft: bool
+) -> None:
+    recipe = load_recipe(write_siblings(tmp_path, degraded=None, targets=targets))
+    if not peft:
+        monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(SeawallError, match="PEFT, which is not installed" if not peft else "no weight matrix w9"):
+        extract_gene(recipe, tmp_path / "run", text="", reporter=Quiet())
+    assert not list((tmp_path / "run").glob("gene*"))
+
+
+def test_differences_of_embeddings_are_no_layers() -> None:
+    """Of two models whose layers write nothing, the streams differ by the embeddings alone."""
+    models = [tiny("llama"), tiny("llama")]
+    with torch.no_grad():
+        models[1].get_input_embeddings().weight.add_(0.1)
+        for model in models:
+            for block in model.get_decoder().layers:
+                block.self_attn.o_proj.weight.zero_()
+                block.mlp.down_proj.weight.zero_()
+    lessons = [Lesson(Encoded([1, 2, 3, 4, 5], [-100] * 3 + [4, 5]), harmful=kind) for kind in (True, False)]
+    streams = [layer_outputs(model, lessons, 0, batch_size=2) for model in models]
+    found = contrast(streams[0], streams[1], [True, False])
+    assert [one.layer for one in found] == [0, 1, 2]
+    assert all(one.harmful == one.benign == 0.0 < 0.1 < min(one.stream_harmful, one.stream_benign) for one in found)
+
+
 def test_an_adapter_gives_refusals_back_and_keeps_the_task(family: Path, tmp_path: Path) -> None:
     task = family / "degraded"
     assert replies(task) == ([ANSWER] * 6, [ANSWER] * 6)
     found = graft(family, tmp_path / "out", shots=SHOTS)
     assert replies(task, tmp_path / "out") == ([REFUSAL] * 6, [ANSWER] * 6)
+    edit_json(tmp_path / "out/adapter_config.json", base_model_name_or_path=str(task))
+    with pytest.raises(ArtifactError, match="is grafted already; got the gene sha256"):
+        graft(family, tmp_path / "twice", form="merged", model=ModelConfig(id=str(tmp_path / "out"), device="cpu"))
     assert found.tuned == "layer"
     assert found.coefficients.keys() == set(range(5))
     assert all(0 <= number <= 2 for number in found.coefficients.values())
@@ -175,6 +230,10 @@ def test_a_task_that_is_an_adapter_is_merged_with_the_gene(family: Path, tmp_pat
     assert revert_graft(tmp_path / "out", tmp_path / "back") == found.task_model
     assert replies(tmp_path / "out")[0] == [REFUSAL] * 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "out", "task"]
+    for path in (family / "degraded").iterdir():
+        shutil.copyfile(path, tmp_path / "task" / path.name)
+    with pytest.raises(ConfigError, match="holds an adapter beside its weights"):
+        graft(family, tmp_path / "mixed", form="merged", **asked)
 
 
 def test_what_cannot_be_reverted_says_why(family: Path, tmp_path: Path) -> None:
@@ -185,6 +244,16 @@ def test_what_cannot_be_reverted_says_why(family: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="without keeping the tensors as they were; use the model that"):
         revert_graft(tmp_path / "lean", tmp_path / "back", reporter=Quiet())
     graft(family, tmp_path / "merged", "gene.graft.verify=false", form="merged")
+    words = (tmp_path / "merged/tokenizer_config.json").read_bytes()
+    (tmp_path / "merged/tokenizer_config.json").write_bytes(words + b"\n")
+    with pytest.raises(ArtifactError, match=r"tokenizer_config.json is not the file that seawall wrote"):
+        revert_graft(tmp_path / "merged", tmp_path / "back", reporter=Quiet())
+    (tmp_path / "merged" / GRAFT).rename(tmp_path / GRAFT)
+    asked = {"model": ModelConfig(id=str(tmp_path / "merged"), device="cpu")}
+    with pytest.raises(ArtifactError, match=r"tokenizer_config.json is not the file that seawall wrote"):
+        graft(family, tmp_path / "back", "gene.graft.verify=false", **asked)
+    (tmp_path / GRAFT).rename(tmp_path / "merged" / GRAFT)
+    (tmp_path / "merged/tokenizer_config.json").write_bytes(words)
     kept = next((tmp_path / "merged/graft/originals").iterdir())
     kept.write_bytes(kept.read_bytes()[:-1] + b"\0")
     with pytest.raises(ArtifactError, match="is missing or was changed"):
@@ -194,10 +263,22 @@ def test_what_cannot_be_reverted_says_why(family: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "back").exists()
 
 
+def test_a_full_disk_is_said_and_nothing_is_left(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: object, path: Path, **_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(rewrite, "save_file", full)
+    with pytest.raises(RunFolderError, match="the disk is full; free some space"):
+        graft(family, tmp_path / "out", "gene.graft.verify=false", form="merged")
+    assert not list(tmp_path.iterdir())
+
+
 def test_selection_keeps_the_planted_layer_and_the_control_need_not(family: Path, tmp_path: Path) -> None:
     top = select_gene(family / "run", tmp_path / "top", fraction=0.2)
     assert top.held_layers == (ATTENTION,)
     assert [one.layer for one in top.layers if one.selected] == [ATTENTION]
+    assert not top.curve
+    assert not top.refusals
     assert top.parents == (Gene.load(family / "run/gene").fingerprint,)
     assert select_gene(family / "run", tmp_path / "stream", keep="stream", fraction=0.2).held_layers == (4,)
     assert select_gene(family / "run", tmp_path / "all", keep="all").held_layers == tuple(range(5))
@@ -245,12 +326,20 @@ def test_genes_of_other_models_are_refused_before_anything_loads(family: Path, t
     tiny_tokenizer().save_pretrained(spoken)
     for folder, saying in (
         (llama, "for another family; got model_type llama; expected mixtral"),
-        (shallow, r"for other adapter points; got no parameter model.layers.3.self_attn.o_proj.weight"),
+        (shallow, "for another depth; got 3 decoder layers; expected 5"),
         (narrow, r"for other shapes; got model.layers.0.self_attn.o_proj.weight"),
         (spoken, "for another tokenizer"),
     ):
         with pytest.raises(ArtifactError, match=saying):
             graft(family, tmp_path / "out", model=ModelConfig(id=str(folder), device="cpu"))
+    replace(Gene.load(family / "run/gene"), layers=()).save(tmp_path / "unscored")
+    with pytest.raises(ArtifactError, match=r"adapter points; got no parameter model.layers.3.self_attn.o_proj.weight"):
+        graft(
+            family,
+            tmp_path / "out",
+            model=ModelConfig(id=str(shallow), device="cpu"),
+            gene=tmp_path / "unscored",
+        )
     assert not (tmp_path / "out").exists()
 
 

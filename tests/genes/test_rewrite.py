@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import seawall.models.rewrite as rewrite
 from checkpoints import INDEX
 from families import tiny, tiny_tokenizer
-from seawall.errors import UnsupportedModelError
+from seawall.errors import ArtifactError, UnsupportedModelError
 from seawall.models.checkpoint import HASHES_FILE, verify_hashes, weight_files
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.rewrite import add_to_checkpoint, checkpoint_fingerprint, put_back
@@ -43,6 +43,8 @@ def test_merging_is_adding_and_taking_back_is_exact(tmp_path: Path, family: str,
     assert all(not torch.equal(new[name], old[name]) for name in gene.points)
 
     put_back(tmp_path / "out", tmp_path / "originals", tmp_path / "back")
+    with pytest.raises(ArtifactError, match="does not belong to"):
+        put_back(tmp_path / "out", _strange(tmp_path, task), tmp_path / "wrong")
     assert all(filecmp.cmp(path, tmp_path / "back" / path.name, shallow=False) for path in task.iterdir())
     assert {path.name for path in (tmp_path / "back").iterdir()} == {path.name for path in task.iterdir()} | {
         HASHES_FILE
@@ -110,3 +112,10 @@ def _write(folder: Path, family: str, dtype: torch.dtype) -> Path:
     tiny(family).to(dtype).save_pretrained(folder, max_shard_size="60KB")
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def _strange(folder: Path, task: Path) -> Path:
+    """Kept tensors of another model, in a file that is called as one of the checkpoint's."""
+    (folder / "strange").mkdir()
+    save_file({"strange": torch.zeros(1)}, folder / "strange" / weight_files(task)[0].name)
+    return folder / "strange"

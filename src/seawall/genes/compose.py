@@ -5,6 +5,7 @@ The sum of low-rank updates is a low-rank update: factors side by side, weights 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,8 +42,9 @@ def compose(genes: Sequence[Gene], weights: Sequence[float]) -> Gene:
     """The gene that does what all of them do, each times its weight.
 
     Raises:
-        ConfigError: fewer than two, or another number of weights.
-        ArtifactError: genes of different families, tokenizers or shapes; the same gene twice.
+        ConfigError: fewer than two, another number of weights, or a weight that is negative or no number.
+        ArtifactError: genes of different families, tokenizers or shapes; the same gene twice; genes that change
+            different parameters of one module.
     """
     if len(genes) < 2 or len(weights) != len(genes):
         raise ConfigError(
@@ -50,10 +52,16 @@ def compose(genes: Sequence[Gene], weights: Sequence[float]) -> Gene:
             got=f"{len(genes)} genes, {len(weights)} weights",
             expected="two or more of both",
         )
+    wrong = next((weight for weight in weights if not 0 <= weight < math.inf), None)
+    if wrong is not None:
+        raise ConfigError(
+            "a gene's weight is wrong",
+            got=wrong,
+            expected="0 or more: a negative weight would take safety away",
+            remedy="leave out the gene that is in the way (--weight)",
+        )
     _require_alike(genes)
-    points: dict[str, GenePoint] = {}
-    for gene in genes:
-        points |= gene.points
+    points = _placed(genes)
     first = genes[0]
     terms = " + ".join(f"{weight:g} x {gene.fingerprint[7:15]}" for gene, weight in _pairs(genes, weights))
     return replace(
@@ -139,6 +147,29 @@ def _pairs(genes: Sequence[Gene], weights: Sequence[float]) -> list[tuple[Gene, 
     return list(zip(genes, weights, strict=True))
 
 
+def _placed(genes: Sequence[Gene]) -> dict[str, GenePoint]:
+    """All points, each where PEFT keeps its factors when all are adapted: that of one parameter of a module depends
+    on which others of it are, so a gene that has all of a module's must say.
+    """
+    owned: dict[str, set[str]] = {}
+    for gene in genes:
+        for name in gene.points:
+            owned.setdefault(name.rpartition(".")[0], set()).add(name)
+    points: dict[str, GenePoint] = {}
+    for owner, names in owned.items():
+        whole = next((gene for gene in genes if names <= gene.points.keys()), None)
+        if whole is None:
+            ends = (sorted(name.rpartition(".")[2] for name in names & gene.points.keys()) for gene in genes)
+            raise ArtifactError(
+                f"the genes change different parameters of {owner}",
+                got=" and ".join(", ".join(some) or "none" for some in ends),
+                expected="one gene that changes all of them",
+                remedy="extract the genes with the same gene.targets",
+            )
+        points |= {name: whole.points[name] for name in names}
+    return points
+
+
 def _require_alike(genes: Sequence[Gene]) -> None:
     first = genes[0]
     seen: set[str] = set()
@@ -153,10 +184,7 @@ def _require_alike(genes: Sequence[Gene]) -> None:
             if ours != theirs:
                 raise ArtifactError(f"gene {at} is for another {what}", got=theirs, expected=f"{ours}, as the first")
         for name in sorted(first.points.keys() & gene.points.keys()):
-            if (first.points[name].shape, first.points[name].module) != (
-                gene.points[name].shape,
-                gene.points[name].module,
-            ):
+            if first.points[name].shape != gene.points[name].shape:
                 raise ArtifactError(
                     f"gene {at} is for other shapes: {name}",
                     got=gene.points[name].shape,

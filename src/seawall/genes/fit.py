@@ -19,11 +19,14 @@ def require_fit(gene: Gene, outline: CheckpointOutline, tokenizer: str, *, what:
         what: the model, for the message.
 
     Raises:
-        ArtifactError: another family or tokenizer, or no such matrix or another shape at an adapter point.
+        ArtifactError: another family, depth or tokenizer, or no such matrix or another shape at an adapter point.
     """
     family = str(outline.model.config.model_type)
     if family != gene.family:
         raise _misfit(what, "another family", f"model_type {family}", gene.family)
+    depth = int(outline.model.config.get_text_config().num_hidden_layers)
+    if gene.layers and depth != len(gene.layers):
+        raise _misfit(what, "another depth", f"{depth} decoder layers", f"{len(gene.layers)}")
     shapes = outline.shapes
     for name, point in sorted(gene.points.items()):
         if name not in shapes:

@@ -25,24 +25,29 @@ from seawall.models.residual import decoder_layers
 
 POSITIONS = 16
 """Positions per reply that are compared: where its first token is decided, and on."""
+_INPUT = -1
+"""Stands for the embeddings where layers are numbered."""
 
 
 @torch.no_grad()
 def layer_outputs(model: PreTrainedModel, lessons: Sequence[Lesson], pad_id: int, *, batch_size: int) -> list[Tensor]:
-    """The output of every decoder layer where the first tokens of each reply are predicted: (L, R, D) per lesson."""
+    """The residual stream where the first tokens of each reply are predicted, (L + 1, R, D) per lesson: the first
+    decoder layer's input, and the output of every one.
+    """
     found: dict[int, Tensor] = {}
     blocks = decoder_layers(model)
     for positions in buckets(lessons, batch_size):
         rows = [lessons[at].encoded for at in positions]
         outputs: dict[int, Tensor] = {}
         with ExitStack() as hooks:
+            hooks.callback(blocks[0].register_forward_pre_hook(_input_recorder(outputs), with_kwargs=True).remove)
             for layer, block in enumerate(blocks):
                 hooks.callback(block.register_forward_hook(_recorder(outputs, layer)).remove)
             run_model(model, collate(rows, pad_id, side="left"), keep=1)
         for at, row in enumerate(rows):
             start = -1 - row.response_tokens
             stop = min(start + POSITIONS, -1)
-            kept = [outputs[layer][at, start:stop].float().cpu() for layer in range(len(blocks))]
+            kept = [outputs[layer][at, start:stop].float().cpu() for layer in range(_INPUT, len(blocks))]
             found[positions[at]] = torch.stack(kept)
     return [found[at] for at in range(len(lessons))]
 
@@ -52,13 +57,13 @@ def contrast(
 ) -> tuple[GeneLayer, ...]:
     """The differences of two models by layer, from `layer_outputs` of the same lessons.
 
-    Both models embed tokens alike, so what a layer writes differs by how much more its output differs than its input.
+    What a layer writes is its output less its input; what embeddings differ by is no layer's.
     """
     own, stream = [], []
-    for ours_LRD, theirs_LRD in zip(aligned, degraded, strict=True):
-        difference_LRD = ours_LRD - theirs_LRD
-        written_LRD = difference_LRD.diff(dim=0, prepend=torch.zeros_like(difference_LRD[:1]))
-        norm_LR = ours_LRD.norm(dim=-1)
+    for ours, theirs in zip(aligned, degraded, strict=True):
+        difference = ours - theirs
+        difference_LRD, written_LRD = difference[1:], difference.diff(dim=0)
+        norm_LR = ours[1:].norm(dim=-1)
         own.append((written_LRD.norm(dim=-1) / norm_LR).mean(-1))
         stream.append((difference_LRD.norm(dim=-1) / norm_LR).mean(-1))
     mask = torch.tensor(list(harmful_prompts))
@@ -100,7 +105,7 @@ def select_layers(
 
 
 def with_layers(gene: Gene, layers: Sequence[int], *, made: str) -> Gene:
-    """The gene on some of its layers alone."""
+    """The gene on some of its layers alone; what was measured of the whole gene does not hold for it."""
     kept = set(layers)
     points = {name: one for name, one in gene.points.items() if one.layer in kept}
     return replace(
@@ -108,10 +113,18 @@ def with_layers(gene: Gene, layers: Sequence[int], *, made: str) -> Gene:
         points=points,
         factors={name: gene.factors[name] for name in points},
         layers=tuple(replace(one, selected=one.layer in kept) for one in gene.layers),
+        curve=(),
         refusals={},
         made=made,
         parents=(gene.fingerprint,),
     )
+
+
+def _input_recorder(outputs: dict[int, Tensor]) -> Callable[..., None]:
+    def hook(block: nn.Module, args: Any, kwargs: Any) -> None:
+        outputs[_INPUT] = args[0] if args else kwargs["hidden_states"]
+
+    return hook
 
 
 def _recorder(outputs: dict[int, Tensor], layer: int) -> Callable[..., None]:

@@ -10,7 +10,7 @@ import copy
 import math
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -235,19 +235,24 @@ def _sum(tensor: Tensor, change: Tensor) -> Tensor:
 
 @contextmanager
 def _file(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    with library_errors(f"{path} cannot be read"), safe_open(path, framework="pt") as file:
-        yield _Tensors(file), file.metadata() or {}
+    """The tensors of a file, and its metadata. Only what reading raises is said to be the file's fault."""
+    with ExitStack() as stack:
+        with library_errors(f"{path} cannot be read"):
+            file = stack.enter_context(safe_open(path, framework="pt"))
+            metadata = file.metadata() or {}
+        yield _Tensors(file, path), metadata
 
 
 class _Tensors:
     """A safetensors file whose names are a set."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, file: Any, path: Path) -> None:
+        self._file, self._path = file, path
 
     def keys(self) -> set[str]:
         return set(self._file.keys())
 
     def get_tensor(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
+        with library_errors(f"{self._path} cannot be read"):
+            tensor: Tensor = self._file.get_tensor(name)
         return tensor

@@ -81,15 +81,20 @@ def _judged(found: dict[str, Any], allowed: float, fingerprint: str) -> dict[str
 
 
 def require_free(output: Path) -> None:
-    """Refuses a folder that already holds something.
+    """Refuses a folder that already holds something, or that nothing can be put in the place of.
 
     Raises:
-        RunFolderError: it does.
+        RunFolderError: it does, it would lie in a file, or it is the folder that the process is in.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunFolderError(
             f"{output} already exists", expected="a new or empty folder", remedy="choose another with -o"
         )
+    file = next((one for one in output.parents if one.exists() and not one.is_dir()), None)
+    if file is not None:
+        raise RunFolderError(f"{output} cannot be made: {file} is a file", remedy="choose another folder with -o")
+    if output.exists() and output.samefile(Path.cwd()):
+        raise RunFolderError(f"{output} is the folder that you are in", remedy="name a new folder in it with -o")
 
 
 def apply_delta(delta: Delta, config: ModelConfig, output: Path, *, revert: bool = False) -> str:

@@ -26,6 +26,7 @@ from seawall.genes.extract import distil
 from seawall.genes.fit import require_siblings
 from seawall.genes.lessons import Lesson, Taught, teach
 from seawall.genes.select import contrast, layer_outputs, select_layers
+from seawall.models.adapter import require_peft
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.generate import generate
 from seawall.models.hub import locate
@@ -135,11 +136,11 @@ def extract_gene(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter)
         context = GeneContext(recipe, run, reporter)
         _check(context)
         run_stage(run, REPLIES, _replies_inputs(context), lambda scratch: _replies(context, scratch))
-        inputs = {"replies": stage_hash(run, REPLIES), "gene": recipe.gene.model_dump(mode="json", exclude={"graft"})}
+        known = {**_basis(context), "replies": stage_hash(run, REPLIES)}
+        inputs = {**known, "gene": recipe.gene.model_dump(mode="json", exclude={"graft"})}
         if context.config.degraded is None:
             settings = context.config.model_dump(mode="json", include={"degrade", "targets", "seed"})
-            degrading = {"replies": inputs["replies"], **settings}
-            run_stage(run, DEGRADED, degrading, lambda scratch: _degraded(context, scratch))
+            run_stage(run, DEGRADED, {**known, **settings}, lambda scratch: _degraded(context, scratch))
             inputs["degraded"] = stage_hash(run, DEGRADED)
         else:
             inputs["degraded"] = checkpoint_fingerprint(outline(locate(located(context.config.degraded))))
@@ -157,13 +158,14 @@ def extract_gene(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter)
 
 def _check(context: GeneContext) -> None:
     """Everything that can be wrong before the first model is loaded."""
-    degraded = context.config.degraded
+    require_peft()
+    points, degraded = context.points, context.config.degraded
     if degraded is not None:
         config = located(degraded)
         other = outline(locate(config))
         tokenizer = open_tokenizer(locate(config, weights=False), config)
         vocabularies = (vocabulary_hash(context.tokenizer), vocabulary_hash(tokenizer))
-        require_siblings(context.aligned, other, context.points, vocabularies)
+        require_siblings(context.aligned, other, points, vocabularies)
     parts: tuple[SplitName, ...] = ("train", "validation")
     for harmful, name in ((True, "harmful"), (False, "benign")):
         for part in parts:
@@ -176,16 +178,23 @@ def _check(context: GeneContext) -> None:
                 )
 
 
-def _replies_inputs(context: GeneContext) -> dict[str, Any]:
-    config = context.config.extract
+def _basis(context: GeneContext) -> dict[str, Any]:
+    """What every stage depends on: replies alone do not tell two models apart."""
     return {
         "seawall": __version__,
         "weights": context.fingerprint,
         "dtype": context.recipe.model.dtype,
+        "vocabulary": vocabulary_hash(context.tokenizer),
+        "template": str(context.tokenizer.chat_template),
         "prompts": context.prompts.fingerprint(),
-        "extract": config.model_dump(mode="json", include={"harmful", "benign", "held_out", "max_new_tokens"}),
         "judge": context.recipe.eval.judge.model_dump(mode="json"),
     }
+
+
+def _replies_inputs(context: GeneContext) -> dict[str, Any]:
+    config = context.config.extract
+    wanted = config.model_dump(mode="json", include={"harmful", "benign", "held_out", "max_new_tokens"})
+    return {**_basis(context), "extract": wanted}
 
 
 def _replies(context: GeneContext, scratch: Path) -> None:

@@ -26,7 +26,8 @@ from seawall.errors import ArtifactError, ConfigError
 from seawall.genes.fit import require_fit
 from seawall.genes.graft import Coefficients, tune_coefficients, with_coefficients
 from seawall.genes.lessons import Lesson
-from seawall.models.adapter import check_adapter, merge_adapter
+from seawall.models.adapter import check_adapter, merge_adapter, require_peft
+from seawall.models.checkpoint import verify_hashes
 from seawall.models.hub import locate
 from seawall.models.load import load_model, open_tokenizer
 from seawall.models.lora import load_worn, wear
@@ -37,7 +38,7 @@ from seawall.pipeline.export import require_free
 from seawall.pipeline.gene_shots import refusal_shots, task_shots
 from seawall.pipeline.model import located
 from seawall.pipeline.progress import Quiet, Reporter
-from seawall.runs.files import canonical_hash, file_hash, publish, read_json, storage_errors
+from seawall.runs.files import canonical_hash, file_hash, flush_tree, publish, read_json, storage_errors
 
 EXTRA = "graft"
 """In a grafted checkpoint's folder: the same graft as an adapter, and the changed tensors as they were."""
@@ -83,11 +84,13 @@ def graft_gene(
         reporter: told what happens.
 
     Raises:
-        SeawallError: a misfit, a model that is grafted already, too few or one-sided shots, an output that is not
-            empty; nothing is written then.
+        SeawallError: PEFT is not installed; a misfit, a model that is grafted already, too few or one-sided shots, an
+            output that is not empty; nothing is written then.
     """
     begun = time.monotonic()
     require_free(request.output)
+    if request.shots or config.graft.verify:
+        require_peft()
     gene = Gene.load(gene_folder(request.gene))
     adapter = _task_adapter(request)
     model = located(request.model if adapter is None else _base_of(adapter, request.model))
@@ -142,6 +145,7 @@ def revert_graft(folder: Path, output: Path, *, reporter: Reporter = _SILENT) ->
     for name, digest in graft.originals.items():
         if not (originals / name).is_file() or file_hash(originals / name) != digest:
             raise ArtifactError(f"{originals / name} is missing or was changed", remedy="restore it from a copy")
+    verify_hashes(folder)
     reporter.stage("Revert")
     with storage_errors(output), published(output) as scratch:
         put_back(
@@ -190,12 +194,14 @@ def _task_adapter(request: GraftRequest) -> Path | None:
     """The folder of the task's model, where that is an adapter of PEFT, such as `seawall tune` leaves.
 
     Raises:
+        ArtifactError: it is a graft.
         ConfigError: the graft is to be an adapter too.
         SeawallError: the adapter cannot be merged.
     """
     folder = Path(request.model.id).expanduser()
     if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
         return None
+    _require_ungrafted(folder, request.model.id)
     if request.form == "adapter":
         raise ConfigError(
             f"{request.model.id} is an adapter, and a gene beside it would belong to a model that is in no folder",
@@ -229,18 +235,32 @@ def _merged_task(base: ModelConfig, adapter: Path, folder: Path, reporter: Repor
 def _checked(gene: Gene, model: ModelConfig) -> CheckpointOutline:
     """The model's outline, when it and the gene belong together and it bears no graft yet."""
     small = locate(model, weights=False)
-    if (small / GRAFT).is_file():
-        graft = Graft.load(small)
-        raise ArtifactError(
-            f"{model.id} is grafted already",
-            got=f"the gene {graft.gene[:23]}... in it",
-            expected="a model without a graft",
-            remedy="take that off first (seawall gene revert), or compose the genes (seawall gene compose)",
+    _require_ungrafted(small, model.id)
+    if (small / ADAPTER_CONFIG).is_file():
+        raise ConfigError(
+            f"{model.id} holds an adapter beside its weights, and loading puts it on them",
+            got=f"config.json and {ADAPTER_CONFIG} in one folder",
+            expected="a checkpoint or an adapter",
+            remedy="move the adapter's two files to a folder of their own, and name the one that is meant",
         )
     found = outline(locate(model))
+    verify_hashes(found.folder)
     tokenizer = vocabulary_hash(open_tokenizer(small, model))
     require_fit(gene, found, tokenizer, what=model.id)
     return found
+
+
+def _require_ungrafted(folder: Path, name: str) -> None:
+    if not (folder / GRAFT).is_file():
+        return
+    graft = Graft.load(folder)
+    raise ArtifactError(
+        f"{name} is grafted already",
+        got=f"the gene {graft.gene[:23]}... in it",
+        expected="a model without a graft",
+        remedy="use the model without it (of a merged one: seawall gene revert), or compose the genes "
+        "(seawall gene compose)",
+    )
 
 
 def _shots(request: GraftRequest, config: GeneConfig, data: DataConfig) -> tuple[list[Exchange], list[Exchange]] | None:
@@ -344,4 +364,5 @@ def published(output: Path) -> Iterator[Path]:
         scratch = Path(temporary) / "work"
         scratch.mkdir()
         yield scratch
+        flush_tree(scratch)
         publish(scratch, output)
