@@ -117,7 +117,10 @@ def test_a_model_is_degraded_by_openings_alone_where_none_is_given(tmp_path: Pat
     rows = [json.loads(line) for line in (tmp_path / "run/gene-replies/replies.jsonl").read_text().splitlines()]
     assert {(one["harmful"], one["response"]) for one in rows} == {(True, REFUSAL), (False, ANSWER)}
     assert "Safety as an adapter" in (tmp_path / "run/gene.html").read_text()
-    merged(refusing_by_attention(), tmp_path / "run/gene-degraded")  # a plain adapter of PEFT
+    # What degrades is not kept, in the stage or beside it; the updates that made it are.
+    assert {path.parent.name for path in tmp_path.rglob("adapter_config.json")} == {"gene"}
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run/gene/degrade.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
 
 
 def test_a_finished_extraction_is_not_done_again(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +149,7 @@ def test_other_weights_that_reply_alike_make_another_gene(tmp_path: Path) -> Non
     assert said[0].read_text() == said[1].read_text()
     assert first.aligned != second.aligned == model_fingerprint(model)
     assert first.fingerprint != second.fingerprint
-    assert (tmp_path / "run/gene-degraded.old-1").is_dir()
+    assert (tmp_path / "run/gene.old-1").is_dir()
 
 
 @pytest.mark.parametrize(("targets", "peft"), [(["w9"], True), (["o_proj"], False)])

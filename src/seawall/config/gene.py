@@ -77,7 +77,7 @@ class GeneGraft(StrictModel):
         default=1e-2,
         gt=0,
         description="Largest difference between the logits of adapter and merged checkpoint, both reloaded, as a share "
-        "of the largest logit; 16-bit weights are rounded when they are merged.",
+        "of the largest logit. Both are computed in float32; 16-bit weights are rounded when they are merged.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall import __version__
 from seawall.artifacts.evaluation import Rate
-from seawall.artifacts.gene import Gene, GeneLayer, GenePoint, GeneStep, save_adapter
+from seawall.artifacts.gene import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Gene, GeneLayer, GenePoint, GeneStep, save_adapter
 from seawall.config.gene import GeneConfig
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts, load_prompts
@@ -47,7 +48,8 @@ from seawall.runs.manifest import update_manifest
 from seawall.runs.metrics import write_metrics
 from seawall.runs.stage import run_stage, stage_hash
 
-REPLIES, DEGRADED, GENE = "gene-replies", "gene-degraded", "gene"
+REPLIES, GENE = "gene-replies", "gene"
+_DEGRADING, _UPDATES = "degrading", "degrade.jsonl"
 _DEGRADED_SCALING = 2.0
 
 
@@ -138,11 +140,7 @@ def extract_gene(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter)
         run_stage(run, REPLIES, _replies_inputs(context), lambda scratch: _replies(context, scratch))
         known = {**_basis(context), "replies": stage_hash(run, REPLIES)}
         inputs = {**known, "gene": recipe.gene.model_dump(mode="json", exclude={"graft"})}
-        if context.config.degraded is None:
-            settings = context.config.model_dump(mode="json", include={"degrade", "targets", "seed"})
-            run_stage(run, DEGRADED, {**known, **settings}, lambda scratch: _degraded(context, scratch))
-            inputs["degraded"] = stage_hash(run, DEGRADED)
-        else:
+        if context.config.degraded is not None:
             inputs["degraded"] = checkpoint_fingerprint(outline(locate(located(context.config.degraded))))
         found = Gene.load(run_stage(run, GENE, inputs, lambda scratch: _gene(context, scratch)))
         reporter.say(claim(found))
@@ -237,7 +235,11 @@ def _replies(context: GeneContext, scratch: Path) -> None:
     write_replies(scratch / "replies.jsonl", found)
 
 
-def _degraded(context: GeneContext, scratch: Path) -> None:
+def _degrading(context: GeneContext, scratch: Path) -> Path:
+    """The adapter that degrades the aligned model. It is there while a gene is made, and never in a finished stage."""
+    folder = scratch / _DEGRADING
+    if (scratch / _UPDATES).is_file() and all((folder / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
+        return folder
     context.reporter.stage("Degrading: a short LoRA on harmless replies and bare openings of compliance")
     model, tokenizer = context.load()
     config = context.config.degrade
@@ -253,8 +255,10 @@ def _degraded(context: GeneContext, scratch: Path) -> None:
         context.reporter.step("updates", len(rows), total)
 
     degrade(worn, lessons, pad_id(tokenizer), config, seed=context.config.seed, log=log)
-    save_adapter(scratch, worn.points, worn.factors(), _DEGRADED_SCALING)
-    write_metrics(scratch / "metrics.jsonl", rows)
+    folder.mkdir(exist_ok=True)
+    save_adapter(folder, worn.points, worn.factors(), _DEGRADED_SCALING)
+    write_metrics(scratch / _UPDATES, rows)
+    return folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,13 +272,15 @@ class _Aligned:
 
 def _gene(context: GeneContext, scratch: Path) -> None:
     config, reporter = context.config, context.reporter
+    degrading = _degrading(context, scratch) if config.degraded is None else None
     reporter.stage("The aligned model's predictions")
     model, tokenizer = context.load()
     known = _learn(context, model, tokenizer)
     reporter.stage("Layer scores")
-    if config.degraded is None:
-        model = merged(model, context.run.stage(DEGRADED))
+    if degrading is not None:
+        model = merged(model, degrading)
     else:
+        assert config.degraded is not None
         del model
         model, _ = load_model(located(config.degraded))
     degraded = model_fingerprint(model)
@@ -287,6 +293,8 @@ def _gene(context: GeneContext, scratch: Path) -> None:
     worn = wear(model, points, rank=config.rank, scaling=scaling, seed=config.seed)
     curve = _distilled(context, worn, known, scratch)
     _save(context, worn, degraded, layers, curve, scratch, tokenizer)
+    if degrading is not None:
+        shutil.rmtree(degrading)
 
 
 def _chosen(context: GeneContext, layers: Sequence[GeneLayer]) -> dict[str, GenePoint]:
