@@ -21,6 +21,14 @@ RecipeArgument = Annotated[
         metavar="[RECIPE.yaml]", help="Recipe file; none runs the embedded model's recipe.", show_default=False
     ),
 ]
+TargetArgument = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Argument(
+        metavar="[RECIPE.yaml|RUN]",
+        help="Recipe file, or a run's folder; none takes the embedded model's recipe.",
+        show_default=False,
+    ),
+]
 SetOption = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--set", metavar="A.B=C", help="Change one setting of the recipe; can be repeated."),
@@ -47,6 +55,24 @@ def read_recipe(path: Path | None, changes: Sequence[str] | None) -> tuple[Recip
 def run_folder(recipe: Recipe, output: Path | None) -> Path:
     """Where the run lies."""
     return output or Path(recipe.output or f"runs/{recipe.name}")
+
+
+def open_target(
+    target: Path | None, changes: Sequence[str] | None, output: Path | None
+) -> tuple[Path, tuple[Recipe, str] | None]:
+    """The run folder of a recipe or a run, and the recipe with its text; None in its place where it is a run.
+
+    Raises:
+        ConfigError: a wrong recipe; another folder for a run.
+    """
+    from seawall.errors import ConfigError
+
+    if target is None or not target.is_dir():
+        read = read_recipe(target, changes)
+        return run_folder(read[0], output), read
+    if output is not None:
+        raise ConfigError(f"{target} is a run", got="--output", remedy="leave it out: a run has its own folder")
+    return target, None
 
 
 def print_json(document: Any) -> None:

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
-
-import typer
+from typing import TYPE_CHECKING
 
 from seawall.cli.common import (
     LOG_WIDTH,
     JsonOption,
     OutputOption,
     SetOption,
+    TargetArgument,
+    open_target,
     print_json,
     quiet_libraries,
-    read_recipe,
-    run_folder,
 )
 
 if TYPE_CHECKING:
     from seawall.artifacts.landscape import LandscapeResult
-    from seawall.config.recipe import Recipe
     from seawall.pipeline.progress import Reporter
-
-_Path = Optional[Path]  # noqa: UP045 - typer reads these annotations
 
 
 def landscape(
-    target: Annotated[
-        _Path,
-        typer.Argument(
-            metavar="[RECIPE.yaml|RUN]",
-            help="Recipe file, or a run's folder; none takes the embedded model's recipe.",
-            show_default=False,
-        ),
-    ] = None,
+    target: TargetArgument = None,
     *,
     sets: SetOption = None,
     output: OutputOption = None,
@@ -45,9 +33,7 @@ def landscape(
     landscape.base names the model that it was aligned from; landscape.tuned or landscape.adapter a fine-tuned one. A
     run need not be finished. No weight is written; an interrupted landscape goes on.
     """
-    is_run = target is not None and target.is_dir()
-    read = None if is_run else read_recipe(target, sets)
-    folder = _folder(target if is_run else None, output, read)
+    folder, read = open_target(target, sets, output)
     quiet_libraries()
     from seawall.pipeline.landscape import document
     from seawall.pipeline.progress import Quiet, TerminalReporter
@@ -66,17 +52,6 @@ def landscape(
     with TerminalReporter() as reporter:
         found = work(reporter)
     _show(found, folder)
-
-
-def _folder(run: Path | None, output: Path | None, read: tuple[Recipe, str] | None) -> Path:
-    from seawall.errors import ConfigError
-
-    if run is None:
-        assert read is not None
-        return run_folder(read[0], output)
-    if output is not None:
-        raise ConfigError(f"{run} is a run", got="--output", remedy="leave it out: a run has its own folder")
-    return run
 
 
 def _show(found: LandscapeResult, folder: Path) -> None:

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
-
-import typer
+from typing import TYPE_CHECKING
 
 from seawall.cli.common import (
     LOG_WIDTH,
     JsonOption,
     OutputOption,
     SetOption,
+    TargetArgument,
+    open_target,
     print_json,
     quiet_libraries,
-    read_recipe,
-    run_folder,
 )
 
 if TYPE_CHECKING:
     from seawall.artifacts.steering import SteeringResult
-    from seawall.config.recipe import Recipe
     from seawall.pipeline.progress import Reporter
-
-_Path = Optional[Path]  # noqa: UP045 - typer reads these annotations
 
 
 def steer(
-    target: Annotated[
-        _Path,
-        typer.Argument(
-            metavar="[RECIPE.yaml|RUN]",
-            help="Recipe file, or a run's folder; none takes the embedded model's recipe.",
-            show_default=False,
-        ),
-    ] = None,
+    target: TargetArgument = None,
     *,
     sets: SetOption = None,
     output: OutputOption = None,
@@ -44,9 +32,7 @@ def steer(
 
     A run need not be finished. No model is written; `steer.mode=induce` leaves steer/hardening for `seawall.load`.
     """
-    is_run = target is not None and target.is_dir()
-    read = None if is_run else read_recipe(target, sets)
-    folder = _folder(target if is_run else None, output, read)
+    folder, read = open_target(target, sets, output)
     quiet_libraries()
     from seawall.pipeline.progress import Quiet, TerminalReporter
     from seawall.pipeline.steer import document
@@ -65,17 +51,6 @@ def steer(
     with TerminalReporter() as reporter:
         found = work(reporter)
     _show(found, folder)
-
-
-def _folder(run: Path | None, output: Path | None, read: tuple[Recipe, str] | None) -> Path:
-    from seawall.errors import ConfigError
-
-    if run is None:
-        assert read is not None
-        return run_folder(read[0], output)
-    if output is not None:
-        raise ConfigError(f"{run} is a run", got="--output", remedy="leave it out: a run has its own folder")
-    return run
 
 
 def _show(found: SteeringResult, folder: Path) -> None:
