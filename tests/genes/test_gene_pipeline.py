@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,8 +55,14 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request(family: Path, output: Path, **changes: object) -> GraftRequest:
     model = ModelConfig(id=str(family / "degraded"), dtype="float32", device="cpu")
-    fields = {"model": model, "gene": family / "run", "output": output, "task": family / "task.jsonl", **changes}
-    return GraftRequest(**fields)  # type: ignore[arg-type]
+    fields: dict[str, Any] = {
+        "model": model,
+        "gene": family / "run",
+        "output": output,
+        "task": family / "task.jsonl",
+        **changes,
+    }
+    return GraftRequest(**fields)
 
 
 def settings(family: Path, *changes: str) -> GeneConfig:

@@ -19,7 +19,7 @@ from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts, load_prompts
 from seawall.data.splits import SplitName, take
 from seawall.data.types import Exchange, Judge, Messages, user
-from seawall.errors import ConfigError, DataError
+from seawall.errors import DataError
 from seawall.evaluation.judges import make_judge
 from seawall.evaluation.metrics import rate_with_interval
 from seawall.genes.degrade import compliance, degrade
@@ -38,7 +38,7 @@ from seawall.models.stream import CheckpointOutline, outline
 from seawall.pipeline.gene_graft import encode_shots, pad_id, vocabulary_hash
 from seawall.pipeline.gene_replies import Reply, read_replies, write_replies
 from seawall.pipeline.gene_views import claim, gene_view
-from seawall.pipeline.model import located
+from seawall.pipeline.model import located, require_loadable
 from seawall.pipeline.progress import Reporter
 from seawall.report import render_gene
 from seawall.runs.files import read_json, storage_errors, write_text
@@ -126,13 +126,7 @@ def extract_gene(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter)
     Raises:
         SeawallError: something is wrong that the user can put right.
     """
-    if recipe.eval.engine.kind != "transformers":
-        raise ConfigError(
-            "a gene cannot be taken from a model behind an endpoint",
-            got=f"eval.engine.kind={recipe.eval.engine.kind}",
-            expected="transformers",
-            remedy="leave eval.engine out",
-        )
+    require_loadable(recipe.eval.engine, "a gene cannot be taken from a model behind an endpoint")
     run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
     with storage_errors(run.path), locked(run.path):
         context = GeneContext(recipe, run, reporter)

@@ -22,7 +22,7 @@ from seawall.models.fingerprint import model_fingerprint
 from seawall.models.hub import locate
 from seawall.models.load import load_model
 from seawall.models.stream import CheckpointOutline, outline
-from seawall.pipeline.model import located
+from seawall.pipeline.model import located, require_loadable
 from seawall.pipeline.progress import Reporter
 from seawall.runs.folder import RunFolder
 from seawall.runs.manifest import update_manifest
@@ -135,13 +135,7 @@ def check_landscape(recipe: Recipe) -> None:
         SeawallError: no base, an endpoint, no adapter in its folder.
     """
     base_of(recipe)
-    if recipe.eval.engine.kind != "transformers":
-        raise ConfigError(
-            "the weights of a model behind an endpoint cannot be moved",
-            got=f"eval.engine.kind={recipe.eval.engine.kind}",
-            expected="transformers",
-            remedy="leave eval.engine out",
-        )
+    require_loadable(recipe.eval.engine, "the weights of a model behind an endpoint cannot be moved")
     if recipe.landscape.adapter is not None:
         check_adapter(Path(recipe.landscape.adapter))
 

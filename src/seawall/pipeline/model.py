@@ -8,7 +8,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from seawall.config.engine import EngineConfig
 from seawall.config.model import LAB, LAB_ORIGINAL, ModelConfig
+from seawall.errors import ConfigError
 from seawall.lab.build import lab_model_folder, original_model_folder
 from seawall.models.find import MoEModel, find_moe
 from seawall.models.fingerprint import model_fingerprint
@@ -45,3 +47,22 @@ def open_model(config: ModelConfig) -> OpenModel:
     model, tokenizer = load_model(config)
     moe = find_moe(model)
     return OpenModel(model, tokenizer, moe, model_fingerprint(model), stated_licence(locate(config, weights=False)))
+
+
+def require_loadable(engine: EngineConfig, refusal: str) -> None:
+    """Refuse a model behind an endpoint, where its weights are needed.
+
+    Args:
+        engine: how the recipe has its model answer.
+        refusal: what cannot be done with such a model.
+
+    Raises:
+        ConfigError: it is behind an endpoint.
+    """
+    if engine.kind != "transformers":
+        raise ConfigError(
+            refusal,
+            got=f"eval.engine.kind={engine.kind}",
+            expected="transformers",
+            remedy="leave eval.engine out",
+        )

@@ -15,9 +15,9 @@ from seawall.artifacts.hardening import Effect, Hardening, induces
 from seawall.artifacts.steering import SteeringResult
 from seawall.config.load import change_recipe
 from seawall.config.recipe import Recipe
-from seawall.errors import ConfigError
 from seawall.evaluation.suite import PLAIN
 from seawall.pipeline.audit_bench import POOLED, with_pooled
+from seawall.pipeline.model import require_loadable
 from seawall.pipeline.progress import Reporter
 from seawall.pipeline.report import HARDENING, STEER, write_report, write_steering_page
 from seawall.pipeline.steer_claim import claim
@@ -75,13 +75,7 @@ def document(run: Path) -> dict[str, object]:
 
 
 def _check(recipe: Recipe) -> None:
-    if recipe.eval.engine.kind != "transformers":
-        raise ConfigError(
-            "a model behind an endpoint cannot be steered",
-            got=f"eval.engine.kind={recipe.eval.engine.kind}",
-            expected="transformers",
-            remedy="leave eval.engine out",
-        )
+    require_loadable(recipe.eval.engine, "a model behind an endpoint cannot be steered")
 
 
 def _steer(recipe: Recipe, run: RunFolder, reporter: Reporter) -> SteeringResult:

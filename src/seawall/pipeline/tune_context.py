@@ -26,7 +26,7 @@ from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN, EvalSuit
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.load import load_model
 from seawall.pipeline.anchor import open_anchor
-from seawall.pipeline.model import located
+from seawall.pipeline.model import located, require_loadable
 from seawall.pipeline.progress import Reporter
 from seawall.runs.files import canonical_hash
 from seawall.runs.folder import RunFolder
@@ -151,13 +151,7 @@ def check(recipe: Recipe) -> None:
     Raises:
         ConfigError: an endpoint; methods that need a base, and none is named.
     """
-    if recipe.eval.engine.kind != "transformers":
-        raise ConfigError(
-            "a model behind an endpoint cannot be fine-tuned",
-            got=f"eval.engine.kind={recipe.eval.engine.kind}",
-            expected="transformers",
-            remedy="leave eval.engine out",
-        )
+    require_loadable(recipe.eval.engine, "a model behind an endpoint cannot be fine-tuned")
     wanting = [method for method in recipe.tune.methods if method in ANCHORED]
     if wanting and recipe.tune.base is None and recipe.model.id != LAB:
         raise ConfigError(
