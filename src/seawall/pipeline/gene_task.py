@@ -105,10 +105,15 @@ def _require_ungrafted(folder: Path, name: str) -> None:
     if not (folder / GRAFT).is_file():
         return
     graft = Graft.load(folder)
+    remedy = (
+        "use the task's adapter and its base, from which this was made"
+        if graft.method == "safelora"
+        else "use the model without it (of a merged one: seawall gene revert), or compose the genes "
+        "(seawall gene compose)"
+    )
     raise ArtifactError(
         f"{name} is grafted already",
         got=_BORNE[graft.method].format(gene=(graft.gene or "")[:23]),
         expected="a model without a graft",
-        remedy="use the model without it (of a merged one: seawall gene revert), or compose the genes "
-        "(seawall gene compose)",
+        remedy=remedy,
     )
