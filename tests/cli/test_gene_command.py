@@ -51,7 +51,7 @@ def test_select_graft_revert_and_compose(family: Path, tmp_path: Path) -> None:
     refusals = f"gene.graft.refusals={family / 'refusals.jsonl'}"
     shots = ("--shots", "2", "--task", family / "task.jsonl", "--set", refusals)
     grafted = invoke("graft", family / "degraded", "-g", tmp_path / "top", "-o", tmp_path / "out", *shots, *QUICK)
-    assert "tuned on 2 refusals and as many examples; reloaded, the logits differ by" in " ".join(grafted.split())
+    assert "gene: tuned on 2 refusals and as many examples; reloaded, the logits" in " ".join(grafted.split())
     words = ("graft", family / "degraded", "-g", family / "run", "--merge", "-o", tmp_path / "merged", *QUICK, "--json")
     document = json.loads(invoke(*words))
     assert document["coefficients"] == {str(layer): 1.0 for layer in range(5)}
@@ -76,10 +76,19 @@ def test_select_graft_revert_and_compose(family: Path, tmp_path: Path) -> None:
     assert "2" in invoke("compose", family / "run", tmp_path / "top", "-o", tmp_path / "again")
 
 
+def test_a_baseline_says_which_it_is(family: Path, tmp_path: Path) -> None:
+    refusals = f"gene.graft.refusals={family / 'refusals.jsonl'}"
+    shots = ("--shots", "2", "--task", family / "task.jsonl", "--set", refusals, *QUICK)
+    words = ("graft", family / "degraded", "-g", family / "run", *shots, "--set", "gene.graft.method=safety_sft")
+    said = " ".join(invoke(*words, "-o", tmp_path / "out").split())
+    assert "safety_sft: an adapter at the gene's points in 5 layers, trained on 2 refusals" in said
+    assert "in 2 updates; from the first to the last, loss of refusals" in said
+    assert json.loads(invoke(*words, "-o", tmp_path / "again", "--json"))["method"] == "safety_sft"
+
+
 def test_wrong_input_is_one_line(family: Path, tmp_path: Path) -> None:
     words = ("gene", "graft", family / "degraded", "-g", tmp_path / "nowhere", "-o", tmp_path / "out")
     refused(*words, saying="is no gene; got no such folder")
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -87,6 +96,13 @@ def test_wrong_input_is_one_line(family: Path, tmp_path: Path) -> None:
     [
         (("graft", "TASK", "-g", "RUN", "-o", "NEW", "--shots", "2"), "without examples of the task"),
         (("graft", "TASK", "-g", "RUN", "-o", "NEW", "--set", "gene.graft.step=2"), "did you mean gene.graft.steps"),
+        (("graft", "TASK", "-o", "NEW"), "no gene is named"),
+        (("graft", "TASK", "-g", "RUN", "-o", "NEW", "--set", "gene.graft.method=safety_sft"), "nothing to train on"),
+        (("graft", "TASK", "-o", "NEW", "--set", "gene.graft.method=safelora"), "expected an anchor"),
+        (
+            ("graft", "TASK", "--merge", "-o", "NEW", "--set", "gene.graft={method: safelora, anchor: A}"),
+            "is no adapter, and Safe LoRA projects one",
+        ),
         (("graft", "TASK", "-g", "RUN", "-o", "FULL"), "already exists"),
         (("graft", "TASK", "-g", "RUN", "-o", "INSIDE"), "file is a file; choose another folder with -o"),
         (("graft", "TASK", "-g", "RUN", "-o", "."), ". is the folder that you are in"),

@@ -1,4 +1,6 @@
-"""What a graft did: which gene went onto which model, how much of it in every layer, and how to take it off again."""
+"""What a graft did: which gene went onto which model, how much of it in every layer, and how to take it off again.
+
+What a baseline did in a gene's place is written down in the same way."""
 
 from __future__ import annotations
 
@@ -8,14 +10,17 @@ from pathlib import Path
 from typing import Literal
 
 from seawall.artifacts.store import Fields, load_document, parse_fields, require, save_document
+from seawall.config.gene import GraftMethod
 from seawall.errors import ArtifactError
 
 NAME = "seawall_graft.json"
 """Lies in the folder of a grafted checkpoint or adapter; a model that has it is not grafted once more."""
+ADAPTER, ORIGINALS = "graft/adapter", "graft/originals"
+"""In a grafted checkpoint's folder: the same graft as an adapter, and the changed tensors as they were."""
 _KIND = "graft"
 
 GraftForm = Literal["adapter", "merged"]
-"""An adapter of the task's model, or a checkpoint with the gene in its weights."""
+"""An adapter of the task's model, or a checkpoint with the update in its weights."""
 CoefficientKind = Literal["layer", "global", "fixed"]
 """A coefficient of its own for every layer, one for all, or 1 without tuning."""
 
@@ -54,12 +59,13 @@ class Graft:
     """One graft.
 
     Attributes:
-        task_model: fingerprint of the weights that it is on.
-        task_id: what they were called.
-        gene: fingerprint of the gene.
+        task_model: fingerprint of the weights that it is on; with `safelora`, of the base of the task's adapter.
+        task_id: what the task's model was called.
+        gene: fingerprint of the gene, with `safety_sft` of the one whose points and rank were taken; None with
+            `safelora`.
         gene_made: how that was made.
         form: adapter or merged checkpoint.
-        coefficients: decoder layer -> what the gene's update is multiplied with.
+        coefficients: decoder layer -> what its update is multiplied with; empty with `safelora`.
         tuned: how they came about.
         shots: refusals, and as many examples of the task.
         steps: while they were tuned.
@@ -67,12 +73,15 @@ class Graft:
         originals: hash of each file that holds the changed tensors as they were, by its name; empty where none is kept.
         check: None where it was left out.
         seconds: all of it took.
+        method: a gene, or which baseline; files from before there were baselines are of a gene.
+        anchor: hash of the anchor's document, with `safelora`.
+        note: what else is to be said, for people.
     """
 
     task_model: str
     task_id: str
-    gene: str
-    gene_made: str
+    gene: str | None
+    gene_made: str | None
     form: GraftForm
     coefficients: Mapping[int, float]
     tuned: CoefficientKind
@@ -82,6 +91,9 @@ class Graft:
     originals: Mapping[str, str] | None = None
     check: GraftCheck | None = None
     seconds: float = 0.0
+    method: GraftMethod = "gene"
+    anchor: str | None = None
+    note: str = ""
 
     def save(self, folder: Path) -> None:
         """Write `seawall_graft.json`."""
@@ -102,7 +114,9 @@ class Graft:
             raise ArtifactError(f"{folder} is no graft", got=got, remedy="name what `seawall gene graft` left")
         read = parse_fields(path, load_document(path, _KIND), _Fields)
         coefficients = dict(read.coefficients)
-        require(bool(coefficients) and len(coefficients) == len(read.coefficients), path, "one coefficient per layer")
+        complete = bool(coefficients) != (read.method == "safelora") and len(coefficients) == len(read.coefficients)
+        require(complete, path, "one coefficient per layer, and none where an adapter was projected")
+        require((read.gene is None) == (read.method == "safelora"), path, "a gene unless an adapter was projected")
         known = {name: getattr(read, name) for name in _Fields.model_fields if name != "coefficients"}
         return cls(**known, coefficients=coefficients)
 
@@ -114,8 +128,8 @@ class Graft:
 class _Fields(Fields):
     task_model: str
     task_id: str
-    gene: str
-    gene_made: str
+    gene: str | None
+    gene_made: str | None
     form: GraftForm
     coefficients: tuple[tuple[int, float], ...]
     tuned: CoefficientKind
@@ -125,3 +139,6 @@ class _Fields(Fields):
     originals: dict[str, str] | None
     check: GraftCheck | None
     seconds: float
+    method: GraftMethod = "gene"
+    anchor: str | None = None
+    note: str = ""

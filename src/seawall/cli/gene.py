@@ -113,9 +113,11 @@ def compose(
 @app.command("graft")
 def graft(
     model: Annotated[str, typer.Argument(metavar="TASK_MODEL", help="The fine-tuned model: a folder, or a Hub id.")],
-    gene: Annotated[Path, typer.Option("--gene", "-g", help="A gene's folder, or a run that extracted one.")],
     output: NewFolder,
     *,
+    gene: Annotated[
+        _Path, typer.Option("--gene", "-g", help="A gene's folder, or a run that extracted one; `safelora` needs none.")
+    ] = None,
     shots: Annotated[int, typer.Option(min=0, help="Refusals, and as many task examples; 0 takes 1 everywhere.")] = 0,
     task: Annotated[
         _Path, typer.Option(help="JSONL with task examples: `messages`, or `prompt` and `completion`.")
@@ -126,6 +128,7 @@ def graft(
 ) -> None:
     """Put a gene on a fine-tuned model, with a coefficient per layer tuned on a few examples; no weight is trained.
 
+    Baselines in its place: --set gene.graft.method=safety_sft, safelora, or --set gene.graft.coefficients=global.
     Settings are those of the sections `gene.graft`, `data` and `model` of a recipe: --set gene.graft.steps=40.
     """
     from seawall.config.load import changed_defaults

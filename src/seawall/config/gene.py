@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from seawall.config.base import StrictModel, Tuple
+from seawall.config.base import StrictModel, Tuple, wrong
 from seawall.config.model import ModelConfig
+from seawall.config.tune import TuneSafeLora
 
 Keep = Literal["top", "stream", "random", "all"]
 """Which layers of a gene are kept: the best by the contrast of what they write or of their output, as many drawn by
 chance, or every one."""
+GraftMethod = Literal["gene", "safety_sft", "safelora"]
+"""`gene`: its updates times coefficients. Baselines: `safety_sft`, a new adapter at the gene's points trained on the
+same shots; `safelora`, the task's own adapter projected onto the directions of alignment (arXiv 2405.16833)."""
 
 
 class GeneDegrade(StrictModel):
@@ -53,15 +57,29 @@ class GeneExtract(StrictModel):
 
 
 class GeneGraft(StrictModel):
-    """Grafting: one coefficient per layer, tuned on a few refusals and as many examples of the task."""
+    """Grafting: one coefficient per layer, tuned on a few refusals and as many examples of the task; or a baseline."""
 
+    method: GraftMethod = Field(
+        default="gene",
+        description="`gene`; or a baseline: `safety_sft`, a new adapter at the gene's points and of its rank, trained "
+        "on the same shots; `safelora`, the task's own adapter projected onto the directions of alignment.",
+    )
     coefficients: Literal["layer", "global"] = Field(
         default="layer", description="A coefficient for each layer, or one for all (plain task arithmetic)."
     )
     ceiling: float = Field(default=2.0, gt=0, le=100, description="Coefficients stay within 0 and this.")
     steps: int = Field(default=24, ge=1, le=100_000, description="Updates.")
     batch_size: int = Field(default=8, ge=2, le=4096, description="Rows of an update, half of them refusals.")
-    lr: float = Field(default=0.1, gt=0, le=10, description="Highest learning rate; it falls to 0.")
+    lr: float = Field(default=0.1, gt=0, le=10, description="Highest learning rate of coefficients; it falls to 0.")
+    sft_lr: float = Field(
+        default=5e-4, gt=0, le=1, description="That of `safety_sft`, which trains an adapter; it falls to 0 too."
+    )
+    anchor: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder of an anchor, such as RUN/tune/anchor of `seawall tune`; needed by `safelora`.",
+    )
+    safelora: TuneSafeLora = Field(default=TuneSafeLora(), description="What `safelora` projects.")
     refusals: str | None = Field(
         default=None,
         min_length=1,
@@ -79,6 +97,14 @@ class GeneGraft(StrictModel):
         description="Largest difference between the logits of adapter and merged checkpoint, both reloaded, as a share "
         "of the largest logit. Both are computed in float32; 16-bit weights are rounded when they are merged.",
     )
+
+    @model_validator(mode="after")
+    def _of_its_method(self) -> GeneGraft:
+        if self.method == "safelora" and self.anchor is None:
+            raise wrong("an anchor with method: safelora, such as gene.graft.anchor=RUN/tune/anchor of `seawall tune`")
+        if self.method != "gene" and self.coefficients != "layer":
+            raise wrong(f"coefficients: {self.coefficients} with method: gene alone; a baseline has none")
+        return self
 
 
 class GeneConfig(StrictModel):

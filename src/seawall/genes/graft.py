@@ -10,10 +10,10 @@ from torch import nn
 
 from seawall.artifacts.gene import Factors, Gene
 from seawall.config.gene import GeneGraft
-from seawall.data.batching import epoch_batches
 from seawall.distributed.process import one_process
 from seawall.errors import NothingToGraftError
-from seawall.genes.lessons import Lesson, cross_entropy
+from seawall.genes.lessons import Lesson
+from seawall.genes.shots import shot_batches, shot_loss
 from seawall.models.lora import Worn
 from seawall.train.loop import Losses, Row, Settings, Trainer
 
@@ -49,18 +49,13 @@ def tune_coefficients(
     one_for_all = config.coefficients == "global"
     numbers = nn.Parameter(torch.ones(1 if one_for_all else len(layers)))
     own = {layer: 0 if one_for_all else at for at, layer in enumerate(layers)}
-    batches = _batches(shots, config, seed)
+    batches = shot_batches(shots, config, seed)
     settings = Settings(lr=config.lr, schedule="cosine", total_steps=len(batches), max_grad_norm=float("inf"))
 
     def loss(positions: list[int]) -> list[Losses]:
         coefficients = {layer: numbers[at : at + 1] for layer, at in own.items()}
-        harmful = torch.tensor([shots[at].harmful for at in positions])
         with worn.scaled(coefficients):
-            loss_B = cross_entropy(worn.model, [shots[at].encoded for at in positions], pad_id).cpu()
-        sides = {"refusal_loss": loss_B[harmful], "task_loss": loss_B[~harmful]}
-        parts = {name: float(side.detach().mean()) for name, side in sides.items() if len(side)}
-        total = torch.stack([side.mean() for side in sides.values() if len(side)]).mean()
-        return [(total, parts)]
+            return [shot_loss(worn.model, shots, positions, pad_id)]
 
     def after(row: Row) -> None:
         numbers.data.clamp_(0.0, config.ceiling)
@@ -88,19 +83,3 @@ def with_coefficients(gene: Gene, coefficients: Mapping[int, float], *, made: st
         for name, point in points.items()
     }
     return replace(gene, points=points, factors=factors, made=made, parents=(gene.fingerprint,))
-
-
-def _batches(shots: Sequence[Lesson], config: GeneGraft, seed: int) -> list[list[int]]:
-    """Batches with both kinds in each, for `config.steps` updates."""
-    half = max(1, config.batch_size // 2)
-    sides = [[at for at, one in enumerate(shots) if one.harmful is kind] for kind in (True, False)]
-    found: list[list[int]] = []
-    epoch = 0
-    while len(found) < config.steps:
-        parts = [
-            [[side[at] for at in some] for some in epoch_batches([1] * len(side), half, seed=seed, epoch=epoch)]
-            for side in sides
-        ]
-        found += [left + right for left, right in zip(*parts, strict=False)]
-        epoch += 1
-    return found[: config.steps]

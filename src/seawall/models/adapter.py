@@ -32,7 +32,15 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         UnsupportedModelError: no LoRA adapter, one in pickle files, or one that does not fit the model.
         ArtifactError: damaged files, or an adapter that fits in part.
     """
-    wrapped = put_on(model, folder)
+    return merge_put_on(put_on(model, folder), folder)
+
+
+def merge_put_on(wrapped: Any, folder: Path) -> PreTrainedModel:
+    """What `merge_adapter` makes, of a model that `put_on` has put an adapter on, with its factors as they are now.
+
+    Raises:
+        UnsupportedModelError: the sum is not finite, or PEFT cannot merge it.
+    """
     with library_errors(f"the adapter in {folder} does not fit the model"):
         merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
     return merged.requires_grad_(True).eval()

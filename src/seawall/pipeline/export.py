@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from seawall.models.save import save_model
 from seawall.pipeline.context import Context
 from seawall.pipeline.model import located
 from seawall.pipeline.parity import compare_in_fresh_process, probe
-from seawall.runs.files import read_json, write_json, write_text
+from seawall.runs.files import flush_tree, publish, read_json, write_json, write_text
 from seawall.runs.manifest import update_manifest
 from seawall.runs.stage import run_stage, stage_hash
 
@@ -95,6 +98,18 @@ def require_free(output: Path) -> None:
         raise RunFolderError(f"{output} cannot be made: {file} is a file", remedy="choose another folder with -o")
     if output.exists() and output.samefile(Path.cwd()):
         raise RunFolderError(f"{output} is the folder that you are in", remedy="name a new folder in it with -o")
+
+
+@contextmanager
+def published(output: Path) -> Iterator[Path]:
+    """A folder beside the output that takes its place at the end, or is removed."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
+        scratch = Path(temporary) / "work"
+        scratch.mkdir()
+        yield scratch
+        flush_tree(scratch)
+        publish(scratch, output)
 
 
 def apply_delta(delta: Delta, config: ModelConfig, output: Path, *, revert: bool = False) -> str:

@@ -35,8 +35,9 @@ from seawall.models.load import load_model, open_tokenizer
 from seawall.models.lora import Worn, find_points, merged, wear
 from seawall.models.rewrite import checkpoint_fingerprint
 from seawall.models.stream import CheckpointOutline, outline
-from seawall.pipeline.gene_graft import encode_shots, pad_id, vocabulary_hash
+from seawall.pipeline.gene_methods import encode_shots, pad_id
 from seawall.pipeline.gene_replies import Reply, read_replies, write_replies
+from seawall.pipeline.gene_task import vocabulary_hash
 from seawall.pipeline.gene_views import claim, gene_view
 from seawall.pipeline.model import located, require_loadable
 from seawall.pipeline.progress import Reporter

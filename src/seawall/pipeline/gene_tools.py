@@ -11,8 +11,8 @@ from seawall.config.gene import Keep
 from seawall.errors import ConfigError
 from seawall.genes.compose import Interference, compose, interference
 from seawall.genes.select import select_layers, with_layers
-from seawall.pipeline.export import require_free
-from seawall.pipeline.gene_graft import gene_folder, published
+from seawall.pipeline.export import published, require_free
+from seawall.pipeline.gene_graft import gene_folder
 from seawall.runs.files import storage_errors
 
 

@@ -100,15 +100,9 @@ def layer_table(gene: Gene) -> Table:
 
 
 def graft_table(graft: Graft) -> Group:
-    """The coefficient of every layer, and what the check said."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("layer", justify="right")
-    table.add_column("coefficient", justify="right")
-    table.add_column("", min_width=_BAR)
-    most = max(graft.coefficients.values()) or 1.0
-    for layer, number in sorted(graft.coefficients.items()):
-        table.add_row(str(layer), f"{number:.3f}", "#" * round(_BAR * number / most))
-    return Group(table, _caption(graft))
+    """The coefficient of every layer, where a gene was grafted, and in a line what was done and what the check said."""
+    shown = [_coefficient_table(graft)] if graft.method == "gene" else []
+    return Group(*shown, _caption(graft))
 
 
 def interference_table(rows: Sequence[Interference]) -> Table:
@@ -129,12 +123,37 @@ def interference_document(rows: Sequence[Interference]) -> list[dict[str, Any]]:
     return [asdict(one) for one in rows]
 
 
+def _coefficient_table(graft: Graft) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer", justify="right")
+    table.add_column("coefficient", justify="right")
+    table.add_column("", min_width=_BAR)
+    most = max(graft.coefficients.values()) or 1.0
+    for layer, number in sorted(graft.coefficients.items()):
+        table.add_row(str(layer), f"{number:.3f}", "#" * round(_BAR * number / most))
+    return table
+
+
 def _caption(graft: Graft) -> str:
-    said = {
+    said = f"{graft.method}: {_what(graft)}"
+    if graft.check is not None:
+        said += f"; reloaded, the logits differ by {graft.check.max_logit_difference:.2g} at most"
+    return f"{said}; {graft.seconds:.0f} s"
+
+
+def _what(graft: Graft) -> str:
+    if graft.method == "safelora":
+        return graft.note
+    if graft.method == "safety_sft":
+        first, last = graft.steps[0], graft.steps[-1]
+        return (
+            f"an adapter at the gene's points in {len(graft.coefficients)} layers, trained on {graft.shots} refusals "
+            f"and as many examples in {len(graft.steps)} updates; from the first to the last, loss of refusals "
+            f"{first.refusal_loss:.3f} to {last.refusal_loss:.3f}, of examples {first.task_loss:.3f} to "
+            f"{last.task_loss:.3f} nats per token"
+        )
+    return {
         "fixed": "coefficients of 1, not tuned",
         "layer": f"tuned on {graft.shots} refusals and as many examples",
         "global": f"one for all, tuned on {graft.shots} refusals and as many examples",
     }[graft.tuned]
-    if graft.check is not None:
-        said += f"; reloaded, the logits differ by {graft.check.max_logit_difference:.2g} at most"
-    return f"{said}; {graft.seconds:.0f} s"

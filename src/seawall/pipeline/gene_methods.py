@@ -1,0 +1,112 @@
+"""The methods of a graft that make an update anew: what each puts on the task's model.
+
+A new one is a function here, its name in `FIT`, and its name in `seawall.config.gene.GraftMethod`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from seawall.artifacts.gene import Gene
+from seawall.artifacts.graft import CoefficientKind, GraftStep
+from seawall.config.gene import GeneConfig, GraftMethod
+from seawall.config.model import ModelConfig
+from seawall.data.templating import encode_lesson
+from seawall.data.types import Exchange
+from seawall.genes.graft import Coefficients, tune_coefficients, with_coefficients
+from seawall.genes.lessons import Lesson
+from seawall.genes.sft import fine_tune
+from seawall.models.load import load_model
+from seawall.models.lora import Worn, wear
+from seawall.pipeline.progress import Reporter
+from seawall.train.loop import Row
+
+Shots = tuple[list[Exchange], list[Exchange]]
+"""Refusals, and examples of the task."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What is written, and how it came about.
+
+    Attributes:
+        gene: the update, coefficients in its factors.
+        coefficients: decoder layer -> what was multiplied with.
+        tuned: how they came about.
+        steps: of tuning or training.
+    """
+
+    gene: Gene
+    coefficients: Coefficients
+    tuned: CoefficientKind
+    steps: tuple[GraftStep, ...] = ()
+
+
+def weighted(gene: Gene, config: ModelConfig, shots: Shots | None, settings: GeneConfig, reporter: Reporter) -> Fitted:
+    """The gene, each layer times its coefficient."""
+    if shots is None:
+        ones = dict.fromkeys(gene.held_layers, 1.0)
+        return Fitted(with_coefficients(gene, ones, made="whole"), ones, "fixed")
+    reporter.stage(f"Tuning {len(gene.held_layers)} coefficients on {len(shots[0])} refusals and as many examples")
+    worn, lessons, pad = _dressed(gene, config, shots, settings)
+    worn.put(gene.factors)
+    steps: list[GraftStep] = []
+    log = _logging(steps, settings.graft.steps, reporter)
+    found = tune_coefficients(worn, lessons, pad, settings.graft, seed=settings.seed, log=log)
+    return Fitted(
+        with_coefficients(gene, found, made="weighted by layer"), found, settings.graft.coefficients, tuple(steps)
+    )
+
+
+def fine_tuned(
+    gene: Gene, config: ModelConfig, shots: Shots | None, settings: GeneConfig, reporter: Reporter
+) -> Fitted:
+    """A new adapter at the gene's points, of its rank and scaling, trained on the shots; nothing of the gene in it."""
+    assert shots is not None
+    reporter.stage(f"Fine-tuning on {len(shots[0])} refusals and as many examples, {len(gene.points)} matrices")
+    worn, lessons, pad = _dressed(gene, config, shots, settings)
+    steps: list[GraftStep] = []
+    log = _logging(steps, settings.graft.steps, reporter)
+    fine_tune(worn, lessons, pad, settings.graft, seed=settings.seed, log=log)
+    trained = replace(
+        gene, points=worn.points, factors=worn.factors(), made="trained anew", parents=(gene.fingerprint,)
+    )
+    return Fitted(trained, dict.fromkeys(gene.held_layers, 1.0), "fixed", tuple(steps))
+
+
+FIT: Mapping[GraftMethod, Callable[[Gene, ModelConfig, Shots | None, GeneConfig, Reporter], Fitted]] = {
+    "gene": weighted,
+    "safety_sft": fine_tuned,
+}
+"""The methods whose update is new; `safelora` projects the task's own."""
+
+
+def _dressed(gene: Gene, config: ModelConfig, shots: Shots, settings: GeneConfig) -> tuple[Worn, list[Lesson], int]:
+    """The task's model with a new adapter at the gene's points, the shots as lessons, and a token for padding."""
+    model, tokenizer = load_model(config)
+    worn = wear(model, gene.points, rank=gene.rank, scaling=gene.scaling, seed=settings.seed)
+    return worn, encode_shots(tokenizer, *shots), pad_id(tokenizer)
+
+
+def _logging(steps: list[GraftStep], total: int, reporter: Reporter) -> Callable[[Row], None]:
+    def log(row: Row) -> None:
+        steps.append(GraftStep(int(row["step"]), row["refusal_loss"], row["task_loss"]))
+        reporter.step("updates", len(steps), total)
+
+    return log
+
+
+def encode_shots(tokenizer: PreTrainedTokenizerBase, refusals: list[Exchange], task: list[Exchange]) -> list[Lesson]:
+    """Both sides as lessons."""
+    return [
+        *(Lesson(encode_lesson(tokenizer, one), harmful=True) for one in refusals),
+        *(Lesson(encode_lesson(tokenizer, one), harmful=False) for one in task),
+    ]
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any token; it is masked."""
+    return int(tokenizer.pad_token_id or 0)
