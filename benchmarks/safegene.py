@@ -1,130 +1,272 @@
 """What grafting a gene gives back, against its baselines and without its parts: a table like the paper's.
 
-    python benchmarks/safegene.py TASK_MODEL --gene runs/lab --task task.jsonl --test test.jsonl -o runs/safegene
-        [--recipe recipes/lab.yaml] [--shots 0 8 16 32] [--seeds 0 1 2] [--fraction .33] [--answer exact]
-        [--set data.test_goals=40 ...] [--json]
+    python benchmarks/safegene.py TASK_MODEL --aligned lab --gene runs/lab-gene --task task.jsonl --test test.jsonl
+        -o runs/safegene/task-seed-0 [--recipe recipes/lab.yaml] [--shots 0 8 16 32] [--controls 16] [--seed 0]
+        [--anchor runs/tune/tune/anchor] [--fraction .33] [--answer exact] [--set data.test_goals=40 ...]
+    python benchmarks/safegene.py --table runs/safegene/*           # over tasks and seeds, with what was recovered
 
-Rows: the task's model as it is; then by number of shots the gene's best layers with a coefficient each (SafeGene), the
-same with one coefficient for all (task arithmetic), all layers, and as many layers drawn at random. Every row is an
-adapter, an evaluation in a run folder of its own and a task score, each kept as soon as it is there: the same command
-goes on where it stopped. 0 shots tune nothing, so they have one seed and no global row.
+TASK_MODEL is a checkpoint or the folder of an adapter, which is merged once. Rows: the aligned model; the task's model
+as it is; by number of shots the gene's best layers with a coefficient each (`safegene`) and, with the same shots,
+safety fine-tuning once more (`safety-sft`); at `--controls` also one coefficient for all (`global`: task arithmetic),
+all layers (`all-layers`) and as many layers drawn at random (`random-layers`); with `--anchor`, the task's adapter
+projected by Safe LoRA (`safelora`). 0 shots tune nothing, so they have no safety fine-tuning and no global row.
+Every row is evaluated in a run folder of its own and kept: the same command goes on where it stopped, and one with
+other inputs is refused.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator
+import math
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
+from typing import Any, Literal
 
+from seawall.artifacts.gene import ADAPTER_CONFIG, Gene
 from seawall.artifacts.graft import Graft
 from seawall.config import Recipe, load_recipe
+from seawall.config.model import ModelConfig
 from seawall.errors import NothingToGraftError
 from seawall.evaluation.task import score_task
+from seawall.models.adapter import merge_adapter
+from seawall.models.load import load_model
+from seawall.models.save import save_model
 from seawall.pipeline.evaluate import Target, evaluate_target, open_target
-from seawall.pipeline.gene_graft import GraftRequest, graft_gene
+from seawall.pipeline.gene_graft import GraftRequest, gene_folder, graft_gene
 from seawall.pipeline.gene_shots import read_exchanges
 from seawall.pipeline.gene_tools import select_gene
-from seawall.pipeline.progress import Quiet, TerminalReporter
-from seawall.runs.files import read_json, write_json
+from seawall.pipeline.model import located
+from seawall.pipeline.progress import Quiet
+from seawall.runs.files import canonical_hash, file_hash, publish, read_json, write_json
+
+Method = Literal["gene", "safety_sft", "safelora"]
+_RATES = ("plain_refusal", "over_refusal", "benign_compliance")
+_T975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
+"""97.5 % points of Student's t with 1 to 11 degrees of freedom."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to graft; `layers` is None for the task's model as it is."""
+    """One model of the table; `layers` is None where no gene is grafted."""
 
     name: str
     layers: str | None = None
-    coefficients: str = "layer"
-    shots: int = 0
-    seed: int = 0
+    coefficients: Literal["layer", "global"] = "layer"
+    method: Method = "gene"
+    shots: int | None = None
 
     @property
     def key(self) -> str:
         """Names its files."""
-        return self.name if self.layers is None else f"{self.name}-n{self.shots}-s{self.seed}"
+        return self.name if self.shots is None else f"{self.name}-n{self.shots}"
 
 
 def main() -> None:
     options = _options()
-    recipe = load_recipe(options.recipe, [f"model.id={json.dumps(options.model)}", *(options.set or ())])
-    found = {row.key: {**asdict(row), **_measured(row, options, recipe)} for row in _rows(options)}
-    print(json.dumps(found, indent=1) if options.json else _table(found))
+    if options.table:
+        print(_summary([read_table(folder) for folder in options.table]))
+        return
+    recipe = load_recipe(options.recipe, options.set)
+    _require_apart(options)
+    _require_same(options, recipe)
+    found = {}
+    for row in _rows(options):
+        found[row.key] = _measured(row, options, recipe)
+        print(_line(row.key, found[row.key]), flush=True)
+
+
+def read_table(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of one command, in its order."""
+    names = read_json(folder / "inputs.json")["rows"]
+    rows = {name: folder / "rows" / name / "row.json" for name in names}
+    return {name: read_json(path) for name, path in rows.items() if path.is_file()}
 
 
 def _rows(options: argparse.Namespace) -> Iterator[Row]:
+    yield Row("aligned")
     yield Row("fine-tuned")
+    if options.anchor is not None:
+        yield Row("safelora", method="safelora")
     for shots in options.shots:
-        for seed in options.seeds if shots else options.seeds[:1]:
-            yield Row("safegene", "top", "layer", shots, seed)
+        yield Row("safegene", "top", shots=shots)
+        if shots:
+            yield Row("safety-sft", "top", method="safety_sft", shots=shots)
+        if shots in options.controls:
+            yield Row("all-layers", "all", shots=shots)
+            yield Row("random-layers", "random", shots=shots)
             if shots:
-                yield Row("global", "top", "global", shots, seed)
-            yield Row("all-layers", "all", "layer", shots, seed)
-            yield Row("random-layers", "random", "layer", shots, seed)
+                yield Row("global", "top", "global", shots=shots)
 
 
 def _measured(row: Row, options: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
-    folder = options.output / row.key
+    folder = options.output / "rows" / row.key
     if (folder / "row.json").is_file():
         return read_json(folder / "row.json")
-    target, facts = Target(), dict[str, Any]()
-    if row.layers is not None:
+    model, target, facts = _task_checkpoint(options, recipe), Target(), dict[str, Any]()
+    if row.name == "aligned":
+        model = options.aligned
+    elif row.name != "fine-tuned":
+        graft = options.output / "grafts" / row.key
         try:
-            facts = {"graft_seconds": _graft(row, options, recipe).seconds}
-            target = Target(adapter=options.output / "grafts" / row.key)
+            facts = _facts(_graft(row, options, recipe, graft))
         except NothingToGraftError:
             facts = {"turned_down": True}  # then it is the task's model as it is
-    reporter = Quiet() if options.json else TerminalReporter()
-    done = evaluate_target(recipe, target, folder, text="", reporter=reporter)
-    model, tokenizer = open_target(recipe, target)
-    score = score_task(model, tokenizer, read_exchanges(options.test), answer=options.answer)
-    summary = {key: done.summary[key] for key in ("attacks", "plain_refusal", "over_refusal", "benign_compliance")}
-    result = {**facts, **summary, "task": asdict(score.rate)}
-    write_json(folder / "row.json", result)
-    return result
+        else:
+            model, target = (graft, target) if row.method == "safelora" else (model, Target(adapter=graft))
+    named = recipe.model_copy(update={"model": _named(recipe, model)})
+    done = evaluate_target(named, target, folder, text="", reporter=Quiet())
+    opened, tokenizer = open_target(named, target)
+    score = score_task(
+        opened, tokenizer, read_exchanges(options.test), answer=options.answer, batch_size=recipe.eval.batch_size
+    )
+    attacks = {name: rate for name, rate in done.summary["attacks"].items() if rate}
+    rates = {name: done.summary[name] for name in _RATES} | {"task": asdict(score.rate)}
+    write_json(folder / "row.json", {**facts, "attacks": attacks, **rates})
+    return read_json(folder / "row.json")
 
 
-def _graft(row: Row, options: argparse.Namespace, recipe: Recipe) -> Graft:
-    gene = options.output / "genes" / (f"{row.layers}-{row.seed}" if row.layers == "random" else str(row.layers))
-    if not gene.is_dir():
-        select_gene(options.gene, gene, keep=str(row.layers), fraction=options.fraction, seed=row.seed)
-    output = options.output / "grafts" / row.key
+def _facts(graft: Graft) -> dict[str, Any]:
+    return {"graft_seconds": graft.seconds, "coefficients": list(graft.coefficients.values())}
+
+
+def _graft(row: Row, options: argparse.Namespace, recipe: Recipe, output: Path) -> Graft:
     if output.is_dir():
         return Graft.load(output)
-    settings = recipe.gene.graft.model_copy(update={"coefficients": row.coefficients})
-    config = recipe.gene.model_copy(update={"graft": settings, "seed": row.seed})
-    request = GraftRequest(recipe.model, gene, output, shots=row.shots, task=options.task)
-    return graft_gene(request, config, recipe.data)
+    changed: dict[str, Any] = {"coefficients": row.coefficients, "method": row.method}
+    if row.method == "safelora":
+        changed["anchor"] = str(options.anchor)
+        request = GraftRequest(_named(recipe, options.model), None, output, form="merged")
+    else:
+        task = options.task if row.shots else None
+        model = _named(recipe, _task_checkpoint(options, recipe))
+        request = GraftRequest(model, _selected(row, options), output, row.shots or 0, task)
+    graft = recipe.gene.graft.model_copy(update=changed)
+    return graft_gene(request, recipe.gene.model_copy(update={"graft": graft, "seed": options.seed}), recipe.data)
 
 
-def _table(found: dict[str, dict[str, Any]]) -> str:
-    lines = [f"{'':24} {'plain refusal':>14} {'worst attack':>13} {'over-refusal':>13} {'task':>7} {'graft, s':>9}"]
-    for key, row in found.items():
-        worst = max((one["rate"] for one in row["attacks"].values() if one), default=float("nan"))
-        rates = [row["plain_refusal"], {"rate": worst}, row["over_refusal"], row["task"]]
-        shown = [f"{one['rate']:.3f}" if one else "" for one in rates]
-        seconds = f"{row['graft_seconds']:.0f}" if "graft_seconds" in row else "none" if "turned_down" in row else ""
-        lines.append(f"{key:24} {shown[0]:>14} {shown[1]:>13} {shown[2]:>13} {shown[3]:>7} {seconds:>9}")
+def _selected(row: Row, options: argparse.Namespace) -> Path:
+    gene = options.output / "genes" / str(row.layers)
+    if not gene.is_dir():
+        select_gene(options.gene, gene, keep=str(row.layers), fraction=options.fraction, seed=options.seed)
+    return gene
+
+
+def _named(recipe: Recipe, model: str | Path) -> ModelConfig:
+    return recipe.model.model_copy(update={"id": str(model)})
+
+
+def _task_checkpoint(options: argparse.Namespace, recipe: Recipe) -> Path:
+    """The task's model as a checkpoint; an adapter is merged into its base once."""
+    given, merged = Path(options.model), options.output / "task-model"
+    if not (given / ADAPTER_CONFIG).is_file() or merged.is_dir():
+        return merged if merged.is_dir() else given
+    base = read_json(given / ADAPTER_CONFIG)["base_model_name_or_path"]
+    model, tokenizer = load_model(located(_named(recipe, base)))
+    scratch = merged.with_name("task-model.partial")
+    save_model(merge_adapter(model, given), tokenizer, scratch)
+    publish(scratch, merged)
+    return merged
+
+
+def _require_apart(options: argparse.Namespace) -> None:
+    both = {str(one.prompt) for one in read_exchanges(options.task)} & {
+        str(one.prompt) for one in read_exchanges(options.test)
+    }
+    if both:
+        sys.exit(f"{len(both)} prompts are in {options.task} and in {options.test}: shots would be scored")
+
+
+def _require_same(options: argparse.Namespace, recipe: Recipe) -> None:
+    """Rows of other inputs are no rows of this table."""
+    weights = sorted(Path(options.model).glob("*.safetensors")) if Path(options.model).is_dir() else []
+    sections = recipe.model_dump(mode="json", include={"seed", "model", "data", "eval", "gene"})
+    inputs = {
+        "task_model": {one.name: file_hash(one) for one in weights} or options.model,
+        "aligned": options.aligned,
+        "gene": Gene.load(gene_folder(options.gene)).fingerprint,
+        "files": [file_hash(options.task), file_hash(options.test)],
+        "settings": [options.fraction, options.answer, options.seed, canonical_hash(sections)],
+    }
+    path = options.output / "inputs.json"
+    if path.is_file() and read_json(path)["inputs"] != inputs:
+        sys.exit(f"{options.output} holds a table of another model, gene, task or recipe: use another -o")
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"inputs": inputs, "rows": [row.key for row in _rows(options)]})
+
+
+def _line(key: str, row: dict[str, Any]) -> str:
+    shown = [f"{row[name]['rate']:.3f}" for name in ("plain_refusal", "over_refusal", "task")]
+    attacks = ", ".join(f"{name} {rate['rate']:.2f}" for name, rate in row["attacks"].items())
+    spent = f", {row['graft_seconds']:.0f} s" if "graft_seconds" in row else ""
+    return f"{key}: plain refusal {shown[0]}, over-refusal {shown[1]}, task {shown[2]}, attacks {attacks}{spent}"
+
+
+def _summary(tables: Sequence[dict[str, dict[str, Any]]]) -> str:
+    """Means over the tables with Student's 95 % interval; differences to the fine-tuned model are taken in each."""
+    names = list(dict.fromkeys(name for table in tables for name in table))
+    heads = ("plain refusal", "recovered", "attack success", "over-refusal +", "task +")
+    lines = [f"{f'mean of {len(tables)} tables [95 %]':26}{''.join(f'{head:>22}' for head in heads)}{'s':>6}"]
+    for name in names:
+        rows = [(table[name], table["fine-tuned"], table["aligned"]) for table in tables if name in table]
+        columns = [
+            [row["plain_refusal"]["rate"] for row, _, _ in rows],
+            [_recovered(row, tuned, aligned) for row, tuned, aligned in rows],
+            [_attack(row) for row, _, _ in rows],
+            [row["over_refusal"]["rate"] - tuned["over_refusal"]["rate"] for row, tuned, _ in rows],
+            [row["task"]["rate"] - tuned["task"]["rate"] for row, tuned, _ in rows],
+        ]
+        seconds = [row["graft_seconds"] for row, _, _ in rows if "graft_seconds" in row]
+        shown = "".join(f"{_interval(column):>22}" for column in columns)
+        lines.append(f"{name:26}{shown}{f'{fmean(seconds):.0f}' if seconds else '':>6}")
     return "\n".join(lines)
+
+
+def _recovered(row: dict[str, Any], tuned: dict[str, Any], aligned: dict[str, Any]) -> float:
+    """The part of the plain refusals which fine-tuning lost that the row has back."""
+    lost = aligned["plain_refusal"]["rate"] - tuned["plain_refusal"]["rate"]
+    return (row["plain_refusal"]["rate"] - tuned["plain_refusal"]["rate"]) / lost if lost > 0 else math.nan
+
+
+def _attack(row: dict[str, Any]) -> float:
+    return fmean(rate["rate"] for rate in row["attacks"].values()) if row["attacks"] else math.nan
+
+
+def _interval(values: Sequence[float]) -> str:
+    """`81.2 [70.1, 92.3]`, in points."""
+    known = [100 * one for one in values if not math.isnan(one)]
+    if len(known) < 2 or len(known) > len(_T975) + 1:
+        return "-" if not known else f"{fmean(known):.1f}"
+    half = _T975[len(known) - 2] * stdev(known) / math.sqrt(len(known))
+    return f"{fmean(known):.1f} [{fmean(known) - half:.1f}, {fmean(known) + half:.1f}]"
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="the task's model: a folder or a Hub id")
-    parser.add_argument("--gene", type=Path, required=True)
-    parser.add_argument("--task", type=Path, required=True, help="JSONL of examples for the shots")
-    parser.add_argument("--test", type=Path, required=True, help="JSONL of other examples, for the score")
-    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("model", nargs="?", help="the task's model: a checkpoint, or the folder of an adapter")
+    parser.add_argument("--table", type=Path, nargs="+", help="print the means over these output folders instead")
+    parser.add_argument("--aligned", default="lab", help="the aligned model that the gene is of")
+    parser.add_argument("--gene", type=Path)
+    parser.add_argument("--task", type=Path, help="JSONL of examples for the shots")
+    parser.add_argument("--test", type=Path, help="JSONL of other examples, for the score")
+    parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--recipe", type=Path, default=None)
     parser.add_argument("--shots", type=int, nargs="+", default=[0, 8, 16, 32])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--controls", type=int, nargs="*", default=[0, 16], help="shots at which controls are run too")
+    parser.add_argument("--seed", type=int, default=0, help="of the shots and the layers drawn")
+    parser.add_argument("--anchor", type=Path, default=None, help="for Safe LoRA: an anchor of `seawall tune`")
     parser.add_argument("--fraction", type=float, default=1 / 3)
     parser.add_argument("--answer", choices=("exact", "number", "prefix"), default="exact")
-    parser.add_argument("--set", action="append")
-    parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+    parser.add_argument("--set", action="append", default=[])
+    options = parser.parse_args()
+    if not options.table:
+        missing = [name for name in ("model", "gene", "task", "test", "output") if getattr(options, name) is None]
+        if missing:
+            parser.error(f"missing: {', '.join(missing)}")
+        options.output = options.output.resolve()
+    return options
 
 
 if __name__ == "__main__":
