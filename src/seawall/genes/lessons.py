@@ -68,7 +68,7 @@ class Taught:
             found[positions] = self.divergence(model, positions).float().cpu()
             if seen is not None:
                 seen(positions)
-        harmful = torch.tensor([one.harmful for one in self.lessons])
+        harmful = torch.tensor([one.harmful for one in self.lessons], dtype=torch.bool)
         return _mean(found[harmful]), _mean(found[~harmful])
 
 
