@@ -295,7 +295,7 @@ def test_the_command_says_what_is_kept(family: Path, tmp_path: Path) -> None:
     row = next(line for line in shown.stdout.splitlines() if line.split()[:4] == [str(LAYER), "2", "of", "8"])
     assert row.split()[4] == f"{share:.1%}"
     assert row.split()[6].startswith(str(SAFE))
-    assert "with 10 of 40 experts in their stacks" in " ".join(shown.stdout.split())
+    assert "with 10 of 40 experts in their stacks" in " ".join(shown.output.split())
     page = (tmp_path / "shown/gene.html").read_text()
     assert f"<td>2 of 8</td><td>{share:.1%}</td>" in page
     assert "With some experts alone" not in page

@@ -91,12 +91,13 @@ def select(
     """
     quiet_libraries()
     from seawall.pipeline.gene_tools import PAGE, select_gene
-    from seawall.pipeline.gene_views import gene_document, gene_table
+    from seawall.pipeline.gene_views import claim, gene_document, gene_table
 
     def work(reporter: Reporter) -> RenderableType:
         found = select_gene(
             gene, output, keep=keep, fraction=fraction, experts=experts, experts_by=experts_by, seed=seed
         )
+        reporter.say(claim(found))
         if as_json:
             print_json({"gene": str(output), **gene_document(found)})
         return gene_table(found)

@@ -103,7 +103,7 @@ def gene_table(gene: Gene) -> Group:
         tables.append(expert_table(gene))
     if gene.recovery:
         tables.append(recovery_table(gene))
-    return Group(*tables, *([claim(gene)] if gene.experts else []))
+    return Group(*tables)
 
 
 def expert_table(gene: Gene) -> Table:
