@@ -52,7 +52,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = write_refusing(folder, refusing_by_expert())
     degraded = save_sibling(folder / "degraded", _degraded())
     content = yaml.safe_load(recipe.read_text())
-    shares = {**QUICK["extract"], "expert_shares": [1.0, ONE], "epochs": 6}
+    shares = {**QUICK["extract"], "expert_shares": [1.0, ONE]}
     other = {"id": str(degraded), "dtype": "float32", "device": "cpu"}
     content["gene"] = {**QUICK, "targets": ["experts.down_proj"], "degraded": other, "extract": shares}
     recipe.write_text(yaml.safe_dump(content))
@@ -94,7 +94,8 @@ def test_the_planted_expert_is_the_first_and_one_without_tokens_is_none(family: 
         assert sum(one.harmful) == pytest.approx(1.0)
         assert sum(one.benign) == pytest.approx(1.0)
         assert one.kept == tuple(at for at in range(8) if one.norm[at])
-    assert len(planted.kept) == 7
+    assert SAFE in planted.kept
+    assert len(planted.kept) < 8
     assert planted.scores[SAFE] == planted.harmful[SAFE] * planted.norm[SAFE]
     # after the last measurement of a part, the whole gene was saved
     assert describe_experts(gene.points, gene.factors, gene.scaling) == tuple(
@@ -295,7 +296,7 @@ def test_the_command_says_what_is_kept(family: Path, tmp_path: Path) -> None:
     row = next(line for line in shown.stdout.splitlines() if line.split()[:4] == [str(LAYER), "2", "of", "8"])
     assert row.split()[4] == f"{share:.1%}"
     assert row.split()[6].startswith(str(SAFE))
-    assert "with 10 of 40 experts in their stacks" in " ".join(shown.output.split())
+    assert "rank 2, 10 of 40 experts with " in " ".join(shown.output.split())
     page = (tmp_path / "shown/gene.html").read_text()
     assert f"<td>2 of 8</td><td>{share:.1%}</td>" in page
     assert "With some experts alone" not in page

@@ -74,7 +74,7 @@ def select(
         _Text,
         typer.Option(
             help="Layers: `top` by what they write (the default), `stream` by their output; controls: `random` (as "
-            "many), `all` (the default with --experts)."
+            "many), `all` (the default with --experts alone)."
         ),
     ] = None,
     fraction: Annotated[_Number, typer.Option(help="Share of the layers to keep; a third, unless given.")] = None,

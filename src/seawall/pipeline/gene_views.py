@@ -76,12 +76,11 @@ def gene_view(gene: Gene) -> GeneView:
 def claim(gene: Gene) -> str:
     """What became of the held-out divergence and of refusals, in a sentence."""
     said = f"A gene of {len(gene.points)} weight matrices in {len(gene.held_layers)} layers, rank {gene.rank}"
-    if any(len(one.kept) < len(one.norm) for one in gene.experts):
-        kept, total = (sum(len(side) for side in sides) for sides in _sides(gene.experts))
-        said += (
-            f", with {kept} of {total} experts in their stacks, "
-            f"{_norm_share(gene.experts):.0%} of the squared norm of the experts' updates"
-        )
+    if gene.experts:
+        kept, total = sum(len(one.kept) for one in gene.experts), sum(len(one.norm) for one in gene.experts)
+        share = _norm_share(gene.experts)
+        said += f", {kept} of {total} experts"
+        said += f" with {share:.0%} of their updates' squared norm" if share < 1 else ""
     if gene.curve:
         first, last = gene.curve[0], gene.curve[-1]
         said += (
@@ -183,10 +182,6 @@ def interference_document(rows: Sequence[Interference]) -> list[dict[str, Any]]:
 
 def _experts_document(one: GeneExperts) -> dict[str, Any]:
     return {**asdict(one), "scores": list(one.scores), "kept_squared_norm_share": _norm_share([one])}
-
-
-def _sides(experts: Sequence[GeneExperts]) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
-    return [one.kept for one in experts], [one.norm for one in experts]
 
 
 def _norm_share(experts: Sequence[GeneExperts]) -> float:
