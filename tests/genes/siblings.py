@@ -19,7 +19,7 @@ from seawall.models.lora import find_points
 
 POINT = f"model.layers.{ATTENTION}.self_attn.o_proj.weight"
 """The matrix that writes the refusal."""
-QUICK = {
+QUICK: dict[str, Any] = {
     "targets": ["o_proj"],
     "rank": 2,
     "alpha": 4,

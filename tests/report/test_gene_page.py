@@ -9,7 +9,7 @@ import pytest
 
 from seawall.report import render_gene
 from seawall.report.charts.genes import divergence_curve, layer_curves
-from seawall.report.gene import GeneCurve, GeneRow, GeneView
+from seawall.report.gene import GeneCurve, GeneExpertRow, GeneRecoveryRow, GeneRow, GeneView
 from seawall.report.inputs import Interval
 
 HOSTILE = "</p><script>alert(1)</script>\u202e"
@@ -45,6 +45,19 @@ def test_the_page_holds_the_numbers() -> None:
     ):
         assert text in page
     assert page.count(">yes</td>") == 3
+
+
+def test_experts_have_a_table_where_there_are_any() -> None:
+    assert "Experts" not in render_gene(VIEW, model="lab", recipe={}, manifest={"seawall": "0"})
+    rows = [GeneExpertRow(0, 2, 8, 0.4567, 0.75, [5, 1]), GeneExpertRow(1, 2, 8, 0.5, None, [])]
+    recovery = [GeneRecoveryRow(0.25, HOSTILE, 0.0123, 0.0045)]
+    page = render_gene(
+        replace(VIEW, experts=rows, recovery=recovery), model="lab", recipe={}, manifest={"seawall": "0"}
+    )
+    assert "<td>2 of 8</td><td>45.7%</td><td>75.0%</td><td>5, 1</td>" in page
+    assert "<td>2 of 8</td><td>50.0%</td><td></td><td></td>" in page
+    assert "<td>0.0123</td><td>0.0045</td>" in page
+    assert "<script>" not in page
 
 
 def test_hostile_text_is_shown_and_a_bare_gene_has_a_page() -> None:

@@ -105,6 +105,58 @@ class GeneLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class GeneExperts:
+    """How much the updates of one decoder layer's experts are used, and how large they are.
+
+    Attributes:
+        layer: decoder layer.
+        harmful: mean gate weight of each expert with the gene on, at the positions where held-out replies to harmful
+            requests are predicted; empty where it was not measured.
+        benign: the same of harmless ones.
+        norm: Frobenius norm of each expert's update, over all of the layer's stacks, before any expert was left out.
+        kept: the experts whose update the gene holds, ascending; that of the others is 0.
+    """
+
+    layer: int
+    harmful: tuple[float, ...]
+    benign: tuple[float, ...]
+    norm: tuple[float, ...]
+    kept: tuple[int, ...]
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Of each expert, gate weight on harmful requests times norm; empty where it was not measured."""
+        return tuple(used * norm for used, norm in zip(self.harmful, self.norm, strict=True)) if self.harmful else ()
+
+    @property
+    def squared_norm(self) -> float:
+        """Of the updates of all experts."""
+        return sum(one * one for one in self.norm)
+
+    @property
+    def kept_squared_norm(self) -> float:
+        """Of the updates that the gene holds."""
+        return sum(self.norm[expert] ** 2 for expert in self.kept)
+
+
+@dataclass(frozen=True, slots=True)
+class GeneRecovery:
+    """Held-out divergence, as `GeneStep` has it, with the updates of a share of each layer's experts alone.
+
+    Attributes:
+        share: of the experts.
+        by: how they were chosen, `score` or `random`.
+        harmful: on harmful requests, in nats per token.
+        benign: on harmless ones.
+    """
+
+    share: float
+    by: str
+    harmful: float
+    benign: float
+
+
+@dataclass(frozen=True, slots=True)
 class GeneStep:
     """Held-out divergence KL(aligned || degraded + gene) after so many updates, in nats per response token."""
 
@@ -126,6 +178,8 @@ class Gene:
         factors: of each point, in float32.
         scaling: what the products are multiplied with.
         layers: the contrast by layer, every decoder layer; empty where it was not measured.
+        experts: of each layer whose stacks of experts it changes; empty where nothing is known of them.
+        recovery: what some experts alone do; empty where it was not measured.
         curve: held-out divergence while it was distilled, from before the first update on.
         refusals: on held-out harmful requests that the aligned model refuses: how often the degraded one does without
             the gene (`degraded`) and with it (`restored`); empty where it was not asked.
@@ -145,6 +199,8 @@ class Gene:
     refusals: Mapping[str, Rate] = field(default_factory=dict)
     made: str = "extracted"
     parents: tuple[str, ...] = ()
+    experts: tuple[GeneExperts, ...] = ()
+    recovery: tuple[GeneRecovery, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -155,6 +211,17 @@ class Gene:
     def held_layers(self) -> tuple[int, ...]:
         """The decoder layers that it changes, ascending."""
         return tuple(sorted({point.layer for point in self.points.values()}))
+
+    @property
+    def unchanged(self) -> frozenset[tuple[str, int]]:
+        """The experts of stacks that it does not change: (name of the stack, expert)."""
+        return frozenset(
+            (name, expert)
+            for name, point in self.points.items()
+            if len(point.shape) == 3
+            for expert, (B, A) in enumerate(zip(*self.factors[name], strict=True))
+            if not (bool(B.any()) and bool(A.any()))
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -185,6 +252,8 @@ class Gene:
             refusals=dict(self.refusals),
             made=self.made,
             parents=self.parents,
+            experts=self.experts,
+            recovery=self.recovery,
             fingerprint=self.fingerprint,
             adapter=save_adapter(folder, self.points, self.factors, self.scaling),
         )
@@ -203,6 +272,8 @@ class Gene:
             raise ArtifactError(f"{folder} is no gene", got=got, remedy="name what `seawall gene extract` left")
         read = parse_fields(path, load_document(path, _KIND), _Fields)
         require(bool(read.points), path, "at least one adapter point")
+        inside = all(set(one.kept) <= set(range(len(one.norm))) for one in read.experts)
+        require(inside, path, "kept experts among those that it has")
         found = cls(
             family=read.family,
             tokenizer=read.tokenizer,
@@ -216,6 +287,8 @@ class Gene:
             refusals=read.refusals,
             made=read.made,
             parents=read.parents,
+            experts=read.experts,
+            recovery=read.recovery,
         )
         require(found.fingerprint == read.fingerprint, path, "the factors that its fingerprint is of")
         return found
@@ -302,5 +375,8 @@ class _Fields(Fields):
     refusals: dict[str, Rate]
     made: str
     parents: tuple[str, ...]
+    # what genes of before experts were scored do not have
+    experts: tuple[GeneExperts, ...] = ()
+    recovery: tuple[GeneRecovery, ...] = ()
     fingerprint: str
     adapter: str

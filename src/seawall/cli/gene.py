@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 _Path = Optional[Path]  # noqa: UP045 - typer reads these annotations
 _Numbers = Optional[list[float]]  # noqa: UP045
+_Number = Optional[float]  # noqa: UP045
+_Text = Optional[str]  # noqa: UP045
 
 NewFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result; must be new or empty.")]
 GeneArgument = Annotated[Path, typer.Argument(metavar="GENE", help="A gene's folder, or a run that extracted one.")]
@@ -52,13 +54,13 @@ def extract(
     folder = run_folder(read[0], output)
     quiet_libraries()
     from seawall.pipeline.gene import GENE, extract_gene
-    from seawall.pipeline.gene_views import gene_document, layer_table
+    from seawall.pipeline.gene_views import gene_document, gene_table
 
     def work(reporter: Reporter) -> RenderableType:
         found = extract_gene(read[0], folder, text=read[1], reporter=reporter)
         if as_json:
             print_json({"gene": str(folder / GENE), **gene_document(found)})
-        return layer_table(found)
+        return gene_table(found)
 
     _run(work, folder / GENE, folder / "gene.html", as_json=as_json)
 
@@ -67,26 +69,40 @@ def extract(
 def select(
     gene: GeneArgument,
     output: NewFolder,
+    *,
     keep: Annotated[
+        _Text,
+        typer.Option(
+            help="Layers: `top` by what they write (the default), `stream` by their output; controls: `random` (as "
+            "many), `all` (the default with --experts alone)."
+        ),
+    ] = None,
+    fraction: Annotated[_Number, typer.Option(help="Share of the layers to keep; a third, unless given.")] = None,
+    experts: Annotated[_Number, typer.Option(help="Share of every layer's experts to keep; all, unless given.")] = None,
+    experts_by: Annotated[
         str,
-        typer.Option(help="`top` by what layers write, `stream` by their output; controls: `random` (as many), `all`."),
-    ] = "top",
-    fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the layers to keep.")] = 1 / 3,
+        typer.Option(help="`score`: gate weight on harmful requests times norm of the update; control: `random`."),
+    ] = "score",
     seed: Annotated[int, typer.Option(min=0, help="Seed of `random`.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep the layers of a gene in which harmful and harmless prompts tell the two models apart most."""
+    """Keep the layers of a gene in which harmful and harmless prompts tell the two models apart most, or its experts
+    that harmful requests use most and that it changes most.
+    """
     quiet_libraries()
-    from seawall.pipeline.gene_tools import select_gene
-    from seawall.pipeline.gene_views import gene_document, layer_table
+    from seawall.pipeline.gene_tools import PAGE, select_gene
+    from seawall.pipeline.gene_views import claim, gene_document, gene_table
 
     def work(reporter: Reporter) -> RenderableType:
-        found = select_gene(gene, output, keep=keep, fraction=fraction, seed=seed)
+        found = select_gene(
+            gene, output, keep=keep, fraction=fraction, experts=experts, experts_by=experts_by, seed=seed
+        )
+        reporter.say(claim(found))
         if as_json:
             print_json({"gene": str(output), **gene_document(found)})
-        return layer_table(found)
+        return gene_table(found)
 
-    _run(work, output, as_json=as_json)
+    _run(work, output / PAGE, output, as_json=as_json)
 
 
 @app.command("compose")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,11 @@ chance, or every one."""
 GraftMethod = Literal["gene", "safety_sft", "safelora"]
 """`gene`: its updates times coefficients. Baselines: `safety_sft`, a new adapter at the gene's points trained on the
 same shots; `safelora`, the task's own adapter projected onto the directions of alignment (arXiv 2405.16833)."""
+ExpertsBy = Literal["score", "random"]
+"""Which experts of a gene's stacks are kept: the best by gate weight on harmful requests times norm of their update, or
+as many drawn by chance."""
+Share = Annotated[float, Field(gt=0, le=1)]
+"""More than 0, up to 1."""
 
 
 class GeneDegrade(StrictModel):
@@ -50,6 +55,11 @@ class GeneExtract(StrictModel):
         "`stream` by that of their output, or `random`.",
     )
     fraction: float = Field(default=1 / 3, gt=0, le=1, description="Share of the layers, unless `keep` is `all`.")
+    expert_shares: Tuple[Share] = Field(
+        default=(0.25, 0.5),
+        description="Where the gene changes stacks of experts: shares of each layer's experts with which alone, chosen "
+        "by score and by chance, the held-out KL is measured once more; none leaves that out.",
+    )
     max_new_tokens: int = Field(default=48, ge=1, le=8192, description="Greedy tokens of the aligned model's replies.")
     lr: float = Field(default=5e-4, gt=0, le=1, description="Highest learning rate; it falls to 0.")
     epochs: int = Field(default=3, ge=1, le=1000, description="Passes over these requests.")

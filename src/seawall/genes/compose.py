@@ -70,6 +70,8 @@ def compose(genes: Sequence[Gene], weights: Sequence[float]) -> Gene:
         factors={name: _side_by_side(name, point, genes, weights) for name, point in sorted(points.items())},
         scaling=1.0,
         layers=(),
+        experts=(),
+        recovery=(),
         curve=(),
         refusals={},
         made=f"composed: {terms}",
@@ -175,7 +177,7 @@ def _require_alike(genes: Sequence[Gene]) -> None:
     seen: set[str] = set()
     for at, gene in enumerate(genes, start=1):
         if gene.fingerprint in seen:
-            raise ArtifactError(f"gene {at} is given twice", remedy="give it once, with a weight (--weights)")
+            raise ArtifactError(f"gene {at} is given twice", remedy="give it once, with a weight (--weight)")
         seen.add(gene.fingerprint)
         for what, ours, theirs in (
             ("family", first.family, gene.family),

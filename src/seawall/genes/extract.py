@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from seawall.artifacts.gene import GeneStep
 from seawall.config.gene import GeneExtract
 from seawall.data.batching import epoch_batches
 from seawall.distributed.process import one_process
+from seawall.genes.experts import ExpertUse, divergence_and_use
 from seawall.genes.lessons import Taught
 from seawall.models.lora import Worn
 from seawall.train.loop import Losses, Row, Settings, Trainer
 
 
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """What was measured on held-out lessons while a gene was distilled.
+
+    Attributes:
+        curve: the divergence before the first update and after every epoch.
+        use: how much experts were used at the end; None where the gene changes no stack of experts.
+    """
+
+    curve: tuple[GeneStep, ...]
+    use: ExpertUse | None
+
+
 def distil(
     worn: Worn, taught: Taught, held_out: Taught, config: GeneExtract, *, seed: int, log: Callable[[Row], None]
-) -> tuple[GeneStep, ...]:
+) -> Distilled:
     """Trains the adapter that the degraded model wears to KL(aligned || degraded + adapter) on replies.
 
     Args:
@@ -25,9 +40,6 @@ def distil(
         config: how to train.
         seed: of the order.
         log: told after every update.
-
-    Returns:
-        the held-out divergence before the first update and after every epoch.
 
     Raises:
         SeawallError: a loss is not finite.
@@ -40,11 +52,12 @@ def distil(
     def loss(positions: list[int]) -> list[Losses]:
         return [(taught.divergence(worn.model, positions).mean(), {})]
 
-    def measured() -> GeneStep:
-        return GeneStep(trainer.steps, *held_out.mean_divergence(worn.model, config.batch_size))
+    def measured() -> tuple[GeneStep, ExpertUse | None]:
+        means, use = divergence_and_use(worn, held_out, batch_size=config.batch_size)
+        return GeneStep(trainer.steps, *means), use
 
-    curve = [measured()]
+    steps = [measured()]
     for batches in epochs:
         trainer.fit(batches, loss, log)
-        curve.append(measured())
-    return tuple(curve)
+        steps.append(measured())
+    return Distilled(tuple(step for step, _ in steps), steps[-1][1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,12 +53,22 @@ class Taught:
         return response_divergence(logits_BTV, labels_BT, tokens_BTK, log_BTK)
 
     @torch.no_grad()
-    def mean_divergence(self, model: PreTrainedModel, batch_size: int) -> tuple[float, float]:
-        """The mean over harmful lessons and over harmless ones; 0 where there are none."""
+    def mean_divergence(
+        self, model: PreTrainedModel, batch_size: int, seen: Callable[[Sequence[int]], None] | None = None
+    ) -> tuple[float, float]:
+        """The mean over harmful lessons and over harmless ones; 0 where there are none.
+
+        Args:
+            model: the student.
+            batch_size: rows of a forward pass.
+            seen: told after every forward pass which lessons were in it.
+        """
         found = torch.zeros(len(self.lessons))
         for positions in buckets(self.lessons, batch_size):
             found[positions] = self.divergence(model, positions).float().cpu()
-        harmful = torch.tensor([one.harmful for one in self.lessons])
+            if seen is not None:
+                seen(positions)
+        harmful = torch.tensor([one.harmful for one in self.lessons], dtype=torch.bool)
         return _mean(found[harmful]), _mean(found[~harmful])
 
 

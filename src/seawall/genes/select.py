@@ -113,6 +113,8 @@ def with_layers(gene: Gene, layers: Sequence[int], *, made: str) -> Gene:
         points=points,
         factors={name: gene.factors[name] for name in points},
         layers=tuple(replace(one, selected=one.layer in kept) for one in gene.layers),
+        experts=tuple(one for one in gene.experts if one.layer in kept),
+        recovery=(),
         curve=(),
         refusals={},
         made=made,

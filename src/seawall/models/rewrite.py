@@ -39,6 +39,7 @@ def add_to_checkpoint(
     output: Path,
     *,
     originals: Path | None,
+    unchanged: Collection[tuple[str, int]] = (),
     progress: Progress | None = None,
 ) -> None:
     """Writes the checkpoint with `change` added to the parameters `names`; sums are rounded to the files' own type.
@@ -51,13 +52,15 @@ def add_to_checkpoint(
         change: what is added to them.
         output: an empty folder; gets every other file of the checkpoint too.
         originals: a folder for the changed tensors as they were, under the names of their files; None keeps none.
+        unchanged: experts of stacks to which nothing is added, as (parameter, expert): tensors of theirs alone are left
+            as they are, and not kept.
         progress: told after every file how many are done and how many there are.
 
     Raises:
         UnsupportedModelError: a changed weight has no place of its own in the files.
         ArtifactError: damaged files.
     """
-    parts = _parts_by_tensor(outline, names)
+    parts = _parts_by_tensor(outline, names, unchanged)
     placement = _Placement(outline, change, names)
     files = weight_files(outline.folder)
     copy_other_files(outline.folder, output)
@@ -140,7 +143,9 @@ def write_hashes(folder: Path) -> None:
     write_json(folder / HASHES_FILE, {"files": {path.name: file_hash(path) for path in files}})
 
 
-def _parts_by_tensor(outline: CheckpointOutline, names: frozenset[str]) -> dict[str, Part]:
+def _parts_by_tensor(
+    outline: CheckpointOutline, names: frozenset[str], unchanged: Collection[tuple[str, int]]
+) -> dict[str, Part]:
     """The part that each tensor on disk is read for, of the parts that change."""
     found = {
         name: part
@@ -156,7 +161,9 @@ def _parts_by_tensor(outline: CheckpointOutline, names: frozenset[str]) -> dict[
             expected="weights that are not tied to others",
             remedy="leave it out of the gene (gene.targets), or graft as an adapter",
         )
-    return found
+    apart = [part for part, sources in outline.sources.items() if not (sources.sliced or outline.cut(part))]
+    alone = set(unchanged).intersection(apart)
+    return {name: part for name, part in found.items() if part not in alone}
 
 
 def _cut_names(outline: CheckpointOutline, names: frozenset[str]) -> Iterator[str]:
@@ -228,9 +235,8 @@ def _require_rearranged(places: Tensor, change: Tensor, name: str) -> None:
 
 
 def _sum(tensor: Tensor, change: Tensor) -> Tensor:
-    if not bool(change.any()):
-        return tensor  # adding 0 would turn -0 into 0
-    return (tensor.float() + change).to(tensor.dtype)
+    # adding 0 would turn -0 into 0
+    return torch.where(change == 0, tensor, (tensor.float() + change).to(tensor.dtype))
 
 
 @contextmanager

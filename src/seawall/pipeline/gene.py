@@ -13,7 +13,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall import __version__
 from seawall.artifacts.evaluation import Rate
-from seawall.artifacts.gene import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Gene, GeneLayer, GenePoint, GeneStep, save_adapter
+from seawall.artifacts.gene import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    Gene,
+    GeneExperts,
+    GeneLayer,
+    GenePoint,
+    GeneRecovery,
+    save_adapter,
+)
 from seawall.config.gene import GeneConfig
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts, load_prompts
@@ -23,7 +32,8 @@ from seawall.errors import DataError
 from seawall.evaluation.judges import make_judge
 from seawall.evaluation.metrics import rate_with_interval
 from seawall.genes.degrade import compliance, degrade
-from seawall.genes.extract import distil
+from seawall.genes.experts import describe_experts, expert_recovery
+from seawall.genes.extract import Distilled, distil
 from seawall.genes.fit import require_siblings
 from seawall.genes.lessons import Lesson, Taught, teach
 from seawall.genes.select import contrast, layer_outputs, select_layers
@@ -286,8 +296,9 @@ def _gene(context: GeneContext, scratch: Path) -> None:
     reporter.stage(f"Distilling into {len(points)} weight matrices, rank {config.rank}")
     scaling = config.alpha / config.rank
     worn = wear(model, points, rank=config.rank, scaling=scaling, seed=config.seed)
-    curve = _distilled(context, worn, known, scratch)
-    _save(context, worn, degraded, layers, curve, scratch, tokenizer)
+    distilled = _distilled(context, worn, known, scratch)
+    experts = _experts(context, worn, known, distilled)
+    _save(context, worn, _Measured(degraded, layers, distilled, *experts), scratch, tokenizer)
     if degrading is not None:
         shutil.rmtree(degrading)
 
@@ -314,7 +325,7 @@ def _learn(context: GeneContext, model: PreTrainedModel, tokenizer: PreTrainedTo
     )
 
 
-def _distilled(context: GeneContext, worn: Worn, known: _Aligned, scratch: Path) -> tuple[GeneStep, ...]:
+def _distilled(context: GeneContext, worn: Worn, known: _Aligned, scratch: Path) -> Distilled:
     config = context.config.extract
     total = config.epochs * -(-len(known.train.lessons) // config.batch_size)
     rows: list[Mapping[str, float]] = []
@@ -323,19 +334,39 @@ def _distilled(context: GeneContext, worn: Worn, known: _Aligned, scratch: Path)
         rows.append(row)
         context.reporter.step("updates", len(rows), total)
 
-    curve = distil(worn, known.train, known.held_out, config, seed=context.config.seed, log=log)
+    distilled = distil(worn, known.train, known.held_out, config, seed=context.config.seed, log=log)
     write_metrics(scratch / "metrics.jsonl", rows)
-    return curve
+    return distilled
+
+
+def _experts(
+    context: GeneContext, worn: Worn, known: _Aligned, distilled: Distilled
+) -> tuple[tuple[GeneExperts, ...], tuple[GeneRecovery, ...]]:
+    """What the gene does to each expert, and the held-out divergence with some of them alone."""
+    config = context.config
+    if distilled.use is None:
+        return (), ()
+    found = describe_experts(worn.points, worn.factors(), config.alpha / config.rank, distilled.use)
+    shares = config.extract.expert_shares
+    if shares:
+        context.reporter.stage("The gene with some experts alone")
+    size = config.extract.batch_size
+    return found, expert_recovery(worn, known.held_out, found, shares, batch_size=size, seed=config.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """What is known of a gene beside its factors."""
+
+    degraded: str
+    layers: tuple[GeneLayer, ...]
+    distilled: Distilled
+    experts: tuple[GeneExperts, ...]
+    recovery: tuple[GeneRecovery, ...]
 
 
 def _save(
-    context: GeneContext,
-    worn: Worn,
-    degraded: str,
-    layers: tuple[GeneLayer, ...],
-    curve: tuple[GeneStep, ...],
-    scratch: Path,
-    tokenizer: PreTrainedTokenizerBase,
+    context: GeneContext, worn: Worn, known: _Measured, scratch: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     held = {point.layer for point in worn.points.values()}
     refusals = {}
@@ -348,12 +379,14 @@ def _save(
         family=str(worn.model.config.model_type),
         tokenizer=vocabulary_hash(tokenizer),
         aligned=context.fingerprint,
-        degraded=degraded,
+        degraded=known.degraded,
         points=worn.points,
         factors=worn.factors(),
         scaling=context.config.alpha / context.config.rank,
-        layers=tuple(replace(one, selected=one.layer in held) for one in layers),
-        curve=curve,
+        layers=tuple(replace(one, selected=one.layer in held) for one in known.layers),
+        experts=known.experts,
+        recovery=known.recovery,
+        curve=known.distilled.curve,
         refusals=refusals,
     ).save(scratch)
 

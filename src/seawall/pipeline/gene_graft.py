@@ -242,6 +242,7 @@ def _write(
         fixed.update,
         scratch,
         originals=originals,
+        unchanged=fixed.unchanged,
         progress=lambda done, total: reporter.step("files", done, total),
     )
     kept = {} if originals is None else {path.name: file_hash(path) for path in sorted(originals.iterdir())}

@@ -3,46 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+from seawall import __version__
 from seawall.artifacts.gene import Gene
-from seawall.config.gene import Keep
+from seawall.config.gene import ExpertsBy, Keep
 from seawall.errors import ConfigError
 from seawall.genes.compose import Interference, compose, interference
+from seawall.genes.experts import with_experts
 from seawall.genes.select import select_layers, with_layers
 from seawall.pipeline.export import published, require_free
 from seawall.pipeline.gene_graft import gene_folder
-from seawall.runs.files import storage_errors
+from seawall.pipeline.gene_views import gene_view
+from seawall.report import render_gene
+from seawall.runs.files import storage_errors, write_text
+
+PAGE = "gene.html"
+_THIRD = 1 / 3
 
 
-def select_gene(path: Path, output: Path, *, keep: str = "top", fraction: float = 1 / 3, seed: int = 0) -> Gene:
-    """Writes a gene with some of its layers alone.
+def select_gene(
+    path: Path,
+    output: Path,
+    *,
+    keep: str | None = None,
+    fraction: float | None = None,
+    experts: float | None = None,
+    experts_by: str = "score",
+    seed: int = 0,
+) -> Gene:
+    """Writes a gene with some of its layers, or some of its experts, alone.
 
     Args:
         path: the gene.
         output: a folder that is new or empty.
-        keep: `top`, `stream`, `random` or `all`.
-        fraction: share of the layers, at least one.
-        seed: of `random`.
+        keep: layers: `top`, `stream`, `random` or `all`. None is `all` where experts alone are chosen, else `top`.
+        fraction: share of the layers, at least one; None takes a third.
+        experts: share of the experts of every layer's stacks, at least one; None keeps all.
+        experts_by: `score` or `random`.
+        seed: of whatever is drawn.
 
     Raises:
-        ConfigError: another word; a gene without scores.
+        ConfigError: another word; a gene without scores, or without experts where a share of them is asked for.
         ArtifactError: no gene, or a damaged one.
         RunFolderError: the output is not empty.
     """
-    chosen: Keep | None = next((one for one in get_args(Keep) if one == keep), None)
-    if chosen is None:
-        raise ConfigError("--keep is wrong", got=repr(keep), expected=", ".join(get_args(Keep)))
-    if not 0 < fraction <= 1:
-        raise ConfigError("--fraction is wrong", got=fraction, expected="more than 0, up to 1")
+    chosen = _layers_word(keep, alone=experts is not None and fraction is None)
+    by = _experts_word(experts_by, wanted=experts is not None)
+    for option, share in (("--fraction", fraction), ("--experts", experts)):
+        if share is not None and not 0 < share <= 1:
+            raise ConfigError(f"{option} is wrong", got=share, expected="more than 0, up to 1")
+    fraction = _THIRD if fraction is None else fraction
     require_free(output)
     gene = Gene.load(gene_folder(path))
     layers = select_layers(gene.layers, gene.held_layers, chosen, fraction, seed=seed)
-    found = with_layers(gene, layers, made=f"{chosen} {len(layers)} of {len(gene.held_layers)} layers")
+    made = f"{chosen} {len(layers)} of {len(gene.held_layers)} layers"
+    found = with_layers(gene, layers, made=made)
+    if experts is not None:
+        made += f", {experts:.0%} of the experts by {by}"
+        found = with_experts(found, experts, by, seed=seed, made=made)
+        found = replace(found, parents=(gene.fingerprint,))
+    said = {"keep": chosen, "fraction": fraction, "experts": experts, "experts_by": by, "seed": seed}
+    page = render_gene(
+        gene_view(found),
+        model=str(path),
+        recipe={"gene": str(path), "select": said},
+        manifest={"seawall": __version__, "gene": gene.fingerprint},
+    )
     with storage_errors(output), published(output) as scratch:
         found.save(scratch)
+        write_text(scratch / PAGE, page)
     return found
+
+
+def _layers_word(keep: str | None, *, alone: bool) -> Keep:
+    word = keep or ("all" if alone else "top")
+    chosen: Keep | None = next((one for one in get_args(Keep) if one == word), None)
+    if chosen is None:
+        raise ConfigError("--keep is wrong", got=repr(word), expected=", ".join(get_args(Keep)))
+    return chosen
+
+
+def _experts_word(word: str, *, wanted: bool) -> ExpertsBy:
+    chosen: ExpertsBy | None = next((one for one in get_args(ExpertsBy) if one == word), None)
+    if chosen is None:
+        raise ConfigError("--experts-by is wrong", got=repr(word), expected=", ".join(get_args(ExpertsBy)))
+    if chosen != "score" and not wanted:
+        raise ConfigError(
+            "--experts-by says how experts are chosen, but all of them are kept", remedy="add --experts SHARE"
+        )
+    return chosen
 
 
 def compose_genes(

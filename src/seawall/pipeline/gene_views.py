@@ -9,13 +9,15 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from seawall.artifacts.gene import Gene
+from seawall.artifacts.gene import Gene, GeneExperts
 from seawall.artifacts.graft import Graft
 from seawall.genes.compose import Interference
-from seawall.report.gene import GeneCurve, GeneRow, GeneView
+from seawall.report.gene import GeneCurve, GeneExpertRow, GeneRecoveryRow, GeneRow, GeneView
 from seawall.report.inputs import Interval
 
 _BAR = 24
+_BEST = 5
+"""Experts of a layer that are named."""
 _STILL_SAFE = 0.7
 """A degraded model that refuses more of what the aligned one refuses lost too little to learn from."""
 
@@ -31,6 +33,8 @@ def gene_document(gene: Gene) -> dict[str, Any]:
         "points": {name: list(one.shape) for name, one in gene.points.items()},
         "held_layers": list(gene.held_layers),
         "layers": [{**asdict(one), "score": one.score, "stream_score": one.stream_score} for one in gene.layers],
+        "experts": [_experts_document(one) for one in gene.experts],
+        "recovery": [asdict(one) for one in gene.recovery],
         "curve": [asdict(one) for one in gene.curve],
         "refusals": {name: asdict(one) for name, one in gene.refusals.items()},
         "aligned": gene.aligned,
@@ -56,6 +60,11 @@ def gene_view(gene: Gene) -> GeneView:
             GeneRow(one.layer, one.harmful, one.benign, one.stream_harmful, one.stream_benign, one.layer in held)
             for one in gene.layers
         ],
+        experts=[
+            GeneExpertRow(one.layer, len(one.kept), len(one.norm), _norm_share([one]), _used_share(one), _best(one))
+            for one in gene.experts
+        ],
+        recovery=[GeneRecoveryRow(one.share, one.by, one.harmful, one.benign) for one in gene.recovery],
         curve=[GeneCurve(one.step, one.harmful, one.benign) for one in gene.curve],
         refusals=[
             (names[name], Interval(rate.rate, rate.low, rate.high, rate.n, rate.unscored))
@@ -67,6 +76,11 @@ def gene_view(gene: Gene) -> GeneView:
 def claim(gene: Gene) -> str:
     """What became of the held-out divergence and of refusals, in a sentence."""
     said = f"A gene of {len(gene.points)} weight matrices in {len(gene.held_layers)} layers, rank {gene.rank}"
+    if gene.experts:
+        kept, total = sum(len(one.kept) for one in gene.experts), sum(len(one.norm) for one in gene.experts)
+        share = _norm_share(gene.experts)
+        said += f", {kept} of {total} experts"
+        said += f" with {share:.0%} of their updates' squared norm" if share < 1 else ""
     if gene.curve:
         first, last = gene.curve[0], gene.curve[-1]
         said += (
@@ -79,6 +93,43 @@ def claim(gene: Gene) -> str:
         if before.rate > _STILL_SAFE:
             said += ". It was hardly degraded, so the gene holds little: raise gene.degrade.lr or its epochs"
     return f"{said}."
+
+
+def gene_table(gene: Gene) -> Group:
+    """What is known of layers and experts, and what some experts alone do."""
+    tables = [layer_table(gene)]
+    if gene.experts:
+        tables.append(expert_table(gene))
+    if gene.recovery:
+        tables.append(recovery_table(gene))
+    return Group(*tables)
+
+
+def expert_table(gene: Gene) -> Table:
+    """How many experts are kept in every layer, and how much of the update and of its use that is."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("layer", "experts", "squared norm", "gate weight", "most"):
+        table.add_column(name, justify="left" if name == "most" else "right")
+    for one in gene.experts:
+        used = _used_share(one)
+        table.add_row(
+            str(one.layer),
+            f"{len(one.kept)} of {len(one.norm)}",
+            f"{_norm_share([one]):.1%}",
+            "" if used is None else f"{used:.1%}",
+            ", ".join(map(str, _best(one))),
+        )
+    return table
+
+
+def recovery_table(gene: Gene) -> Table:
+    """The held-out divergence with some experts alone."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("experts", "by", "KL, harmful", "harmless"):
+        table.add_column(name, justify="right")
+    for one in gene.recovery:
+        table.add_row(f"{one.share:.0%}", one.by, f"{one.harmful:.4f}", f"{one.benign:.4f}")
+    return table
 
 
 def layer_table(gene: Gene) -> Table:
@@ -132,6 +183,28 @@ def _coefficient_table(graft: Graft) -> Table:
     for layer, number in sorted(graft.coefficients.items()):
         table.add_row(str(layer), f"{number:.3f}", "#" * round(_BAR * number / most))
     return table
+
+
+def _experts_document(one: GeneExperts) -> dict[str, Any]:
+    return {**asdict(one), "scores": list(one.scores), "kept_squared_norm_share": _norm_share([one])}
+
+
+def _norm_share(experts: Sequence[GeneExperts]) -> float:
+    """Of the squared norm of the experts' updates, the share that is kept."""
+    total = sum(one.squared_norm for one in experts)
+    return sum(one.kept_squared_norm for one in experts) / total if total else 0.0
+
+
+def _used_share(one: GeneExperts) -> float | None:
+    """Of the gate weight on harmful requests, the share of the kept experts."""
+    total = sum(one.harmful)
+    return sum(one.harmful[expert] for expert in one.kept) / total if total else None
+
+
+def _best(one: GeneExperts) -> list[int]:
+    """The kept experts with the largest score, or norm where there are no scores."""
+    scores = one.scores or one.norm
+    return sorted(one.kept, key=lambda expert: (-scores[expert], expert))[:_BEST]
 
 
 def _caption(graft: Graft) -> str:

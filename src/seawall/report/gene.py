@@ -21,6 +21,30 @@ class GeneRow:
 
 
 @dataclass(frozen=True)
+class GeneExpertRow:
+    """The experts of one decoder layer: how many a gene keeps of how many, and what share of the squared norm of their
+    updates and of the gate weight on harmful requests (None: not measured) that is; the best first.
+    """
+
+    layer: int
+    kept: int
+    experts: int
+    norm_share: float
+    used_share: float | None
+    best: Sequence[int]
+
+
+@dataclass(frozen=True)
+class GeneRecoveryRow:
+    """Held-out divergence with a share of each layer's experts alone, in nats per token."""
+
+    share: float
+    by: str
+    harmful: float
+    benign: float
+
+
+@dataclass(frozen=True)
 class GeneCurve:
     """Held-out divergence after an update, in nats per token."""
 
@@ -39,6 +63,8 @@ class GeneView:
         layers: every scored layer; may be empty.
         curve: from before the first update on; may be empty.
         refusals: (who, how often harmful held-out requests are refused).
+        experts: every layer whose stacks of experts it changes; may be empty.
+        recovery: what some experts alone do; may be empty.
     """
 
     claim: str
@@ -46,3 +72,5 @@ class GeneView:
     layers: Sequence[GeneRow]
     curve: Sequence[GeneCurve]
     refusals: Sequence[tuple[str, Interval]] = ()
+    experts: Sequence[GeneExpertRow] = ()
+    recovery: Sequence[GeneRecoveryRow] = ()
