@@ -66,5 +66,5 @@ def _show(found: TuningResult, folder: Path) -> None:
         console.width = LOG_WIDTH
     if found.figures:
         console.print(tuning_table(found))
-    for path in (*(folder / row.adapter for row in found.rows), RunFolder(folder).tuning_report):
+    for path in (*(folder / row.adapter for row in found.rows if row.adapter), RunFolder(folder).tuning_report):
         console.print(str(path), soft_wrap=True, markup=False)
