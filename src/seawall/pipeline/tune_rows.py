@@ -90,7 +90,7 @@ def require_weights(adapter: Path) -> None:
     if not (adapter / WEIGHTS).is_file():
         raise ArtifactError(
             f"the weights of {adapter} were removed after its evaluation (tune.keep_contaminated: false)",
-            got="something new that is to be made from them",
-            expected="the methods, prompts and settings of the evaluation that they were removed after",
+            got="another evaluation or projection of them",
+            expected="the methods, prompts and evaluation of that run",
             remedy=f"set these back, or remove the folder {adapter.parent} to train it again",
         )
