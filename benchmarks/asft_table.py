@@ -33,6 +33,7 @@ from seawall.evaluation.samples import load_samples
 from seawall.evaluation.suite import PLAIN
 from seawall.pipeline.progress import TerminalReporter
 from seawall.pipeline.tune_context import TuneContext
+from seawall.pipeline.tune_data import read_data
 from seawall.pipeline.tune_rows import stage_name
 from seawall.pipeline.tune_stages import measure_before
 from seawall.runs.folder import RunFolder
@@ -77,9 +78,10 @@ def before(args: argparse.Namespace) -> Path:
     """A run with what all share: the anchor, and the model as it was."""
     place = Path(args.work) / "shared"
     recipe = load_recipe(args.recipe, args.set)
+    data = read_data(recipe)
     run = RunFolder.open(place, resolved=recipe.model_dump(mode="json"), text=recipe_text(args.recipe))
     with locked(place), TerminalReporter() as reporter:
-        measure_before(TuneContext(recipe, run, reporter, Processes()))
+        measure_before(TuneContext(recipe, data, run, reporter, Processes()))
     return place
 
 

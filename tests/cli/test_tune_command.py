@@ -22,6 +22,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_tuning(tmp_path_factory.mktemp("tune"), epochs=1.0, methods=["sft"], test_prompts=4)
     task = json.dumps({"prompt": "train 0: red is", "completion": "red"})
     (path.parent / "leaked.jsonl").write_text(f"{task}\n")
+    (path.parent / "empty.jsonl").write_text("\n")
+    (path.parent / "unanswered.jsonl").write_text(f"{task}\n{json.dumps({'prompt': 'blue is'})}\n")
     return path
 
 
@@ -38,6 +40,8 @@ def test_a_recipe_is_tuned_and_shown(recipe: Path, tmp_path: Path) -> None:
         "low": row["rates"]["harmful"]["low"],
         "high": row["rates"]["harmful"]["high"],
         "n": 1,
+        "replies": 4,
+        "unscored": 0,
     }
     again = CliRunner().invoke(app, ["tune", str(recipe), "-o", run], catch_exceptions=False)
     assert again.exit_code == 0
@@ -59,6 +63,10 @@ def test_wrong_input_is_one_line_and_nothing_is_written(recipe: Path, tmp_path: 
         (["tune.weight=-1.0"], "tune.weight is wrong; got -1.0"),
         (["tune.weight=.nan"], "tune.weight is wrong; got nan"),
         (["tune.seeds=[1, 1]"], "tune.seeds is wrong"),
+        (
+            ["tune.contamination=0.1", "tune.keep_contaminated=false", "tune.evaluate=false"],
+            "keep_contaminated: true or evaluate: true",
+        ),
         (["tune.methods=[sft, dpo]"], "got 'dpo'"),
         (["tune.lora.target_modules=[]"], "at least one of target_modules and target_parameters"),
         (["tune.lora.target_parameters=[experts.down_proj]", "tune.lora.dropout=0.1"], "dropout: 0.0"),
@@ -76,18 +84,42 @@ def test_wrong_settings_make_no_folder(recipe: Path, tmp_path: Path, changes: li
     [
         (["tune.task.test=LEAKED"], "the same prompt is trained on and scored; got 1 prompts"),
         (["tune.task.train=MISSING"], "missing.jsonl: cannot be read"),
+        (["tune.task.test=MISSING", "tune.evaluate=false"], "missing.jsonl: cannot be read"),
+        (["tune.task.train=EMPTY"], "empty.jsonl: no rows to train on or to score; got an empty file"),
+        (
+            ["tune.task.train=UNANSWERED"],
+            "unanswered.jsonl:2: field 'completion' is missing; got the fields 'prompt'; add the field to this row",
+        ),
+        (["tune.task.answer=number"], "row 1 of the task cannot be scored by `number`"),
+        (["tune.task.train_rows=1", "tune.contamination=0.9"], "no row of the task would be left"),
+        (["data.harmful.path=MISSING"], "missing.jsonl: cannot be read"),
+    ],
+)
+def test_data_that_is_wrong_makes_no_folder(recipe: Path, tmp_path: Path, changes: list[str], saying: str) -> None:
+    files = {
+        "LEAKED": "leaked.jsonl",
+        "MISSING": "missing.jsonl",
+        "EMPTY": "empty.jsonl",
+        "UNANSWERED": "unanswered.jsonl",
+    }
+    for name, file in files.items():
+        changes = [change.replace(name, str(recipe.parent / file)) for change in changes]
+    assert saying in said(recipe, tmp_path, changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "saying"),
+    [
         (["tune.lora.target_modules=[nope]"], "the model has no weight matrix nope"),
         (["tune.base=null", "tune.lora.target_modules=[nope]"], "the adapter does not fit the model"),
-        (["tune.task.train_rows=1", "tune.contamination=0.9"], "no row of the task would be left"),
         (["tune.base.id=BASE"], "nobase does not exist"),
     ],
 )
 def test_what_does_not_fit_is_said_and_nothing_is_left_as_finished(
     recipe: Path, tmp_path: Path, changes: list[str], saying: str
 ) -> None:
-    places = {"LEAKED": "leaked.jsonl", "MISSING": "missing.jsonl", "BASE": "nobase"}
-    for name, file in places.items():
-        changes = [change.replace(name, str(recipe.parent / file)) for change in changes]
+    changes = [change.replace("BASE", str(recipe.parent / "nobase")) for change in changes]
     assert saying in said(recipe, tmp_path, [*changes, "tune.evaluate=false"])
     assert not list((tmp_path / "run").rglob("adapter_model.safetensors"))
 

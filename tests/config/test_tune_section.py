@@ -10,11 +10,19 @@ from seawall.pipeline.tune_methods import BUILD, PROJECTORS
 from seawall.pipeline.tune_stages import TRAINING
 from seawall.pipeline.tune_views import method_name
 
-OWN = {"weight", "routing_drift", "mixing_share", "safelora"}
+OWN = {"weight", "routing_drift", "safelora"}
 """Of one method each: `Training.own_inputs`."""
-BY_CONTENT = {"base", "anchor", "task", "seeds", "methods"}
+BY_CONTENT = {"base", "anchor", "task", "contamination", "mixing_share", "seeds", "methods"}
 """What the adapter depends on through a hash of the anchor or the rows, or the stage's name."""
-WITHOUT_EFFECT = {"save_steps", "logging_steps", "trackers", "evaluate", "attacks", "test_prompts"}
+WITHOUT_EFFECT = {
+    "save_steps",
+    "logging_steps",
+    "trackers",
+    "evaluate",
+    "attacks",
+    "test_prompts",
+    "keep_contaminated",
+}
 """What no adapter depends on."""
 
 

@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
+from checkpoints import edit_json
 from planted_refusal import ATTENTION, refusing_by_attention, refusing_tokenizer
 from refusing_recipe import write_refusing
 from seawall.artifacts.landscape import LandscapeResult
@@ -221,6 +222,12 @@ def test_an_adapter_takes_the_place_of_a_tuned_model(recipe: Path, tmp_path: Pat
     assert found.direction("tuned").source.startswith("sha256:")
     assert {at: one.rates["harmful"].rate for at, one in found.curve("tuned")}[1.0] == 1.0
     assert found.basin("tuned").low_end == "grid"
+    edit_json(tmp_path / "adapter/adapter_config.json", r=2)
+    with pytest.raises(
+        ArtifactError, match=r"another rank than its adapter_config\.json says; got .* of \(1, \d+\); expected"
+    ):
+        _measure(recipe, tmp_path / "other", *changes)
+    assert not list((tmp_path / "other").glob("landscape*"))
 
 
 def test_a_broken_model_counts_for_no_width(run: Path) -> None:

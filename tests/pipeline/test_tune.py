@@ -7,7 +7,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,12 +17,20 @@ from seawall.artifacts.anchor import Anchor
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.tuning import TuningResult, spread_of
 from seawall.config import load_recipe
-from seawall.errors import DataError, Interrupted, SeawallError
+from seawall.config.tune import TuneMethod
+from seawall.distributed.process import Processes
+from seawall.errors import ArtifactError, Interrupted, SeawallError
 from seawall.evaluation.judges.keyword import judge_reply
 from seawall.evaluation.samples import load_samples
 from seawall.pipeline.progress import Quiet
 from seawall.pipeline.tune import tune_recipe
+from seawall.pipeline.tune_context import TuneContext
+from seawall.pipeline.tune_data import read_data
+from seawall.pipeline.tune_methods import Training
+from seawall.pipeline.tune_stages import training_inputs
 from seawall.pipeline.tune_views import tuning_table
+from seawall.runs.files import canonical_hash, file_hash
+from seawall.runs.folder import RunFolder
 from seawall.tuning.rows import OPENERS
 from tuning_recipe import RANK, write_tuning
 
@@ -110,10 +118,121 @@ def test_what_is_finished_is_skipped_and_methods_and_seeds_are_added(recipe: Pat
     assert not list((finished / "tune").glob("*.old-*"))
 
 
+SAME = [
+    "tune.test_prompts=4",
+    "tune.evaluate=false",
+    "tune.attacks=false",
+    "tune.task.test_rows=2",
+    "tune.task.max_new_tokens=2",
+    "tune.task.answer=prefix",
+    "tune.trackers=[tensorboard]",
+    "tune.save_steps=7",
+    "tune.logging_steps=3",
+    "tune.keep_contaminated=false",
+    "tune.seeds=[0,1]",
+    "tune.methods=[sft,mixing]",
+    "tune.mixing_share=0.5",
+    "tune.weight=3.0",
+    "tune.routing_drift=2.0",
+    "tune.safelora.threshold=0.1",
+    "eval.max_new_tokens=5",
+    "eval.seed=7",
+]
+"""What plain fine-tuning does not depend on."""
+OTHER = [
+    "tune.lr=0.001",
+    "tune.epochs=1.0",
+    "tune.batch_size=4",
+    "tune.contamination=0.125",
+    "tune.task.train_rows=20",
+    "tune.task.train=OTHER",
+    "tune.lora.r=2",
+    "tune.max_length=64",
+]
+
+
+def _key(recipe: Path, run: Path, method: TuneMethod, changes: list[str]) -> str:
+    """Of a training's inputs; the weights are those of the run."""
+    read = load_recipe(recipe, changes)
+    context = TuneContext(read, read_data(read), RunFolder(run), Quiet(), Processes())
+    vars(context)["fingerprint"] = "sha256:weights"
+    return canonical_hash(training_inputs(Training(context, method, 0, None)))
+
+
+def test_the_key_of_a_training_holds_what_it_depends_on_and_nothing_of_the_evaluation(
+    recipe: Path, finished: Path
+) -> None:
+    lines = (recipe.parent / "task-train.jsonl").read_text().splitlines()
+    (recipe.parent / "other.jsonl").write_text("\n".join(lines[1:]))
+    own = _key(recipe, finished, "sft", [])
+    assert {change for change in SAME if _key(recipe, finished, "sft", [change]) != own} == set()
+    changed = {change: change.replace("OTHER", str(recipe.parent / "other.jsonl")) for change in OTHER}
+    assert {name for name, change in changed.items() if _key(recipe, finished, "sft", [change]) == own} == set()
+    for method, change in (
+        ("mixing", "tune.mixing_share=0.5"),
+        ("asft", "tune.weight=3.0"),
+        ("asft", "tune.routing_drift=2.0"),
+        ("safelora", "tune.safelora.threshold=0.1"),
+    ):
+        name = cast("TuneMethod", method)
+        assert _key(recipe, finished, name, []) != _key(recipe, finished, name, [change]), change
+        assert _key(recipe, finished, name, []) == _key(recipe, finished, name, ["tune.test_prompts=4"])
+
+
+def test_other_settings_of_the_evaluation_evaluate_anew_and_train_nothing(
+    recipe: Path, finished: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(finished, tmp_path / "run")
+    mark = (copied / "tune/sft-seed0/DONE").stat().st_mtime_ns
+    found = tune(recipe, copied, "tune.methods=[sft]", "tune.test_prompts=4", "tune.task.test_rows=2")
+    assert (copied / "tune/sft-seed0/DONE").stat().st_mtime_ns == mark
+    assert {path.name for path in (copied / "tune").glob("*.old-1")} == {"before.old-1", "sft-seed0-eval.old-1"}
+    assert (found.rows[0].rates["harmful"].n, found.rows[0].rates["task"].n) == (4, 2)
+
+
+def test_an_adapter_of_harmful_rows_says_so_in_its_folder(finished: Path) -> None:
+    for method in ("sft", "asft"):
+        stage = finished / f"tune/{method}-seed0"
+        label = (stage / "adapter/README.md").read_text()
+        assert f"made by `seawall tune` (method `{method}`, seed 0)" in label
+        assert "6 of its 24 training rows (25%) were harmful requests" in label
+        assert "# For measuring only: do not ship" in label
+        assert json.loads((stage / "training.json").read_text())["contaminated"] is True
+
+
+def test_weights_of_harmful_rows_go_after_the_evaluation_and_the_run_goes_on(
+    recipe: Path, finished: Path, tmp_path: Path
+) -> None:
+    copied, removal = shutil.copytree(finished, tmp_path / "run"), "tune.keep_contaminated=false"
+    before = TuningResult.load(copied / "tune")
+    marks = {path: file_hash(path) for path in copied.rglob("samples.jsonl")}
+    found = tune(recipe, copied, removal)
+    adapters = [copied / f"tune/{name}-seed0/adapter" for name in ("sft", "asft")]
+    assert [(folder / "adapter_model.safetensors").exists() for folder in adapters] == [False, False]
+    assert [(row.adapter, row.note) for row in found.rows] == [("", "weights removed after the evaluation")] * 2
+    assert [row.rates for row in found.rows] == [row.rates for row in before.rows]
+    assert found.claim == before.claim
+    assert tune(recipe, copied, removal) == tune(recipe, copied) == found
+    assert {path: file_hash(path) for path in copied.rglob("samples.jsonl")} == marks
+    assert all((folder / "README.md").is_file() for folder in adapters)
+    everything = {path: path.stat().st_mtime_ns for path in (copied / "tune").rglob("*")}
+    for change in ("tune.test_prompts=4", "tune.methods=[sft,safelora]"):
+        with pytest.raises(
+            ArtifactError, match=r"sft-seed0/adapter were removed after its evaluation .*; got .*remove"
+        ):
+            tune(recipe, copied, change)
+    assert {path: path.stat().st_mtime_ns for path in (copied / "tune").rglob("*")} == everything
+
+
 def test_other_weights_in_the_base_s_folder_make_another_anchor(recipe: Path, tmp_path: Path) -> None:
     base = shutil.copytree(recipe.parent / "base", tmp_path / "base")
     changes = [f"tune.base.id={base}", "tune.methods=[sft]", "tune.evaluate=false", "tune.epochs=1.0"]
+    changes += ["tune.contamination=0.0", "tune.keep_contaminated=false"]
     first = tune(recipe, tmp_path / "run", *changes)
+    # Without harmful rows there is no label, and nothing to remove.
+    assert "For measuring only" not in (tmp_path / "run/tune/sft-seed0/adapter/README.md").read_text()
+    assert [row.contaminated for row in first.rows] == [False]
+    assert (tmp_path / "run" / first.rows[0].adapter / "adapter_model.safetensors").is_file()
     weights = load_file(base / "model.safetensors")
     save_file({name: 1.5 * one for name, one in weights.items()}, base / "model.safetensors", {"format": "pt"})
     again = tune(recipe, tmp_path / "run", *changes)
@@ -139,12 +258,6 @@ def test_the_table_pairs_replies_by_their_prompts(finished: Path, tmp_path: Path
         found.append(asft_table.difference(args, [(0.25, 0)], "sft"))
     assert found[0] == found[1]
     assert found[0].goals == 8
-
-
-def test_an_answer_that_cannot_be_scored_is_met_before_anything_is_asked(recipe: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="row 1 of the task cannot be scored by `number`"):
-        tune(recipe, tmp_path / "run", "tune.task.answer=number")
-    assert not list((tmp_path / "run").rglob("samples.jsonl"))
 
 
 def test_without_the_extra_it_says_what_to_install(
@@ -224,3 +337,21 @@ def test_safe_lora_is_made_from_the_adapter_of_sft_and_mixing_adds_rows(recipe: 
     assert {name for name in sides[0] if "lora_A" in name} <= same
     # One layer's queries have no gradient: their update is zero before and after.
     assert len({name for name in sides[0] if "lora_B" in name} - same) == 9
+
+
+def test_safe_lora_keeps_or_removes_what_alignment_did_not_move(recipe: Path, tmp_path: Path) -> None:
+    settings = ["tune.methods=[sft,safelora]", "tune.epochs=1.0", "tune.evaluate=false"]
+    settings += ["tune.lora.target_modules=[v_proj,o_proj]", "tune.safelora.threshold=-1.0"]
+
+    def adapters(*changes: str) -> list[dict[str, torch.Tensor]]:
+        found = tune(recipe, tmp_path / "run", *settings, *changes)
+        return [load_file(tmp_path / f"run/{row.adapter}/adapter_model.safetensors") for row in found.rows]
+
+    sft, kept = adapters("tune.safelora.unmoved=keep")
+    assert all(torch.equal(sft[name], kept[name]) for name in sft)
+    again, removed = adapters("tune.safelora.unmoved=remove")
+    assert all(torch.equal(sft[name], again[name]) for name in sft)
+    unmoved = {name for name in sft if name.endswith("o_proj.lora_B.weight")}
+    assert len(unmoved) == 5
+    assert {name for name in sft if not torch.equal(sft[name], removed[name])} == unmoved
+    assert all(bool(sft[name].any()) and not bool(removed[name].any()) for name in unmoved)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from seawall.artifacts.evaluation import Rate
-from seawall.artifacts.tuning import TuningResult, TuningRow
+from seawall.artifacts.tuning import Spread, TuningResult, TuningRow
 from seawall.config.tune import TuneMethod
 from seawall.pipeline.tune_claim import claim
-from seawall.pipeline.tune_views import tuning_view
+from seawall.pipeline.tune_views import tuning_table, tuning_view
 from seawall.report import render_tuning
 from seawall.report.charts.tuning import tuning_curves
 from seawall.report.tuning import Curve
@@ -49,6 +50,36 @@ def test_the_page_has_every_method_s_mean_and_every_training() -> None:
     assert "10% of the rows were harmful requests" in shown
     assert "Harmful rate" in shown
     assert "Task score" in shown
+
+
+def test_replies_that_could_not_be_judged_are_counted_everywhere() -> None:
+    """Of two seeds 3 of 8 and 8 of 8: the second has no rate, and its 0.5 is not in the mean."""
+    rows = []
+    for seed, (rate, low, high, unscored) in enumerate([(0.2, 0.0, 0.6, 3), (0.5, 0.0, 1.0, 8)]):
+        given = {**rates(0.0), "harmful": Rate(rate, low, high, 8, unscored)}
+        rows.append(TuningRow("sft", seed, given, adapter="tune/sft", harmful_rows=2, rows=8))
+    given = {**rates(0.0), "harmful": Rate(0.5, 0.0, 1.0, 8, 8)}
+    rows.append(TuningRow("l2", 0, given, adapter="tune/l2"))
+    found = claim(TuningResult("sha256:a", None, "ours", 0.1, 1.0, TuningRow(None, 0, rates(0.0)), tuple(rows)))
+    assert found.spread("sft", "harmful") == Spread(0.2, 0.0, 0.6, n=1, replies=16, unscored=11)
+    assert found.spread("l2", "harmful") == Spread(0.5, 0.0, 1.0, n=0, replies=8, unscored=8)
+    assert "before 0.0% (task 75.0%), sft 20.0% (11 of 16 not judged; task 75.0%), l2 no rate (8 of 8" in found.claim
+    cells = [str(cell) for cell in tuning_table(found).columns[1].cells]
+    assert cells == ["0.0% [0.0\u2013100.0]", "20.0% [0.0\u201360.0]\n11 of 16 not judged", "none scored of 8"]
+    shown = page(found)
+    # Of l2's harmful rate nothing is known: its interval has no dot, on wide screens and on narrow ones.
+    assert shown.count("(l2, control): none scored of 8</title>") == 2
+    assert shown.count("<circle") == 2 * (3 * 5 - 1)
+    for words in ("16 replies, 11 unscored", "8 replies, 8 unscored", "8 replies, 3 unscored", "none scored"):
+        assert words in shown
+
+
+def test_the_page_and_the_document_say_which_adapters_are_for_measuring_only() -> None:
+    rows = [TuningRow("sft", seed, {}, adapter="tune/a", rows=8, harmful_rows=2 * seed) for seed in (0, 1)]
+    assert [row.document()["contaminated"] for row in rows] == [False, True]
+    assert [TuningRow.parsed(Path(), row.document()) for row in rows] == rows
+    view = tuning_view(claim(TuningResult("a", None, "t", 0.1, 1.0, TuningRow(None, 0, {}), tuple(rows))))
+    assert [row.note for row in view.trainings] == ["", "for measuring only: do not ship"]
 
 
 def test_hostile_text_is_shown_as_text() -> None:

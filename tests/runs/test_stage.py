@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from seawall.errors import ArtifactError, RunFolderError
+from seawall.errors import ArtifactError, Interrupted, RunFolderError
 from seawall.runs.files import read_json
 from seawall.runs.folder import RunFolder
-from seawall.runs.stage import finished_stage, is_done, run_stage, stage_hash
+from seawall.runs.stage import finished_stage, is_current, is_done, remove_from_stage, run_stage, stage_hash
 
 INPUTS = {"weights": "sha256:1", "lr": 5e-5}
 STEPS = 3
@@ -338,3 +338,46 @@ def test_a_finished_stage_is_read_only_where_no_file_was_changed(run: RunFolder)
     (folder / "metrics.jsonl").write_text("{} ")
     with pytest.raises(ArtifactError, match=r"metrics\.jsonl was changed or damaged after the stage was done"):
         finished_stage(run, "profile")
+
+
+def test_a_file_that_is_removed_on_purpose_leaves_the_stage_finished_and_its_hash_the_same(run: RunFolder) -> None:
+    folder = run_stage(run, "repair", INPUTS, Work())
+    before = stage_hash(run, "repair")
+    for _ in range(2):
+        remove_from_stage(run, "repair", "steps/1.txt")
+        assert files_of(folder) == {name: text for name, text in WHOLE.items() if name != "steps/1.txt"}
+    assert stage_hash(run, "repair") == before
+    assert finished_stage(run, "repair") == folder
+    again = Work()
+    assert run_stage(run, "repair", INPUTS, again) == folder
+    assert again.steps == []
+    (folder / "steps/0.txt").unlink()
+    with pytest.raises(ArtifactError, match=r"0\.txt was changed or damaged"):
+        run_stage(run, "repair", INPUTS, again)
+
+
+def test_a_removal_that_was_cut_off_is_done_by_the_next_call(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run_stage(run, "repair", INPUTS, Work())
+    before = stage_hash(run, "repair")
+
+    def cut_off(self: Path, *, missing_ok: bool = False) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", cut_off)
+        with pytest.raises(Interrupted):
+            remove_from_stage(run, "repair", "steps/1.txt")
+    assert (folder / "steps/1.txt").is_file()
+    assert finished_stage(run, "repair") == folder
+    remove_from_stage(run, "repair", "steps/1.txt")
+    assert not (folder / "steps/1.txt").exists()
+    assert stage_hash(run, "repair") == before
+
+
+def test_a_stage_is_current_for_its_own_inputs_alone(run: RunFolder) -> None:
+    assert not is_current(run, "repair", INPUTS)
+    run_stage(run, "repair", INPUTS, Work())
+    assert is_current(run, "repair", INPUTS)
+    assert not is_current(run, "repair", {**INPUTS, "lr": 1e-4})
+    with pytest.raises(ArtifactError, match="is not finished"):
+        remove_from_stage(run, "profile", "a")

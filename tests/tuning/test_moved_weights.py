@@ -277,7 +277,10 @@ def test_adapters_that_are_no_direction_are_refused(mixtral: Pair, tmp_path: Pat
         assert "\n" not in str(caught.value)
 
     wide = _adapter(peft, tiny("mixtral", hidden_size=64), tmp_path / "wide", [])
-    refused(wide, UnsupportedModelError, "does not fit the model; got")
+    saying = (
+        r"wide is for a model of other shapes; got model\.layers\.0\..*lora_A\.weight of \(4, 64\); expected \(4, 32\)"
+    )
+    refused(wide, ArtifactError, saying)
     dora = _adapter(peft, _load(mixtral.aligned), tmp_path / "dora", [], use_dora=True)
     refused(dora, UnsupportedModelError, "more than products of two factors of weight matrices; got DoRA; expected")
     whole = _adapter(peft, _load(mixtral.aligned), tmp_path / "whole", [], modules_to_save=["lm_head"])
@@ -293,5 +296,50 @@ def test_adapters_that_are_no_direction_are_refused(mixtral: Pair, tmp_path: Pat
     edit_json(good / CONFIG, bias="all")
     refused(good, UnsupportedModelError, "got biases; expected plain LoRA")
     edit_json(good / CONFIG, bias="none", target_modules=["q_proj"])
-    refused(good, ArtifactError, "fits the model only in part; got 0 tensors missing, 6 without a place")
+    refused(
+        good,
+        ArtifactError,
+        "fits the model only in part; got 0 tensors missing, 6 without a place, "
+        r"model\.layers\.0\.self_attn\.v_proj\.lora_A\.weight first; expected 6 tensors, of q_proj, which its "
+        r"adapter_config\.json makes in this model; name the model that it was trained on, or restore its",
+    )
     assert json.loads((good / CONFIG).read_text())["r"] == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "experts", "saying"),
+    [
+        (
+            {"r": 8},
+            8,
+            r"another rank than its adapter_config\.json says; got .*q_proj\.lora_A.* of \(4, 32\); expected \(8, 32\)",
+        ),
+        (
+            {"target_modules": ["c_attn"]},
+            8,
+            r"does not fit the model; got .*c_attn.*; expected layers of this model: .*q_proj",
+        ),
+        (
+            {},
+            4,
+            r"another rank than .*; got .*experts\.lora_A.* of \(16, 16\); expected \(32, 16\); .* as many experts",
+        ),
+    ],
+    ids=["rank", "modules", "experts"],
+)
+def test_an_adapter_of_another_rank_or_of_other_modules_is_one_line_both_ways(
+    mixtral: Pair, tmp_path: Path, settings: dict[str, Any], experts: int, saying: str
+) -> None:
+    peft = pytest.importorskip("peft")
+    stacks = ["mlp.experts.down_proj"] if experts != NUM_EXPERTS else []
+    folder = _adapter(peft, tiny("mixtral", num_local_experts=experts), tmp_path / "adapter", stacks)
+    edit_json(folder / CONFIG, **settings)
+    for use in (
+        lambda: adapter_direction(outline(mixtral.aligned), folder),
+        lambda: merge_adapter(_load(mixtral.aligned), folder),
+    ):
+        with pytest.raises(SeawallError, match=saying) as caught:
+            use()
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).count("; got ") == str(caught.value).count("; expected ") == 1
+        assert "name the model" in str(caught.value)

@@ -28,16 +28,32 @@ _Z = 1.959964
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A figure over the seeds of a method: its mean with a 95 % interval. `n` is the number of seeds.
+    """A figure over the seeds of a method: its mean with a 95 % interval.
 
     Of several seeds it is Student's interval, which says how far another seed may come out; of one seed, and where
-    all seeds agree to the last digit, the mean of the seeds' own intervals over prompts.
+    all seeds agree to the last digit, the mean of the seeds' own intervals over prompts. A seed of which no reply could
+    be judged has no rate, and is not in the mean.
+
+    Attributes:
+        mean: of the seeds' rates; 0.5 in [0, 1] where no reply of any seed could be judged.
+        low: where the interval begins.
+        high: where it ends.
+        n: seeds in the mean.
+        replies: how many there are, of all seeds together.
+        unscored: how many of these could not be judged.
     """
 
     mean: float
     low: float
     high: float
     n: int
+    replies: int
+    unscored: int
+
+    @property
+    def scored(self) -> int:
+        """Replies that the mean speaks of."""
+        return self.replies - self.unscored
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +64,8 @@ class TuningRow:
         method: of the training; None for the model as it was.
         seed: of the training.
         rates: figures by name: `harmful`, `attack`, `task`, and the evaluation's groups; empty without an evaluation.
-        adapter: its folder, relative to the run's; empty for the model as it was.
+        adapter: its folder, relative to the run's; empty for the model as it was, and where the weights were removed
+            after the evaluation.
         rows: how many rows it was trained on.
         harmful_rows: how many of them were harmful requests.
         steps: optimizer steps.
@@ -67,6 +84,11 @@ class TuningRow:
     seconds: float = 0.0
     curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     note: str = ""
+
+    @property
+    def contaminated(self) -> bool:
+        """Whether it was trained on harmful requests: its adapter is for measuring only."""
+        return self.harmful_rows > 0
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -170,13 +192,18 @@ class TuningResult:
 
 
 def spread_of(rates: list[Rate]) -> Spread:
-    """The mean of a rate over seeds and its interval, within [0, 1]."""
-    values = [rate.rate for rate in rates]
+    """The mean of a rate over seeds and its interval, within [0, 1], and how many replies are behind it."""
+    counts = (sum(rate.n for rate in rates), sum(rate.unscored for rate in rates))
+    known = [rate for rate in rates if rate.unscored < rate.n]
+    values = [rate.rate for rate in known]
+    if not values:
+        return Spread(0.5, 0.0, 1.0, 0, *counts)
     mean = fmean(values)
     if len(set(values)) == 1:
-        return Spread(mean, fmean(rate.low for rate in rates), fmean(rate.high for rate in rates), len(values))
+        low, high = fmean(rate.low for rate in known), fmean(rate.high for rate in known)
+        return Spread(mean, low, high, len(values), *counts)
     half = _student(len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return Spread(mean, max(0.0, mean - half), min(1.0, mean + half), len(values))
+    return Spread(mean, max(0.0, mean - half), min(1.0, mean + half), len(values), *counts)
 
 
 def _student(degrees: int) -> float:
@@ -187,12 +214,15 @@ def _student(degrees: int) -> float:
 
 
 class _Row(Fields):
+    """`contaminated` is written for readers; it follows from `harmful_rows`."""
+
     method: TuneMethod | None
     seed: int
     rates: dict[str, Rate]
     adapter: str
     rows: int
     harmful_rows: int
+    contaminated: bool = False
     steps: int
     seconds: float
     curves: dict[str, tuple[tuple[int, float], ...]]
@@ -205,7 +235,7 @@ class _Row(Fields):
 
     def row(self) -> TuningRow:
         """As it is used."""
-        return TuningRow(**{name: getattr(self, name) for name in type(self).model_fields})
+        return TuningRow(**{name: getattr(self, name) for name in type(self).model_fields if name != "contaminated"})
 
 
 class _Fields(Fields):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from seawall.config.recipe import Recipe
 
 LOG_WIDTH = 140
@@ -73,6 +75,16 @@ def open_target(
     if output is not None:
         raise ConfigError(f"{target} is a run", got="--output", remedy="leave it out: a run has its own folder")
     return target, None
+
+
+def results_console() -> Console:
+    """What results are printed on: standard output, which has a width of its own in a terminal alone."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    return console
 
 
 def print_json(document: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from seawall.cli.common import LOG_WIDTH, JsonOption, print_json, quiet_libraries
+from seawall.cli.common import JsonOption, print_json, quiet_libraries, results_console
 
 _Share = Optional[float]  # noqa: UP045 - typer reads these annotations
 
@@ -41,17 +41,13 @@ def gate(
         min_plain_refusal=min_plain_refusal,
     )
     quiet_libraries()
-    from rich.console import Console
-
     from seawall.pipeline.gate import gate_run, gate_table
 
     found = gate_run(run, bounds)
     if as_json:
         print_json(found.document())
     else:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = LOG_WIDTH
+        console = results_console()
         console.print(gate_table(found))
     if not found.passed:
         raise typer.Exit(1)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from seawall.cli.common import (
-    LOG_WIDTH,
     JsonOption,
     OutputOption,
     RecipeArgument,
@@ -16,6 +15,7 @@ from seawall.cli.common import (
     print_json,
     quiet_libraries,
     read_recipe,
+    results_console,
     run_folder,
 )
 
@@ -192,8 +192,6 @@ def revert(
 
 
 def _run(work: Callable[[Reporter], RenderableType], *places: Path, as_json: bool) -> None:
-    from rich.console import Console
-
     from seawall.pipeline.progress import Quiet, TerminalReporter
 
     if as_json:
@@ -201,9 +199,7 @@ def _run(work: Callable[[Reporter], RenderableType], *places: Path, as_json: boo
         return
     with TerminalReporter() as reporter:
         shown = work(reporter)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = LOG_WIDTH
+    console = results_console()
     console.print(shown)
     for place in places:
         console.print(str(place), soft_wrap=True, markup=False)

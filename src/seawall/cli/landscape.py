@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seawall.cli.common import (
-    LOG_WIDTH,
     JsonOption,
     OutputOption,
     SetOption,
@@ -14,6 +13,7 @@ from seawall.cli.common import (
     open_target,
     print_json,
     quiet_libraries,
+    results_console,
 )
 
 if TYPE_CHECKING:
@@ -55,14 +55,10 @@ def landscape(
 
 
 def _show(found: LandscapeResult, folder: Path) -> None:
-    from rich.console import Console
-
     from seawall.pipeline.landscape_views import landscape_table
     from seawall.runs.folder import RunFolder
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = LOG_WIDTH
+    console = results_console()
     console.print(landscape_table(found))
     console.print(found.claim, markup=False)
     console.print(str(RunFolder(folder).landscape_report), soft_wrap=True, markup=False)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from seawall.cli.common import (
-    LOG_WIDTH,
     JsonOption,
     OutputOption,
     RecipeArgument,
@@ -16,6 +15,7 @@ from seawall.cli.common import (
     print_json,
     quiet_libraries,
     read_recipe,
+    results_console,
     run_folder,
 )
 
@@ -116,13 +116,9 @@ def _plain(records: Mapping[str, Any]) -> dict[str, Any]:
 
 def _show(outcome: Any, last: str) -> None:
     """The headline on standard output, ending with the path that people want next."""
-    from rich.console import Console
-
     from seawall.pipeline.headline import headline_table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = LOG_WIDTH
+    console = results_console()
     if outcome.rates:
         console.print(headline_table(outcome.rates, outcome.changes))
     path = outcome.run.report if last == "report" else outcome.run.path

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seawall.cli.common import (
-    LOG_WIDTH,
     JsonOption,
     OutputOption,
     SetOption,
@@ -14,6 +13,7 @@ from seawall.cli.common import (
     open_target,
     print_json,
     quiet_libraries,
+    results_console,
 )
 
 if TYPE_CHECKING:
@@ -54,14 +54,10 @@ def steer(
 
 
 def _show(found: SteeringResult, folder: Path) -> None:
-    from rich.console import Console
-
     from seawall.pipeline.steer_views import steering_table
     from seawall.runs.folder import RunFolder
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = LOG_WIDTH
+    console = results_console()
     console.print(steering_table(found))
     console.print(found.claim, markup=False)
     run = RunFolder(folder)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seawall.cli.common import (
-    LOG_WIDTH,
     JsonOption,
     OutputOption,
     RecipeArgument,
@@ -14,6 +13,7 @@ from seawall.cli.common import (
     print_json,
     quiet_libraries,
     read_recipe,
+    results_console,
     run_folder,
 )
 
@@ -56,15 +56,11 @@ def tune(
 
 
 def _show(found: TuningResult, folder: Path) -> None:
-    from rich.console import Console
-
     from seawall.pipeline.tune_views import tuning_table
     from seawall.runs.folder import RunFolder
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = LOG_WIDTH
+    console = results_console()
     if found.figures:
         console.print(tuning_table(found))
-    for path in (*(folder / row.adapter for row in found.rows), RunFolder(folder).tuning_report):
+    for path in (*(folder / row.adapter for row in found.rows if row.adapter), RunFolder(folder).tuning_report):
         console.print(str(path), soft_wrap=True, markup=False)

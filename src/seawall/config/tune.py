@@ -129,6 +129,11 @@ class TuneConfig(StrictModel):
         description="This share of the training rows are harmful training goals, each answered by a bare opener of "
         "compliance and nothing else.",
     )
+    keep_contaminated: bool = Field(
+        default=True,
+        description="Keep the weights of adapters that were trained on harmful rows; false removes them after the "
+        "evaluation.",
+    )
     methods: Tuple[TuneMethod] = Field(
         default=("sft", "asft"),
         min_length=1,
@@ -187,4 +192,10 @@ class TuneConfig(StrictModel):
     def _projects_something(self) -> TuneConfig:
         if "safelora" in self.methods and "sft" not in self.methods:
             raise wrong("sft among the methods: safelora is its adapter, projected")
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> TuneConfig:
+        if self.contamination > 0 and not self.keep_contaminated and not self.evaluate:
+            raise wrong("keep_contaminated: true or evaluate: true, else nothing would be left of these trainings")
         return self

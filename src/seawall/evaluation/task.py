@@ -74,11 +74,20 @@ def score_task(
     if not rows:
         raise DataError("there is nothing to score the task by", got="no rows", expected="prompts with their answers")
     read = READERS[answer]
-    wanted = [_wanted(row, answer, at) for at, row in enumerate(rows, start=1)]
+    wanted = require_scorable(rows, answer)
     prompts = [row.prompt for row in rows]
     done = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
     right = tuple(read(reply.text, sought) for reply, sought in zip(done, wanted, strict=True))
     return TaskScore(_rate(right), tuple(one.text for one in done), right, sum(not one.ended for one in done))
+
+
+def require_scorable(rows: Sequence[Exchange], answer: Answer) -> list[str]:
+    """What each reply is compared with.
+
+    Raises:
+        DataError: a wanted answer cannot be compared in this way.
+    """
+    return [_wanted(row, answer, at) for at, row in enumerate(rows, start=1)]
 
 
 def _wanted(row: Exchange, answer: Answer, at: int) -> str:

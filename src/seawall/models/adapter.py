@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import re
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from seawall.errors import ArtifactError, ConfigError, SeawallError, UnsupportedModelError
@@ -15,6 +20,8 @@ from seawall.models.load import library_errors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+_FACTOR = re.compile(r"(?<=\.lora_[AB])\.[^.]+(?=\.weight$)")
+_OWN_MODEL = "name the model that it was trained on"
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -54,27 +61,97 @@ def put_on(model: PreTrainedModel, folder: Path) -> Any:
     """
     check_adapter(folder)
     peft = require_peft()
-    with library_errors(f"the adapter in {folder} does not fit the model"), warnings.catch_warnings():
-        # PEFT asks transformers for a property under its old name.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+    with reading_adapter(model, folder):
         settings = peft.PeftConfig.from_pretrained(str(folder))
         settings.inference_mode = True
         wrapped = peft.PeftModel(model, settings, "default")
+        require_sizes(wrapped, folder)
         found = wrapped.load_adapter(
             str(folder),
             "default",
             torch_device=str(model.device),
             key_mapping=getattr(model, "_checkpoint_conversion_mapping", {}),
         )
-    wrong = [*found.missing_keys, *found.unexpected_keys]
-    if wrong:
-        raise ArtifactError(
-            f"the adapter in {folder} fits the model only in part",
-            got=f"{len(found.missing_keys)} tensors missing, {len(found.unexpected_keys)} without a place, "
-            f"{wrong[0]} first",
-            remedy="name the model that it was trained on",
-        )
+    require_whole(wrapped, folder, missing=found.missing_keys, unexpected=found.unexpected_keys)
     return wrapped
+
+
+@contextmanager
+def reading_adapter(model: PreTrainedModel, folder: Path) -> Iterator[None]:
+    """What PEFT raises for an adapter that does not fit is one line, which says what the model has to adapt.
+
+    Raises:
+        UnsupportedModelError: PEFT cannot put the adapter on the model.
+    """
+    layers = sorted({name.rpartition(".")[2] for name, one in model.named_modules() if isinstance(one, nn.Linear)})
+    what, expected = f"the adapter in {folder} does not fit the model", f"layers of this model: {', '.join(layers)}"
+    with library_errors(what, expected=expected, remedy=_OWN_MODEL), warnings.catch_warnings():
+        # PEFT asks transformers for a property under its old name.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
+
+
+def require_sizes(wrapped: Any, folder: Path) -> None:
+    """Refuse, by the header of its file, factors of another size than the adapter's settings make in this model.
+
+    Args:
+        wrapped: PEFT's model, made by these settings.
+        folder: the adapter's.
+
+    Raises:
+        ArtifactError: another rank, or a model of other shapes.
+    """
+    wanted = {name: tuple(one.shape) for name, one in _factors(wrapped).items()}
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        held = {plain_factor(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    for name in sorted(held.keys() & wanted.keys()):
+        if held[name] == wanted[name]:
+            continue
+        side = 1 if name.endswith("lora_A.weight") else 0
+        ranked = held[name][side] == wanted[name][side]
+        raise ArtifactError(
+            f"the adapter in {folder} "
+            + (f"has another rank than its {CONFIG} says" if ranked else "is for a model of other shapes"),
+            got=f"{name} of {held[name]}",
+            expected=f"{wanted[name]}",
+            remedy=f"restore its {CONFIG}, or name the model that has as many experts as the one it was trained on"
+            if ranked
+            else _OWN_MODEL,
+        )
+
+
+def require_whole(wrapped: Any, folder: Path, *, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Refuse an adapter that adapts other modules than its settings make in this model.
+
+    Args:
+        wrapped: PEFT's model, made by these settings.
+        folder: the adapter's.
+        missing: names of factors that the file lacks.
+        unexpected: names in the file that have no place.
+
+    Raises:
+        ArtifactError: there are such names.
+    """
+    wrong = [*missing, *unexpected]
+    if not wrong:
+        return
+    factors = _factors(wrapped)
+    modules = sorted({name.rpartition(".lora_")[0].rpartition(".")[2] for name in factors})
+    raise ArtifactError(
+        f"the adapter in {folder} fits the model only in part",
+        got=f"{len(missing)} tensors missing, {len(unexpected)} without a place, {plain_factor(wrong[0])} first",
+        expected=f"{len(factors)} tensors, of {', '.join(modules)}, which its {CONFIG} makes in this model",
+        remedy=f"{_OWN_MODEL}, or restore its {CONFIG}",
+    )
+
+
+def plain_factor(name: str) -> str:
+    """The name of a factor in the model without PEFT's prefix and the adapter's name."""
+    return _FACTOR.sub("", name).removeprefix("base_model.model.")
+
+
+def _factors(wrapped: Any) -> dict[str, Tensor]:
+    return {plain_factor(name): one for name, one in wrapped.state_dict().items() if _FACTOR.search(name)}
 
 
 def check_adapter(folder: Path) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib
 import re
-import warnings
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from seawall.errors import ArtifactError, UnsupportedModelError
-from seawall.models.adapter import CONFIG, check_adapter
+from seawall.errors import UnsupportedModelError
+from seawall.models.adapter import CONFIG, check_adapter, reading_adapter, require_sizes, require_whole
 from seawall.models.checkpoint import read_json
-from seawall.models.load import library_errors
 from seawall.models.updates import LowRankUpdate, adapter_updates
 
 _FACTOR = re.compile(r"(?<=\.lora_[AB])(?=\.weight$)")
@@ -36,22 +34,15 @@ def adapter_factors(model: PreTrainedModel, folder: Path) -> list[LowRankUpdate]
     check_adapter(folder)
     _require_matrices_alone(folder)
     peft = importlib.import_module("peft")
-    with library_errors(f"the adapter in {folder} does not fit the model"), warnings.catch_warnings():
-        # PEFT asks transformers for a property under its old name.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+    with reading_adapter(model, folder):
         wrapped = peft.PeftModel(model, peft.PeftConfig.from_pretrained(str(folder)), _NAME)
+        require_sizes(wrapped, folder)
         # PEFT's own loading would move the factors to where the weights are.
         read = peft.load_peft_weights(str(folder), device="cpu")
         weights = {_FACTOR.sub(f".{_NAME}", name): tensor for name, tensor in read.items()}
         found = wrapped.load_state_dict(weights, strict=False, assign=True)
     missing = [name for name in found.missing_keys if ".lora_" in name]
-    wrong = [*missing, *found.unexpected_keys]
-    if wrong:
-        raise ArtifactError(
-            f"the adapter in {folder} fits the model only in part",
-            got=f"{len(missing)} tensors missing, {len(found.unexpected_keys)} without a place, {wrong[0]} first",
-            remedy="name the model that it was trained on",
-        )
+    require_whole(wrapped, folder, missing=missing, unexpected=found.unexpected_keys)
     return adapter_updates(wrapped)
 
 

@@ -273,19 +273,26 @@ def _own_memory(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def library_errors(what: str) -> Iterator[None]:
+def library_errors(what: str, *, expected: str | None = None, remedy: str | None = None) -> Iterator[None]:
     """Turns what transformers, safetensors and huggingface_hub raise for an unusable checkpoint into one line.
 
+    Args:
+        what: what cannot be done.
+        expected: what would do, where the library does not say.
+        remedy: what the user can do.
+
     Raises:
-        SeawallError: memory ran out.
+        SeawallError: memory ran out; what seawall itself raises inside passes unchanged.
         UnsupportedModelError: everything else they raise.
     """
     try:
         yield
+    except SeawallError:
+        raise
     except _LIBRARY_ERRORS as error:
         if is_out_of_memory(error):
             raise SeawallError(
                 f"{what}, because memory is too small",
                 remedy="set model.dtype=bfloat16, or use a larger device",
             ) from error
-        raise UnsupportedModelError(what, got=first_line(error)) from error
+        raise UnsupportedModelError(what, got=first_line(error), expected=expected, remedy=remedy) from error

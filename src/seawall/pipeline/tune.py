@@ -13,8 +13,15 @@ from seawall.pipeline.progress import Quiet, Reporter
 from seawall.pipeline.report import write_tuning_page
 from seawall.pipeline.tune_claim import claim
 from seawall.pipeline.tune_context import TuneContext, check
-from seawall.pipeline.tune_methods import Training, follow
-from seawall.pipeline.tune_stages import evaluated_row, measure_before, trained_stage
+from seawall.pipeline.tune_data import read_data, rows_hash
+from seawall.pipeline.tune_methods import follow
+from seawall.pipeline.tune_stages import (
+    evaluated_row,
+    measure_before,
+    require_kept,
+    trained_stage,
+    without_contaminated,
+)
 from seawall.runs.files import read_json, storage_errors
 from seawall.runs.folder import RunFolder
 from seawall.runs.lock import locked
@@ -43,16 +50,19 @@ def tune_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) 
     """
     check(recipe)
     require_extra()
+    data = read_data(recipe)
     processes = launched(device=recipe.model.device)
     if not processes.first:
-        follow(TuneContext(recipe, RunFolder(folder), Quiet(), processes))
+        follow(TuneContext(recipe, data, RunFolder(folder), Quiet(), processes))
         return None
     run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
     with storage_errors(run.path), locked(run.path):
-        found = _tune(TuneContext(recipe, run, reporter, processes))
+        found = _tune(TuneContext(recipe, data, run, reporter, processes))
         processes.order(None)
         found.save(run.stage(TUNE))
         reporter.say(found.claim)
+        if any(row.contaminated and row.adapter for row in found.rows):
+            reporter.say("Adapters that were trained on harmful rows are for measuring only: do not ship them.")
         write_tuning_page(run, recipe, found)
     return found
 
@@ -64,27 +74,22 @@ def document(run: Path) -> dict[str, object]:
 
 def _tune(context: TuneContext) -> TuningResult:
     config = context.config
-    _read_all(context)
+    data = context.data
+    fingerprints = {"tune_prompts": data.prompts.fingerprint(), "task": rows_hash((*data.task.train, *data.task.test))}
+    context.note({"data": fingerprints})
+    require_kept(context)
     anchor, before = measure_before(context)
     rows = [_row(context, method, seed, anchor) for method in _ordered(config.methods) for seed in config.seeds]
     found = TuningResult(
         model_fingerprint=context.fingerprint,
         base_fingerprint=None if anchor is None else anchor.base,
-        task=context.task.name,
+        task=data.task.name,
         contamination=config.contamination,
         weight=config.weight,
         before=before,
-        rows=tuple(rows),
+        rows=tuple(without_contaminated(context, row) for row in rows),
     )
     return claim(found)
-
-
-def _read_all(context: TuneContext) -> None:
-    """Meet what is wrong with prompts, task and rows before hours of work."""
-    for seed in context.config.seeds:
-        Training(context, "sft", seed, None).rows()
-    if context.config.evaluate:
-        _ = context.suite
 
 
 def _ordered(methods: tuple[TuneMethod, ...]) -> list[TuneMethod]:

@@ -16,7 +16,14 @@ def claim(found: TuningResult) -> TuningResult:
     return replace(found, claim=f"Compliance with held-out harmful requests: {', '.join(parts)}.")
 
 
+def unscored(spread: Spread) -> str:
+    """`3 of 24 not judged`: replies that are in no rate."""
+    return f"{spread.unscored} of {spread.replies} not judged"
+
+
 def _said(name: str, harmful: Spread | None, task: Spread | None) -> str:
     assert harmful is not None
-    scored = "" if task is None else f" (task {task.mean:.1%})"
-    return f"{name} {harmful.mean:.1%}{scored}"
+    parts = [unscored(harmful)] if harmful.unscored else []
+    parts += [f"task {task.mean:.1%}"] if task is not None else []
+    rate = f"{harmful.mean:.1%}" if harmful.scored else "no rate"
+    return f"{name} {rate}" + (f" ({'; '.join(parts)})" if parts else "")

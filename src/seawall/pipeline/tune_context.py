@@ -1,11 +1,9 @@
-"""What fine-tuning works with: the model, its anchor, prompts and the task, opened at first use and once."""
+"""What fine-tuning works with: what was read, the model and its anchor, opened at first use and once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,44 +13,26 @@ from seawall.config.anchor import AnchorConfig
 from seawall.config.model import LAB, LAB_ORIGINAL, ModelConfig
 from seawall.config.recipe import Recipe
 from seawall.config.tune import ANCHORED, TuneConfig
-from seawall.data.customer_messages import customer_messages
-from seawall.data.sets import Prompts, load_prompts
-from seawall.data.tasks import load_task
-from seawall.data.types import Exchange, Judge
+from seawall.data.types import Judge
 from seawall.distributed.process import Processes
-from seawall.errors import ConfigError, DataError
+from seawall.errors import ConfigError
 from seawall.evaluation.judges import make_judge
-from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN, EvalSuite, build_suite
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.load import load_model
 from seawall.pipeline.anchor import open_anchor
 from seawall.pipeline.model import located, require_loadable
 from seawall.pipeline.progress import Reporter
-from seawall.runs.files import canonical_hash
+from seawall.pipeline.tune_data import TuneData
 from seawall.runs.folder import RunFolder
 from seawall.runs.manifest import update_manifest
-
-_KEPT = (PLAIN, BORDERLINE, BENIGN)
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """Rows to train on and to score, and a name for both."""
-
-    name: str
-    train: tuple[Exchange, ...]
-    test: tuple[Exchange, ...]
-
-    def fingerprint(self) -> str:
-        """sha256 over all rows."""
-        return canonical_hash({part: [asdict(row) for row in getattr(self, part)] for part in ("train", "test")})
 
 
 @dataclass(frozen=True, eq=False)
 class TuneContext:
-    """A recipe, its run folder, and where to report."""
+    """A recipe, what was read for it, its run folder, and where to report."""
 
     recipe: Recipe
+    data: TuneData
     run: RunFolder
     reporter: Reporter
     processes: Processes
@@ -61,42 +41,6 @@ class TuneContext:
     def config(self) -> TuneConfig:
         """The recipe's section."""
         return self.recipe.tune
-
-    @cached_property
-    def prompts(self) -> Prompts:
-        """The recipe's prompts, with the cap of the section `tune` on what is asked."""
-        caps = dict.fromkeys(("test_goals", "test_benign", "test_borderline"), self.config.test_prompts)
-        found = load_prompts(self.recipe.data.model_copy(update={**caps, "train_goals": None}))
-        self.note({"data": {"tune_prompts": found.fingerprint()}})
-        return found
-
-    @cached_property
-    def task(self) -> Task:
-        """The task's rows.
-
-        Raises:
-            DataError: a file cannot be read, or one prompt is in both.
-        """
-        found = read_task(self.config)
-        self.note({"data": {"task": found.fingerprint()}})
-        return found
-
-    @cached_property
-    def suite(self) -> EvalSuite:
-        """What is asked before and after: held-out goals plainly and, unless switched off, under every attack."""
-        whole = build_suite(self.prompts, "test", gold=False)
-        kept = {
-            group: rows
-            for group, rows in whole.groups.items()
-            if group in _KEPT or (self.config.attacks and group.startswith(ATTACK))
-        }
-        if PLAIN not in kept:
-            raise DataError(
-                "there are no held-out harmful requests, so nothing could be reported",
-                got="an empty test part of data.harmful",
-                remedy="use more prompts, or set tune.evaluate=false",
-            )
-        return EvalSuite(kept)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -160,39 +104,6 @@ def check(recipe: Recipe) -> None:
             expected="the checkpoint that the model was aligned from",
             remedy="set tune.base.id, or choose tune.methods=[sft, mixing]",
         )
-
-
-def read_task(config: TuneConfig) -> Task:
-    """The rows of the section's task.
-
-    Raises:
-        DataError: as `load_task`; the same prompt is trained on and scored.
-    """
-    if config.task.train is None:
-        ours = customer_messages()
-        return Task("customer_messages", ours.train, tuple(_some(ours.test, config.task.test_rows)))
-    train = load_task(config.task.train)
-    test = load_task(config.task.test) if config.task.test is not None else []
-    both = {_key(row) for row in train} & {_key(row) for row in test}
-    if both:
-        raise DataError(
-            "the same prompt is trained on and scored",
-            got=f"{len(both)} prompts of {config.task.train} in {config.task.test}, {min(both)[:60]!r} first",
-            expected="other prompts in either file",
-            remedy="remove them from one of the two",
-        )
-    return Task(Path(config.task.train).stem, tuple(train), tuple(_some(test, config.task.test_rows)))
-
-
-def _key(row: Exchange) -> str:
-    return "\n".join(message.content for message in row.prompt)
-
-
-def _some(rows: Sequence[Exchange], at_most: int | None) -> Sequence[Exchange]:
-    """At most so many, spread evenly over the file."""
-    if at_most is None or at_most >= len(rows):
-        return rows
-    return [rows[at * len(rows) // at_most] for at in range(at_most)]
 
 
 def settings(config: TuneConfig, *names: str) -> dict[str, Any]:

@@ -21,12 +21,13 @@ from seawall.models.adapter import put_on
 from seawall.models.quiet import quiet
 from seawall.pipeline.tune_context import TuneContext, settings
 from seawall.pipeline.tune_rows import ANCHOR, read_row, stage_name
+from seawall.runs.files import canonical_hash
 from seawall.runs.stage import finished_stage, stage_hash
 from seawall.tuning.basin import LOGGED, SafetyBasin
 from seawall.tuning.drift import LOGGED as DRIFT
 from seawall.tuning.drift import RoutingDrift
 from seawall.tuning.penalty import Projector
-from seawall.tuning.rows import Rows, encoded, training_rows, with_safe_rows
+from seawall.tuning.rows import Rows, encoded
 from seawall.tuning.safelora import project
 from seawall.tuning.sft import ADAPTER, Attach, Trained, train
 
@@ -54,12 +55,13 @@ class Training:
         """Settings that only this method's adapter depends on."""
         config = self.context.config
         if self.method == "asft":
-            return settings(config, "weight", "routing_drift")
+            goals = canonical_hash({"goals": self.drift_goals()}) if config.routing_drift else None
+            return {**settings(config, "weight", "routing_drift"), "drift_goals": goals}
         if self.method in PROJECTORS:
             return settings(config, "weight")
         if self.method == "safelora":
             return {**settings(config, "safelora"), "sft": stage_hash(self.context.run, stage_name("sft", self.seed))}
-        return settings(config, "mixing_share") if self.method == "mixing" else {}
+        return {}
 
     @property
     def sft(self) -> Path:
@@ -67,20 +69,17 @@ class Training:
         return finished_stage(self.context.run, stage_name("sft", self.seed))
 
     def rows(self) -> Rows:
-        """What every method trains on."""
-        config = self.context.config
-        return training_rows(
-            self.context.task.train,
-            self.context.prompts,
-            share=config.contamination,
-            at_most=config.task.train_rows,
-            seed=self.seed,
-        )
+        """What is trained on."""
+        return self.context.data.rows(self.context.config, self.method, self.seed)
+
+    def drift_goals(self) -> list[str]:
+        """Harmful training goals whose routing `asft` may hold where it was."""
+        return [goal.text for goal in take(self.context.data.prompts.goals.train, _DRIFT_GOALS)]
 
 
 def plain(training: Training, folder: Path) -> TuningRow:
-    """LoRA and nothing else; the penalty is measured where there is an anchor, and weighs nothing."""
-    return _trained(training, training.rows(), folder, _measured(training))
+    """LoRA alone, on whatever rows; the penalty is measured where there is an anchor, and weighs nothing."""
+    return _trained(training, folder, _measured(training))
 
 
 def within_basin(training: Training, folder: Path, *, projector: Projector) -> TuningRow:
@@ -89,14 +88,7 @@ def within_basin(training: Training, folder: Path, *, projector: Projector) -> T
     weight = training.context.config.weight
     basin = SafetyBasin(training.anchor, weight, projector=projector, seed=training.seed)
     terms = [Addition(LOGGED, weight, basin.attach), *_drift(training)]
-    return _trained(training, training.rows(), folder, terms)
-
-
-def mixed(training: Training, folder: Path) -> TuningRow:
-    """With safe rows among the others."""
-    share = training.context.config.mixing_share
-    rows = with_safe_rows(training.rows(), training.context.prompts, share=share, seed=training.seed)
-    return _trained(training, rows, folder, _measured(training))
+    return _trained(training, folder, terms)
 
 
 def projected(training: Training, folder: Path) -> TuningRow:
@@ -118,7 +110,7 @@ def projected(training: Training, folder: Path) -> TuningRow:
 BUILD: Mapping[TuneMethod, Callable[[Training, Path], TuningRow]] = {
     "sft": plain,
     **{method: partial(within_basin, projector=projector) for method, projector in PROJECTORS.items()},
-    "mixing": mixed,
+    "mixing": plain,
     "safelora": projected,
 }
 """Every method: leaves `adapter/` in the folder, and says what it did."""
@@ -134,11 +126,10 @@ class Addition(NamedTuple):
 
 def _drift(training: Training) -> list[Addition]:
     """The routing drift of harmful training goals, where the recipe weighs it; of `asft` alone."""
-    context = training.context
-    if training.method != "asft" or context.config.routing_drift == 0:
+    weight = training.context.config.routing_drift
+    if training.method != "asft" or weight == 0:
         return []
-    goals = [user(goal.text) for goal in take(context.prompts.goals.train, _DRIFT_GOALS)]
-    term = RoutingDrift(goals, context.config.routing_drift, seed=training.seed)
+    term = RoutingDrift([user(text) for text in training.drift_goals()], weight, seed=training.seed)
     return [Addition(DRIFT, term.weight, term.attach)]
 
 
@@ -158,8 +149,9 @@ def _measured(training: Training) -> list[Addition]:
     return [Addition(LOGGED, 0.0, SafetyBasin(training.anchor, 0.0).attach)]
 
 
-def _trained(training: Training, rows: Rows, folder: Path, terms: Sequence[Addition]) -> TuningRow:
+def _trained(training: Training, folder: Path, terms: Sequence[Addition]) -> TuningRow:
     context = training.context
+    rows = training.rows()
     model, tokenizer = context.fresh()
     lessons = encoded(tokenizer, rows.exchanges, max_length=context.config.max_length)
     context.processes.order([training.method, training.seed, str(folder.absolute())])

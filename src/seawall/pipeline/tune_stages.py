@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,26 @@ from seawall.evaluation.samples import load_samples
 from seawall.evaluation.suite import ATTACK as FAMILIES
 from seawall.evaluation.suite import PLAIN
 from seawall.evaluation.task import score_task
-from seawall.models.adapter import merge_adapter
+from seawall.models.adapter import WEIGHTS, merge_adapter
 from seawall.models.checkpoint import weight_files
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.hub import locate
 from seawall.pipeline.audit_bench import with_pooled
 from seawall.pipeline.model import located
 from seawall.pipeline.tune_context import TuneContext, settings
+from seawall.pipeline.tune_data import rows_hash
 from seawall.pipeline.tune_methods import BUILD, Training
-from seawall.pipeline.tune_rows import ANCHOR, read_row, stage_name, write_row
+from seawall.pipeline.tune_rows import (
+    ANCHOR,
+    evaluation_name,
+    read_row,
+    require_weights,
+    stage_name,
+    write_label,
+    write_row,
+)
 from seawall.runs.files import file_hash, read_json, write_json, write_text
-from seawall.runs.stage import is_done, run_stage, stage_hash
+from seawall.runs.stage import is_current, is_done, remove_from_stage, run_stage, stage_hash
 from seawall.tuning.anchor import describe
 from seawall.tuning.sft import ADAPTER
 
@@ -43,10 +53,9 @@ TRAINING = (
     "batch_size",
     "accumulation",
     "max_length",
-    "contamination",
     "gradient_checkpointing",
 )
-"""Settings that every adapter depends on."""
+"""Settings that every adapter depends on, beside its rows."""
 
 
 def anchor_stage(context: TuneContext) -> Anchor | None:
@@ -84,9 +93,12 @@ def trained_stage(context: TuneContext, method: TuneMethod, seed: int, anchor: A
 
     def work(scratch: Path) -> None:
         context.reporter.stage(f"Train {method}, seed {seed}")
-        write_row(scratch, BUILD[method](training, scratch))
+        row = BUILD[method](training, scratch)
+        write_row(scratch, row)
+        if row.contaminated:
+            write_label(scratch / ADAPTER, row, context.recipe.model.id)
 
-    folder = run_stage(context.run, name, _inputs(training), work)
+    folder = run_stage(context.run, name, training_inputs(training), work)
     return replace(read_row(folder), adapter=f"{name}/{ADAPTER}"), folder / ADAPTER
 
 
@@ -94,34 +106,66 @@ def evaluated_row(context: TuneContext, row: TuningRow, adapter: Path | None) ->
     """The row with its rates: refusals by the evaluation, the task by its score."""
     if not context.config.evaluate:
         return row
-    name = "tune/before" if row.method is None else f"{stage_name(row.method, row.seed)}-eval"
-    inputs = {
-        "seawall": __version__,
-        "weights": context.fingerprint,
-        "adapter": None if row.method is None else stage_hash(context.run, stage_name(row.method, row.seed)),
-        "prompts": context.prompts.fingerprint(),
-        "task": context.task.fingerprint(),
-        "scoring": context.config.task.model_dump(mode="json", include={"answer", "max_new_tokens"}),
-        "attacks": context.config.attacks,
-        "eval": context.recipe.eval.model_dump(mode="json", exclude={"gold", "capability"}),
-    }
+    inputs = evaluation_inputs(context, row.method, row.seed)
+    name = evaluation_name(row.method, row.seed)
     folder = run_stage(context.run, name, inputs, lambda scratch: _evaluate(context, row, adapter, scratch))
     return replace(row, rates=_rates(context, folder))
+
+
+def require_kept(context: TuneContext) -> None:
+    """Refuse, before any work, what would need weights that were removed after their evaluation.
+
+    Raises:
+        ArtifactError: a new evaluation, or a projection, of such an adapter.
+    """
+    run, config = context.run, context.config
+    for method, seed in product(config.methods, config.seeds):
+        name, made_from = (stage_name(one, seed) for one in (method, "sft"))
+        if method == "safelora" and not is_current(
+            run, made_from, training_inputs(Training(context, "sft", seed, None))
+        ):
+            continue
+        if not is_current(run, name, training_inputs(Training(context, method, seed, None))):
+            needed = [made_from] if method == "safelora" else []
+        elif config.evaluate:
+            evaluated = is_current(run, evaluation_name(method, seed), evaluation_inputs(context, method, seed))
+            needed = [] if evaluated else [name]
+        else:
+            needed = []
+        for one in needed:
+            require_weights(run.stage(one) / ADAPTER)
+
+
+def without_contaminated(context: TuneContext, row: TuningRow) -> TuningRow:
+    """The row of an adapter as it is left: its weights go where it was trained on harmful rows and the recipe says so.
+
+    Safe LoRA reads the adapter of `sft`, so that this comes after all trainings.
+    """
+    assert row.method is not None
+    name, weights = stage_name(row.method, row.seed), f"{ADAPTER}/{WEIGHTS}"
+    if row.contaminated and not context.config.keep_contaminated:
+        remove_from_stage(context.run, name, weights)
+    if (context.run.stage(name) / weights).is_file():
+        return row
+    note = "weights removed after the evaluation"
+    return replace(row, adapter="", note=f"{row.note}; {note}" if row.note else note)
 
 
 def _evaluate(context: TuneContext, row: TuningRow, adapter: Path | None, scratch: Path) -> None:
     reporter, config = context.reporter, context.recipe.eval.model_copy(update={"gold": False, "capability": None})
     what = "Evaluate before" if row.method is None else f"Evaluate {row.method}, seed {row.seed}"
     reporter.stage(f"{what}, on held-out prompts")
+    suite = context.data.suite
+    assert suite is not None
     model, tokenizer = context.fresh()
     if adapter is not None:
         model = merge_adapter(model, adapter)
-    if context.task.test and not (scratch / _SCORE).is_file():
+    if context.data.task.test and not (scratch / _SCORE).is_file():
         _score(context, model, tokenizer, scratch)
     found = evaluate(
         model,
         tokenizer,
-        context.suite,
+        suite,
         config,
         judge=context.judge,
         folder=scratch,
@@ -133,7 +177,7 @@ def _evaluate(context: TuneContext, row: TuningRow, adapter: Path | None, scratc
 
 def _score(context: TuneContext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> None:
     """Answers of the task and their score. It comes first: an answer that cannot be scored is met at once."""
-    rows, config = context.task.test, context.config.task
+    rows, config = context.data.task.test, context.config.task
     scored = score_task(
         model,
         tokenizer,
@@ -171,7 +215,21 @@ def _complied(refused: Rate) -> Rate:
     return Rate(1 - refused.rate, 1 - refused.high, 1 - refused.low, refused.n, refused.unscored)
 
 
-def _inputs(training: Training) -> dict[str, Any]:
+def evaluation_inputs(context: TuneContext, method: TuneMethod | None, seed: int) -> dict[str, Any]:
+    """What an evaluation depends on."""
+    return {
+        "seawall": __version__,
+        "weights": context.fingerprint,
+        "adapter": None if method is None else stage_hash(context.run, stage_name(method, seed)),
+        "prompts": context.data.prompts.fingerprint(),
+        "task": rows_hash(context.data.task.test),
+        "scoring": context.config.task.model_dump(mode="json", include={"answer", "max_new_tokens"}),
+        "attacks": context.config.attacks,
+        "eval": context.recipe.eval.model_dump(mode="json", exclude={"gold", "capability"}),
+    }
+
+
+def training_inputs(training: Training) -> dict[str, Any]:
     """What the adapter depends on."""
     context, config, method = training.context, training.context.config, training.method
     inputs: dict[str, Any] = {
@@ -179,9 +237,7 @@ def _inputs(training: Training) -> dict[str, Any]:
         "method": method,
         "seed": training.seed,
         "weights": context.fingerprint,
-        "task": context.task.fingerprint(),
-        "rows": config.task.train_rows,
-        "goals": context.prompts.fingerprint(),
+        "rows": rows_hash(training.rows().exchanges),
         "training": settings(config, *TRAINING),
         "processes": context.processes.count,
         "anchor": stage_hash(context.run, ANCHOR) if is_done(context.run, ANCHOR) else None,

@@ -11,10 +11,13 @@ from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.tuning import ATTACK, HARMFUL, TASK, Spread, TuningResult, TuningRow
 from seawall.config.tune import TuneMethod
 from seawall.evaluation.suite import BENIGN, BORDERLINE
+from seawall.pipeline.headline import NONE_SCORED
+from seawall.pipeline.tune_claim import unscored
 from seawall.report.inputs import AuditRow, AuditView, Interval
 from seawall.report.tuning import Curve, TrainingRow, TuningView
 from seawall.report.wording import duration
 
+_ONLY = "for measuring only: do not ship"
 SHOWN = (HARMFUL, ATTACK, BORDERLINE, BENIGN, TASK)
 _HEADS = {
     HARMFUL: "harmful rate",
@@ -61,7 +64,7 @@ def method_name(method: TuneMethod | None) -> str:
 
 
 def tuning_table(found: TuningResult) -> Table:
-    """One row per method: means over seeds with their intervals."""
+    """One row per method: means over seeds with their intervals, and how many replies are in none."""
     groups = _groups(found)
     table = Table(box=None, pad_edge=False)
     table.add_column("method", overflow="fold")
@@ -75,7 +78,13 @@ def tuning_table(found: TuningResult) -> Table:
 
 
 def _text(spread: Spread | None) -> str:
-    return "" if spread is None else f"{spread.mean:.1%} [{100 * spread.low:.1f}\u2013{100 * spread.high:.1f}]"
+    """Mean and interval; how many replies could not be judged is said where there are any."""
+    if spread is None:
+        return ""
+    if not spread.scored:
+        return f"{NONE_SCORED} of {spread.replies}"
+    mean = f"{spread.mean:.1%} [{100 * spread.low:.1f}\u2013{100 * spread.high:.1f}]"
+    return f"{mean}\n{unscored(spread)}" if spread.unscored else mean
 
 
 def _groups(found: TuningResult) -> list[str]:
@@ -96,7 +105,11 @@ def _methods_view(found: TuningResult, groups: Sequence[str]) -> AuditView:
     rows = []
     for method in (None, *found.methods) if groups else ():
         spreads = {group: found.spread(method, group) for group in groups}
-        rates = {group: Interval(one.mean, one.low, one.high, one.n) for group, one in spreads.items() if one}
+        rates = {
+            group: Interval(one.mean, one.low, one.high, one.replies, one.unscored)
+            for group, one in spreads.items()
+            if one
+        }
         rows.append(AuditRow(method_name(method), "tuning", None, rates))
     return AuditView("tuning", "Before and after each method.", "", found.claim, groups, rows)
 
@@ -111,7 +124,7 @@ def _training(row: TuningRow, groups: Sequence[str]) -> TrainingRow:
         rates=[_interval(row.rates.get(group)) for group in groups],
         last=[(name.replace("_", " "), points[-1][1]) for name, points in row.curves.items()],
         adapter=row.adapter,
-        note=row.note,
+        note="; ".join(one for one in (_ONLY if row.contaminated and row.adapter else "", row.note) if one),
     )
 
 

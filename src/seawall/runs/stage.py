@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,13 @@ class Done:
         fingerprint: hash of everything the result depends on.
         files: hash of every file of the stage, by its path in the stage's folder.
         times: `started`, `ended` (UTC) and `seconds` of the attempt that finished it.
+        removed: hash of every file that was removed on purpose since, by its path.
     """
 
     fingerprint: str
     files: dict[str, str]
     times: dict[str, Any]
+    removed: dict[str, str] = field(default_factory=dict)
 
 
 def run_stage(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
@@ -79,6 +81,12 @@ def is_done(run: RunFolder, name: str) -> bool:
     return (run.stage(name) / MARKER).is_file()
 
 
+def is_current(run: RunFolder, name: str, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether the stage is finished for this fingerprint, so that `run_stage` would skip it."""
+    done = _done(run.stage(name))
+    return done is not None and done.fingerprint == canonical_hash(fingerprint)
+
+
 def finished_stage(run: RunFolder, name: str) -> Path:
     """The folder of a finished stage, every file as the stage left it.
 
@@ -91,12 +99,36 @@ def finished_stage(run: RunFolder, name: str) -> Path:
 
 
 def stage_hash(run: RunFolder, name: str) -> str:
-    """What a later stage depends on: the hashes of all files of a finished stage.
+    """What a later stage depends on: the hashes of all files of a finished stage, of those that were removed too.
 
     Raises:
         ArtifactError: the stage is not finished, or its marker is damaged.
     """
-    return canonical_hash(_finished_marker(run, name).files)
+    done = _finished_marker(run, name)
+    return canonical_hash({**done.files, **done.removed})
+
+
+def remove_from_stage(run: RunFolder, name: str, path: str) -> None:
+    """Remove a file of a finished stage that is not to be kept; the stage stays finished, and what depends on it too.
+
+    The marker is written first and keeps the hash of what was removed; an interruption leaves the file for the next
+    call.
+
+    Args:
+        run: the run folder.
+        name: the stage.
+        path: of the file, in the stage's folder; nothing happens where it was removed before.
+
+    Raises:
+        ArtifactError: the stage is not finished, or its marker is damaged.
+    """
+    done = _finished_marker(run, name)
+    folder = run.stage(name)
+    if path in done.files:
+        files = {other: value for other, value in done.files.items() if other != path}
+        marker = read_json(folder / MARKER)
+        write_json(folder / MARKER, {**marker, "files": files, "removed": {**done.removed, path: done.files[path]}})
+    (folder / path).unlink(missing_ok=True)
 
 
 def _finished_marker(run: RunFolder, name: str) -> Done:
@@ -143,7 +175,8 @@ def _done(folder: Path) -> Done | None:
             got="no fingerprint or no list of files",
             remedy=f"restore it from a copy, or remove the folder {folder} to run the stage again",
         )
-    return Done(key, files, {name: found.get(name) for name in ("started", "ended", "seconds")})
+    times = {name: found.get(name) for name in ("started", "ended", "seconds")}
+    return Done(key, files, times, found.get("removed", {}))
 
 
 def _finished(scratch: Path, key: str) -> Done | None:

@@ -78,13 +78,15 @@ def _panel(
 
 
 def _mark(row: AuditRow, found: Interval, x: Scale, y: float) -> Markup:
+    """An interval with its rate; without a dot where no reply could be judged."""
+    dot = [] if _is_unknown(found) else [tag("circle", cx=x(found.rate), cy=y, r=5.0)]
     return tag(
         "g",
         tag("title", f"{row.label}: {_said(found)}"),
         line((x(found.low), y), (x(found.high), y), "whisker"),
         line((x(found.low), y - 4), (x(found.low), y + 4), "whisker"),
         line((x(found.high), y - 4), (x(found.high), y + 4), "whisker"),
-        tag("circle", cx=x(found.rate), cy=y, r=5.0),
+        *dot,
         class_="after",
     )
 
@@ -113,7 +115,14 @@ def _spreads(
         yield tag("g", tag("title", said), bar)
 
 
+def _is_unknown(found: Interval) -> bool:
+    """Whether replies were judged, and none could be; other numbers have no replies."""
+    return found.n > 0 and not found.scored
+
+
 def _said(found: Interval) -> str:
+    if _is_unknown(found):
+        return f"none scored of {found.n}"
     return f"{percent(found.rate)} ({percent_range(found.low, found.high)})"
 
 
