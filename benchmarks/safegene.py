@@ -7,9 +7,9 @@
 
 TASK_MODEL is a checkpoint or the folder of an adapter, which is merged once. Rows: the aligned model; the task's model
 as it is; by number of shots the gene's best layers with a coefficient each (`safegene`) and, with the same shots,
-safety fine-tuning once more (`safety-sft`, all points); at `--controls` also one coefficient for all (`global`: task arithmetic),
-all layers (`all-layers`) and as many layers drawn at random (`random-layers`); with `--anchor`, the task's adapter
-projected by Safe LoRA (`safelora`). 0 shots tune nothing, so they have no safety fine-tuning and no global row.
+safety fine-tuning once more (`safety-sft`, at all points); at `--controls` also one coefficient for all (`global`: task
+arithmetic), all layers (`all-layers`) and as many layers drawn at random (`random-layers`); with `--anchor`, the task's
+adapter projected by Safe LoRA (`safelora`). 0 shots tune nothing, so they have no safety fine-tuning and no global row.
 Every row is evaluated in a run folder of its own and kept: the same command goes on where it stopped, and one with
 other inputs is refused.
 """

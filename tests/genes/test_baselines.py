@@ -27,9 +27,9 @@ from seawall.config.load import changed_defaults
 from seawall.config.model import ModelConfig
 from seawall.data.templating import Encoded
 from seawall.errors import ArtifactError, ConfigError, SeawallError
-from seawall.genes.lessons import Lesson, cross_entropy
+from seawall.genes.lessons import cross_entropy
 from seawall.genes.sft import fine_tune
-from seawall.genes.shots import shot_batches, shot_loss
+from seawall.genes.shots import SIDES, Shot, Side, shot_batches, shot_loss
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.generate import generate
 from seawall.models.load import load_model
@@ -107,14 +107,13 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return dict(load_model(ModelConfig(id=str(folder), device="cpu"))[0].state_dict())
 
 
-def lessons(harmful_rows: int, harmless_rows: int) -> list[Lesson]:
+def some(refusals: int, task: int, harmless: int = 0) -> list[Shot]:
     """Replies of unequal lengths."""
-    kinds = [True] * harmful_rows + [False] * harmless_rows
+    counts: dict[Side, int] = {"refusal": refusals, "task": task, "harmless": harmless}
+    sides = [side for side, count in counts.items() for _ in range(count)]
     return [
-        Lesson(
-            Encoded([at + 1, at + 2, at + 3, at + 4], [-100] * (1 + at % 2) + list(range(at, at + 3 - at % 2))), kind
-        )
-        for at, kind in enumerate(kinds)
+        Shot(Encoded([at + 1, at + 2, at + 3, at + 4], [-100] * (1 + at % 2) + list(range(at, at + 3 - at % 2))), side)
+        for at, side in enumerate(sides)
     ]
 
 
@@ -122,25 +121,30 @@ def test_every_method_is_a_function_or_the_projection() -> None:
     assert {*FIT, "safelora"} == set(get_args(GraftMethod))
 
 
-def test_both_kinds_weigh_alike_and_are_in_every_batch() -> None:
-    shots = lessons(2, 6)
+@pytest.mark.parametrize("counts", [(2, 6, 0), (2, 6, 3)])
+def test_all_sides_weigh_alike_and_are_in_every_batch(counts: tuple[int, int, int]) -> None:
+    shots = some(*counts)
     model = tiny("llama")
-    total, parts = shot_loss(model, shots, range(8), 0)
+    total, parts = shot_loss(model, shots, range(len(shots)), 0)
     alone = [float(cross_entropy(model, [one.encoded], 0).detach()) for one in shots]
-    sides = sum(alone[:2]) / 2, sum(alone[2:]) / 6
-    assert float(total.detach()) == pytest.approx(sum(sides) / 2, rel=1e-5)
-    assert (parts["refusal_loss"], parts["task_loss"]) == pytest.approx(sides, rel=1e-5)
-    assert abs(float(total.detach()) - sum(alone) / 8) > 1e-3
+    means = {
+        f"{side}_loss": sum(losses) / len(losses)
+        for side in SIDES
+        if (losses := [loss for loss, one in zip(alone, shots, strict=True) if one.side == side])
+    }
+    assert float(total.detach()) == pytest.approx(sum(means.values()) / len(means), rel=1e-5)
+    assert parts == pytest.approx(means, rel=1e-5)
+    assert abs(float(total.detach()) - sum(alone) / len(alone)) > 1e-3
     batches = shot_batches(shots, GeneGraft(steps=7, batch_size=4), seed=0)
     assert len(batches) == 7
-    assert all({shots[at].harmful for at in batch} == {True, False} for batch in batches)
+    assert all({shots[at].side for at in batch} == {one.side for one in shots} for batch in batches)
 
 
 @pytest.mark.parametrize(
     ("name", "targets"), [("llama", ("q_proj", "down_proj")), ("mixtral", ("v_proj", "experts.down_proj"))]
 )
 def test_fine_tuning_trains_the_factors_alone(name: str, targets: tuple[str, ...]) -> None:
-    shots = lessons(3, 3)
+    shots = some(3, 3)
     before = tiny(name).state_dict()
     points = find_points(tiny(name), targets)
     found = []

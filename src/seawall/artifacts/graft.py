@@ -27,11 +27,14 @@ CoefficientKind = Literal["layer", "global", "fixed"]
 
 @dataclass(frozen=True, slots=True)
 class GraftStep:
-    """Mean cross-entropies before an update, in nats per token: of refusals and of the task's examples."""
+    """Mean cross-entropies before an update, in nats per token: of refusals, of the task's examples, and of the replies
+    to harmless requests that are to stay, where there are any.
+    """
 
     step: int
     refusal_loss: float
     task_loss: float
+    harmless_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class Graft:
         method: a gene, or which baseline; files from before there were baselines are of a gene.
         anchor: hash of the anchor's document, with `safelora`.
         note: what else is to be said, for people.
+        harmless: how many replies to harmless requests were to stay while coefficients were tuned.
     """
 
     task_model: str
@@ -94,6 +98,7 @@ class Graft:
     method: GraftMethod = "gene"
     anchor: str | None = None
     note: str = ""
+    harmless: int = 0
 
     def save(self, folder: Path) -> None:
         """Write `seawall_graft.json`."""
@@ -142,3 +147,4 @@ class _Fields(Fields):
     method: GraftMethod = "gene"
     anchor: str | None = None
     note: str = ""
+    harmless: int = 0

@@ -79,7 +79,12 @@ class GeneGraft(StrictModel):
     )
     ceiling: float = Field(default=2.0, gt=0, le=100, description="Coefficients stay within 0 and this.")
     steps: int = Field(default=24, ge=1, le=100_000, description="Updates.")
-    batch_size: int = Field(default=8, ge=2, le=4096, description="Rows of an update, half of them refusals.")
+    batch_size: int = Field(
+        default=8,
+        ge=2,
+        le=4096,
+        description="Refusals and task examples of an update, half each; as many harmless ones come on top.",
+    )
     lr: float = Field(default=0.1, gt=0, le=10, description="Highest learning rate of coefficients; it falls to 0.")
     sft_lr: float = Field(
         default=5e-4, gt=0, le=1, description="That of `safety_sft`, which trains an adapter; it falls to 0 too."
@@ -96,6 +101,14 @@ class GeneGraft(StrictModel):
         description="JSONL file of harmful requests with refusals (`messages`, or `prompt` and `completion`); none "
         "takes training requests of `data.harmful` and texts of `data.refusals`.",
     )
+    harmless: int | None = Field(
+        default=None,
+        ge=0,
+        le=100_000,
+        description="Harmless training requests of `data`, borderline and benign in turn, to which the task's model is "
+        "to reply as it does without the gene; none takes as many as `--shots`, 0 leaves them out, as published.",
+    )
+    reply_tokens: int = Field(default=16, ge=1, le=8192, description="Greedy tokens of these replies.")
     keep_originals: bool = Field(
         default=True,
         description="Keep the changed tensors as they were beside a merged checkpoint, for `seawall gene revert`.",

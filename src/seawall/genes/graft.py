@@ -12,8 +12,7 @@ from seawall.artifacts.gene import Factors, Gene
 from seawall.config.gene import GeneGraft
 from seawall.distributed.process import one_process
 from seawall.errors import NothingToGraftError
-from seawall.genes.lessons import Lesson
-from seawall.genes.shots import shot_batches, shot_loss
+from seawall.genes.shots import Shot, shot_batches, shot_loss
 from seawall.models.lora import Worn
 from seawall.train.loop import Losses, Row, Settings, Trainer
 
@@ -23,20 +22,20 @@ Coefficients = dict[int, float]
 
 def tune_coefficients(
     worn: Worn,
-    shots: Sequence[Lesson],
+    shots: Sequence[Shot],
     pad_id: int,
     config: GeneGraft,
     *,
     seed: int,
     log: Callable[[Row], None],
 ) -> Coefficients:
-    """The coefficients that lower the cross-entropy of refusals and of the task's examples; no weight changes.
+    """The coefficients that lower the cross-entropy of the shots; no weight changes.
 
-    Both kinds weigh alike whatever their numbers. Coefficients start at 1 and stay within 0 and `config.ceiling`.
+    Their sides weigh alike whatever their numbers. Coefficients start at 1 and stay within 0 and `config.ceiling`.
 
     Args:
         worn: the task's model with the gene on it.
-        shots: refusals of harmful requests, and examples of the task.
+        shots: refusals, examples of the task, and harmless replies that are to stay.
         pad_id: any token; it is masked.
         config: how to tune; `coefficients` says whether each layer has its own or all have one.
         seed: of the order.

@@ -6,27 +6,26 @@ from collections.abc import Callable, Sequence
 
 from seawall.config.gene import GeneGraft
 from seawall.distributed.process import one_process
-from seawall.genes.lessons import Lesson
-from seawall.genes.shots import shot_batches, shot_loss
+from seawall.genes.shots import Shot, shot_batches, shot_loss
 from seawall.models.lora import Worn
 from seawall.train.loop import Losses, Row, Settings, Trainer
 
 
 def fine_tune(
     worn: Worn,
-    shots: Sequence[Lesson],
+    shots: Sequence[Shot],
     pad_id: int,
     config: GeneGraft,
     *,
     seed: int,
     log: Callable[[Row], None],
 ) -> None:
-    """Trains the adapter that the task's model wears on refusals and task examples, in the batches that a gene's
+    """Trains the adapter that the task's model wears on the shots, in the batches that a gene's
     coefficients would be tuned on; the model's own weights stay.
 
     Args:
         worn: the task's model with a new adapter.
-        shots: refusals of harmful requests, and examples of the task.
+        shots: refusals, examples of the task, and harmless replies that are to stay.
         pad_id: any token; it is masked.
         config: how to train; `sft_lr` is the learning rate.
         seed: of the order.

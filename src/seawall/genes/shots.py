@@ -1,38 +1,53 @@
-"""The few examples of a graft as batches and as a loss: refusals and the task's examples weigh alike."""
+"""The few examples of a graft as batches and as a loss: refusals, the task and harmless replies weigh alike."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from transformers import PreTrainedModel
 
 from seawall.config.gene import GeneGraft
 from seawall.data.batching import epoch_batches
-from seawall.genes.lessons import Lesson, cross_entropy
+from seawall.data.templating import Encoded
+from seawall.genes.lessons import cross_entropy
 from seawall.train.loop import Losses
 
+Side = Literal["refusal", "task", "harmless"]
+"""A refusal of a harmful request, an example of the task, or the task's model's own reply to a harmless request."""
+SIDES: tuple[Side, ...] = get_args(Side)
 
-def shot_batches(shots: Sequence[Lesson], config: GeneGraft, seed: int) -> list[list[int]]:
-    """Positions in batches with both kinds in each, for `config.steps` updates."""
-    half = max(1, config.batch_size // 2)
-    sides = [[at for at, one in enumerate(shots) if one.harmful is kind] for kind in (True, False)]
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """A prompt with the reply that is wanted."""
+
+    encoded: Encoded
+    side: Side
+
+
+def shot_batches(shots: Sequence[Shot], config: GeneGraft, seed: int) -> list[list[int]]:
+    """Positions in batches with every side in each, for `config.steps` updates."""
+    each = max(1, config.batch_size // 2)
+    by_side = [[at for at, one in enumerate(shots) if one.side == side] for side in SIDES]
+    sides = [positions for positions in by_side if positions]
     found: list[list[int]] = []
     epoch = 0
     while len(found) < config.steps:
         parts = [
-            [[side[at] for at in some] for some in epoch_batches([1] * len(side), half, seed=seed, epoch=epoch)]
+            [[side[at] for at in some] for some in epoch_batches([1] * len(side), each, seed=seed, epoch=epoch)]
             for side in sides
         ]
-        found += [left + right for left, right in zip(*parts, strict=False)]
+        found += [[at for part in row for at in part] for row in zip(*parts, strict=False)]
         epoch += 1
     return found[: config.steps]
 
 
-def shot_loss(model: PreTrainedModel, shots: Sequence[Lesson], positions: Sequence[int], pad_id: int) -> Losses:
-    """The mean of both kinds' mean cross-entropies, whatever their numbers, and each of these for the log."""
-    harmful = torch.tensor([shots[at].harmful for at in positions])
+def shot_loss(model: PreTrainedModel, shots: Sequence[Shot], positions: Sequence[int], pad_id: int) -> Losses:
+    """The mean of the sides' mean cross-entropies, whatever their numbers, and each of these for the log."""
     loss_B = cross_entropy(model, [shots[at].encoded for at in positions], pad_id).cpu()
-    sides = {"refusal_loss": loss_B[harmful], "task_loss": loss_B[~harmful]}
-    parts = {name: float(side.detach().mean()) for name, side in sides.items() if len(side)}
-    return torch.stack([side.mean() for side in sides.values() if len(side)]).mean(), parts
+    masks = {side: torch.tensor([shots[at].side == side for at in positions]) for side in SIDES}
+    means = {f"{side}_loss": loss_B[mask].mean() for side, mask in masks.items() if bool(mask.any())}
+    return torch.stack(list(means.values())).mean(), {name: float(one.detach()) for name, one in means.items()}

@@ -26,7 +26,7 @@ from seawall.pipeline.export import published, require_free
 from seawall.pipeline.gene_check import check_added, check_merged
 from seawall.pipeline.gene_methods import FIT, Shots
 from seawall.pipeline.gene_safelora import write_projected
-from seawall.pipeline.gene_shots import refusal_shots, task_shots
+from seawall.pipeline.gene_shots import harmless_requests, refusal_shots, task_shots
 from seawall.pipeline.gene_task import base_of, merged_task, task_adapter, ungrafted, vocabulary_of
 from seawall.pipeline.model import located
 from seawall.pipeline.progress import Quiet, Reporter
@@ -171,6 +171,7 @@ def _graft(request: GraftRequest, config: GeneConfig, data: DataConfig, reporter
             shots=request.shots,
             steps=fitted.steps,
             method=config.graft.method,
+            harmless=len(shots.harmless) if shots else 0,
         )
         graft = _write(found, fitted.gene, graft, scratch, config.graft, reporter)
         if config.graft.verify:
@@ -224,7 +225,12 @@ def _shots(request: GraftRequest, config: GeneConfig, data: DataConfig) -> Shots
         return None
     task = task_shots(request.task, request.shots, seed=config.seed)
     path = None if config.graft.refusals is None else Path(config.graft.refusals)
-    return refusal_shots(data, path, request.shots, seed=config.seed), task
+    harmless = request.shots if config.graft.harmless is None else config.graft.harmless
+    return Shots(
+        refusal_shots(data, path, request.shots, seed=config.seed),
+        task,
+        harmless_requests(data, harmless, seed=config.seed) if harmless else (),
+    )
 
 
 def _write(

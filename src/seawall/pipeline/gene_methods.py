@@ -5,27 +5,40 @@ A new one is a function here, its name in `FIT`, and its name in `seawall.config
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.artifacts.gene import Gene
 from seawall.artifacts.graft import CoefficientKind, GraftStep
 from seawall.config.gene import GeneConfig, GraftMethod
 from seawall.config.model import ModelConfig
 from seawall.data.templating import encode_lesson
-from seawall.data.types import Exchange
+from seawall.data.types import Exchange, Messages
 from seawall.genes.graft import Coefficients, tune_coefficients, with_coefficients
 from seawall.genes.lessons import Lesson
 from seawall.genes.sft import fine_tune
+from seawall.genes.shots import Shot, Side
+from seawall.models.generate import generate
 from seawall.models.load import load_model
 from seawall.models.lora import Worn, wear
 from seawall.pipeline.progress import Reporter
 from seawall.train.loop import Row
 
-Shots = tuple[list[Exchange], list[Exchange]]
-"""Refusals, and examples of the task."""
+
+@dataclass(frozen=True, slots=True)
+class Shots:
+    """Refusals, examples of the task, and harmless requests whose replies are to stay as they are."""
+
+    refusals: Sequence[Exchange]
+    task: Sequence[Exchange]
+    harmless: Sequence[Messages] = ()
+
+    def __str__(self) -> str:
+        """What a graft is tuned on, for people."""
+        kept = f", {len(self.harmless)} harmless replies kept" if self.harmless else ""
+        return f"{len(self.refusals)} refusals and as many examples{kept}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +63,8 @@ def weighted(gene: Gene, config: ModelConfig, shots: Shots | None, settings: Gen
     if shots is None:
         ones = dict.fromkeys(gene.held_layers, 1.0)
         return Fitted(with_coefficients(gene, ones, made="whole"), ones, "fixed")
-    reporter.stage(f"Tuning {len(gene.held_layers)} coefficients on {len(shots[0])} refusals and as many examples")
-    worn, lessons, pad = _dressed(gene, config, shots, settings)
+    reporter.stage(f"Tuning {len(gene.held_layers)} coefficients on {shots}")
+    worn, lessons, pad = _dressed(gene, config, shots, settings, reporter)
     worn.put(gene.factors)
     steps: list[GraftStep] = []
     log = _logging(steps, settings.graft.steps, reporter)
@@ -66,8 +79,8 @@ def fine_tuned(
 ) -> Fitted:
     """A new adapter at the gene's points, of its rank and scaling, trained on the shots; nothing of the gene in it."""
     assert shots is not None
-    reporter.stage(f"Fine-tuning on {len(shots[0])} refusals and as many examples, {len(gene.points)} matrices")
-    worn, lessons, pad = _dressed(gene, config, shots, settings)
+    reporter.stage(f"Fine-tuning {len(gene.points)} matrices on {shots}")
+    worn, lessons, pad = _dressed(gene, config, shots, settings, reporter)
     steps: list[GraftStep] = []
     log = _logging(steps, settings.graft.steps, reporter)
     fine_tune(worn, lessons, pad, settings.graft, seed=settings.seed, log=log)
@@ -84,16 +97,49 @@ FIT: Mapping[GraftMethod, Callable[[Gene, ModelConfig, Shots | None, GeneConfig,
 """The methods whose update is new; `safelora` projects the task's own."""
 
 
-def _dressed(gene: Gene, config: ModelConfig, shots: Shots, settings: GeneConfig) -> tuple[Worn, list[Lesson], int]:
-    """The task's model with a new adapter at the gene's points, the shots as lessons, and a token for padding."""
+def _dressed(
+    gene: Gene, config: ModelConfig, shots: Shots, settings: GeneConfig, reporter: Reporter
+) -> tuple[Worn, list[Shot], int]:
+    """The task's model with a new adapter at the gene's points, the shots encoded, and a token for padding."""
     model, tokenizer = load_model(config)
+    sides: list[tuple[Side, Sequence[Exchange]]] = [
+        ("refusal", shots.refusals),
+        ("task", shots.task),
+        ("harmless", _replies(model, tokenizer, shots.harmless, settings, reporter)),
+    ]
+    encoded = [Shot(encode_lesson(tokenizer, one), side) for side, exchanges in sides for one in exchanges]
     worn = wear(model, gene.points, rank=gene.rank, scaling=gene.scaling, seed=settings.seed)
-    return worn, encode_shots(tokenizer, *shots), pad_id(tokenizer)
+    return worn, encoded, pad_id(tokenizer)
+
+
+def _replies(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Messages],
+    settings: GeneConfig,
+    reporter: Reporter,
+) -> list[Exchange]:
+    """What the task's model says without the gene; empty replies are left out."""
+    if not prompts:
+        return []
+    replies = generate(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=settings.graft.reply_tokens,
+        batch_size=settings.batch_size,
+        progress=lambda done, total: reporter.step("harmless replies", done, total),
+    )
+    return [
+        Exchange(prompt, reply.text, prompt[-1].content, reply.ended)
+        for prompt, reply in zip(prompts, replies, strict=True)
+        if reply.text.strip()
+    ]
 
 
 def _logging(steps: list[GraftStep], total: int, reporter: Reporter) -> Callable[[Row], None]:
     def log(row: Row) -> None:
-        steps.append(GraftStep(int(row["step"]), row["refusal_loss"], row["task_loss"]))
+        steps.append(GraftStep(int(row["step"]), row["refusal_loss"], row["task_loss"], row.get("harmless_loss")))
         reporter.step("updates", len(steps), total)
 
     return log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ from seawall.config.data import DataConfig
 from seawall.data.chat import read_chat_jsonl, to_exchange
 from seawall.data.files import Row, json_lines
 from seawall.data.sets import load_prompts
-from seawall.data.types import Exchange, user
+from seawall.data.types import Exchange, Messages, user
 from seawall.errors import ConfigError, DataError
 
 _COLUMNS = (("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
@@ -33,6 +34,27 @@ def refusal_shots(data: DataConfig, path: Path | None, count: int, *, seed: int)
     return [
         Exchange(user(one.text), prompts.refusals[at % len(prompts.refusals)], one.text) for at, one in enumerate(goals)
     ]
+
+
+def harmless_requests(data: DataConfig, count: int, *, seed: int) -> list[Messages]:
+    """Harmless training requests of a recipe, borderline and benign in turn.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    prompts = load_prompts(data)
+    kinds = ([one.text for one in prompts.borderline.train], [one.text for one in prompts.benign.train])
+    draw = random.Random(f"seawall harmless {seed}")
+    rows = zip_longest(*(draw.sample(texts, len(texts)) for texts in kinds))
+    mixed = [user(text) for row in rows for text in row if text is not None]
+    if len(mixed) < count:
+        raise DataError(
+            "there are too few harmless training requests in data.benign and data.borderline",
+            got=len(mixed),
+            expected=f"{count} (gene.graft.harmless)",
+            remedy="set gene.graft.harmless lower; 0 leaves them out",
+        )
+    return mixed[:count]
 
 
 def task_shots(path: Path | None, count: int, *, seed: int) -> list[Exchange]:
