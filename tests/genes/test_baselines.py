@@ -13,6 +13,7 @@ import pytest
 import torch
 from siblings import degraded_model, random_gene, save_sibling, write_shots
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from checkpoints import edit_json
 from families import tiny
@@ -27,6 +28,7 @@ from seawall.config.load import changed_defaults
 from seawall.config.model import ModelConfig
 from seawall.data.templating import Encoded
 from seawall.errors import ArtifactError, ConfigError, SeawallError
+from seawall.genes.graft import tune_coefficients
 from seawall.genes.lessons import cross_entropy
 from seawall.genes.sft import fine_tune
 from seawall.genes.shots import SIDES, Shot, Side, shot_batches, shot_loss
@@ -138,6 +140,38 @@ def test_all_sides_weigh_alike_and_are_in_every_batch(counts: tuple[int, int, in
     batches = shot_batches(shots, GeneGraft(steps=7, batch_size=4), seed=0)
     assert len(batches) == 7
     assert all({shots[at].side for at in batch} == {one.side for one in shots} for batch in batches)
+
+
+def said(model: PreTrainedModel, first: int, side: Side) -> list[Shot]:
+    """What a model replies to four prompts, three tokens each."""
+    found = []
+    for at in range(first, first + 4):
+        ids = [at, at + 1, at + 2]
+        for _ in range(3):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        found.append(Shot(Encoded(ids, [-100] * 3 + ids[3:]), side))
+    return found
+
+
+def test_replies_that_are_to_stay_hold_coefficients_back() -> None:
+    gene = random_gene(tiny("llama"), rank=2)
+    worn = wear(tiny("llama"), gene.points, rank=gene.rank, scaling=20.0)  # so strong that replies change
+    worn.put(gene.factors)
+    layers = {point.layer for point in gene.points.values()}
+    with worn.taken_off():
+        own = said(worn.model, 40, "harmless")
+    with worn.scaled(dict.fromkeys(layers, torch.tensor([2.0]))):
+        wanted = said(worn.model, 5, "refusal")
+    assert wanted[0].encoded.input_ids != said(tiny("llama"), 5, "refusal")[0].encoded.input_ids
+    losses, means = [], []
+    for shots in (wanted, [*wanted, *own]):
+        rows: list[Mapping[str, float]] = []
+        found = tune_coefficients(worn, shots, 0, GeneGraft(steps=24, lr=0.2), seed=0, log=rows.append)
+        with worn.scaled({layer: torch.tensor([number]) for layer, number in found.items()}):
+            losses.append(float(cross_entropy(worn.model, [one.encoded for one in own], 0).mean()))
+        means.append(sum(found.values()) / len(found))
+    assert losses[1] < 0.8 * losses[0]
+    assert means[1] < means[0]
 
 
 @pytest.mark.parametrize(

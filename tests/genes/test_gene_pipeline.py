@@ -200,16 +200,20 @@ def test_an_adapter_gives_refusals_back_and_keeps_the_task(family: Path, tmp_pat
     assert all(0 <= number <= 2 for number in found.coefficients.values())
     assert len(set(found.coefficients.values())) > 1
     assert len(found.steps) == 8
+    assert found.harmless == SHOTS
+    assert all(one.harmless_loss is not None for one in found.steps)
     assert found.task_model == model_fingerprint(degraded_model())
     assert found.check is not None
     assert found.check.share < 1e-3
 
 
 def test_a_merged_checkpoint_is_the_adapter_and_comes_off_to_the_last_bit(family: Path, tmp_path: Path) -> None:
-    found = graft(family, tmp_path / "out", "gene.graft.coefficients=global", shots=SHOTS, form="merged")
+    changes = ("gene.graft.coefficients=global", "gene.graft.harmless=0")
+    found = graft(family, tmp_path / "out", *changes, shots=SHOTS, form="merged")
     assert found.check is not None
     assert found.check.share < 1e-3
     assert found.tuned == "global"
+    assert (found.harmless, found.steps[0].harmless_loss) == (0, None)
     assert len(set(found.coefficients.values())) == 1
     assert replies(tmp_path / "out")[0] == [REFUSAL] * 6
     with pytest.raises(ArtifactError, match="is grafted already; got the gene sha256"):
@@ -311,6 +315,12 @@ def test_selection_keeps_the_planted_layer_and_the_control_need_not(family: Path
         ((), {"shots": 2, "task": None}, ConfigError, "without examples of the task"),
         ((), {"shots": 9}, DataError, r"too few examples in .*task.jsonl; got 8; expected at least 9"),
         (("gene.graft.refusals=none.jsonl",), {"shots": 2}, DataError, "none.jsonl"),
+        (
+            ("gene.graft.harmless=5000",),
+            {"shots": 2},
+            DataError,
+            r"too few harmless training requests.* got \d+; expected 5000",
+        ),
         ((), {"gene": Path("nowhere")}, ArtifactError, "nowhere is no gene"),
     ],
 )
