@@ -124,17 +124,19 @@ def test_every_method_is_a_function_or_the_projection() -> None:
 
 
 @pytest.mark.parametrize("counts", [(2, 6, 0), (2, 6, 3)])
-def test_all_sides_weigh_alike_and_are_in_every_batch(counts: tuple[int, int, int]) -> None:
+def test_sides_weigh_the_same_whatever_their_numbers_and_are_in_every_batch(counts: tuple[int, int, int]) -> None:
     shots = some(*counts)
     model = tiny("llama")
-    total, parts = shot_loss(model, shots, range(len(shots)), 0)
+    total, parts = shot_loss(model, shots, range(len(shots)), 0, harmless_weight=0.5)
     alone = [float(cross_entropy(model, [one.encoded], 0).detach()) for one in shots]
     means = {
         f"{side}_loss": sum(losses) / len(losses)
         for side in SIDES
         if (losses := [loss for loss, one in zip(alone, shots, strict=True) if one.side == side])
     }
-    assert float(total.detach()) == pytest.approx(sum(means.values()) / len(means), rel=1e-5)
+    weights = {"refusal_loss": 1.0, "task_loss": 1.0, "harmless_loss": 0.5}
+    wanted = sum(weights[name] * one for name, one in means.items()) / sum(weights[name] for name in means)
+    assert float(total.detach()) == pytest.approx(wanted, rel=1e-5)
     assert parts == pytest.approx(means, rel=1e-5)
     assert abs(float(total.detach()) - sum(alone) / len(alone)) > 1e-3
     batches = shot_batches(shots, GeneGraft(steps=7, batch_size=4), seed=0)

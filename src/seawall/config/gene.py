@@ -108,6 +108,9 @@ class GeneGraft(StrictModel):
         description="Harmless training requests of `data`, borderline and benign in turn, to which the task's model is "
         "to reply as it does without the gene; none takes as many as `--shots`, 0 leaves them out, as published.",
     )
+    harmless_weight: float = Field(
+        default=0.5, gt=0, le=100, description="Of their loss; that of refusals and that of the task weigh 1 each."
+    )
     reply_tokens: int = Field(default=16, ge=1, le=8192, description="Greedy tokens of these replies.")
     keep_originals: bool = Field(
         default=True,

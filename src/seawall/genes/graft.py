@@ -31,7 +31,8 @@ def tune_coefficients(
 ) -> Coefficients:
     """The coefficients that lower the cross-entropy of the shots; no weight changes.
 
-    Their sides weigh alike whatever their numbers. Coefficients start at 1 and stay within 0 and `config.ceiling`.
+    Refusals and the task weigh alike whatever their numbers, harmless replies by `config.harmless_weight`. Coefficients
+    start at 1 and stay within 0 and `config.ceiling`.
 
     Args:
         worn: the task's model with the gene on it.
@@ -54,7 +55,7 @@ def tune_coefficients(
     def loss(positions: list[int]) -> list[Losses]:
         coefficients = {layer: numbers[at : at + 1] for layer, at in own.items()}
         with worn.scaled(coefficients):
-            return [shot_loss(worn.model, shots, positions, pad_id)]
+            return [shot_loss(worn.model, shots, positions, pad_id, harmless_weight=config.harmless_weight)]
 
     def after(row: Row) -> None:
         numbers.data.clamp_(0.0, config.ceiling)

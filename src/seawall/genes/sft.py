@@ -38,6 +38,6 @@ def fine_tune(
     settings = Settings(lr=config.sft_lr, schedule="cosine", total_steps=len(batches))
 
     def loss(positions: list[int]) -> list[Losses]:
-        return [shot_loss(worn.model, shots, positions, pad_id)]
+        return [shot_loss(worn.model, shots, positions, pad_id, harmless_weight=config.harmless_weight)]
 
     Trainer[list[int]](worn.parameters(), settings, one_process()).fit(batches, loss, log)

@@ -1,4 +1,4 @@
-"""The few examples of a graft as batches and as a loss: refusals, the task and harmless replies weigh alike."""
+"""The few examples of a graft as batches and as a loss: refusals, the task, and harmless replies that are to stay."""
 
 from __future__ import annotations
 
@@ -45,9 +45,21 @@ def shot_batches(shots: Sequence[Shot], config: GeneGraft, seed: int) -> list[li
     return found[: config.steps]
 
 
-def shot_loss(model: PreTrainedModel, shots: Sequence[Shot], positions: Sequence[int], pad_id: int) -> Losses:
-    """The mean of the sides' mean cross-entropies, whatever their numbers, and each of these for the log."""
+def shot_loss(
+    model: PreTrainedModel, shots: Sequence[Shot], positions: Sequence[int], pad_id: int, *, harmless_weight: float
+) -> Losses:
+    """The weighted mean of the sides' mean cross-entropies, whatever their numbers, and each of these for the log.
+
+    Args:
+        model: in any mode.
+        shots: of any sides.
+        positions: those of this batch.
+        pad_id: any token; it is masked.
+        harmless_weight: of the harmless side; the others weigh 1.
+    """
     loss_B = cross_entropy(model, [shots[at].encoded for at in positions], pad_id).cpu()
     masks = {side: torch.tensor([shots[at].side == side for at in positions]) for side in SIDES}
     means = {f"{side}_loss": loss_B[mask].mean() for side, mask in masks.items() if bool(mask.any())}
-    return torch.stack(list(means.values())).mean(), {name: float(one.detach()) for name, one in means.items()}
+    weights = {name: harmless_weight if name == "harmless_loss" else 1.0 for name in means}
+    total = torch.stack([weights[name] * one for name, one in means.items()]).sum() / sum(weights.values())
+    return total, {name: float(one.detach()) for name, one in means.items()}

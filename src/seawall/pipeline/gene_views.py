@@ -220,13 +220,18 @@ def _what(graft: Graft) -> str:
     if graft.method == "safety_sft":
         first, last = graft.steps[0], graft.steps[-1]
         return (
-            f"an adapter at the gene's points in {len(graft.coefficients)} layers, trained on {graft.shots} refusals "
-            f"and as many examples in {len(graft.steps)} updates; from the first to the last, loss of refusals "
+            f"an adapter at the gene's points in {len(graft.coefficients)} layers, trained on {_shots(graft)} in "
+            f"{len(graft.steps)} updates; from the first to the last, loss of refusals "
             f"{first.refusal_loss:.3f} to {last.refusal_loss:.3f}, of examples {first.task_loss:.3f} to "
             f"{last.task_loss:.3f} nats per token"
         )
     return {
         "fixed": "coefficients of 1, not tuned",
-        "layer": f"tuned on {graft.shots} refusals and as many examples",
-        "global": f"one for all, tuned on {graft.shots} refusals and as many examples",
+        "layer": f"tuned on {_shots(graft)}",
+        "global": f"one for all, tuned on {_shots(graft)}",
     }[graft.tuned]
+
+
+def _shots(graft: Graft) -> str:
+    kept = f", {graft.harmless} harmless replies kept" if graft.harmless else ""
+    return f"{graft.shots} refusals and as many examples{kept}"
