@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,10 +26,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from seawall.artifacts.anchor import NAME as ANCHOR
 from seawall.artifacts.gene import ADAPTER_CONFIG, Gene
 from seawall.artifacts.graft import Graft
 from seawall.config import Recipe, load_recipe
 from seawall.config.model import ModelConfig
+from seawall.data.sets import load_prompts
 from seawall.errors import NothingToGraftError
 from seawall.evaluation.task import score_task
 from seawall.models.adapter import merge_adapter
@@ -166,6 +169,7 @@ def _task_checkpoint(options: argparse.Namespace, recipe: Recipe) -> Path:
     base = read_json(given / ADAPTER_CONFIG)["base_model_name_or_path"]
     model, tokenizer = load_model(located(_named(recipe, base)))
     scratch = merged.with_name("task-model.partial")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a command that was interrupted
     save_model(merge_adapter(model, given), tokenizer, scratch)
     publish(scratch, merged)
     return merged
@@ -180,21 +184,35 @@ def _require_apart(options: argparse.Namespace) -> None:
 
 
 def _require_same(options: argparse.Namespace, recipe: Recipe) -> None:
-    """Rows of other inputs are no rows of this table."""
-    weights = sorted(Path(options.model).glob("*.safetensors")) if Path(options.model).is_dir() else []
+    """Rows of other inputs are no rows of this table; rows that an earlier command made stay in it."""
     sections = recipe.model_dump(mode="json", include={"seed", "model", "data", "eval", "gene"})
+    adapter, anchor = Path(options.model) / ADAPTER_CONFIG, options.anchor
     inputs = {
-        "task_model": {one.name: file_hash(one) for one in weights} or options.model,
+        "task_model": _weights(options.model),
+        "task_adapter": file_hash(adapter) if adapter.is_file() else None,
         "aligned": options.aligned,
+        "aligned_weights": _weights(options.aligned),
         "gene": Gene.load(gene_folder(options.gene)).fingerprint,
         "files": [file_hash(options.task), file_hash(options.test)],
+        "prompts": load_prompts(recipe.data).fingerprint(),
         "settings": [options.fraction, options.answer, options.seed, canonical_hash(sections)],
     }
+    if anchor is not None:
+        inputs["anchor"] = file_hash(anchor / f"{ANCHOR}.json")
     path = options.output / "inputs.json"
-    if path.is_file() and read_json(path)["inputs"] != inputs:
-        sys.exit(f"{options.output} holds a table of another model, gene, task or recipe: use another -o")
+    before = read_json(path) if path.is_file() else {"inputs": {}, "rows": []}
+    known = before["inputs"]
+    changed = sorted(name for name in known.keys() & inputs.keys() if known[name] != inputs[name])
+    if changed:
+        sys.exit(f"{options.output} holds a table of other inputs ({', '.join(changed)}): use another -o")
     options.output.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"inputs": inputs, "rows": [row.key for row in _rows(options)]})
+    rows = list(dict.fromkeys([*(row.key for row in _rows(options)), *before["rows"]]))
+    write_json(path, {"inputs": {**known, **inputs}, "rows": rows})
+
+
+def _weights(model: str) -> dict[str, str] | str:
+    """Hashes of a local model's weights, else its name."""
+    return {one.name: file_hash(one) for one in sorted(Path(model).glob("*.safetensors"))} or model
 
 
 def _line(key: str, row: dict[str, Any]) -> str:
@@ -205,10 +223,14 @@ def _line(key: str, row: dict[str, Any]) -> str:
 
 
 def _summary(tables: Sequence[dict[str, dict[str, Any]]]) -> str:
-    """Means over the tables with Student's 95 % interval; differences to the fine-tuned model are taken in each."""
+    """Means over the tables with Student's 95 % interval; differences to the fine-tuned model are taken in each.
+
+    A table that was interrupted before its first two rows has nothing to compare with, and does not count.
+    """
+    tables = [table for table in tables if {"aligned", "fine-tuned"} <= table.keys()]
     names = list(dict.fromkeys(name for table in tables for name in table))
     heads = ("plain refusal", "recovered", "attack success", "over-refusal +", "task +")
-    lines = [f"{f'mean of {len(tables)} tables [95 %]':26}{''.join(f'{head:>22}' for head in heads)}{'s':>6}"]
+    lines = [f"{f'mean of {len(tables)} tables [95 %]':26}{''.join(f'{head:>22}' for head in heads)}{'s':>6}{'of':>4}"]
     for name in names:
         rows = [(table[name], table["fine-tuned"], table["aligned"]) for table in tables if name in table]
         columns = [
@@ -220,7 +242,7 @@ def _summary(tables: Sequence[dict[str, dict[str, Any]]]) -> str:
         ]
         seconds = [row["graft_seconds"] for row, _, _ in rows if "graft_seconds" in row]
         shown = "".join(f"{_interval(column):>22}" for column in columns)
-        lines.append(f"{name:26}{shown}{f'{fmean(seconds):.0f}' if seconds else '':>6}")
+        lines.append(f"{name:26}{shown}{f'{fmean(seconds):.0f}' if seconds else '':>6}{len(rows):>4}")
     return "\n".join(lines)
 
 

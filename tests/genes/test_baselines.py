@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -35,10 +35,11 @@ from seawall.genes.shots import SIDES, Shot, Side, shot_batches, shot_loss
 from seawall.models.fingerprint import model_fingerprint
 from seawall.models.generate import generate
 from seawall.models.load import load_model
-from seawall.models.lora import find_points, load_worn, merged, wear
+from seawall.models.lora import Worn, find_points, load_worn, merged, wear
 from seawall.models.stream import matrices
 from seawall.pipeline.gene_graft import GraftRequest, graft_gene, revert_graft
 from seawall.pipeline.gene_methods import FIT
+from seawall.pipeline.gene_shots import harmless_requests
 from seawall.pipeline.gene_task import vocabulary_hash
 from seawall.tuning.anchor import extract_anchor
 
@@ -153,6 +154,42 @@ def said(model: PreTrainedModel, first: int, side: Side) -> list[Shot]:
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
         found.append(Shot(Encoded(ids, [-100] * 3 + ids[3:]), side))
     return found
+
+
+def test_kept_replies_are_what_the_model_says_token_by_token_and_empty_ones_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("llama", vocab_size=262)
+    prompts = harmless_requests(DataConfig(), 4, seed=0)
+    first = generate(model, refusing_tokenizer(), prompts, max_new_tokens=1, batch_size=4)[0]
+    end = first.token_ids[0]
+    model.generation_config.eos_token_id = end  # so the first reply is empty
+    replies = generate(model, refusing_tokenizer(), prompts, max_new_tokens=3, batch_size=4)
+    save_sibling(tmp_path / "task", model)
+    write_shots(tmp_path)
+    noise = random_gene(model, rank=1, targets=("q_proj",))
+    replace(noise, tokenizer=vocabulary_hash(refusing_tokenizer())).save(tmp_path / "gene")
+    seen: list[list[int]] = []
+
+    def tune(worn: Worn, shots: Sequence[Shot], *rest: Any, **named: Any) -> dict[int, float]:
+        seen.extend(list(one.encoded.input_ids) for one in shots if one.side == "harmless")
+        return tune_coefficients(worn, shots, *rest, **named)
+
+    monkeypatch.setattr("seawall.pipeline.gene_methods.tune_coefficients", tune)
+    settings = ("steps=1", "verify=false", "reply_tokens=3", f"refusals={tmp_path / 'refusals.jsonl'}")
+    found = graft(
+        tmp_path / "task",
+        tmp_path / "out",
+        *(f"gene.graft.{one}" for one in settings),
+        gene=tmp_path / "gene",
+        shots=4,
+        task=tmp_path / "task.jsonl",
+    )
+    kept = [one for one in replies if one.text.strip()]
+    assert 0 < len(kept) < 4
+    assert any("\ufffd" in one.text for one in kept)  # encoding the text would not give the tokens back
+    assert seen == [[*one.prompt_ids, *one.token_ids, *([end] if one.ended else [])] for one in kept]
+    assert found.harmless == len(kept)
 
 
 def test_replies_that_are_to_stay_hold_coefficients_back() -> None:

@@ -79,7 +79,7 @@ class Graft:
         method: a gene, or which baseline; files from before there were baselines are of a gene.
         anchor: hash of the anchor's document, with `safelora`.
         note: what else is to be said, for people.
-        harmless: how many replies to harmless requests were to stay while coefficients were tuned.
+        harmless: how many replies to harmless requests were among what was tuned on; empty ones are not.
     """
 
     task_model: str

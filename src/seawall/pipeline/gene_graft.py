@@ -171,7 +171,7 @@ def _graft(request: GraftRequest, config: GeneConfig, data: DataConfig, reporter
             shots=request.shots,
             steps=fitted.steps,
             method=config.graft.method,
-            harmless=len(shots.harmless) if shots else 0,
+            harmless=fitted.harmless,
         )
         graft = _write(found, fitted.gene, graft, scratch, config.graft, reporter)
         if config.graft.verify:

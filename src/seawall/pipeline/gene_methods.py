@@ -14,13 +14,13 @@ from seawall.artifacts.gene import Gene
 from seawall.artifacts.graft import CoefficientKind, GraftStep
 from seawall.config.gene import GeneConfig, GraftMethod
 from seawall.config.model import ModelConfig
-from seawall.data.templating import encode_lesson
+from seawall.data.templating import IGNORED, Encoded, encode_lesson, encode_prompt
 from seawall.data.types import Exchange, Messages
 from seawall.genes.graft import Coefficients, tune_coefficients, with_coefficients
 from seawall.genes.lessons import Lesson
 from seawall.genes.sft import fine_tune
 from seawall.genes.shots import Shot, Side
-from seawall.models.generate import generate
+from seawall.models.generate import decoding_for, greedy_batches
 from seawall.models.load import load_model
 from seawall.models.lora import Worn, wear
 from seawall.pipeline.progress import Reporter
@@ -37,7 +37,7 @@ class Shots:
 
     def __str__(self) -> str:
         """What a graft is tuned on, for people."""
-        kept = f", {len(self.harmless)} harmless replies kept" if self.harmless else ""
+        kept = f", replies to {len(self.harmless)} harmless requests kept" if self.harmless else ""
         return f"{len(self.refusals)} refusals and as many examples{kept}"
 
 
@@ -50,12 +50,14 @@ class Fitted:
         coefficients: decoder layer -> what was multiplied with.
         tuned: how they came about.
         steps: of tuning or training.
+        harmless: how many harmless replies were among the shots.
     """
 
     gene: Gene
     coefficients: Coefficients
     tuned: CoefficientKind
     steps: tuple[GraftStep, ...] = ()
+    harmless: int = 0
 
 
 def weighted(gene: Gene, config: ModelConfig, shots: Shots | None, settings: GeneConfig, reporter: Reporter) -> Fitted:
@@ -69,9 +71,8 @@ def weighted(gene: Gene, config: ModelConfig, shots: Shots | None, settings: Gen
     steps: list[GraftStep] = []
     log = _logging(steps, settings.graft.steps, reporter)
     found = tune_coefficients(worn, lessons, pad, settings.graft, seed=settings.seed, log=log)
-    return Fitted(
-        with_coefficients(gene, found, made="weighted by layer"), found, settings.graft.coefficients, tuple(steps)
-    )
+    fixed = with_coefficients(gene, found, made="weighted by layer")
+    return Fitted(fixed, found, settings.graft.coefficients, tuple(steps), _kept(lessons))
 
 
 def fine_tuned(
@@ -87,7 +88,7 @@ def fine_tuned(
     trained = replace(
         gene, points=worn.points, factors=worn.factors(), made="trained anew", parents=(gene.fingerprint,)
     )
-    return Fitted(trained, dict.fromkeys(gene.held_layers, 1.0), "fixed", tuple(steps))
+    return Fitted(trained, dict.fromkeys(gene.held_layers, 1.0), "fixed", tuple(steps), _kept(lessons))
 
 
 FIT: Mapping[GraftMethod, Callable[[Gene, ModelConfig, Shots | None, GeneConfig, Reporter], Fitted]] = {
@@ -102,12 +103,9 @@ def _dressed(
 ) -> tuple[Worn, list[Shot], int]:
     """The task's model with a new adapter at the gene's points, the shots encoded, and a token for padding."""
     model, tokenizer = load_model(config)
-    sides: list[tuple[Side, Sequence[Exchange]]] = [
-        ("refusal", shots.refusals),
-        ("task", shots.task),
-        ("harmless", _replies(model, tokenizer, shots.harmless, settings, reporter)),
-    ]
+    sides: list[tuple[Side, Sequence[Exchange]]] = [("refusal", shots.refusals), ("task", shots.task)]
     encoded = [Shot(encode_lesson(tokenizer, one), side) for side, exchanges in sides for one in exchanges]
+    encoded += _replies(model, tokenizer, shots.harmless, settings, reporter)
     worn = wear(model, gene.points, rank=gene.rank, scaling=gene.scaling, seed=settings.seed)
     return worn, encoded, pad_id(tokenizer)
 
@@ -118,23 +116,30 @@ def _replies(
     prompts: Sequence[Messages],
     settings: GeneConfig,
     reporter: Reporter,
-) -> list[Exchange]:
-    """What the task's model says without the gene; empty replies are left out."""
-    if not prompts:
-        return []
-    replies = generate(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=settings.graft.reply_tokens,
-        batch_size=settings.batch_size,
-        progress=lambda done, total: reporter.step("harmless replies", done, total),
-    )
-    return [
-        Exchange(prompt, reply.text, prompt[-1].content, reply.ended)
-        for prompt, reply in zip(prompts, replies, strict=True)
-        if reply.text.strip()
-    ]
+) -> list[Shot]:
+    """What the task's model says without the gene, token by token as it says it; empty replies are left out."""
+    encoded = [tuple(encode_prompt(tokenizer, prompt)) for prompt in prompts]
+    decoding = decoding_for(model, tokenizer, settings.graft.reply_tokens)
+    found: dict[int, Shot] = {}
+    done = 0
+    for positions, rows in greedy_batches(model, encoded, decoding, batch_size=settings.batch_size):
+        for at, row in zip(positions, rows, strict=True):
+            text = tokenizer.decode([token for token in row if token not in decoding.eos_ids], skip_special_tokens=True)
+            if str(text).strip():
+                labels = [IGNORED] * len(encoded[at]) + list(row)
+                found[at] = Shot(Encoded([*encoded[at], *row], labels), "harmless")
+        done += len(positions)
+        reporter.step("harmless replies", done, len(prompts))
+    if len(found) < len(prompts):
+        reporter.say(
+            f"{len(prompts) - len(found)} of {len(prompts)} harmless requests are left out: "
+            "the task's model says nothing to them"
+        )
+    return [found[at] for at in sorted(found)]
+
+
+def _kept(shots: Sequence[Shot]) -> int:
+    return sum(one.side == "harmless" for one in shots)
 
 
 def _logging(steps: list[GraftStep], total: int, reporter: Reporter) -> Callable[[Row], None]:
