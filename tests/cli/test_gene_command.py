@@ -51,7 +51,9 @@ def test_select_graft_revert_and_compose(family: Path, tmp_path: Path) -> None:
     refusals = f"gene.graft.refusals={family / 'refusals.jsonl'}"
     shots = ("--shots", "2", "--task", family / "task.jsonl", "--set", refusals)
     grafted = invoke("graft", family / "degraded", "-g", tmp_path / "top", "-o", tmp_path / "out", *shots, *QUICK)
-    assert "gene: tuned on 2 refusals and as many examples, 2 harmless replies kept; reloaded, the logits" in " ".join(grafted.split())
+    assert "gene: tuned on 2 refusals and as many examples, 2 harmless replies kept; reloaded, the logits" in " ".join(
+        grafted.split()
+    )
     words = ("graft", family / "degraded", "-g", family / "run", "--merge", "-o", tmp_path / "merged", *QUICK, "--json")
     document = json.loads(invoke(*words))
     assert document["coefficients"] == {str(layer): 1.0 for layer in range(5)}

@@ -223,9 +223,18 @@ def test_genes_without_scores_say_what_to_do(family: Path, tmp_path: Path) -> No
 
 def test_records_that_contradict_themselves_are_refused(family: Path, tmp_path: Path) -> None:
     gene = Gene.load(family / "run/gene")
-    replace(gene, experts=(replace(gene.experts[0], kept=(0, 8)),)).save(tmp_path)
-    with pytest.raises(ArtifactError, match="expected kept experts among those that it has"):
-        Gene.load(tmp_path)
+    first, *others = gene.experts
+    for number, (experts, expected) in enumerate(
+        (
+            ((replace(first, kept=(0, 8)), *others), "kept experts among those that it has"),
+            ((replace(first, harmful=first.harmful[1:]), *others), "records of all experts in the layers"),
+            ((replace(first, norm=(*first.norm, 0.0), harmful=(), benign=()), *others), "records of all experts"),
+            (tuple(others), "records of all experts"),
+        )
+    ):
+        replace(gene, experts=experts).save(tmp_path / str(number))
+        with pytest.raises(ArtifactError, match=f"expected {expected}"):
+            Gene.load(tmp_path / str(number))
 
 
 @pytest.mark.parametrize(
