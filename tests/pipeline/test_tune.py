@@ -143,6 +143,9 @@ OTHER = [
     "tune.lr=0.001",
     "tune.epochs=1.0",
     "tune.batch_size=4",
+    "tune.accumulation=2",
+    "tune.lr_scheduler_type=constant",
+    "tune.gradient_checkpointing=true",
     "tune.contamination=0.125",
     "tune.task.train_rows=20",
     "tune.task.train=OTHER",
@@ -193,6 +196,9 @@ def test_the_key_of_a_training_holds_what_it_depends_on_and_nothing_of_the_evalu
         ("mixing", "tune.mixing_share=0.5"),
         ("asft", "tune.weight=3.0"),
         ("asft", "tune.routing_drift=2.0"),
+        ("reference", "tune.weight=3.0"),
+        ("l2", "tune.weight=3.0"),
+        ("random", "tune.weight=3.0"),
         ("safelora", "tune.safelora.threshold=0.1"),
     ):
         name = cast("TuneMethod", method)
