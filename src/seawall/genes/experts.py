@@ -125,7 +125,7 @@ def with_experts(gene: Gene, share: float, by: ExpertsBy, *, seed: int = 0, made
     """
     if not _stacks(gene.points):
         raise ConfigError(
-            "the gene, in the layers that are kept, changes no stack of experts",
+            "the gene changes no stack of experts",
             got=f"{len(gene.points)} linear layers",
             expected="a gene of a mixture-of-experts model that changes its experts (gene.targets)",
             remedy="leave out --experts, or keep layers with experts (--keep, --fraction)",
