@@ -35,7 +35,7 @@ from seawall.pipeline.progress import TerminalReporter
 from seawall.pipeline.tune_context import TuneContext
 from seawall.pipeline.tune_data import read_data
 from seawall.pipeline.tune_rows import stage_name
-from seawall.pipeline.tune_stages import measure_before
+from seawall.pipeline.tune_stages import anchor_stage, measure_before
 from seawall.runs.folder import RunFolder
 from seawall.runs.lock import locked
 
@@ -81,7 +81,9 @@ def before(args: argparse.Namespace) -> Path:
     data = read_data(recipe)
     run = RunFolder.open(place, resolved=recipe.model_dump(mode="json"), text=recipe_text(args.recipe))
     with locked(place), TerminalReporter() as reporter:
-        measure_before(TuneContext(recipe, data, run, reporter, Processes()))
+        context = TuneContext(recipe, data, run, reporter, Processes())
+        anchor_stage(context)
+        measure_before(context)
     return place
 
 

@@ -196,7 +196,9 @@ def test_a_gene_of_linear_layers_has_nothing_to_say_of_experts(tmp_path: Path) -
     assert describe_experts(gene.points, gene.factors, gene.scaling) == ()
     assert gene.unchanged == frozenset()
     gene.save(tmp_path / "gene")
-    with pytest.raises(ConfigError, match=r"changes no stack of experts; got 3 linear layers; .*; leave out --experts"):
+    with pytest.raises(
+        ConfigError, match=r"changes no stack of experts; got 3 linear layers; .*; leave out --experts, or keep"
+    ):
         select_gene(tmp_path / "gene", tmp_path / "out", keep="all", experts=0.5)
     assert not (tmp_path / "out").exists()
 
@@ -223,9 +225,18 @@ def test_genes_without_scores_say_what_to_do(family: Path, tmp_path: Path) -> No
 
 def test_records_that_contradict_themselves_are_refused(family: Path, tmp_path: Path) -> None:
     gene = Gene.load(family / "run/gene")
-    replace(gene, experts=(replace(gene.experts[0], kept=(0, 8)),)).save(tmp_path)
-    with pytest.raises(ArtifactError, match="expected kept experts among those that it has"):
-        Gene.load(tmp_path)
+    first, *others = gene.experts
+    for number, (experts, expected) in enumerate(
+        (
+            ((replace(first, kept=(0, 8)), *others), "kept experts among those that it has"),
+            ((replace(first, harmful=first.harmful[1:]), *others), "records of all experts in the layers"),
+            ((replace(first, norm=(*first.norm, 0.0), harmful=(), benign=()), *others), "records of all experts"),
+            (tuple(others), "records of all experts"),
+        )
+    ):
+        replace(gene, experts=experts).save(tmp_path / str(number))
+        with pytest.raises(ArtifactError, match=f"expected {expected}"):
+            Gene.load(tmp_path / str(number))
 
 
 @pytest.mark.parametrize(
@@ -284,6 +295,10 @@ def test_a_graft_of_some_experts_changes_these_alone_and_comes_off(family: Path,
     assert len(_keys(tmp_path / "merged/graft/originals")) == 5
     back = revert_graft(tmp_path / "merged", tmp_path / "back", reporter=Quiet())
     assert back == model_fingerprint(_degraded()) != model_fingerprint(new)
+    compose([Gene.load(family / "run/gene"), part], (0.0, 0.0)).save(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"updates are all 0, .*; got 5 weight matrices"):
+        graft_gene(GraftRequest(model, tmp_path / "nothing", tmp_path / "no", form="merged"), reporter=Quiet())
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_command_says_what_is_kept(family: Path, tmp_path: Path) -> None:

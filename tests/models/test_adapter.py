@@ -59,7 +59,10 @@ def test_an_adapter_that_lacks_tensors_or_has_others_is_refused(folder: Path) ->
 
 def test_pickles_and_other_kinds_are_refused(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
-    with pytest.raises(UnsupportedModelError, match="pickle files are never read"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"pickle files are never read\); where `seawall tune` removed them .*, train it again",
+    ):
         merge_adapter(tiny("olmoe"), folder)
     edited: dict[str, Any] = {**json.loads((folder / CONFIG).read_text()), "peft_type": "IA3"}
     (folder / CONFIG).write_text(json.dumps(edited))

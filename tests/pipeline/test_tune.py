@@ -27,7 +27,7 @@ from seawall.pipeline.tune import tune_recipe
 from seawall.pipeline.tune_context import TuneContext
 from seawall.pipeline.tune_data import read_data
 from seawall.pipeline.tune_methods import Training
-from seawall.pipeline.tune_stages import training_inputs
+from seawall.pipeline.tune_stages import evaluation_inputs, training_inputs
 from seawall.pipeline.tune_views import tuning_table
 from seawall.runs.files import canonical_hash, file_hash
 from seawall.runs.folder import RunFolder
@@ -143,6 +143,9 @@ OTHER = [
     "tune.lr=0.001",
     "tune.epochs=1.0",
     "tune.batch_size=4",
+    "tune.accumulation=2",
+    "tune.lr_scheduler_type=constant",
+    "tune.gradient_checkpointing=true",
     "tune.contamination=0.125",
     "tune.task.train_rows=20",
     "tune.task.train=OTHER",
@@ -151,12 +154,33 @@ OTHER = [
 ]
 
 
-def _key(recipe: Path, run: Path, method: TuneMethod, changes: list[str]) -> str:
-    """Of a training's inputs; the weights are those of the run."""
+def _context(recipe: Path, run: Path, changes: list[str]) -> TuneContext:
+    """What would be done; the weights are those of the run."""
     read = load_recipe(recipe, changes)
     context = TuneContext(read, read_data(read), RunFolder(run), Quiet(), Processes())
     vars(context)["fingerprint"] = "sha256:weights"
-    return canonical_hash(training_inputs(Training(context, method, 0, None)))
+    return context
+
+
+def _key(recipe: Path, run: Path, method: TuneMethod, changes: list[str]) -> str:
+    """Of a training's inputs."""
+    return canonical_hash(training_inputs(Training(_context(recipe, run, changes), method, 0, None)))
+
+
+def test_another_chat_template_is_another_training_and_another_evaluation(
+    recipe: Path, finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    for path in (recipe.parent / "model").iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copy(path, tmp_path / "model")
+    before, after = (_context(recipe, finished, [f"model.id={tmp_path / 'model'}"]) for _ in range(2))
+    sides = [(training_inputs(Training(before, "sft", 0, None)), evaluation_inputs(before, "sft", 0))]
+    template = tmp_path / "model/chat_template.jinja"
+    template.write_text(template.read_text().replace("\n", " ", 1))
+    sides.append((training_inputs(Training(after, "sft", 0, None)), evaluation_inputs(after, "sft", 0)))
+    for one, other in zip(*sides, strict=True):
+        assert {name for name in one if one[name] != other[name]} == {"template"}
 
 
 def test_the_key_of_a_training_holds_what_it_depends_on_and_nothing_of_the_evaluation(
@@ -172,6 +196,9 @@ def test_the_key_of_a_training_holds_what_it_depends_on_and_nothing_of_the_evalu
         ("mixing", "tune.mixing_share=0.5"),
         ("asft", "tune.weight=3.0"),
         ("asft", "tune.routing_drift=2.0"),
+        ("reference", "tune.weight=3.0"),
+        ("l2", "tune.weight=3.0"),
+        ("random", "tune.weight=3.0"),
         ("safelora", "tune.safelora.threshold=0.1"),
     ):
         name = cast("TuneMethod", method)
@@ -222,6 +249,12 @@ def test_weights_of_harmful_rows_go_after_the_evaluation_and_the_run_goes_on(
         ):
             tune(recipe, copied, change)
     assert {path: path.stat().st_mtime_ns for path in (copied / "tune").rglob("*")} == everything
+    # The anchor, of which every training's key is, is made again before anything is compared with that key.
+    shutil.rmtree(copied / "tune/anchor")
+    with pytest.raises(ArtifactError, match=r"sft-seed0/adapter were removed after its evaluation"):
+        tune(recipe, copied, "tune.test_prompts=4")
+    assert not list((copied / "tune").glob("*.old-*"))
+    assert tune(recipe, copied) == found
 
 
 def test_other_weights_in_the_base_s_folder_make_another_anchor(recipe: Path, tmp_path: Path) -> None:

@@ -369,6 +369,13 @@ def test_a_removal_that_was_cut_off_is_done_by_the_next_call(run: RunFolder, mon
             remove_from_stage(run, "repair", "steps/1.txt")
     assert (folder / "steps/1.txt").is_file()
     assert finished_stage(run, "repair") == folder
+    text = (folder / "steps/1.txt").read_text()
+    (folder / "steps/1.txt").write_text("of another training")
+    with pytest.raises(ArtifactError, match=r"1\.txt was changed or damaged"):
+        finished_stage(run, "repair")
+    with pytest.raises(ArtifactError, match=r"1\.txt was changed or damaged"):
+        run_stage(run, "repair", INPUTS, Work())
+    (folder / "steps/1.txt").write_text(text)
     remove_from_stage(run, "repair", "steps/1.txt")
     assert not (folder / "steps/1.txt").exists()
     assert stage_hash(run, "repair") == before

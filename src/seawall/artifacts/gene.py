@@ -6,7 +6,7 @@ and `gene.json` beside it: whose safety it is, where it belongs, and what was me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -274,6 +274,7 @@ class Gene:
         require(bool(read.points), path, "at least one adapter point")
         inside = all(set(one.kept) <= set(range(len(one.norm))) for one in read.experts)
         require(inside, path, "kept experts among those that it has")
+        require(_describes(read.experts, read.points), path, "records of all experts in the layers that it changes")
         found = cls(
             family=read.family,
             tokenizer=read.tokenizer,
@@ -292,6 +293,13 @@ class Gene:
         )
         require(found.fingerprint == read.fingerprint, path, "the factors that its fingerprint is of")
         return found
+
+
+def _describes(experts: Sequence[GeneExperts], points: Mapping[str, GenePoint]) -> bool:
+    """Whether there are no records, or one for each layer with stacks, of as many experts."""
+    stacks = {(point.layer, point.shape[0]) for point in points.values() if len(point.shape) == 3}
+    sizes = all(len(side) in (0, len(one.norm)) for one in experts for side in (one.harmful, one.benign))
+    return not experts or (sizes and sorted((one.layer, len(one.norm)) for one in experts) == sorted(stacks))
 
 
 def save_adapter(folder: Path, points: Mapping[str, GenePoint], factors: Mapping[str, Factors], scaling: float) -> str:

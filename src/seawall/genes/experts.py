@@ -128,7 +128,7 @@ def with_experts(gene: Gene, share: float, by: ExpertsBy, *, seed: int = 0, made
             "the gene changes no stack of experts",
             got=f"{len(gene.points)} linear layers",
             expected="a gene of a mixture-of-experts model that changes its experts (gene.targets)",
-            remedy="leave out --experts",
+            remedy="leave out --experts, or keep layers with experts (--keep, --fraction)",
         )
     experts = gene.experts or describe_experts(gene.points, gene.factors, gene.scaling)
     kept = select_experts(experts, share, by, seed=seed)

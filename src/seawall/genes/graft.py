@@ -11,7 +11,7 @@ from torch import nn
 from seawall.artifacts.gene import Factors, Gene
 from seawall.config.gene import GeneGraft
 from seawall.distributed.process import one_process
-from seawall.errors import NothingToGraftError
+from seawall.errors import ConfigError, NothingToGraftError
 from seawall.genes.shots import Shot, shot_batches, shot_loss
 from seawall.models.lora import Worn
 from seawall.train.loop import Losses, Row, Settings, Trainer
@@ -71,12 +71,19 @@ def with_coefficients(gene: Gene, coefficients: Mapping[int, float], *, made: st
 
     Raises:
         NothingToGraftError: all coefficients are 0.
+        ConfigError: all updates of the gene in the other layers are.
     """
     points = {name: one for name, one in gene.points.items() if coefficients[one.layer]}
     if not points:
         raise NothingToGraftError(
             "all coefficients came out as 0, so nothing of the gene would be grafted",
             remedy="use another gene, or more shots",
+        )
+    if not any(bool(gene.factors[name].B.any()) and bool(gene.factors[name].A.any()) for name in points):
+        raise ConfigError(
+            "the gene's updates are all 0, so nothing of it would be grafted",
+            got=f"{len(points)} weight matrices whose factors are 0",
+            remedy="use another gene, or weights above 0 where it is composed",
         )
     factors = {
         name: Factors(gene.factors[name].B * coefficients[point.layer], gene.factors[name].A)

@@ -175,7 +175,8 @@ def check_adapter(folder: Path) -> None:
         raise UnsupportedModelError(
             f"the adapter in {folder} has no safetensors weights",
             expected=WEIGHTS,
-            remedy="save it with safe_serialization=True; pickle files are never read",
+            remedy="save it with safe_serialization=True (pickle files are never read); where `seawall tune` removed "
+            "them (tune.keep_contaminated: false), train it again",
         )
     require_peft()
 

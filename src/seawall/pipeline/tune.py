@@ -16,6 +16,7 @@ from seawall.pipeline.tune_context import TuneContext, check
 from seawall.pipeline.tune_data import read_data, rows_hash
 from seawall.pipeline.tune_methods import follow
 from seawall.pipeline.tune_stages import (
+    anchor_stage,
     evaluated_row,
     measure_before,
     require_kept,
@@ -76,9 +77,10 @@ def _tune(context: TuneContext) -> TuningResult:
     config = context.config
     data = context.data
     fingerprints = {"tune_prompts": data.prompts.fingerprint(), "task": rows_hash((*data.task.train, *data.task.test))}
-    context.note({"data": fingerprints})
+    anchor = anchor_stage(context)
     require_kept(context)
-    anchor, before = measure_before(context)
+    context.note({"data": fingerprints})
+    before = measure_before(context)
     rows = [_row(context, method, seed, anchor) for method in _ordered(config.methods) for seed in config.seeds]
     found = TuningResult(
         model_fingerprint=context.fingerprint,

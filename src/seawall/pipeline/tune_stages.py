@@ -81,9 +81,9 @@ def _file_hashes(config: ModelConfig) -> dict[str, str]:
     return {path.name: file_hash(path) for path in weight_files(locate(located(config))) if path.is_file()}
 
 
-def measure_before(context: TuneContext) -> tuple[Anchor | None, TuningRow]:
-    """What all methods and seeds share: the anchor, and the model as it was."""
-    return anchor_stage(context), evaluated_row(context, TuningRow(None, 0, {}), None)
+def measure_before(context: TuneContext) -> TuningRow:
+    """The model as it was."""
+    return evaluated_row(context, TuningRow(None, 0, {}), None)
 
 
 def trained_stage(context: TuneContext, method: TuneMethod, seed: int, anchor: Anchor | None) -> tuple[TuningRow, Path]:
@@ -114,6 +114,8 @@ def evaluated_row(context: TuneContext, row: TuningRow, adapter: Path | None) ->
 
 def require_kept(context: TuneContext) -> None:
     """Refuse, before any work, what would need weights that were removed after their evaluation.
+
+    Trainings depend on the anchor, so that it must be there.
 
     Raises:
         ArtifactError: a new evaluation, or a projection, of such an adapter.
@@ -220,6 +222,7 @@ def evaluation_inputs(context: TuneContext, method: TuneMethod | None, seed: int
     return {
         "seawall": __version__,
         "weights": context.fingerprint,
+        **context.wording,
         "adapter": None if method is None else stage_hash(context.run, stage_name(method, seed)),
         "prompts": context.data.prompts.fingerprint(),
         "task": rows_hash(context.data.task.test),
@@ -237,6 +240,7 @@ def training_inputs(training: Training) -> dict[str, Any]:
         "method": method,
         "seed": training.seed,
         "weights": context.fingerprint,
+        **context.wording,
         "rows": rows_hash(training.rows().exchanges),
         "training": settings(config, *TRAINING),
         "processes": context.processes.count,

@@ -66,7 +66,7 @@ def run_stage(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: C
     with storage_errors(run.path):
         done = _done(target)
         if done is not None and done.fingerprint == key:
-            _require_unchanged(target, done.files)
+            _require_unchanged(target, _held(target, done))
         else:
             done = _finished(scratch, key) or _attempt(run, name, fingerprint, work)
             if target.exists():
@@ -94,7 +94,7 @@ def finished_stage(run: RunFolder, name: str) -> Path:
         ArtifactError: the stage is not finished, or a file was changed since.
     """
     folder = run.stage(name)
-    _require_unchanged(folder, _finished_marker(run, name).files)
+    _require_unchanged(folder, _held(folder, _finished_marker(run, name)))
     return folder
 
 
@@ -168,15 +168,15 @@ def _done(folder: Path) -> Done | None:
     if not marker.is_file():
         return None
     found = read_json(marker)
-    key, files = found.get("fingerprint"), found.get("files")
-    if not isinstance(key, str) or not isinstance(files, dict):
+    key, files, removed = found.get("fingerprint"), found.get("files"), found.get("removed", {})
+    if not (isinstance(key, str) and isinstance(files, dict) and isinstance(removed, dict)):
         raise ArtifactError(
             f"{marker} is damaged",
             got="no fingerprint or no list of files",
             remedy=f"restore it from a copy, or remove the folder {folder} to run the stage again",
         )
     times = {name: found.get(name) for name in ("started", "ended", "seconds")}
-    return Done(key, files, times, found.get("removed", {}))
+    return Done(key, files, times, removed)
 
 
 def _finished(scratch: Path, key: str) -> Done | None:
@@ -197,6 +197,13 @@ def _open_scratch(scratch: Path, key: str) -> None:
         publish(scratch, _free_name(scratch))
     scratch.mkdir(parents=True, exist_ok=True)
     write_json(marker, {"fingerprint": key})
+
+
+def _held(folder: Path, done: Done) -> dict[str, str]:
+    """The files of a stage with their hashes, with those that were removed and are there: by an interruption, or put
+    back.
+    """
+    return {**done.files, **{name: digest for name, digest in done.removed.items() if (folder / name).is_file()}}
 
 
 def _require_unchanged(folder: Path, files: Mapping[str, str]) -> None:
