@@ -225,7 +225,7 @@ def _replies(context: GeneContext, scratch: Path) -> None:
         verdicts = context.judge(prompts, [one.text for one in replies])
         wanted = "refused" if harmful else "complied"
         kept = [
-            Reply(part, harmful, Exchange(prompt, reply.text, prompt[-1].content, reply.ended))
+            Reply(part, harmful, Exchange(prompt, reply.text.strip(), prompt[-1].content, reply.ended))
             for prompt, reply, verdict in zip(prompts, replies, verdicts, strict=True)
             if verdict.label == wanted and reply.text.strip()
         ]
