@@ -98,6 +98,19 @@ def test_a_finished_evaluation_is_only_read_again_and_another_is_refused(
         open_finished(tmp_path / "eval")
 
 
+def test_another_chat_template_is_another_evaluation(planted: Path, tmp_path: Path) -> None:
+    model = tmp_path / "dense"
+    tiny("llama").save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    quick = (f"model.id={model}", "data.test_goals=2", "eval.gold=false")
+    first = run(planted, tmp_path / "eval", *quick)
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{%", " {%", 1))
+    again = run(planted, tmp_path / "eval", *quick)
+    assert first.run.stage(f"{STAGE}.old-1").is_dir()
+    assert again.result.model_fingerprint == first.result.model_fingerprint
+
+
 def test_a_run_folder_is_left_alone(planted: Path, planted_run: Path) -> None:
     before = sorted(path.name for path in planted_run.iterdir())
     with pytest.raises(RunFolderError, match="holds another recipe's run"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 _WORKERS = 4
 
@@ -20,6 +22,12 @@ def model_fingerprint(model: nn.Module) -> str:
     names and stacks the weights.
     """
     return state_fingerprint(model.state_dict())
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """`sha256:` and a hex digest of the vocabulary and the chat template: what text becomes is told by no weight."""
+    words = {"vocabulary": tokenizer.get_vocab(), "template": tokenizer.chat_template}
+    return f"sha256:{hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()}"
 
 
 def state_fingerprint(state: Mapping[str, Tensor]) -> str:

@@ -14,6 +14,7 @@ from seawall.config.load import change_recipe
 from seawall.config.recipe import Recipe
 from seawall.errors import ConfigError
 from seawall.evaluation.suite import build_suite
+from seawall.models.fingerprint import tokenizer_fingerprint
 from seawall.pipeline.audit_bench import Subject, repaired_tensors
 from seawall.pipeline.audit_work import AUDIT_WORK
 from seawall.pipeline.context import Context
@@ -134,6 +135,7 @@ def _audit(name: AuditName, subject: Subject, depends: Mapping[str, str]) -> Aud
     inputs = {
         "seawall": __version__,
         "weights": context.opened.fingerprint,
+        "tokenizer": tokenizer_fingerprint(context.opened.tokenizer),
         "repaired": subject.repaired_fingerprint,
         "audit": {name: settings[name], "seed": settings["seed"]},
         "eval": context.recipe.eval.model_dump(mode="json"),

@@ -20,7 +20,7 @@ from seawall.evaluation.judges import make_judge
 from seawall.evaluation.run import SAMPLES, evaluate, evaluate_with
 from seawall.evaluation.suite import BENIGN, BORDERLINE, PLAIN, WRAPPED, EvalSuite, build_suite
 from seawall.models.adapter import check_adapter, merge_adapter
-from seawall.models.fingerprint import model_fingerprint
+from seawall.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from seawall.models.load import load_model
 from seawall.pipeline.export import put_delta
 from seawall.pipeline.model import located
@@ -171,7 +171,11 @@ def _of_model(recipe: Recipe, target: Target, run: RunFolder, prompts: Prompts, 
             progress=lambda done, total: reporter.step("asking", done, total),
         ).save(scratch)
 
-    return EvalResult.load(run_stage(run, STAGE, _inputs(recipe, prompts, fingerprint), work))
+    return EvalResult.load(
+        run_stage(
+            run, STAGE, {**_inputs(recipe, prompts, fingerprint), "tokenizer": tokenizer_fingerprint(tokenizer)}, work
+        )
+    )
 
 
 def open_target(recipe: Recipe, target: Target) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -11,6 +11,7 @@ from seawall import __version__
 from seawall.artifacts.landscape import NAME, LandscapeDirection, LandscapeResult
 from seawall.config.load import change_recipe
 from seawall.config.recipe import Recipe
+from seawall.models.fingerprint import tokenizer_fingerprint
 from seawall.pipeline.landscape_claim import claim
 from seawall.pipeline.landscape_context import LandscapeContext, check_landscape
 from seawall.pipeline.landscape_points import basins, measure, plane_of, settings
@@ -89,6 +90,7 @@ def _inputs(context: LandscapeContext) -> dict[str, Any]:
         "seawall": __version__,
         "directions": {one.name: one.source for one in context.directions},
         "weights": context.opened.fingerprint,
+        "tokenizer": tokenizer_fingerprint(context.opened.tokenizer),
         "prompts": context.prompts.fingerprint(),
         "landscape": recipe.landscape.model_dump(mode="json", exclude={"base", "tuned", "adapter"}),
         "eval": recipe.eval.model_dump(mode="json", exclude={"gold", "capability"}),

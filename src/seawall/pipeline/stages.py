@@ -19,7 +19,7 @@ from seawall.data.types import Exchange, Message, SafetyPair
 from seawall.evaluation.capability.run import file_hashes
 from seawall.evaluation.run import evaluate
 from seawall.evaluation.suite import build_suite
-from seawall.models.fingerprint import model_fingerprint
+from seawall.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from seawall.pipeline.context import Context
 from seawall.pipeline.retain import retained_exchanges
 from seawall.pipeline.validation import validator
@@ -39,6 +39,7 @@ def _inputs(context: Context, **more: Any) -> dict[str, Any]:
     return {
         "seawall": __version__,
         "weights": context.opened.fingerprint,
+        "tokenizer": tokenizer_fingerprint(context.opened.tokenizer),
         "prompts": context.prompts.fingerprint(),
         "judge": context.recipe.eval.judge.model_dump(mode="json"),
         **more,

@@ -16,6 +16,7 @@ from seawall.artifacts.steering import SteeringResult
 from seawall.config.load import change_recipe
 from seawall.config.recipe import Recipe
 from seawall.evaluation.suite import PLAIN
+from seawall.models.fingerprint import tokenizer_fingerprint
 from seawall.pipeline.audit_bench import POOLED, with_pooled
 from seawall.pipeline.model import require_loadable
 from seawall.pipeline.progress import Reporter
@@ -99,6 +100,7 @@ def _inputs(context: SteerContext) -> dict[str, Any]:
     inputs = {
         "seawall": __version__,
         "weights": context.opened.fingerprint,
+        "tokenizer": tokenizer_fingerprint(context.opened.tokenizer),
         "prompts": context.prompts.fingerprint(),
         "steer": recipe.steer.model_dump(mode="json"),
         "eval": recipe.eval.model_dump(mode="json", exclude={"gold", "capability"}),
