@@ -78,7 +78,7 @@ class GeneGraft(StrictModel):
         default="layer", description="A coefficient for each layer, or one for all (plain task arithmetic)."
     )
     ceiling: float = Field(default=2.0, gt=0, le=100, description="Coefficients stay within 0 and this.")
-    steps: int = Field(default=24, ge=1, le=100_000, description="Updates.")
+    steps: int = Field(default=16, ge=1, le=100_000, description="Updates.")
     batch_size: int = Field(
         default=8,
         ge=2,
