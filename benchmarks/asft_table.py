@@ -55,6 +55,9 @@ def main() -> None:
     print(table(found))
     print()
     print(differences(args, found))
+    if args.against:
+        print()
+        print(against(args, found))
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -160,13 +163,31 @@ def differences(args: argparse.Namespace, found: dict[Cell, TuningResult]) -> st
     return "\n".join(lines)
 
 
+def against(args: argparse.Namespace, found: dict[Cell, TuningResult]) -> str:
+    """Every method minus each of another folder's, such as one with another weight, paired in the same way."""
+    there = argparse.Namespace(**{**vars(args), "work": args.against})
+    cells = [cell for cell in found if cell[0] > 0]
+    lines = [f"harmful rate in points, paired: here minus {args.against}"]
+    for method in args.methods:
+        for other in get_args(TuneMethod):
+            moved = paired([(plain(args, cell, method), plain(there, cell, other)) for cell in cells])
+            if moved is not None:
+                ends = f"[{100 * moved.low:+.1f}, {100 * moved.high:+.1f}]"
+                lines.append(f"{method} - {other}".ljust(2 * _NAME) + f"{100 * moved.difference:+.1f} {ends}")
+    return "\n".join(lines)
+
+
 def difference(args: argparse.Namespace, cells: Sequence[Cell], other: TuneMethod) -> Difference | None:
-    """From the verdicts on plain held-out requests; None where a method is missing."""
+    """AsFT minus another method; None where one is missing."""
+    return paired([(plain(args, cell, "asft"), plain(args, cell, other)) for cell in cells])
+
+
+def paired(cells: Sequence[tuple[dict[str, Sample] | None, dict[str, Sample] | None]]) -> Difference | None:
+    """From the verdicts on plain held-out requests; cells that lack a side do not count."""
     left: list[VerdictLabel] = []
     right: list[VerdictLabel] = []
     goals: list[str] = []
-    for cell in cells:
-        ours, theirs = plain(args, cell, "asft"), plain(args, cell, other)
+    for ours, theirs in cells:
         if ours is None or theirs is None:
             continue
         left += [theirs[one].label for one in ours]
@@ -190,6 +211,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=list(get_args(TuneMethod)))
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each in a process of its own")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="change the recipe")
+    parser.add_argument("--against", metavar="DIR", help="another --work: every method here minus each of its")
     parser.add_argument("--table", action="store_true", help="print what is there, and measure nothing")
     return parser.parse_args()
 

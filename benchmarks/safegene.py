@@ -23,13 +23,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Literal
 
 from seawall.artifacts.anchor import NAME as ANCHOR
 from seawall.artifacts.gene import ADAPTER_CONFIG, Gene
 from seawall.artifacts.graft import Graft
+from seawall.artifacts.tuning import student_half
 from seawall.config import Recipe, load_recipe
+from seawall.config.gene import GraftMethod
 from seawall.config.model import ModelConfig
 from seawall.data.sets import load_prompts
 from seawall.errors import NothingToGraftError
@@ -45,10 +47,7 @@ from seawall.pipeline.model import located
 from seawall.pipeline.progress import Quiet
 from seawall.runs.files import canonical_hash, file_hash, publish, read_json, write_json
 
-Method = Literal["gene", "safety_sft", "safelora"]
 _RATES = ("plain_refusal", "over_refusal", "benign_compliance")
-_T975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
-"""97.5 % points of Student's t with 1 to 11 degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Row:
     name: str
     layers: str | None = None
     coefficients: Literal["layer", "global"] = "layer"
-    method: Method = "gene"
+    method: GraftMethod = "gene"
     shots: int | None = None
 
     @property
@@ -229,16 +228,18 @@ def _summary(tables: Sequence[dict[str, dict[str, Any]]]) -> str:
     """
     tables = [table for table in tables if {"aligned", "fine-tuned"} <= table.keys()]
     names = list(dict.fromkeys(name for table in tables for name in table))
-    heads = ("plain refusal", "recovered", "attack success", "over-refusal +", "task +")
+    attacks = list(dict.fromkeys(name for table in tables for row in table.values() for name in row["attacks"]))
+    heads = ("plain refusal", "recovered", "over-refusal", "benign answered", "task +", *attacks)
     lines = [f"{f'mean of {len(tables)} tables [95 %]':26}{''.join(f'{head:>22}' for head in heads)}{'s':>6}{'of':>4}"]
     for name in names:
         rows = [(table[name], table["fine-tuned"], table["aligned"]) for table in tables if name in table]
         columns = [
             [row["plain_refusal"]["rate"] for row, _, _ in rows],
             [_recovered(row, tuned, aligned) for row, tuned, aligned in rows],
-            [_attack(row) for row, _, _ in rows],
-            [row["over_refusal"]["rate"] - tuned["over_refusal"]["rate"] for row, tuned, _ in rows],
+            [row["over_refusal"]["rate"] for row, _, _ in rows],
+            [row["benign_compliance"]["rate"] for row, _, _ in rows],
             [row["task"]["rate"] - tuned["task"]["rate"] for row, tuned, _ in rows],
+            *([row["attacks"].get(name, {}).get("rate", math.nan) for row, _, _ in rows] for name in attacks),
         ]
         seconds = [row["graft_seconds"] for row, _, _ in rows if "graft_seconds" in row]
         shown = "".join(f"{_interval(column):>22}" for column in columns)
@@ -252,16 +253,12 @@ def _recovered(row: dict[str, Any], tuned: dict[str, Any], aligned: dict[str, An
     return (row["plain_refusal"]["rate"] - tuned["plain_refusal"]["rate"]) / lost if lost > 0 else math.nan
 
 
-def _attack(row: dict[str, Any]) -> float:
-    return fmean(rate["rate"] for rate in row["attacks"].values()) if row["attacks"] else math.nan
-
-
 def _interval(values: Sequence[float]) -> str:
     """`81.2 [70.1, 92.3]`, in points."""
     known = [100 * one for one in values if not math.isnan(one)]
-    if len(known) < 2 or len(known) > len(_T975) + 1:
-        return "-" if not known else f"{fmean(known):.1f}"
-    half = _T975[len(known) - 2] * stdev(known) / math.sqrt(len(known))
+    if len(known) < 2:
+        return "-" if not known else f"{known[0]:.1f}"
+    half = student_half(known)
     return f"{fmean(known):.1f} [{fmean(known) - half:.1f}, {fmean(known) + half:.1f}]"
 
 

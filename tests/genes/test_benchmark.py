@@ -87,7 +87,7 @@ def test_a_merge_of_the_task_that_was_interrupted_is_made_anew(safegene: ModuleT
 
 def test_tables_that_were_interrupted_are_summed_up_and_each_row_says_of_how_many(safegene: ModuleType) -> None:
     def row(refused: float) -> dict[str, Any]:
-        rates = {name: {"rate": refused} for name in ("plain_refusal", "over_refusal", "task")}
+        rates = {name: {"rate": refused} for name in ("plain_refusal", "over_refusal", "benign_compliance", "task")}
         return {**rates, "attacks": {}}
 
     whole = {"aligned": row(0.9), "fine-tuned": row(0.1), "safegene-n8": row(0.5)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -202,8 +202,13 @@ def spread_of(rates: list[Rate]) -> Spread:
     if len(set(values)) == 1:
         low, high = fmean(rate.low for rate in known), fmean(rate.high for rate in known)
         return Spread(mean, low, high, len(values), *counts)
-    half = _student(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    half = student_half(values)
     return Spread(mean, max(0.0, mean - half), min(1.0, mean + half), len(values), *counts)
+
+
+def student_half(values: Sequence[float]) -> float:
+    """Half the width of Student's 95 % interval for the mean of two or more values."""
+    return _student(len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
 
 def _student(degrees: int) -> float:

@@ -38,7 +38,7 @@ from seawall.genes.fit import require_siblings
 from seawall.genes.lessons import Lesson, Taught, teach
 from seawall.genes.select import contrast, layer_outputs, select_layers
 from seawall.models.adapter import require_peft
-from seawall.models.fingerprint import model_fingerprint
+from seawall.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from seawall.models.generate import generate
 from seawall.models.hub import locate
 from seawall.models.load import load_model, open_tokenizer
@@ -187,8 +187,7 @@ def _basis(context: GeneContext) -> dict[str, Any]:
         "seawall": __version__,
         "weights": context.fingerprint,
         "dtype": context.recipe.model.dtype,
-        "vocabulary": vocabulary_hash(context.tokenizer),
-        "template": str(context.tokenizer.chat_template),
+        "tokenizer": tokenizer_fingerprint(context.tokenizer),
         "prompts": context.prompts.fingerprint(),
         "judge": context.recipe.eval.judge.model_dump(mode="json"),
     }

@@ -17,11 +17,10 @@ from seawall.data.types import Judge
 from seawall.distributed.process import Processes
 from seawall.errors import ConfigError
 from seawall.evaluation.judges import make_judge
-from seawall.models.fingerprint import model_fingerprint
+from seawall.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from seawall.models.hub import locate
 from seawall.models.load import load_model, open_tokenizer
 from seawall.pipeline.anchor import open_anchor
-from seawall.pipeline.gene_task import vocabulary_hash
 from seawall.pipeline.model import located, require_loadable
 from seawall.pipeline.progress import Reporter
 from seawall.pipeline.tune_data import TuneData
@@ -54,11 +53,11 @@ class TuneContext:
         return found
 
     @cached_property
-    def wording(self) -> dict[str, str]:
-        """What makes tokens of rows and prompts: no weight tells when a chat template was edited."""
+    def wording(self) -> str:
+        """Fingerprint of what makes tokens of rows and prompts: no weight tells when a chat template was edited."""
         config = located(self.recipe.model)
         tokenizer = open_tokenizer(locate(config, weights=False), config)
-        return {"vocabulary": vocabulary_hash(tokenizer), "template": str(tokenizer.chat_template)}
+        return tokenizer_fingerprint(tokenizer)
 
     @cached_property
     def judge(self) -> Judge:

@@ -222,7 +222,7 @@ def evaluation_inputs(context: TuneContext, method: TuneMethod | None, seed: int
     return {
         "seawall": __version__,
         "weights": context.fingerprint,
-        **context.wording,
+        "tokenizer": context.wording,
         "adapter": None if method is None else stage_hash(context.run, stage_name(method, seed)),
         "prompts": context.data.prompts.fingerprint(),
         "task": rows_hash(context.data.task.test),
@@ -240,7 +240,7 @@ def training_inputs(training: Training) -> dict[str, Any]:
         "method": method,
         "seed": training.seed,
         "weights": context.fingerprint,
-        **context.wording,
+        "tokenizer": context.wording,
         "rows": rows_hash(training.rows().exchanges),
         "training": settings(config, *TRAINING),
         "processes": context.processes.count,
