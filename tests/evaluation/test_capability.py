@@ -242,6 +242,13 @@ def test_non_inferiority_is_decided_by_the_interval(lost: int, of: int, verdict:
     assert change.verdict(0.02) == verdict
 
 
+@pytest.mark.parametrize("of", [2, 12, 40, 100])
+def test_a_question_that_turned_right_is_no_proof_that_nothing_was_lost(of: int) -> None:
+    (change,) = capability_changes(result([0.0] * of), result([1.0] + [0.0] * (of - 1)))
+    assert change.change.low < 0 < change.change.difference
+    assert change.verdict(0.02) == "unclear"
+
+
 def test_where_lower_is_better_a_rise_is_a_loss() -> None:
     (change,) = capability_changes(result([0.0] * 50, higher=False), result([1.0] * 50, higher=False))
     assert change.lost[0] == 1.0

@@ -139,15 +139,17 @@ def gold_increase(before: EvalResult, after: EvalResult, *, resamples: int = 200
 
 
 def capability_changes(
-    before: EvalResult, after: EvalResult, *, resamples: int = 2000, seed: int = 0, cautious: bool = False
+    before: EvalResult, after: EvalResult, *, resamples: int = 2000, seed: int = 0
 ) -> list[CapabilityChange]:
     """How every score of capability moved, question by question; empty where it was not measured.
+
+    The intervals are the cautious ones of `metrics`, since a verdict on a margin is read from them: resamples of twelve
+    questions of which one turned right never draw a loss, which would make any margin look kept.
 
     Args:
         before, after: two evaluations with the same tasks.
         resamples: of the questions, for intervals and p-values.
         seed: of the resamples.
-        cautious: intervals to hold a model to a limit by, as `metrics` describes them.
 
     Raises:
         ArtifactError: the tasks or their questions differ.
@@ -164,7 +166,7 @@ def capability_changes(
         CapabilityChange(
             one,
             other,
-            paired_score_difference(one.values, other.values, resamples=resamples, seed=seed, cautious=cautious),
+            paired_score_difference(one.values, other.values, resamples=resamples, seed=seed, cautious=True),
         )
         for one, other in zip(before.capability, after.capability, strict=True)
     ]

@@ -217,7 +217,7 @@ def _prices(bounds: Bounds, reported: Mapping[str, Comparison], worst: Mapping[s
 def _capability(limit: float, evidence: Evidence) -> list[Check]:
     """Every score of capability; the loss on gold answers where there is none."""
     resamples, seed = evidence.resamples, evidence.seed
-    moves = capability_changes(*evidence.results, resamples=resamples, seed=seed, cautious=True)
+    moves = capability_changes(*evidence.results, resamples=resamples, seed=seed)
     if moves:
         name = "max_capability_drop"
         return [Check(name, f"{CAPABILITY}{one.name}", limit, one.lost[0], one.lost[2], n=one.after.n) for one in moves]

@@ -22,7 +22,7 @@ from seawall.pipeline.model import located
 from seawall.pipeline.parity import compare_in_fresh_process, probe
 from seawall.runs.files import flush_tree, publish, read_json, write_json, write_text
 from seawall.runs.manifest import update_manifest
-from seawall.runs.stage import run_stage, stage_hash
+from seawall.runs.stage import clear_scratch, run_stage, stage_hash
 
 PROBES = 4
 
@@ -51,8 +51,7 @@ def export_stage(context: Context, delta: Delta, card: str) -> dict[str, Any] | 
 
 def _write(context: Context, scratch: Path, card: str) -> None:
     opened, config = context.opened, context.recipe.export
-    for leftover in scratch.glob("*.safetensors"):
-        leftover.unlink()
+    clear_scratch(scratch)  # half a checkpoint that an interrupted export left cannot be gone on with
     staged = scratch / "checkpoint"
     save_model(opened.model, opened.tokenizer, staged)
     if config.verify:

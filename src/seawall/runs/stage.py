@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -129,6 +130,15 @@ def remove_from_stage(run: RunFolder, name: str, path: str) -> None:
         marker = read_json(folder / MARKER)
         write_json(folder / MARKER, {**marker, "files": files, "removed": {**done.removed, path: done.files[path]}})
     (folder / path).unlink(missing_ok=True)
+
+
+def clear_scratch(scratch: Path) -> None:
+    """Remove what an interrupted attempt left in a stage's scratch folder, for work that can only begin anew."""
+    for path in scratch.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _STARTED:
+            path.unlink()
 
 
 def _finished_marker(run: RunFolder, name: str) -> Done:
