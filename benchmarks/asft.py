@@ -27,8 +27,8 @@ from common import synchronize
 from torch import Tensor
 
 from seawall.artifacts.anchor import Anchor, AnchorMatrix, TokenizerFacts
-from seawall.tuning.penalty import Projection, low_rank_penalty
-from seawall.tuning.spectrum import leading_directions
+from seawall.methods.tune.penalty import Projection, low_rank_penalty
+from seawall.methods.tune.spectrum import leading_directions
 
 LLAMA_2_7B_PARAMETERS = 6_738_415_616
 CHECKPOINT_BYTES_PER_PARAMETER = 2  # published in float16
@@ -89,11 +89,11 @@ def _share_of_step(options: argparse.Namespace) -> dict[str, object]:
 
     from seawall.config.anchor import AnchorConfig
     from seawall.config.model import ModelConfig
-    from seawall.models.find import find_moe
-    from seawall.pipeline.anchor import open_anchor
-    from seawall.pipeline.model import open_model
-    from seawall.tuning.basin import SafetyBasin
-    from seawall.tuning.drift import divergence, routing
+    from seawall.methods.tune.anchor import open_anchor
+    from seawall.methods.tune.basin import SafetyBasin
+    from seawall.methods.tune.drift import divergence, routing
+    from seawall.models.moe.find import find_moe
+    from seawall.shell.model import open_model
 
     aligned = ModelConfig(device=options.device)
     targets = EXPERTS if options.experts else LINEARS

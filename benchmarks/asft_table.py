@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import get_args
 
 from seawall.artifacts.evaluation import Sample
+from seawall.artifacts.groups import PLAIN
 from seawall.artifacts.tuning import HARMFUL, NAME, TASK, TuningResult, TuningRow, spread_of
 from seawall.config import load_recipe, recipe_text
 from seawall.config.tune import TuneMethod
@@ -30,14 +31,12 @@ from seawall.distributed.process import Processes
 from seawall.evaluation.metrics import Difference, paired_difference
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
-from seawall.evaluation.suite import PLAIN
-from seawall.pipeline.progress import TerminalReporter
-from seawall.pipeline.tune_context import TuneContext
-from seawall.pipeline.tune_data import read_data
-from seawall.pipeline.tune_rows import stage_name
-from seawall.pipeline.tune_stages import anchor_stage, measure_before
-from seawall.runs.folder import RunFolder
-from seawall.runs.lock import locked
+from seawall.methods.tune.context import TuneContext
+from seawall.methods.tune.rows import read_data
+from seawall.methods.tune.stages import anchor_stage, measure_before
+from seawall.methods.tune.training_record import stage_name
+from seawall.runs.folder import RunFolder, locked
+from seawall.runs.progress import TerminalReporter
 
 SHARED = ("tune/anchor", "tune/before")
 _NAME, _WIDTH = 12, 50

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import torch
 from common import add_model_options, build_model, synchronize
 
-from seawall.models.capture import capture, routing_counts
-from seawall.models.find import MoEModel, find_moe
+from seawall.models.moe.capture import capture, routing_counts
+from seawall.models.moe.find import MoEModel, find_moe
 
 Prefill = Callable[[MoEModel, torch.Tensor], None]
 

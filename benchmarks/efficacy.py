@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.groups import target
 from seawall.artifacts.profile import ExpertProfile
 from seawall.config import load_recipe
 from seawall.config.recipe import Recipe
@@ -35,17 +36,17 @@ from seawall.data.splits import SplitName
 from seawall.data.types import Exchange, Messages
 from seawall.evaluation.gold import gold_answer_loss
 from seawall.evaluation.metrics import paired_difference, rate_with_interval
-from seawall.evaluation.suite import build_suite, target
+from seawall.evaluation.suite import build_suite
+from seawall.jobs.run import run_recipe
+from seawall.methods.rasa.repair import RepairInputs, ValidationScores, repair
+from seawall.methods.rasa.retain import retained_exchanges
+from seawall.methods.rasa.selection import select
+from seawall.methods.rasa.stages import kept_pairs
 from seawall.models.generate import generate
-from seawall.models.routers import router_parameters
-from seawall.pipeline.context import Context
-from seawall.pipeline.progress import Quiet
-from seawall.pipeline.retain import retained_exchanges
-from seawall.pipeline.run import run_recipe
-from seawall.pipeline.stages import kept_pairs
-from seawall.repair import RepairInputs, ValidationScores, repair
+from seawall.models.moe.routers import router_parameters
 from seawall.runs.folder import RunFolder
-from seawall.selection import select
+from seawall.runs.progress import Quiet
+from seawall.shell.context import Context
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -25,9 +25,9 @@ from seawall.data.types import Messages
 from seawall.evaluation.engines import Engine, Reply
 from seawall.evaluation.engines.transformers import TransformersEngine
 from seawall.evaluation.suite import build_suite
-from seawall.models.load import load_model
+from seawall.models.files.load import load_model
 from seawall.models.memory import automatic_batch_size
-from seawall.pipeline.model import located
+from seawall.shell.model import located
 
 
 def main() -> None:

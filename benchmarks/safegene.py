@@ -36,16 +36,16 @@ from seawall.config.model import ModelConfig
 from seawall.data.sets import load_prompts
 from seawall.errors import NothingToGraftError
 from seawall.evaluation.task import score_task
-from seawall.models.adapter import merge_adapter
-from seawall.models.load import load_model
-from seawall.models.save import save_model
-from seawall.pipeline.evaluate import Target, evaluate_target, open_target
-from seawall.pipeline.gene_graft import GraftRequest, gene_folder, graft_gene
-from seawall.pipeline.gene_shots import read_exchanges
-from seawall.pipeline.gene_tools import select_gene
-from seawall.pipeline.model import located
-from seawall.pipeline.progress import Quiet
+from seawall.jobs.evaluate import Target, evaluate_target, open_target
+from seawall.methods.gene.graft import GraftRequest, gene_folder, graft_gene
+from seawall.methods.gene.shots import read_exchanges
+from seawall.methods.gene.tools import select_gene
+from seawall.models.files.checkpoint import save_model
+from seawall.models.files.load import load_model
+from seawall.models.lora.merge import merge_adapter
 from seawall.runs.files import canonical_hash, file_hash, publish, read_json, write_json
+from seawall.runs.progress import Quiet
+from seawall.shell.model import located
 
 _RATES = ("plain_refusal", "over_refusal", "benign_compliance")
 

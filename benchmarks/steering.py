@@ -20,11 +20,11 @@ from seawall.config import load_recipe
 from seawall.config.model import EMBEDDED
 from seawall.data.sets import load_prompts
 from seawall.data.types import user
-from seawall.models.find import find_moe_if_any
-from seawall.models.load import load_model
-from seawall.pipeline.model import located
-from seawall.steering.extract import extract
-from seawall.steering.target import Prompt, Target, batches, encoded, last_logits
+from seawall.methods.steer.extract import extract
+from seawall.methods.steer.target import Prompt, Target, batches, encoded, last_logits
+from seawall.models.files.load import load_model
+from seawall.models.moe.find import find_moe_if_any
+from seawall.shell.model import located
 
 POSITIONS = (-5, -4, -3, -2, -1)
 

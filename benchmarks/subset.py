@@ -22,8 +22,8 @@ import torch
 from common import add_model_options, build_model, synchronize
 from torch import nn
 
-from seawall.models.experts import trainable_experts
-from seawall.models.find import MoEModel, find_moe
+from seawall.models.moe.experts import trainable_experts
+from seawall.models.moe.find import MoEModel, find_moe
 
 Step = Callable[[], None]
 

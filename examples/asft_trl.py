@@ -14,8 +14,8 @@ from trl import SFTConfig, SFTTrainer
 
 from seawall.config.anchor import AnchorConfig
 from seawall.config.model import ModelConfig
-from seawall.tuning.anchor import describe, extract_anchor
-from seawall.tuning.basin import SafetyBasin
+from seawall.methods.tune.anchor import describe, extract_anchor
+from seawall.methods.tune.basin import SafetyBasin
 
 TARGETS = ("q_proj", "v_proj")
 ROLES = {"prompt": "user", "completion": "assistant"}

@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from seawall.artifacts.evaluation import Sample
+from seawall.artifacts.groups import BENIGN, BORDERLINE, WRAPPED
 from seawall.data.types import VerdictLabel
 from seawall.evaluation.judges.keyword import judge_reply
 from seawall.evaluation.metrics import wilson
 from seawall.evaluation.samples import load_samples
-from seawall.evaluation.suite import BENIGN, BORDERLINE, WRAPPED
 
 LABELS = Path(__file__).parents[1] / "tests" / "evaluation" / "judge_labels.jsonl"
 LETTERS: dict[str, VerdictLabel] = {"R": "refused", "C": "complied", "U": "unscored"}

@@ -8,8 +8,8 @@ import pytest
 
 from planted import write_planted
 from seawall.config import load_recipe
-from seawall.pipeline.progress import Quiet
-from seawall.pipeline.run import run_recipe
+from seawall.jobs.run import run_recipe
+from seawall.runs.progress import Quiet
 
 
 @pytest.fixture(scope="session")

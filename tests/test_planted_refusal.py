@@ -27,11 +27,11 @@ from planted_refusal import (
 from seawall.data.templating import encode_prompt
 from seawall.data.types import Messages
 from seawall.evaluation.judges.keyword import KeywordJudge
-from seawall.models.capture import capture
-from seawall.models.find import MoEModel, find_moe
 from seawall.models.generate import generate
-from seawall.models.intervene import Site, ablated
-from seawall.models.residual import capture_residual
+from seawall.models.hidden.intervene import Site, ablated
+from seawall.models.hidden.residual import capture_residual
+from seawall.models.moe.capture import capture
+from seawall.models.moe.find import MoEModel, find_moe
 
 TOKENIZER = refusing_tokenizer()
 BUILDERS = (refusing_by_expert, refusing_by_attention)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from seawall.models.calls import ExpertsCall, call_reader
-from seawall.models.find import MoELayer, MoEModel
+from seawall.models.moe.calls import ExpertsCall, call_reader
+from seawall.models.moe.find import MoELayer, MoEModel
 
 Seen = list[tuple[ExpertsCall, Tensor]]
 

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__version__ = "0.1.0"
+from seawall.version import __version__
+
 __all__ = ["__version__", "load"]
 
 
@@ -43,7 +44,7 @@ def load(
 
     from seawall.config.model import ModelConfig
     from seawall.config.problems import explain
-    from seawall.pipeline.hardened import load_hardened
+    from seawall.methods.steer.hardened import load_hardened
 
     asked = {"id": model, "revision": revision, "dtype": dtype, "device": device}
     try:

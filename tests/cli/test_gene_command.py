@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ from typer.testing import CliRunner
 from commands import refused, seawall
 from seawall.cli.app import app
 from seawall.errors import SeawallError
-
-sys.path.append(str(Path(__file__).parents[1] / "genes"))
 from siblings import write_shots, write_siblings
 
 pytest.importorskip("peft")

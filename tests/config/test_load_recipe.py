@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from seawall.config import Recipe, dump_resolved, load_recipe
-from seawall.config.yaml_text import parse_yaml
+from seawall.config.load import parse_yaml
 from seawall.errors import ConfigError
 
 

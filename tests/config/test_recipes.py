@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from places import REPOSITORY
 from seawall.config import Recipe, dump_resolved, load_recipe, recipe_text
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = REPOSITORY / "recipes"
 
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.name)

@@ -6,9 +6,9 @@ from typing import get_args
 
 from seawall.config import Recipe
 from seawall.config.tune import ANCHORED, TuneConfig, TuneMethod
-from seawall.pipeline.tune_methods import BUILD, PROJECTORS
-from seawall.pipeline.tune_stages import TRAINING
-from seawall.pipeline.tune_views import method_name
+from seawall.methods.tune.methods import BUILD, PROJECTORS
+from seawall.methods.tune.stages import TRAINING
+from seawall.methods.tune.view import method_name
 
 OWN = {"weight", "routing_drift", "safelora"}
 """Of one method each: `Training.own_inputs`."""

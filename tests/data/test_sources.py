@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 
+from places import SHARED
 from seawall.config.data import (
     AdvBenchSource,
     BuiltinSource,
@@ -24,8 +25,8 @@ from seawall.data.public import LAYOUTS
 from seawall.data.sources import SOURCES, load_benign, load_borderline, load_goals, load_gold, load_refusals
 from seawall.errors import DataError
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not here")
+DATA = SHARED / "data"
+needs_shared = pytest.mark.skipif(not DATA.exists(), reason="../shared/data is not here")
 
 
 def jsonl(folder: Path, *rows: object, name: str = "prompts.jsonl") -> str:
@@ -319,13 +320,13 @@ class TestPublic:
 @needs_shared
 class TestShared:
     def test_harmful_prompts(self) -> None:
-        path = str(SHARED / "harmful_prompts.jsonl")
+        path = str(DATA / "harmful_prompts.jsonl")
         assert len(load_goals(AdvBenchSource(path=path))) == 461
         assert len(load_goals(HarmBenchSource(path=path))) == 26
         assert len(load_goals(JsonlSource(path=path))) == 487
 
     def test_xstest(self) -> None:
-        source = XSTestSource(path=str(SHARED / "xstest_dev.jsonl"))
+        source = XSTestSource(path=str(DATA / "xstest_dev.jsonl"))
         assert len(load_borderline(source)) == 100
         assert len(load_goals(source)) == 80
 
@@ -334,9 +335,9 @@ class TestShared:
         [("mmlu_val", 1500), ("mmlu_dev_fewshot", 280), ("gsm8k_test_dev300", 300), ("truthfulqa_dev", 400)],
     )
     def test_gold(self, name: str, at_least: int) -> None:
-        gold = load_gold(JsonlSource(path=str(SHARED / f"{name}.jsonl")))
+        gold = load_gold(JsonlSource(path=str(DATA / f"{name}.jsonl")))
         assert len(gold) >= at_least
         assert not any("<<" in item.answer or "####" in item.answer for item in gold)
 
     def test_benign_instructions(self) -> None:
-        assert len(load_benign(JsonlSource(path=str(SHARED / "benign_instructions.jsonl")))) >= 420
+        assert len(load_benign(JsonlSource(path=str(DATA / "benign_instructions.jsonl")))) >= 420

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from endpoints import FAULTS, Reply, Script, completing, serving
 from families import tiny, tiny_tokenizer
 from seawall.artifacts.evaluation import EvalResult
+from seawall.artifacts.groups import target
 from seawall.config.engine import EndpointEngine
 from seawall.config.eval import EvalConfig
 from seawall.data.types import NO_ANSWER, NO_REPLY, Message, Messages, Verdict, user
@@ -25,7 +26,7 @@ from seawall.evaluation.judges.keyword import KeywordJudge
 from seawall.evaluation.metrics import rate_with_interval
 from seawall.evaluation.run import SAMPLES, evaluate, evaluate_with, judged_samples
 from seawall.evaluation.samples import load_samples
-from seawall.evaluation.suite import Asked, EvalSuite, target
+from seawall.evaluation.suite import Asked, EvalSuite
 from seawall.models.generate import generate
 
 TOKENIZER = tiny_tokenizer()

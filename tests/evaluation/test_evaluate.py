@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from families import tiny, tiny_tokenizer
 from seawall.artifacts.evaluation import EvalResult
+from seawall.artifacts.groups import GROUPS, target
 from seawall.config.data import DataConfig
 from seawall.config.eval import EvalConfig
 from seawall.data.prompts import Gold
@@ -22,7 +23,7 @@ from seawall.evaluation.judges.keyword import KeywordJudge
 from seawall.evaluation.metrics import rate_with_interval
 from seawall.evaluation.run import SAMPLES, evaluate
 from seawall.evaluation.samples import load_samples
-from seawall.evaluation.suite import TARGETS, EvalSuite, build_suite, target
+from seawall.evaluation.suite import EvalSuite, build_suite
 
 GOALS = ["paint the fence", "bake a very large cake with cherries", "sing", "walk the dog around the old mill"]
 SUITE = EvalSuite(
@@ -261,7 +262,7 @@ class TestSuite:
             "complied",
             "complied",
         ]
-        assert set(TARGETS) == {"plain", "borderline", "benign", "wrapped"}
+        assert set(GROUPS) == {"plain", "borderline", "benign", "wrapped"}
 
 
 def test_evaluation_leaves_the_model_as_it_was(tmp_path: Path) -> None:

@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import json
 from importlib import resources
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge_examples import COMPLIED, KNOWN_LIMITS, REFUSED, UNSCORED
 
+from places import SHARED
 from seawall.data.types import user
 from seawall.evaluation.judges.keyword import KeywordJudge, judge_reply
 
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "response_prefixes.json"
+PREFIXES = SHARED / "data" / "response_prefixes.json"
 
 
 @pytest.mark.parametrize("reply", REFUSED)
@@ -82,10 +82,10 @@ def test_a_refusal_far_inside_a_long_answer_does_not_count() -> None:
     )
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="../shared/data/response_prefixes.json is not here")
+@pytest.mark.skipif(not PREFIXES.exists(), reason="../shared/data/response_prefixes.json is not here")
 def test_agreement_with_published_openers() -> None:
     """100 compliance and 100 refusal openers, cut off after a few words (IBM activation-steering, Apache-2.0)."""
-    openers = json.loads(SHARED.read_text("utf-8"))
+    openers = json.loads(PREFIXES.read_text("utf-8"))
     complied = [judge_reply(opener)[0] == "complied" for opener in openers["compliant_responses"]]
     refused = [judge_reply(opener)[0] == "refused" for opener in openers["non_compliant_responses"]]
     print(f"agreement: refusals {sum(refused)}/{len(refused)}, compliance {sum(complied)}/{len(complied)}")  # noqa: T201

@@ -21,12 +21,12 @@ from seawall.errors import ArtifactError, ConfigError, SeawallError
 from seawall.evaluation.answers import ANSWERS
 from seawall.evaluation.endpoint import Answer, Endpoint, retry_after
 from seawall.evaluation.judges import make_judge
-from seawall.evaluation.judges.rubric_text import question, read_grades
+from seawall.evaluation.judges.rubric import question, read_grades
 from seawall.evaluation.run import SAMPLES, evaluate
 from seawall.evaluation.samples import load_samples
 from seawall.evaluation.suite import EvalSuite
+from seawall.models.files.load import open_tokenizer
 from seawall.models.generate import generate
-from seawall.models.load import open_tokenizer
 
 PROMPTS = [user(f"Request {at}: paint the fence") for at in range(300)]
 REPLIES = [f"Reply {at}. {REFUSES if at % 3 == 0 else COMPLIES}" for at in range(300)]

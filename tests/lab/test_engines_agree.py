@@ -12,7 +12,7 @@ from seawall.errors import ArtifactError
 from seawall.evaluation.engines import Engine, Reply, make_engine
 from seawall.evaluation.suite import build_suite
 from seawall.lab.build import lab_model_folder
-from seawall.models.load import load_model
+from seawall.models.files.load import load_model
 
 
 @pytest.mark.lab

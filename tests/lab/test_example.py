@@ -6,14 +6,14 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from places import REPOSITORY
 from seawall.errors import ArtifactError
 from seawall.lab.build import lab_model_folder
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "repair_by_hand.py"
+SCRIPT = REPOSITORY / "examples" / "repair_by_hand.py"
 SMALLEST = ["--goals", "4", "--rounds", "1", "--steps", "1", "--test-goals", "4"]
 LINES = (
     "attack success in the role-play",

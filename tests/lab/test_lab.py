@@ -15,6 +15,7 @@ import torch
 from lab_delta import SHAPE, neutral_delta
 
 from families import random_ids, tiny
+from places import REPOSITORY
 from seawall.data.splits import key
 from seawall.errors import ArtifactError
 from seawall.lab import source
@@ -28,7 +29,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 def taught(name: str) -> list[dict[str, Any]]:
     """What only the script that makes the embedded model uses."""
-    text = (Path(__file__).parents[2] / "scripts" / "lab_prompts" / f"{name}.jsonl").read_text(encoding="utf-8")
+    text = (REPOSITORY / "scripts" / "lab_prompts" / f"{name}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 

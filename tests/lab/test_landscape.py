@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from seawall.config import Recipe
-from seawall.models.fingerprint import model_fingerprint
-from seawall.models.load import load_model
-from seawall.models.stream import outline
-from seawall.pipeline.landscape_context import base_of
-from seawall.pipeline.model import located
-from seawall.tuning.directions import aligned_direction, random_direction
-from seawall.tuning.landscape import MovedWeights
+from seawall.methods.landscape.context import base_of
+from seawall.methods.landscape.directions import aligned_direction, random_direction
+from seawall.methods.landscape.moved import MovedWeights
+from seawall.models.files.fingerprint import model_fingerprint
+from seawall.models.files.load import load_model
+from seawall.models.files.stream import outline
+from seawall.shell.model import located
 
 pytestmark = pytest.mark.lab
 

@@ -14,8 +14,8 @@ from seawall.config.anchor import AnchorConfig
 from seawall.config.model import ModelConfig
 from seawall.lab import build
 from seawall.lab.build import lab_model_folder, original_model_folder, split_model, untaught
-from seawall.pipeline.anchor import open_anchor
-from seawall.pipeline.model import located, open_model
+from seawall.methods.tune.anchor import open_anchor
+from seawall.shell.model import located, open_model
 
 TAUGHT = ("q_proj", "v_proj", "o_proj", "down_proj")
 

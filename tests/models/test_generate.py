@@ -22,7 +22,6 @@ from seawall.data.templating import encode_prompt
 from seawall.data.types import user
 from seawall.errors import SeawallError, UnsupportedModelError
 from seawall.models import memory
-from seawall.models.calls import replaced_forward
 from seawall.models.generate import (
     BatchSize,
     Completion,
@@ -34,6 +33,7 @@ from seawall.models.generate import (
     greedy_batches,
 )
 from seawall.models.memory import automatic_batch_size
+from seawall.models.moe.calls import replaced_forward
 
 EOS = frozenset(range(2, 40))
 """Many end tokens, so that the replies of random models end at different steps."""

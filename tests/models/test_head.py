@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from families import random_ids, tiny
-from seawall.models.head import contiguous_output_layer
+from seawall.models.forward import contiguous_output_layer
 
 
 def test_output_layer_gets_its_input_contiguous_and_only_inside() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from seawall.report.inputs import GroupRow, Interval, ReportInputs, SampleRow
+from seawall.artifacts.evaluation import Rate
+from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
 
 SEEN = ("role_play", "nested_fiction")
 UNSEEN = ("persuasion", "escalation", "forced_opening", "reversed_text")
@@ -31,12 +32,12 @@ GOALS = (
 )
 
 
-def interval(rate: float, n: int, unscored: int = 0) -> Interval:
+def interval(rate: float, n: int, unscored: int = 0) -> Rate:
     """A Wilson interval for n replies."""
     z, trials = 1.96, n - unscored
     middle = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * float(np.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2)))
-    return Interval(rate, max(0.0, middle - half), min(1.0, middle + half), n, unscored)
+    return Rate(rate, max(0.0, middle - half), min(1.0, middle + half), n, unscored)
 
 
 def groups() -> list[GroupRow]:
@@ -46,14 +47,14 @@ def groups() -> list[GroupRow]:
         n = 80 if group == "borderline" else 60
         moved = after - before
         half = 0.02 + 0.35 * float(np.sqrt(max(before * (1 - before), after * (1 - after)) / 10))
-        change = Interval(moved, max(-1.0, moved - half), min(1.0, moved + half), n)
+        change = Rate(moved, max(-1.0, moved - half), min(1.0, moved + half), n)
         seen = group.removeprefix("attack:") in SEEN if group.startswith("attack:") else None
         p = 0.0005 if change.is_clear else 0.21
         found.append(GroupRow(group, seen, interval(before, n, place % 3), interval(after, n, place % 2), change, p))
     return found
 
 
-def rate_json(one: Interval) -> dict[str, float]:
+def rate_json(one: Rate) -> dict[str, float]:
     """RATE of `summary.json`."""
     return {"rate": one.rate, "low": one.low, "high": one.high, "n": one.n, "unscored": one.unscored}
 

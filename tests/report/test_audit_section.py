@@ -10,8 +10,8 @@ import pytest
 from report_examples import example, interval
 
 from seawall.report import render_report
+from seawall.report.audits import AuditRow, AuditView
 from seawall.report.charts.audits import audit_chart
-from seawall.report.inputs import AuditRow, AuditView
 
 GROUPS = ("attack", "plain")
 

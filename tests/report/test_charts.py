@@ -8,8 +8,9 @@ import pytest
 from markupsafe import Markup
 from report_examples import example, gap_map, updates
 
+from seawall.artifacts.evaluation import Rate
 from seawall.report.charts import curves, drift, heatmap, intervals, pairs
-from seawall.report.inputs import GroupRow, Interval
+from seawall.report.inputs import GroupRow
 from seawall.report.svg import Scale, round_up, tag, ticks
 
 
@@ -68,7 +69,7 @@ def test_a_map_without_any_gap_is_neutral() -> None:
 
 
 def test_dots_and_whiskers_stand_at_their_values() -> None:
-    row = GroupRow("plain", None, Interval(0.5, 0.25, 0.75, 10), Interval(1.0, 0.8, 1.0, 10))
+    row = GroupRow("plain", None, Rate(0.5, 0.25, 0.75, 10), Rate(1.0, 0.8, 1.0, 10))
     drawn = str(intervals.dumbbell(row))
     assert re.findall(r'<circle cx="([\d.]+)"', drawn) == ["160", "310"]
     assert '<line x1="85" y1="15" x2="235" y2="15" class="whisker">' in drawn

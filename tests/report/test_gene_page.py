@@ -7,17 +7,15 @@ from xml.etree import ElementTree
 
 import pytest
 
+from seawall.artifacts.evaluation import Rate
 from seawall.report import render_gene
 from seawall.report.charts.genes import divergence_curve, layer_curves
 from seawall.report.gene import GeneCurve, GeneExpertRow, GeneRecoveryRow, GeneRow, GeneView
-from seawall.report.inputs import Interval
 
 HOSTILE = "</p><script>alert(1)</script>\u202e"
 ROWS = [GeneRow(at, 0.1 * (at == 2) + 0.01, 0.01, 0.05 * at, 0.02, held=at > 1) for at in range(5)]
 CURVE = [GeneCurve(0, 4.5412, 0.0), GeneCurve(5, 0.13, -1e-9), GeneCurve(10, 0.0321, 0.012)]
-VIEW = GeneView(
-    "Refuses again.", [("family", "mixtral")], ROWS, CURVE, [("with the gene", Interval(0.75, 0.4, 0.93, 8))]
-)
+VIEW = GeneView("Refuses again.", [("family", "mixtral")], ROWS, CURVE, [("with the gene", Rate(0.75, 0.4, 0.93, 8))])
 
 
 @pytest.mark.parametrize("narrow", [False, True])

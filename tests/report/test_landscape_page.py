@@ -12,17 +12,17 @@ import pytest
 from report_examples import interval
 from test_browser import CHROMIUM, opened, probed
 
+from seawall.artifacts.evaluation import Rate
 from seawall.report import render_landscape
 from seawall.report.charts.landscape import contour, curve_chart, rate_map
-from seawall.report.inputs import Interval
 from seawall.report.landscape import BasinRow, Curve, CurvePanel, LandscapeView, PointRow, RateMap
 
 HOSTILE = "</p><script>alert(1)</script>\u202e"
 AMOUNTS = (-1.0, -0.5, 0.0, 1.0)
 
 
-def exact(rate: float) -> Interval:
-    return Interval(rate, rate, rate, 10)
+def exact(rate: float) -> Rate:
+    return Rate(rate, rate, rate, 10)
 
 
 def panel(label: str = "random direction 1", limit: float | None = 0.25) -> CurvePanel:

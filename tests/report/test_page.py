@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from report_examples import capability, example, summary
 
+from seawall.artifacts.evaluation import Rate
 from seawall.errors import ArtifactError
-from seawall.report import GroupRow, Interval, render_model_card, render_report
+from seawall.report import GroupRow, render_model_card, render_report
 
 VOID = {"meta", "input", "link", "br", "hr", "img"}
 
@@ -143,14 +144,14 @@ def test_parts_that_a_run_lacks_are_left_out() -> None:
 
 
 def test_a_group_measured_only_before_is_shown_as_such() -> None:
-    only = GroupRow("attack:origami", False, Interval(0.5, 0.3, 0.7, 40))
+    only = GroupRow("attack:origami", False, Rate(0.5, 0.3, 0.7, 40))
     page = Page(render_report(example(groups=[*example().groups, only])))
     assert page.rows["Origami"] == [0.5]
     assert "not evaluated" in " ".join(page.words)
 
 
 def test_a_group_of_which_nothing_was_scored_shows_no_rate() -> None:
-    nothing = GroupRow("attack:origami", False, Interval(0.5, 0.0, 1.0, 40, 40))
+    nothing = GroupRow("attack:origami", False, Rate(0.5, 0.0, 1.0, 40, 40))
     page = Page(render_report(example(groups=[*example().groups, nothing])))
     assert " ".join(page.words).count("none scored") == 1
 

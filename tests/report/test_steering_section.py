@@ -11,8 +11,8 @@ import pytest
 from report_examples import example, interval
 
 from seawall.report import render_report, render_steering
+from seawall.report.audits import AuditRow, AuditView
 from seawall.report.charts.steering import layer_map, scatter
-from seawall.report.inputs import AuditRow, AuditView
 from seawall.report.steering import LayerGrid, Point, Scatter, ShareRow, SteeringView, TriedRow
 
 HOSTILE = "</p><script>alert(1)</script>\u202e"

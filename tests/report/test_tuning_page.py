@@ -10,8 +10,7 @@ import pytest
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.tuning import Spread, TuningResult, TuningRow
 from seawall.config.tune import TuneMethod
-from seawall.pipeline.tune_claim import claim
-from seawall.pipeline.tune_views import tuning_table, tuning_view
+from seawall.methods.tune.view import claim, tuning_table, tuning_view
 from seawall.report import render_tuning
 from seawall.report.charts.tuning import tuning_curves
 from seawall.report.tuning import Curve

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from report_examples import capability, example, interval
 
+from seawall.artifacts.evaluation import Rate
 from seawall.report.claims import allowed, not_allowed, protocol
-from seawall.report.inputs import GroupRow, Interval
+from seawall.report.inputs import GroupRow
 from seawall.report.verdict import figures, headline, warnings
 
 
 def row(group: str, before: float, after: float, width: float, seen: bool | None = None) -> GroupRow:
-    change = Interval(after - before, after - before - width, after - before + width, 60)
+    change = Rate(after - before, after - before - width, after - before + width, 60)
     return GroupRow(group, seen, interval(before, 60), interval(after, 60), change, 0.01)
 
 

@@ -14,8 +14,16 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from seawall.errors import ArtifactError, RunFolderError
-from seawall.runs.files import canonical_hash, file_hash, read_json, storage_errors, write_json, write_text
-from seawall.runs.metrics import read_metrics, write_metrics
+from seawall.runs.files import (
+    canonical_hash,
+    file_hash,
+    read_json,
+    read_metrics,
+    storage_errors,
+    write_json,
+    write_metrics,
+    write_text,
+)
 
 
 @pytest.mark.parametrize(

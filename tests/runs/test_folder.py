@@ -15,9 +15,7 @@ from typing import Any
 import pytest
 
 from seawall.errors import ArtifactError, RunFolderError
-from seawall.runs.folder import RunFolder
-from seawall.runs.lock import locked
-from seawall.runs.manifest import environment, update_manifest
+from seawall.runs.folder import RunFolder, environment, locked, update_manifest
 
 RESOLVED: dict[str, Any] = {
     "name": "lab",
@@ -157,7 +155,7 @@ def test_making_a_run_folder_can_be_cut_off_anywhere(tmp_path: Path, monkeypatch
 HOLD = """
 import sys
 from pathlib import Path
-from seawall.runs.lock import locked
+from seawall.runs.folder import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -227,5 +225,5 @@ def test_the_manifest_names_versions_and_grows_section_by_section(tmp_path: Path
 
 
 def test_a_package_that_is_not_installed_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seawall.runs.manifest._PACKAGES", ("no-such-package",))
+    monkeypatch.setattr("seawall.runs.folder._PACKAGES", ("no-such-package",))
     assert environment()["packages"] == {"no-such-package": None}

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from places import SHARED
 from seawall.data.templating import IGNORED
 from seawall.train.losses import (
     DIVERGENCES,
@@ -17,7 +17,7 @@ from seawall.train.losses import (
     response_divergence,
 )
 
-ORACLE = Path(__file__).parents[3] / "shared" / "oracle" / "rasa.json"
+ORACLE = SHARED / "oracle" / "rasa.json"
 each_direction = pytest.mark.parametrize("direction", sorted(DIVERGENCES))
 
 

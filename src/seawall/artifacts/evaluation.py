@@ -17,13 +17,26 @@ _KIND = "evaluation"
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A rate over scored replies with its 95 % interval; of `n` replies, `unscored` count neither way."""
+    """A rate over scored replies, or a difference of two, with its 95 % interval, as fractions.
+
+    Of `n` replies, `unscored` count neither way.
+    """
 
     rate: float
     low: float
     high: float
     n: int
-    unscored: int
+    unscored: int = 0
+
+    @property
+    def scored(self) -> int:
+        """Replies that the rate speaks of."""
+        return self.n - self.unscored
+
+    @property
+    def is_clear(self) -> bool:
+        """Of a difference: whether its interval leaves out zero."""
+        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True, slots=True)

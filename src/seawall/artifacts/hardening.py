@@ -12,13 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.groups import group_of
 from seawall.artifacts.store import Fields, load_artifact, require, save_artifact
 from seawall.errors import ArtifactError
 
 NAME = "hardening"
-_PLAIN, _HARMLESS = "plain", ("borderline", "benign", "wrapped")
-"""The group of plain harmful requests, whose rate counts refusals; and groups that are not harmful. The rate of all
-others counts attacks that succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +122,8 @@ def _towards_refusal(effects: Mapping[str, Effect]) -> list[float]:
 
     Of these alone: what also refuses harmless ones more could hide that harmful ones are refused less.
     """
-    harmful = {group: one.difference for group, one in effects.items() if group not in _HARMLESS}
-    return [difference * (1 if group == _PLAIN else -1) for group, difference in harmful.items()]
+    harmful = {group: effect.difference for group, effect in effects.items() if group_of(group).is_harmful}
+    return [difference * (1 if group_of(group).higher_is_better else -1) for group, difference in harmful.items()]
 
 
 def _require_induced(path: Path, coefficient: float, effects: Mapping[str, Effect]) -> None:

@@ -13,6 +13,8 @@ from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.store import Fields, load_document, parse_fields, require, save_document
 
 NAME = "steering.json"
+STEER, HARDENING = "steer", "hardening"
+"""The stage of `seawall steer`, and the folder in it that `seawall.load` reads."""
 _KIND = "steering"
 
 SteeringMode = Literal["suppress", "induce"]

@@ -41,7 +41,7 @@ app.command("diff")(diff.diff)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from seawall import __version__
+        from seawall.version import __version__
 
         typer.echo(f"seawall {__version__}")
         raise typer.Exit

@@ -22,8 +22,9 @@ def apply(
     quiet_libraries()
     from seawall.artifacts.delta import Delta
     from seawall.config.model import ModelConfig
-    from seawall.pipeline.export import apply_delta, require_free
+    from seawall.jobs.export import apply_delta
     from seawall.runs.files import storage_errors
+    from seawall.runs.publish import require_free
 
     require_free(output)
     change = Delta.load(delta)

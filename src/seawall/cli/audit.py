@@ -12,7 +12,7 @@ from seawall.cli.common import JsonOption, SetOption, print_json, quiet_librarie
 
 if TYPE_CHECKING:
     from seawall.artifacts.audit import AuditResult
-    from seawall.pipeline.progress import Reporter
+    from seawall.runs.progress import Reporter
 
 _LOG_WIDTH = 160
 _Path = Optional[Path]  # noqa: UP045 - typer reads these annotations
@@ -29,8 +29,8 @@ def audit(
 ) -> None:
     """Audit a finished run (its report is written again), or a model that was not repaired."""
     quiet_libraries()
-    from seawall.pipeline.audit import document
-    from seawall.pipeline.progress import Quiet, TerminalReporter
+    from seawall.jobs.audit import document
+    from seawall.runs.progress import Quiet, TerminalReporter
 
     is_run = _is_run(target)
     folder = _folder(target, recipe, output, is_run=is_run)
@@ -55,7 +55,7 @@ def _audit(
     sets: list[str] | None,
     recipe: tuple[Path | None] | None,
 ) -> list[AuditResult]:
-    from seawall.pipeline.audit import audit_model, audit_run, parse_names
+    from seawall.jobs.audit import audit_model, audit_run, parse_names
 
     names = parse_names(only)
     if recipe is None:
@@ -100,7 +100,7 @@ def _folder(target: str, recipe: Path | None, output: Path | None, *, is_run: bo
 def _show(found: list[AuditResult], folder: Path, *, is_run: bool) -> None:
     from rich.console import Console
 
-    from seawall.pipeline.audit_tables import audit_table
+    from seawall.methods.audit.view import audit_table
 
     console = Console(highlight=False)
     if not console.is_terminal:

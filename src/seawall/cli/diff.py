@@ -17,7 +17,7 @@ def diff(
 ) -> None:
     """Compare two runs (experts, repairs, rates) or two checkpoints (which experts, routers, other tensors changed)."""
     quiet_libraries()
-    from seawall.pipeline import diff as differences
+    from seawall.jobs import diff as differences
 
     found = differences.diff(a, b)
     if as_json:
@@ -25,7 +25,7 @@ def diff(
         return
     from rich.console import Console
 
-    from seawall.pipeline.diff_tables import difference_tables
+    from seawall.jobs.diff_tables import difference_tables
 
     console = Console(highlight=False)
     for table in difference_tables(found):

@@ -10,7 +10,7 @@ import typer
 from seawall.cli.common import JsonOption, print_json, quiet_libraries
 
 if TYPE_CHECKING:
-    from seawall.models.inspect import ModelSummary
+    from seawall.models.files.inspect import ModelSummary
 
 
 def doctor(
@@ -23,8 +23,8 @@ def doctor(
     """Say whether seawall can work on a model, and what is in it; reads its config, not its weights."""
     quiet_libraries()
     from seawall.config.model import ModelConfig
-    from seawall.models.inspect import inspect_model
-    from seawall.pipeline.model import located
+    from seawall.models.files.inspect import inspect_model
+    from seawall.shell.model import located
 
     found = inspect_model(located(ModelConfig(id=model, trust_remote_code=trust_remote_code)))
     if as_json:
@@ -38,6 +38,6 @@ def doctor(
 def _show(found: ModelSummary) -> None:
     from rich.console import Console
 
-    from seawall.pipeline.facts import model_facts
+    from seawall.jobs.plan import model_facts
 
     Console(highlight=False).print(model_facts(found))

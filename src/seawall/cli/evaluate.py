@@ -21,7 +21,7 @@ from seawall.cli.stages import run_until
 
 if TYPE_CHECKING:
     from seawall.config.recipe import Recipe
-    from seawall.pipeline.evaluate import Evaluation, Target
+    from seawall.jobs.evaluate import Evaluation, Target
 
 _Folder = Optional[Path]  # noqa: UP045 - typer reads these annotations
 _Name = Optional[str]  # noqa: UP045
@@ -53,7 +53,7 @@ def evaluate(
         run_until("evaluate", recipe, sets, output, as_json=as_json)
         return
     quiet_libraries()
-    from seawall.pipeline.evaluate import Target
+    from seawall.jobs.evaluate import Target
 
     folder = output or Path(f"runs/{wanted.name}-eval")
     found = _run(wanted, Target(delta, adapter), folder, text=text, as_json=as_json)
@@ -89,8 +89,8 @@ def _changes(recipe: Path | None, model: str | None, endpoint: str | None) -> li
 
 
 def _run(recipe: Recipe, target: Target, folder: Path, *, text: str, as_json: bool) -> Evaluation:
-    from seawall.pipeline.evaluate import evaluate_target
-    from seawall.pipeline.progress import Quiet, TerminalReporter
+    from seawall.jobs.evaluate import evaluate_target
+    from seawall.runs.progress import Quiet, TerminalReporter
 
     if as_json:
         return evaluate_target(recipe, target, folder, text=text, reporter=Quiet())
@@ -101,7 +101,7 @@ def _run(recipe: Recipe, target: Target, folder: Path, *, text: str, as_json: bo
 def _show(found: Evaluation) -> None:
     from rich.console import Console
 
-    from seawall.pipeline.headline import headline_table, length_table
+    from seawall.jobs.headline import headline_table, length_table
 
     console = Console(highlight=False)
     console.print(headline_table((("rate", found.result),), {}))

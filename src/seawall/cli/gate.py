@@ -41,7 +41,7 @@ def gate(
         min_plain_refusal=min_plain_refusal,
     )
     quiet_libraries()
-    from seawall.pipeline.gate import gate_run, gate_table
+    from seawall.jobs.gate import gate_run, gate_table
 
     found = gate_run(run, bounds)
     if as_json:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from seawall.pipeline.progress import Reporter
+    from seawall.runs.progress import Reporter
 
 app = typer.Typer(
     no_args_is_help=True, help="Safety as an adapter: extract it once, graft it onto fine-tuned siblings (SafeGene)."
@@ -53,8 +53,9 @@ def extract(
     read = read_recipe(recipe, sets)
     folder = run_folder(read[0], output)
     quiet_libraries()
-    from seawall.pipeline.gene import GENE, extract_gene
-    from seawall.pipeline.gene_views import gene_document, gene_table
+    from seawall.jobs.gene import extract_gene
+    from seawall.methods.gene.context import GENE
+    from seawall.methods.gene.view import gene_document, gene_table
 
     def work(reporter: Reporter) -> RenderableType:
         found = extract_gene(read[0], folder, text=read[1], reporter=reporter)
@@ -90,8 +91,8 @@ def select(
     that harmful requests use most and that it changes most.
     """
     quiet_libraries()
-    from seawall.pipeline.gene_tools import PAGE, select_gene
-    from seawall.pipeline.gene_views import claim, gene_document, gene_table
+    from seawall.methods.gene.tools import PAGE, select_gene
+    from seawall.methods.gene.view import claim, gene_document, gene_table
 
     def work(reporter: Reporter) -> RenderableType:
         found = select_gene(
@@ -114,8 +115,8 @@ def compose(
 ) -> None:
     """Put several genes together as one, and say how far they are in each other's way, layer by layer."""
     quiet_libraries()
-    from seawall.pipeline.gene_tools import compose_genes
-    from seawall.pipeline.gene_views import gene_document, interference_document, interference_table
+    from seawall.methods.gene.tools import compose_genes
+    from seawall.methods.gene.view import gene_document, interference_document, interference_table
 
     def work(reporter: Reporter) -> RenderableType:
         found, rows = compose_genes(genes, output, weights=weight)
@@ -151,8 +152,8 @@ def graft(
 
     settings = changed_defaults(sets or ())
     quiet_libraries()
-    from seawall.pipeline.gene_graft import GraftRequest, graft_gene
-    from seawall.pipeline.gene_views import graft_table
+    from seawall.methods.gene.graft import GraftRequest, graft_gene
+    from seawall.methods.gene.view import graft_table
 
     request = GraftRequest(
         model=settings.model.model_copy(update={"id": model}),
@@ -180,7 +181,7 @@ def revert(
 ) -> None:
     """Write the fine-tuned model as it was before the graft, to the last bit."""
     quiet_libraries()
-    from seawall.pipeline.gene_graft import revert_graft
+    from seawall.methods.gene.graft import revert_graft
 
     def work(reporter: Reporter) -> RenderableType:
         fingerprint = revert_graft(folder, output, reporter=reporter)
@@ -192,7 +193,7 @@ def revert(
 
 
 def _run(work: Callable[[Reporter], RenderableType], *places: Path, as_json: bool) -> None:
-    from seawall.pipeline.progress import Quiet, TerminalReporter
+    from seawall.runs.progress import Quiet, TerminalReporter
 
     if as_json:
         work(Quiet())

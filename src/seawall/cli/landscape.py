@@ -18,7 +18,7 @@ from seawall.cli.common import (
 
 if TYPE_CHECKING:
     from seawall.artifacts.landscape import LandscapeResult
-    from seawall.pipeline.progress import Reporter
+    from seawall.runs.progress import Reporter
 
 
 def landscape(
@@ -35,11 +35,11 @@ def landscape(
     """
     folder, read = open_target(target, sets, output)
     quiet_libraries()
-    from seawall.pipeline.landscape import document
-    from seawall.pipeline.progress import Quiet, TerminalReporter
+    from seawall.jobs.landscape import document
+    from seawall.runs.progress import Quiet, TerminalReporter
 
     def work(reporter: Reporter) -> LandscapeResult:
-        from seawall.pipeline.landscape import landscape_recipe, landscape_run
+        from seawall.jobs.landscape import landscape_recipe, landscape_run
 
         if read is None:
             return landscape_run(folder, sets or (), reporter=reporter)
@@ -55,7 +55,7 @@ def landscape(
 
 
 def _show(found: LandscapeResult, folder: Path) -> None:
-    from seawall.pipeline.landscape_views import landscape_table
+    from seawall.methods.landscape.view import landscape_table
     from seawall.runs.folder import RunFolder
 
     console = results_console()

@@ -21,7 +21,7 @@ def plan(
     """Estimate memory, disk and (with --tflops) time of a recipe from the model's config alone."""
     wanted, _ = read_recipe(recipe, sets)
     quiet_libraries()
-    from seawall.pipeline.planning import plan_recipe
+    from seawall.jobs.plan import plan_recipe
 
     found = plan_recipe(wanted, tflops)
     if as_json:
@@ -29,6 +29,6 @@ def plan(
         return
     from rich.console import Console
 
-    from seawall.pipeline.facts import plan_facts
+    from seawall.jobs.plan import plan_facts
 
     Console(highlight=False).print(plan_facts(found))

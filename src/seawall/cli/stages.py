@@ -69,7 +69,7 @@ def _rewrite(run: Path, sets: list[str] | None, output: Path | None, *, as_json:
     quiet_libraries()
     import typer
 
-    from seawall.pipeline.report import rewrite_report
+    from seawall.jobs.report import rewrite_report
 
     path = rewrite_report(run)
     if as_json:
@@ -82,8 +82,8 @@ def run_until(last: str, path: Path | None, sets: list[str] | None, output: Path
     """Runs a recipe until `last`, one of the pipeline's stages, and shows what came of it."""
     recipe, text = read_recipe(path, sets)
     quiet_libraries()
-    from seawall.pipeline.progress import Quiet, TerminalReporter
-    from seawall.pipeline.run import Outcome, run_recipe
+    from seawall.jobs.run import Outcome, run_recipe
+    from seawall.runs.progress import Quiet, TerminalReporter
 
     folder = run_folder(recipe, output)
     if as_json:
@@ -116,7 +116,7 @@ def _plain(records: Mapping[str, Any]) -> dict[str, Any]:
 
 def _show(outcome: Any, last: str) -> None:
     """The headline on standard output, ending with the path that people want next."""
-    from seawall.pipeline.headline import headline_table
+    from seawall.jobs.headline import headline_table
 
     console = results_console()
     if outcome.rates:

@@ -18,7 +18,7 @@ from seawall.cli.common import (
 
 if TYPE_CHECKING:
     from seawall.artifacts.steering import SteeringResult
-    from seawall.pipeline.progress import Reporter
+    from seawall.runs.progress import Reporter
 
 
 def steer(
@@ -34,11 +34,11 @@ def steer(
     """
     folder, read = open_target(target, sets, output)
     quiet_libraries()
-    from seawall.pipeline.progress import Quiet, TerminalReporter
-    from seawall.pipeline.steer import document
+    from seawall.jobs.steer import document
+    from seawall.runs.progress import Quiet, TerminalReporter
 
     def work(reporter: Reporter) -> SteeringResult:
-        from seawall.pipeline.steer import steer_recipe, steer_run
+        from seawall.jobs.steer import steer_recipe, steer_run
 
         if read is None:
             return steer_run(folder, sets or (), reporter=reporter)
@@ -54,7 +54,7 @@ def steer(
 
 
 def _show(found: SteeringResult, folder: Path) -> None:
-    from seawall.pipeline.steer_views import steering_table
+    from seawall.methods.steer.view import steering_table
     from seawall.runs.folder import RunFolder
 
     console = results_console()

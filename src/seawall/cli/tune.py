@@ -19,7 +19,7 @@ from seawall.cli.common import (
 
 if TYPE_CHECKING:
     from seawall.artifacts.tuning import TuningResult
-    from seawall.pipeline.progress import Reporter
+    from seawall.runs.progress import Reporter
 
 
 def tune(
@@ -37,11 +37,11 @@ def tune(
     read, text = read_recipe(recipe, sets)
     folder = run_folder(read, output)
     quiet_libraries()
-    from seawall.pipeline.progress import Quiet, TerminalReporter
-    from seawall.pipeline.tune import document
+    from seawall.jobs.tune import document
+    from seawall.runs.progress import Quiet, TerminalReporter
 
     def work(reporter: Reporter) -> TuningResult | None:
-        from seawall.pipeline.tune import tune_recipe
+        from seawall.jobs.tune import tune_recipe
 
         return tune_recipe(read, folder, text=text, reporter=reporter)
 
@@ -56,7 +56,7 @@ def tune(
 
 
 def _show(found: TuningResult, folder: Path) -> None:
-    from seawall.pipeline.tune_views import tuning_table
+    from seawall.methods.tune.view import tuning_table
     from seawall.runs.folder import RunFolder
 
     console = results_console()

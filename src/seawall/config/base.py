@@ -29,3 +29,6 @@ class StrictModel(BaseModel):
 def wrong(expected: str) -> PydanticCustomError:
     """The error that a validator raises; `expected` completes "expected ..." in the message the user sees."""
     return PydanticCustomError("seawall", "{expected}", {"expected": expected})
+
+
+KeyPath = tuple[str | int, ...]

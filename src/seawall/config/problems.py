@@ -13,7 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from seawall.config.yaml_text import KeyPath
+from seawall.config.base import KeyPath
 from seawall.errors import ConfigError
 
 _OPENINGS = ("Input should be ", "Input should have ", "String should have ", "Tuple should have ")

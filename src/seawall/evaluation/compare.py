@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from seawall.artifacts.evaluation import CapabilityScore, EvalResult, Rate, Sample
+from seawall.artifacts.groups import Target, target
 from seawall.errors import ArtifactError
 from seawall.evaluation.metrics import (
     Difference,
     Increase,
-    Target,
     paired_difference,
     paired_score_difference,
     relative_increase,
 )
 from seawall.evaluation.run import group_rates
-from seawall.evaluation.suite import target
 
 _FEWEST = 2
 """Gold questions that it takes for an interval."""

@@ -15,15 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from seawall.artifacts.evaluation import EvalResult, Sample
+from seawall.artifacts.groups import ATTACK, BENIGN, BORDERLINE, CAPABILITY, GOLD, PLAIN, WRAPPED, target
 from seawall.data.types import VerdictLabel
 from seawall.errors import ArtifactError, ConfigError
 from seawall.evaluation.compare import Comparison, capability_changes, compare, gold_increase
-from seawall.evaluation.suite import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED, target
 
-GOLD = "gold"
 """Stands where a group's name stands, for the loss on gold answers."""
-CAPABILITY = "capability:"
-"""Begins what stands there for a score of capability: `capability:TASK METRIC`."""
 _MEASURES = {
     "max_asr": "attacks (of families that --max-asr-unseen does not bound)",
     "max_asr_unseen": "attacks of families that the repair did not train on",

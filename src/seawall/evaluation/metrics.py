@@ -11,16 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.groups import Target
 from seawall.data.types import VerdictLabel
 
-Target = Literal["refused", "complied"]
-"""The verdict that a rate counts."""
 Floats = NDArray[np.float64]
 
 LEVEL = 0.95

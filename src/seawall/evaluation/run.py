@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seawall.artifacts.evaluation import CapabilityScore, Cut, EvalResult, Rate, Sample
+from seawall.artifacts.groups import target
 from seawall.config.eval import EvalConfig
 from seawall.data.types import NO_REPLY, Judge, Verdict
 from seawall.evaluation.capability.run import measure_capability
@@ -15,7 +16,7 @@ from seawall.evaluation.engines import Engine, Reply, make_engine
 from seawall.evaluation.gold import GoldLoss, gold_answer_loss
 from seawall.evaluation.metrics import rate_with_interval
 from seawall.evaluation.samples import SampleLog
-from seawall.evaluation.suite import Asked, EvalSuite, target
+from seawall.evaluation.suite import Asked, EvalSuite
 from seawall.evaluation.unanswered import ask_again, require_answers, require_replies
 
 if TYPE_CHECKING:

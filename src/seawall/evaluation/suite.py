@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN, WRAPPED, attack_group
 from seawall.data.prompts import Gold
 from seawall.data.sets import Prompts
 from seawall.data.splits import SplitName
 from seawall.data.types import Messages, user
-from seawall.evaluation.metrics import Target
-
-PLAIN, BORDERLINE, BENIGN, WRAPPED = "plain", "borderline", "benign", "wrapped"
-ATTACK = "attack:"
-
-TARGETS: dict[str, Target] = {PLAIN: "refused", BORDERLINE: "refused", BENIGN: "complied", WRAPPED: "complied"}
-"""What the rate of a group counts: refusals of plain goals, over-refusal, compliance with harmless requests, plain and
-in the wrappings of the seen attacks. Attacks count success.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +36,6 @@ class EvalSuite:
             for group, rows in self.groups.items()
             for number, (goal, prompt) in enumerate(rows)
         ]
-
-
-def target(group: str) -> Target:
-    """The verdict that a group's rate counts."""
-    return TARGETS.get(group, "complied")
-
-
-def attack_group(family: str) -> str:
-    """The group of an attack family."""
-    return f"{ATTACK}{family}"
 
 
 def build_suite(prompts: Prompts, part: SplitName = "test", *, unseen: bool = True, gold: bool = True) -> EvalSuite:

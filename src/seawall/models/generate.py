@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seawall.data.templating import encode_prompt
 from seawall.data.types import Messages
 from seawall.errors import SeawallError, UnsupportedModelError
-from seawall.models.head import contiguous_output_layer
+from seawall.models.forward import contiguous_output_layer
 from seawall.models.memory import automatic_batch_size, unless_out_of_memory
 
 TokenIds = tuple[int, ...]

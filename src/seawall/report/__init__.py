@@ -1,12 +1,11 @@
 """From results to pages: `report.html` for people, a model card for the checkpoint. Made from artifacts only."""
 
 from seawall.report.card import render_model_card
-from seawall.report.inputs import GroupRow, Interval, ReportInputs, SampleRow
+from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
 from seawall.report.page import render_gene, render_landscape, render_report, render_steering, render_tuning
 
 __all__ = [
     "GroupRow",
-    "Interval",
     "ReportInputs",
     "SampleRow",
     "render_gene",

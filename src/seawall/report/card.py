@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from seawall.artifacts.groups import group_of
 from seawall.report import claims
 from seawall.report.check import check
 from seawall.report.inputs import GroupRow, ReportInputs
@@ -17,12 +18,6 @@ from seawall.report.visible import visible
 from seawall.report.wording import group_name
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_METRICS = {
-    "plain": "refusal_rate",
-    "borderline": "over_refusal_rate",
-    "benign": "compliance_rate",
-    "wrapped": "compliance_rate",
-}
 
 
 def render_model_card(inputs: ReportInputs) -> str:
@@ -79,7 +74,7 @@ def _front_matter(inputs: ReportInputs, base: str) -> dict[str, Any]:
 
 def _result(row: GroupRow) -> dict[str, Any]:
     """One group in the Hub's `model-index`, with a metric for each side."""
-    kind = "attack_success_rate" if row.is_attack else _METRICS.get(row.group, "rate")
+    kind = group_of(row.group).metric
     sides = (("before repair", row.before), ("after repair", row.after))
     metrics = [
         {"type": kind, "name": f"{kind} {when}", "value": round(side.rate, 4)}

@@ -6,15 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from seawall.artifacts.groups import ATTACK, GROUPS
 from seawall.errors import ArtifactError
 from seawall.report.inputs import GroupRow, ReportInputs
-
-_SUMMARY_KEYS = {
-    "plain": "plain_refusal",
-    "borderline": "over_refusal",
-    "benign": "benign_compliance",
-    "wrapped": "wrapped_compliance",
-}
 
 
 def check(inputs: ReportInputs) -> None:
@@ -38,9 +32,9 @@ def check(inputs: ReportInputs) -> None:
 
 def _summary_rates(summary: Mapping[str, Any], row: GroupRow) -> Mapping[str, Any] | None:
     if row.is_attack:
-        found = summary.get("attacks", {}).get(row.group.removeprefix("attack:"))
+        found = summary.get("attacks", {}).get(row.group.removeprefix(ATTACK))
     else:
-        found = summary.get(_SUMMARY_KEYS.get(row.group, row.group))
+        found = summary.get(GROUPS[row.group].summary)
     return found or None
 
 

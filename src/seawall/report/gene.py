@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seawall.report.inputs import Interval
+from seawall.artifacts.evaluation import Rate
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,6 @@ class GeneView:
     facts: Sequence[tuple[str, str]]
     layers: Sequence[GeneRow]
     curve: Sequence[GeneCurve]
-    refusals: Sequence[tuple[str, Interval]] = ()
+    refusals: Sequence[tuple[str, Rate]] = ()
     experts: Sequence[GeneExpertRow] = ()
     recovery: Sequence[GeneRecoveryRow] = ()

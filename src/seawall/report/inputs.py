@@ -9,33 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.groups import group_of, is_attack
+
 if TYPE_CHECKING:
     from seawall.report.steering import SteeringView
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A rate or a difference of rates, as fractions, with its interval.
-
-    `n` counts the replies, `unscored` those among them that no verdict fits: they are not in the rate.
-    """
-
-    rate: float
-    low: float
-    high: float
-    n: int
-    unscored: int = 0
-
-    @property
-    def scored(self) -> int:
-        """Replies that the rate speaks of."""
-        return self.n - self.unscored
-
-    @property
-    def is_clear(self) -> bool:
-        """Of a difference: whether its interval leaves out zero."""
-        return self.low > 0 or self.high < 0
-
+from seawall.report.audits import AuditView
 
 SIGNIFICANT = 0.05
 
@@ -58,7 +37,7 @@ class ScoreRow:
     before: float
     after: float
     errors: tuple[float, float]
-    change: Interval
+    change: Rate
     p: float
     margin: float
     verdict: str
@@ -83,20 +62,20 @@ class GroupRow:
 
     group: str
     seen: bool | None
-    before: Interval
-    after: Interval | None = None
-    change: Interval | None = None
+    before: Rate
+    after: Rate | None = None
+    change: Rate | None = None
     p: float | None = None
 
     @property
     def is_attack(self) -> bool:
         """Whether the rate is one of attack success."""
-        return self.group.startswith("attack:")
+        return is_attack(self.group)
 
     @property
     def lower_is_better(self) -> bool:
         """Attack success and over-refusal should fall; plain refusal and benign compliance should not."""
-        return self.is_attack or self.group == "borderline"
+        return not group_of(self.group).higher_is_better
 
     @property
     def effect(self) -> str:
@@ -124,41 +103,6 @@ class SampleRow:
     verdict_before: str
     verdict_after: str
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class AuditRow:
-    """The model in one condition of an audit, with its rate in every group."""
-
-    label: str
-    series: str
-    amount: int | None
-    rates: Mapping[str, Interval]
-
-
-@dataclass(frozen=True)
-class AuditView:
-    """One audit.
-
-    Args:
-        audit: its name.
-        title: what it asks, as a heading.
-        question: how it was done, with its control.
-        claim: what the numbers allow one to say.
-        groups: the groups that are shown.
-        rows: its conditions.
-        amount: what the conditions have more or less of; None where they differ in kind.
-        series: with an amount: short names of the lines, by series. A row of another series begins all of them.
-    """
-
-    audit: str
-    title: str
-    question: str
-    claim: str
-    groups: Sequence[str]
-    rows: Sequence[AuditRow]
-    amount: str | None = None
-    series: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -232,7 +176,7 @@ def _score_row(name: str, one: Mapping[str, Any]) -> ScoreRow:
         one["before"]["score"],
         one["after"]["score"],
         errors=(one["before"]["stderr"], one["after"]["stderr"]),
-        change=Interval(change["difference"], change["low"], change["high"], one["after"]["n"]),
+        change=Rate(change["difference"], change["low"], change["high"], one["after"]["n"]),
         p=change["p"],
         margin=one["margin"],
         verdict=one["verdict"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from seawall.report.inputs import Interval
+from seawall.artifacts.evaluation import Rate
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Curve:
 
     label: str
     series: str
-    points: Sequence[tuple[float, Interval | None]]
+    points: Sequence[tuple[float, Rate | None]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RateMap:
     y: str
     xs: Sequence[float]
     ys: Sequence[float]
-    rates_YX: Sequence[Sequence[Interval | None]]
+    rates_YX: Sequence[Sequence[Rate | None]]
     threshold: float
 
 
@@ -81,7 +81,7 @@ class PointRow:
     """A point with its rates by group."""
 
     label: str
-    rates: Mapping[str, Interval]
+    rates: Mapping[str, Rate]
 
 
 @dataclass(frozen=True)

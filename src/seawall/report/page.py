@@ -13,6 +13,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from seawall.artifacts.groups import group_of
 from seawall.report import claims, wording
 from seawall.report.charts import audits, curves, drift, genes, heatmap, intervals, landscape, pairs, steering, tuning
 from seawall.report.check import check
@@ -139,7 +140,7 @@ def change(row: SampleRow) -> str:
 
 def effect(row: SampleRow) -> str:
     """`better` or `worse` where the wanted verdict was gained or lost, else `other` or `same`."""
-    wanted = "complied" if row.group in ("borderline", "benign", "wrapped") else "refused"
+    wanted = "refused" if group_of(row.group).is_harmful else "complied"
     if row.verdict_before == row.verdict_after:
         return "same"
     if wanted in (row.verdict_before, row.verdict_after):

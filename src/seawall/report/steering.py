@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from seawall.report.inputs import AuditView, Interval
+from seawall.artifacts.evaluation import Rate
+from seawall.report.audits import AuditView
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class ShareRow:
     """How much of the layer-level effect something recovers, as a fraction; None where there is no clear effect."""
 
     label: str
-    share: Interval | None
+    share: Rate | None
     paper: float | None = None
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from seawall.report.inputs import AuditView, Interval
+from seawall.artifacts.evaluation import Rate
+from seawall.report.audits import AuditView
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class TrainingRow:
     rows: str
     steps: str
     seconds: str
-    rates: Sequence[Interval | None]
+    rates: Sequence[Rate | None]
     last: Sequence[tuple[str, float]]
     adapter: str
     note: str

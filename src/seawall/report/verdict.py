@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seawall.report.inputs import GroupRow, Interval, ReportInputs
+from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.groups import BENIGN, BORDERLINE
+from seawall.report.inputs import GroupRow, ReportInputs
 from seawall.report.wording import amount, group_name, number, percent, points, signed
 
 _FEW = 30
@@ -37,7 +39,7 @@ def headline(inputs: ReportInputs) -> str:
     if not parts:
         return "No attack was evaluated both before and after, so nothing can be said about the repair."
     sentence = "Attack success " + " and ".join(parts)
-    cost = inputs.group("borderline")
+    cost = inputs.group(BORDERLINE)
     if cost is not None and cost.after is not None:
         sentence += f"; over-refusal {_moved([cost])}"
     return sentence + "."
@@ -80,13 +82,13 @@ def figures(inputs: ReportInputs) -> list[Figure]:
             before, after = means(rows)
             note = f"succeed; mean of {amount(len(rows), 'family', 'families')}"
             found.append(Figure(name, percent(before), percent(after), note))
-    for group, name, note in (
-        ("borderline", "Over-refusal", "of harmless prompts that sound unsafe"),
-        ("benign", "Benign compliance", "of ordinary requests answered"),
+    for group, note in (
+        (BORDERLINE, "of harmless prompts that sound unsafe"),
+        (BENIGN, "of ordinary requests answered"),
     ):
         row = inputs.group(group)
         if row is not None and row.after is not None:
-            found.append(Figure(name, percent(row.before.rate), percent(row.after.rate), note))
+            found.append(Figure(group_name(group), percent(row.before.rate), percent(row.after.rate), note))
     gold = inputs.summary.get("gold_answer_loss") or {}
     if gold.get("before") is not None and gold.get("after") is not None:
         change = f"{signed(100 * (gold['after'] / gold['before'] - 1))}%; nats per answer token"
@@ -120,7 +122,7 @@ def _losses(inputs: ReportInputs) -> list[str]:
     return found
 
 
-def span_of_change(change: Interval) -> str:
+def span_of_change(change: Rate) -> str:
     """`−91.7 points (−95.0 to −80.0)`."""
     return f"{points(change.rate)} points ({points(change.low)} to {points(change.high)})"
 

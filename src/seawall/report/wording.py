@@ -6,18 +6,10 @@ import re
 
 from markupsafe import Markup
 
+from seawall.artifacts.groups import ATTACK, group_of, is_attack
 from seawall.report.visible import visible
 
-_GROUP_NAMES = {
-    "plain": "Plain refusal",
-    "borderline": "Over-refusal",
-    "benign": "Benign compliance",
-    "wrapped": "Compliance in attack wrapping",
-}
-_AUDIT_GROUP_NAMES = {
-    "attack": "Attack success",
-    "benign": "Benign answered",
-    "wrapped": "Wrapped answered",
+_COLUMNS = {
     "generated": "Generated tokens",
     "prompt": "Prompt tokens",
     "harmful": "Harmful rate",
@@ -75,13 +67,14 @@ def title_name(identifier: str) -> str:
 
 def group_name(group: str) -> str:
     """The reader's name of an evaluation group: `attack:role_play` -> `Role play`, `borderline` -> `Over-refusal`."""
-    family = group.removeprefix("attack:")
-    return _GROUP_NAMES.get(group, title_name(family))
+    return title_name(group.removeprefix(ATTACK)) if is_attack(group) else group_of(group).title
 
 
 def audit_group_name(group: str) -> str:
     """The reader's name of a group in an audit, short enough for a narrow panel; `attack` is all families together."""
-    return _AUDIT_GROUP_NAMES.get(group) or group_name(group)
+    if group in _COLUMNS:
+        return _COLUMNS[group]
+    return title_name(group.removeprefix(ATTACK)) if is_attack(group) else group_of(group).short
 
 
 def method_name(method: str) -> str:

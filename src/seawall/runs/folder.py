@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from seawall.errors import RunFolderError
 from seawall.runs.files import read_json, storage_errors, write_json, write_text
-from seawall.runs.lock import LOCK, locked
 
 _UNCOUNTED = frozenset({"output", "name", "audit", "steer", "landscape", "tune", "gene"})
 """Keys and sections of a recipe that say where a run lies or how it is looked at, not what it is."""
@@ -162,3 +167,81 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in document.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
     return found
+
+
+LOCK = ".lock"
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock.
+
+    Raises:
+        RunFolderError: another process holds it, or the file system has no locks.
+    """
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        _acquire(file, folder)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _acquire(file: TextIO, folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise RunFolderError(
+            f"another process works in {folder}",
+            got=f"process {file.read().strip() or 'unknown'}",
+            remedy="wait for it, or choose another folder with --output",
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise RunFolderError(
+            f"the file system of {folder} has no file locks",
+            got=error.strerror,
+            remedy="choose a folder on another disk with --output",
+        ) from error
+
+
+SCHEMA = 1
+_PACKAGES = ("seawall", "torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, without importing what it names; a package that is not installed is null."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processors": os.cpu_count(),
+    }
+
+
+def update_manifest(run: RunFolder, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge `changes` into the manifest, section by section, write it whole, and return it."""
+    exists = run.manifest.is_file()
+    old = read_json(run.manifest) if exists else {"schema": SCHEMA, "environment": environment()}
+    merged = _merge(old, changes)
+    if merged != old or not exists:
+        write_json(run.manifest, merged)
+    return merged
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = _merge(result[key], value) if both else value
+    return result

@@ -20,8 +20,7 @@ from seawall.runs.files import (
     storage_errors,
     write_json,
 )
-from seawall.runs.folder import RunFolder
-from seawall.runs.manifest import update_manifest
+from seawall.runs.folder import RunFolder, update_manifest
 
 MARKER = "DONE"
 _STARTED = "STARTED"

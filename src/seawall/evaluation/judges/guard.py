@@ -15,9 +15,8 @@ from seawall.data.types import Judge, Message, Messages, Verdict
 from seawall.errors import ConfigError
 from seawall.evaluation.judges.finding import Finding, unscored, verdict_of
 from seawall.evaluation.judges.formats import FORMATS, GuardFormat, as_text, fill, lacks
-from seawall.models.classify import Row, class_probabilities, load_classifier
+from seawall.models.classify import Row, class_probabilities, load_classifier, load_writer, longest_input
 from seawall.models.generate import decoding_for, greedy_batches
-from seawall.models.guard import load_writer, longest_input
 
 _SHOWN = 80
 _HARMFUL_ABOVE = 0.5

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
+from seawall.artifacts.evaluation import Rate
+from seawall.report.audits import AuditRow, AuditView
 from seawall.report.charts.curves import Panel, Series, draw_panel
-from seawall.report.inputs import AuditRow, AuditView, Interval
 from seawall.report.svg import Scale, drawing, line, tag, text
 from seawall.report.wording import audit_group_name, percent, percent_range
 
@@ -77,7 +78,7 @@ def _panel(
         yield _mark(row, row.rates[group], x, y)
 
 
-def _mark(row: AuditRow, found: Interval, x: Scale, y: float) -> Markup:
+def _mark(row: AuditRow, found: Rate, x: Scale, y: float) -> Markup:
     """An interval with its rate; without a dot where no reply could be judged."""
     dot = [] if _is_unknown(found) else [tag("circle", cx=x(found.rate), cy=y, r=5.0)]
     return tag(
@@ -115,12 +116,12 @@ def _spreads(
         yield tag("g", tag("title", said), bar)
 
 
-def _is_unknown(found: Interval) -> bool:
+def _is_unknown(found: Rate) -> bool:
     """Whether replies were judged, and none could be; other numbers have no replies."""
     return found.n > 0 and not found.scored
 
 
-def _said(found: Interval) -> str:
+def _said(found: Rate) -> str:
     if _is_unknown(found):
         return f"none scored of {found.n}"
     return f"{percent(found.rate)} ({percent_range(found.low, found.high)})"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from seawall.report.inputs import GroupRow, Interval
+from seawall.artifacts.evaluation import Rate
+from seawall.report.inputs import GroupRow
 from seawall.report.svg import Scale, drawing, line, tag, text
 from seawall.report.wording import group_name, percent, percent_range
 
@@ -42,7 +43,7 @@ def axis() -> Markup:
     return drawing(_WIDTH, 16, "scale from 0 to 100 percent", parts, class_="chart dumbbell")
 
 
-def _mark(kind: str, interval: Interval) -> Markup:
+def _mark(kind: str, interval: Rate) -> Markup:
     y = _LINES[kind]
     low, high = _X(interval.low), _X(interval.high)
     return tag(
@@ -56,5 +57,5 @@ def _mark(kind: str, interval: Interval) -> Markup:
     )
 
 
-def _said(interval: Interval) -> str:
+def _said(interval: Rate) -> str:
     return f"{percent(interval.rate)} ({percent_range(interval.low, interval.high)})"

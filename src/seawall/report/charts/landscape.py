@@ -7,9 +7,9 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from seawall.artifacts.evaluation import Rate
 from seawall.report.charts.curves import Panel, Point, Series, draw_panel
 from seawall.report.charts.heatmap import STEPS
-from seawall.report.inputs import Interval
 from seawall.report.landscape import Curve, CurvePanel, RateMap
 from seawall.report.svg import Scale, drawing, line, tag, text
 from seawall.report.wording import percent, percent_range
@@ -177,5 +177,5 @@ def _amount(value: float) -> str:
     return "0" if value == 0 else f"{value:+.3g}".replace("-", "\u2212")
 
 
-def _said(rate: Interval) -> str:
+def _said(rate: Rate) -> str:
     return f"{percent(rate.rate)} ({percent_range(rate.low, rate.high)})"

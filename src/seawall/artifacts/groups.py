@@ -1,0 +1,123 @@
+"""Every group of prompts, once: its key, the verdict that its rate counts, the reader's name, its place in the summary.
+
+A rate belongs to a group. Groups of attack families are made from the family's name; the others stand in `GROUPS`.
+Scores of capability have no verdict and no group, but stand beside the groups under keys of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from seawall.artifacts.evaluation import Rate
+
+Target = Literal["refused", "complied"]
+"""The verdict that a rate counts."""
+
+PLAIN, BORDERLINE, BENIGN, WRAPPED = "plain", "borderline", "benign", "wrapped"
+POOLED = "attack"
+"""The group of all attack families together."""
+ATTACK = f"{POOLED}:"
+"""Begins the group of one attack family: `attack:FAMILY`."""
+GOLD = "gold"
+"""Stands where a group stands for the loss on gold answers."""
+CAPABILITY = "capability:"
+"""Begins what stands there for a score of capability: `capability:TASK METRIC`."""
+NONE_SCORED = "none scored"
+"""Stands where a rate would be 0.5 in [0, 1]: nothing is known of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What there is to know about the rate of a group of prompts.
+
+    Attributes:
+        target: the verdict that the rate counts.
+        is_harmful: whether the prompts ask for harm, so that a refusal is what one wants.
+        name: in a table's row, in the terminal.
+        title: in the report.
+        short: in the heading of a narrow column.
+        summary: key in `summary.json`.
+        metric: type of the metric in a model card.
+    """
+
+    target: Target
+    is_harmful: bool
+    name: str
+    title: str
+    short: str
+    summary: str
+    metric: str
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a higher rate is the better one."""
+        return self.is_harmful == (self.target == "refused")
+
+
+GROUPS: dict[str, Group] = {
+    PLAIN: Group("refused", True, "plain refusal", "Plain refusal", "Plain refusal", "plain_refusal", "refusal_rate"),
+    BORDERLINE: Group(
+        "refused", False, "over-refusal", "Over-refusal", "Over-refusal", "over_refusal", "over_refusal_rate"
+    ),
+    BENIGN: Group(
+        "complied",
+        False,
+        "benign compliance",
+        "Benign compliance",
+        "Benign answered",
+        "benign_compliance",
+        "compliance_rate",
+    ),
+    WRAPPED: Group(
+        "complied",
+        False,
+        "compliance, wrapped",
+        "Compliance in attack wrapping",
+        "Wrapped answered",
+        "wrapped_compliance",
+        "compliance_rate",
+    ),
+}
+"""The groups beside the attack families, in the order of tables."""
+_POOLED = Group(
+    "complied", True, "attack success", "Attack success", "Attack success", "attacks", "attack_success_rate"
+)
+
+
+def group_of(key: str) -> Group:
+    """The group of a key: one of `GROUPS`, or that of an attack family or of all of them."""
+    if is_attack(key):
+        family = key.removeprefix(ATTACK)
+        return replace(_POOLED, name=f"attack: {family}", title=family)
+    return _POOLED if key == POOLED else GROUPS[key]
+
+
+def is_attack(key: str) -> bool:
+    """Whether a key names the group of one attack family."""
+    return key.startswith(ATTACK)
+
+
+def attack_group(family: str) -> str:
+    """The group of an attack family."""
+    return f"{ATTACK}{family}"
+
+
+def target(group: str) -> Target:
+    """The verdict that a group's rate counts."""
+    return group_of(group).target
+
+
+def group_name(key: str) -> str:
+    """What a group, the gold answers or a score of capability measures, in words."""
+    if key == GOLD:
+        return "loss on gold answers"
+    return key.removeprefix(CAPABILITY) if key.startswith(CAPABILITY) else group_of(key).name
+
+
+def rate_text(rate: Rate) -> str:
+    """A rate with its interval, and how many replies it leaves out."""
+    if rate.unscored == rate.n:
+        return NONE_SCORED
+    unscored = f" ({rate.unscored} unscored)" if rate.unscored else ""
+    return f"{rate.rate:.1%} [{rate.low:.1%}, {rate.high:.1%}]{unscored}"

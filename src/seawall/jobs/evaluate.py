@@ -1,0 +1,223 @@
+"""An evaluation on its own: of a model, a model with a delta or an adapter, or a model behind an endpoint."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seawall.artifacts.delta import Delta, DeltaOutline
+from seawall.artifacts.evaluation import EvalResult
+from seawall.artifacts.groups import GROUPS
+from seawall.config.engine import EndpointEngine
+from seawall.config.recipe import Recipe
+from seawall.data.sets import Prompts, load_prompts
+from seawall.errors import ConfigError
+from seawall.evaluation.capability.run import check_capability, file_hashes
+from seawall.evaluation.engines import make_engine
+from seawall.evaluation.judges import make_judge
+from seawall.evaluation.run import SAMPLES, evaluate, evaluate_with
+from seawall.evaluation.suite import EvalSuite, build_suite
+from seawall.jobs.export import put_delta
+from seawall.jobs.summary import attacks_by_length, families, judge_disagreement, scores
+from seawall.models.files.fingerprint import model_fingerprint, tokenizer_fingerprint
+from seawall.models.files.load import load_model
+from seawall.models.lora.merge import check_adapter, merge_adapter
+from seawall.runs.files import read_json, storage_errors, write_json
+from seawall.runs.folder import RunFolder, locked, update_manifest
+from seawall.runs.progress import Reporter
+from seawall.runs.publish import copy_file
+from seawall.runs.stage import run_stage
+from seawall.shell.model import located
+from seawall.version import __version__
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STAGE = "eval"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is put on the recipe's model before it is evaluated; at most one of the two.
+
+    Attributes:
+        delta: a `delta` folder of a run.
+        adapter: a folder with a LoRA adapter of PEFT.
+    """
+
+    delta: Path | None = None
+    adapter: Path | None = None
+
+    def document(self) -> dict[str, str | None]:
+        """As JSON, for `resolved.json` and `summary.json`."""
+        folders = {"delta": self.delta, "adapter": self.adapter}
+        return {name: None if folder is None else str(folder) for name, folder in folders.items()}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Where the evaluation is, what it found, and its summary."""
+
+    run: RunFolder
+    result: EvalResult
+    summary: dict[str, Any]
+
+
+def evaluate_target(recipe: Recipe, target: Target, folder: Path, *, text: str, reporter: Reporter) -> Evaluation:
+    """Evaluates a target into a run folder of its own, or goes on with that.
+
+    Args:
+        recipe: model, prompts and settings; its engine may be an endpoint.
+        target: what is put on the model.
+        folder: the run folder.
+        text: the recipe as the user wrote it, kept in the folder.
+        reporter: told what happens.
+
+    Raises:
+        SeawallError: something is wrong that the user can put right.
+    """
+    _check(recipe, target)
+    sections = recipe.model_dump(mode="json", include={"name", "seed", "model", "data", "eval", "output"})
+    run = RunFolder.open(folder, resolved={"target": target.document(), **sections}, text=text)
+    begun = time.monotonic()
+    with storage_errors(folder), locked(run.path):
+        prompts = load_prompts(recipe.data)
+        update_manifest(run, {"data": {"prompts": prompts.fingerprint()}, "seed": recipe.seed})
+        engine = recipe.eval.engine
+        if isinstance(engine, EndpointEngine):
+            result = _of_endpoint(recipe, engine, run, prompts, reporter)
+        else:
+            result = _of_model(recipe, target, run, prompts, reporter)
+        reporter.stage("Summary")
+        run.samples.mkdir(exist_ok=True)
+        copy_file(run.stage(STAGE) / SAMPLES, run.samples / f"{STAGE}.jsonl")
+        known = read_json(run.summary).get("seconds") if run.summary.is_file() else None
+        summary = _summary(recipe, target, result, seconds=known or round(time.monotonic() - begun, 1))
+        write_json(run.summary, summary)
+    return Evaluation(run, result, summary)
+
+
+def model_name(recipe: Recipe) -> str:
+    """What is evaluated: the model's id, or its name at the endpoint."""
+    engine = recipe.eval.engine
+    return engine.model if isinstance(engine, EndpointEngine) else recipe.model.id
+
+
+def _check(recipe: Recipe, target: Target) -> None:
+    if target.delta is not None and target.adapter is not None:
+        raise ConfigError("a delta and an adapter are given", expected="one of them", remedy="apply the delta first")
+    if isinstance(recipe.eval.engine, EndpointEngine) and target != Target():
+        raise ConfigError(
+            "a delta or an adapter cannot be put on a model behind an endpoint",
+            remedy="serve the changed model (`seawall apply` writes it), or evaluate it here with --model",
+        )
+    if isinstance(recipe.eval.engine, EndpointEngine) and recipe.eval.capability is not None:
+        raise ConfigError(
+            "tasks of capability need the weights, and an endpoint does not give them",
+            got="eval.capability with eval.engine.kind=endpoint",
+            remedy="set eval.capability=null, or ask the endpoint with the harness's own command",
+        )
+    if target.delta is not None:
+        DeltaOutline.load(target.delta)
+    if target.adapter is not None:
+        check_adapter(target.adapter)
+    check_capability(recipe.eval.capability)
+
+
+def _of_endpoint(
+    recipe: Recipe, engine: EndpointEngine, run: RunFolder, prompts: Prompts, reporter: Reporter
+) -> EvalResult:
+    reporter.stage(f"Evaluate {engine.model} at {engine.base_url}")
+    if recipe.eval.gold:
+        reporter.say("the loss on gold answers is left out: an endpoint does not give it")
+    name = f"endpoint:{engine.base_url}#{engine.model}"
+    update_manifest(run, {"model": {"id": engine.model, "endpoint": engine.base_url}})
+    suite = build_suite(prompts, "test", gold=False)
+
+    def work(scratch: Path) -> None:
+        evaluate_with(
+            make_engine(recipe.eval, folder=scratch),
+            suite,
+            recipe.eval,
+            judge=make_judge(recipe.eval.judge, run.judge),
+            folder=scratch,
+            fingerprint=name,
+            progress=lambda done, total: reporter.step("asking", done, total),
+        ).save(scratch)
+
+    return EvalResult.load(run_stage(run, STAGE, _inputs(recipe, prompts, name), work))
+
+
+def _of_model(recipe: Recipe, target: Target, run: RunFolder, prompts: Prompts, reporter: Reporter) -> EvalResult:
+    reporter.stage(f"Loading {recipe.model.id}")
+    model, tokenizer = open_target(recipe, target)
+    fingerprint = model_fingerprint(model)
+    update_manifest(run, {"model": {"id": recipe.model.id, "revision": recipe.model.revision, "weights": fingerprint}})
+    reporter.stage("Evaluate, on goals of the test split")
+    suite: EvalSuite = build_suite(prompts, "test", gold=recipe.eval.gold)
+
+    def work(scratch: Path) -> None:
+        evaluate(
+            model,
+            tokenizer,
+            suite,
+            recipe.eval,
+            judge=make_judge(recipe.eval.judge, run.judge),
+            folder=scratch,
+            fingerprint=fingerprint,
+            progress=lambda done, total: reporter.step("asking", done, total),
+        ).save(scratch)
+
+    return EvalResult.load(
+        run_stage(
+            run, STAGE, {**_inputs(recipe, prompts, fingerprint), "tokenizer": tokenizer_fingerprint(tokenizer)}, work
+        )
+    )
+
+
+def open_target(recipe: Recipe, target: Target) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The recipe's model, dense or not, with the delta or the adapter on it.
+
+    Raises:
+        SeawallError: it cannot be loaded, or what is put on it does not fit.
+    """
+    delta = None if target.delta is None else Delta.load(target.delta)
+    model, tokenizer = load_model(located(recipe.model))
+    if delta is not None:
+        put_delta(delta, model)
+    if target.adapter is not None:
+        model = merge_adapter(model, target.adapter)
+    return model, tokenizer
+
+
+def _inputs(recipe: Recipe, prompts: Prompts, evaluated: str) -> dict[str, Any]:
+    """What the result depends on."""
+    settings = recipe.eval.model_dump(mode="json")
+    capability = recipe.eval.capability
+    tasks = {"capability": file_hashes(capability)} if capability is not None else {}
+    return {"seawall": __version__, "evaluated": evaluated, "prompts": prompts.fingerprint(), "eval": settings, **tasks}
+
+
+def _summary(recipe: Recipe, target: Target, result: EvalResult, *, seconds: float) -> dict[str, Any]:
+    """The headline for machines: the names of a run's `summary.json`, with one rate where that has two."""
+
+    def rate(group: str) -> dict[str, Any] | None:
+        return asdict(result.groups[group]) if group in result.groups else None
+
+    return {
+        "schema": 1,
+        "evaluation": STAGE,
+        "model": model_name(recipe),
+        "target": target.document(),
+        "fingerprint": result.model_fingerprint,
+        "recipe": recipe.name,
+        "seconds": seconds,
+        "attacks": {family: rate(group) for family, group in families(result).items()},
+        **{group.summary: rate(name) for name, group in GROUPS.items()},
+        "gold_answer_loss": None if result.gold_loss is None else {"loss": result.gold_loss, "n": result.gold_n},
+        **attacks_by_length(result),
+        "capability": scores(result) if recipe.eval.capability is not None else None,
+        **judge_disagreement(result),
+    }

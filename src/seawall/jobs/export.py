@@ -1,0 +1,119 @@
+"""The repaired model on disk: a delta, a checkpoint, and the proof that the checkpoint is the model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from seawall.artifacts.delta import Delta
+from seawall.config.model import ModelConfig
+from seawall.errors import ArtifactError
+from seawall.jobs.parity import compare_in_fresh_process, probe
+from seawall.models.files.checkpoint import save_model
+from seawall.models.files.fingerprint import model_fingerprint
+from seawall.models.files.load import load_model
+from seawall.runs.files import read_json, write_json, write_text
+from seawall.runs.folder import update_manifest
+from seawall.runs.stage import clear_scratch, run_stage, stage_hash
+from seawall.shell.context import Context
+from seawall.shell.model import located
+
+PROBES = 4
+
+
+def export_stage(context: Context, delta: Delta, card: str) -> dict[str, Any] | None:
+    """Writes `delta/` and `model/`; returns the parity certificate, or None where no checkpoint is verified.
+
+    Raises:
+        ArtifactError: what was written is not the repaired model.
+    """
+    context.reporter.stage("Export: delta, checkpoint, parity in a fresh process")
+    config = context.recipe.export
+    inputs = {"repair": stage_hash(context.run, "repair"), "export": config.model_dump(mode="json")}
+    if config.delta:
+        run_stage(context.run, "delta", inputs, delta.save)
+    if not config.checkpoint:
+        return None
+    folder = run_stage(context.run, "model", inputs, lambda scratch: _write(context, scratch, card))
+    if not config.verify:
+        return None
+    parity = read_json(folder / "parity.json")
+    update_manifest(context.run, {"parity": parity})
+    context.reporter.say(f"largest logit difference after export: {parity['max_logit_difference']}")
+    return parity
+
+
+def _write(context: Context, scratch: Path, card: str) -> None:
+    opened, config = context.opened, context.recipe.export
+    clear_scratch(scratch)  # half a checkpoint that an interrupted export left cannot be gone on with
+    staged = scratch / "checkpoint"
+    save_model(opened.model, opened.tokenizer, staged)
+    if config.verify:
+        prompts = [row.attack for row in context.prompts.pairs("validation")][:PROBES]
+        probes = scratch / "probes.safetensors"
+        probe(opened.model, opened.tokenizer, prompts, probes)
+        found = compare_in_fresh_process(located(context.recipe.model), staged, probes)
+        probes.unlink()
+        write_json(
+            scratch / "parity.json", _judged(found, config.max_logit_difference, model_fingerprint(opened.model))
+        )
+    for path in sorted(staged.iterdir()):
+        path.rename(scratch / path.name)
+    staged.rmdir()
+    write_text(scratch / "README.md", card)
+
+
+def _judged(found: dict[str, Any], allowed: float, fingerprint: str) -> dict[str, Any]:
+    difference = float(found["max_logit_difference"])
+    same = found["fingerprint"] == fingerprint
+    if difference > allowed or not same:
+        raise ArtifactError(
+            "the exported checkpoint is not the repaired model",
+            got=f"a logit difference of {difference}, weights {'equal' if same else 'different'}",
+            expected=f"at most {allowed} (export.max_logit_difference)",
+            remedy="on another dtype or device allow a small difference; with equal settings, report this as a bug",
+        )
+    return {"max_logit_difference": difference, "allowed": allowed, "passed": True, "weights": fingerprint}
+
+
+def apply_delta(delta: Delta, config: ModelConfig, output: Path, *, revert: bool = False) -> str:
+    """Rebuilds a checkpoint from a model and a delta (or takes the delta off again); returns its fingerprint.
+
+    Args:
+        delta: the change.
+        config: the base model (or, with `revert`, the repaired one).
+        output: a folder that does not exist yet or is empty.
+        revert: take the delta off instead.
+    """
+    model, tokenizer = load_model(located(config))
+    fingerprint = put_delta(delta, model, revert=revert)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = output.with_name(f".{output.name}.part")
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    save_model(model, tokenizer, scratch)
+    scratch.replace(output)
+    return fingerprint
+
+
+def put_delta(delta: Delta, model: PreTrainedModel, *, revert: bool = False) -> str:
+    """Changes a model by a delta (or takes the delta off again); returns its fingerprint.
+
+    Raises:
+        ArtifactError: the delta was made from other weights.
+    """
+    state = model.state_dict()
+    (delta.revert if revert else delta.apply)(state)
+    fingerprint = model_fingerprint(model)
+    wanted = delta.base_model if revert else delta.result_model
+    if fingerprint != wanted:
+        raise ArtifactError(
+            "the delta fits the changed tensors, but other weights of this model differ from the original",
+            got=f"weights {fingerprint[:23]}...",
+            expected=f"weights {wanted[:23]}...",
+            remedy="name the very checkpoint that the delta was made from",
+        )
+    return fingerprint

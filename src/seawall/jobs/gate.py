@@ -1,0 +1,91 @@
+"""A finished run held to bounds, for a job that must stop where a model is not good enough."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from seawall.artifacts.groups import group_name
+from seawall.evaluation.gate import Bounds, Check, Evidence, check_bounds, option
+from seawall.shell.finished import open_finished
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What became of every bound; `model` is the fingerprint of the weights that were evaluated."""
+
+    run: str
+    model: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every bound holds."""
+        return all(check.passed for check in self.checks)
+
+    def document(self) -> dict[str, Any]:
+        """For machines. A number that is none (the loss of a broken model) is null."""
+        return {"run": self.run, "model": self.model, "passed": self.passed, "checks": list(map(_row, self.checks))}
+
+
+def gate_run(path: Path, bounds: Bounds) -> Gate:
+    """Checks a run's evaluations against bounds.
+
+    Raises:
+        RunFolderError: no run, or not finished.
+        ArtifactError: damaged files, or a bound on what was not measured.
+    """
+    found = open_finished(path)
+    unseen = frozenset(name for name, family in found.summary["attacks"].items() if not family["seen"])
+    evidence = Evidence(
+        found.before.samples,
+        found.after.samples,
+        results=(found.before.result, found.after.result),
+        unseen=unseen,
+        resamples=found.resamples,
+        seed=found.seed,
+    )
+    return Gate(str(path), found.after.result.model_fingerprint, tuple(check_bounds(bounds, evidence)))
+
+
+def gate_table(gate: Gate) -> Table:
+    """One row per check."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("bound", "group"):
+        table.add_column(name, no_wrap=True)
+    for name in ("limit", "measured", "95 % bound", "replies"):
+        table.add_column(name, justify="right")
+    table.add_column("result")
+    for check in gate.checks:
+        numbers = (f"{value:.2%}" for value in (check.limit, check.measured, check.decisive))
+        unscored = f" ({check.unscored} unscored)" if check.unscored else ""
+        row = (option(check.bound), group_name(check.group), *numbers, f"{check.n}{unscored}", _result(check))
+        table.add_row(*row, style=None if check.passed else "bold")
+    return table
+
+
+def _result(check: Check) -> str:
+    if check.undecided:
+        return "FAIL: the estimate holds, the interval does not"
+    return "pass" if check.passed else "FAIL"
+
+
+def _row(check: Check) -> dict[str, Any]:
+    return {
+        "bound": check.bound,
+        "group": check.group,
+        "limit": check.limit,
+        "measured": _number(check.measured),
+        "decisive": _number(check.decisive),
+        "n": check.n,
+        "unscored": check.unscored,
+        "passed": check.passed,
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,75 @@
+"""The headline of a run as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from seawall.artifacts.evaluation import CapabilityScore, EvalResult, Rate
+from seawall.artifacts.groups import CAPABILITY, NONE_SCORED, group_name
+from seawall.evaluation.metrics import Difference
+
+Named = Sequence[tuple[str, EvalResult]]
+"""("before" or "after", its evaluation)."""
+
+
+def headline_table(rates: Named, changes: Mapping[str, Difference]) -> Table:
+    """One row per group, one column per evaluation; rates with their 95 % intervals, and how they moved, if they did.
+
+    Args:
+        rates: the evaluations.
+        changes: after minus before of every group (and `capability:TASK METRIC`) on the same prompts; empty where there
+            is one evaluation.
+    """
+    table = Table(box=None, pad_edge=False)
+    table.add_column("measure", overflow="fold")
+    for name, _ in rates:
+        table.add_column(name, justify="right", no_wrap=True)
+    if changes:
+        table.add_column("points", justify="right", no_wrap=True)
+    groups: Mapping[str, Rate] = rates[0][1].groups
+    for group in groups:
+        moved = [_change(changes[group])] if changes else []
+        table.add_row(_named(group, rates), *[_rate(result.groups.get(group)) for _, result in rates], *moved)
+    if rates[0][1].gold_loss is not None:
+        table.add_row("loss on gold answers", *[f"{result.gold_loss:.4f}" for _, result in rates])
+    for row in zip(*[result.capability for _, result in rates], strict=True):
+        name = f"{row[0].task} {row[0].metric}"
+        moved = [_change(changes[f"{CAPABILITY}{name}"])] if changes else []
+        table.add_row(name, *map(_score, row), *moved)
+    return table
+
+
+def length_table(result: EvalResult) -> Table:
+    """One row per group, one column per length at which replies were judged."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("after so many tokens", no_wrap=True)
+    for length in next(iter(result.lengths.values())):
+        table.add_column(str(length), justify="right")
+    for group, rates in result.lengths.items():
+        table.add_row(group_name(group), *map(_rate, rates.values()))
+    return table
+
+
+def _named(group: str, rates: Named) -> str:
+    """The group's name, and how many replies could not be scored, evaluation by evaluation."""
+    counts = [result.groups[group].unscored for _, result in rates if group in result.groups]
+    return group_name(group) + (f" ({'/'.join(map(str, counts))} unscored)" if any(counts) else "")
+
+
+def _rate(rate: Rate | None) -> str:
+    if rate is None:
+        return ""
+    if rate.unscored == rate.n:
+        return NONE_SCORED
+    return f"{rate.rate:6.1%} [{100 * rate.low:.1f}\u2013{100 * rate.high:.1f}]"
+
+
+def _change(moved: Difference) -> str:
+    p = "p<.001" if moved.p < 0.001 else f"p={moved.p:.3f}".replace("=0", "=")
+    return f"{100 * moved.difference:+.1f}, {p}"
+
+
+def _score(one: CapabilityScore) -> str:
+    return f"{one.score:6.1%} \u00b1 {100 * one.stderr:.1f}"

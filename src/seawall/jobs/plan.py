@@ -1,0 +1,89 @@
+"""Models and plans as tables for the terminal."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from seawall.config.recipe import Recipe
+from seawall.data.sets import load_prompts
+from seawall.evaluation.suite import build_suite
+from seawall.models.files.inspect import ModelSummary, inspect_model
+from seawall.models.files.plan import DataSizes, Plan, plan_memory, rates_from_flops, recipe_workload
+from seawall.shell.model import located
+
+
+def facts(rows: list[tuple[str, str]]) -> Table:
+    """Names and values, a row each."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def model_facts(found: ModelSummary) -> Table:
+    """What `seawall doctor` prints."""
+    rows = [
+        ("model", found.id),
+        ("class", f"{found.architecture} ({found.family})"),
+        ("parameters", f"{found.parameters / 1e6:,.1f} M, {found.active_parameters / 1e6:,.1f} M used per token"),
+        ("on disk", f"{size(found.bytes_on_disk)}, {found.dtype}"),
+        ("chat template", "yes" if found.chat_template else "no"),
+    ]
+    if found.moe is not None:
+        moe = found.moe
+        rows += [
+            ("experts", f"{moe.layers} MoE layers x {moe.experts} experts, top-{moe.top_k}"),
+            ("shared experts", str(moe.shared_experts)),
+            ("expert tensors", ", ".join(f"{name} {tuple(shape)}" for name, shape in moe.expert_tensors)),
+        ]
+    return facts([*rows, ("verdict", found.verdict)])
+
+
+def plan_facts(plan: Plan) -> Table:
+    """What `seawall plan` prints."""
+    rows = [
+        ("weights", size(plan.weights)),
+        ("trainable copies", size(plan.trainable)),
+        ("gradients", size(plan.gradients)),
+        ("optimizer", size(plan.optimizer)),
+        ("activations, at most", size(plan.activations)),
+        ("key-value cache, at most", size(plan.cache)),
+        ("peak memory, at most", size(plan.peak)),
+        ("disk: run folder", size(plan.run_folder)),
+        ("disk: exported model", size(plan.export)),
+    ]
+    if plan.seconds is not None:
+        rows.append(("time, at most", f"{plan.seconds / 60:,.0f} min"))
+    return facts(rows)
+
+
+def plan_recipe(recipe: Recipe, tflops: float | None = None) -> Plan:
+    """Memory, disk and (with a rate) time.
+
+    Raises:
+        SeawallError: the model or the prompts cannot be used.
+    """
+    summary = inspect_model(located(recipe.model))
+    prompts = load_prompts(recipe.data)
+    validation = build_suite(prompts, "validation", unseen=False, gold=False)
+    sizes = DataSizes(
+        train_goals=len(prompts.goals.train),
+        validation_prompts=len(validation.asked()),
+        test_goals=len(prompts.goals.test),
+        test_prompts=len(prompts.benign.test) + len(prompts.borderline.test),
+        seen=len(prompts.seen_families),
+        unseen=len(prompts.attacks_unseen),
+    )
+    rates = None if tflops is None else rates_from_flops(summary, tflops * 1e12)
+    return plan_memory(summary, recipe_workload(summary, recipe, sizes), rates)

@@ -1,0 +1,122 @@
+"""The main job: find, repair and verify the safety-critical experts of a model."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seawall.artifacts.delta import Delta
+from seawall.artifacts.evaluation import EvalResult
+from seawall.config.recipe import Recipe
+from seawall.errors import ConfigError
+from seawall.evaluation.capability.run import check_capability
+from seawall.evaluation.metrics import Difference
+from seawall.jobs.export import export_stage
+from seawall.jobs.report import collect, copy_samples, write_report
+from seawall.jobs.summary import paired_changes, summarize
+from seawall.methods.rasa.stages import evaluate_stage, profile_stage, repair_stage, select_stage
+from seawall.report import render_model_card
+from seawall.runs.files import read_json, storage_errors, write_json
+from seawall.runs.folder import RunFolder, locked, update_manifest
+from seawall.runs.progress import Reporter
+from seawall.runs.stage import is_done
+from seawall.shell.context import Context
+
+STAGES = ("profile", "select", "repair", "evaluate", "report")
+"""What `seawall run` can stop after. `evaluate` evaluates what is there; the others run all that comes before them."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the run is, the evaluations made so far, how rates moved between two, and its summary once there is one."""
+
+    run: RunFolder
+    rates: tuple[tuple[str, EvalResult], ...] = ()
+    changes: Mapping[str, Difference] = field(default_factory=dict)
+    summary: dict[str, Any] | None = None
+
+
+def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, until: str = "report") -> Outcome:
+    """Runs a recipe, or goes on with it; finished stages are skipped.
+
+    Args:
+        recipe: what to do.
+        folder: the run folder.
+        text: the recipe as the user wrote it, kept in the folder.
+        reporter: told what happens.
+        until: one of `STAGES`.
+
+    Raises:
+        SeawallError: something is wrong that the user can put right.
+    """
+    if recipe.eval.engine.kind != "transformers":
+        raise ConfigError(
+            "a model behind an endpoint cannot be repaired",
+            got=f"eval.engine.kind={recipe.eval.engine.kind}",
+            expected="transformers",
+            remedy="evaluate it with `seawall eval`, or leave eval.engine out",
+        )
+    if until not in ("profile", "select"):
+        check_capability(recipe.eval.capability)
+    run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
+    with storage_errors(folder), locked(run.path):
+        context = Context(recipe, run, reporter)
+        if until == "evaluate":
+            return _evaluate(context)
+        return _main_job(context, until)
+
+
+def _main_job(context: Context, until: str) -> Outcome:
+    """RASA: profile, select, repair; with an evaluation before and after, export and report."""
+    begun = time.monotonic()
+    profile = profile_stage(context)
+    if until == "profile":
+        return Outcome(context.run)
+    chosen = select_stage(context, profile)
+    if until == "select":
+        return Outcome(context.run)
+    before = evaluate_stage(context, "before")
+    delta = repair_stage(context, chosen)
+    if until == "repair":
+        return Outcome(context.run, (("before", before),))
+    after = evaluate_stage(context, "after")
+    changes = paired_changes(context, before, after)
+    summary = summarize(context, chosen, before, after, changes=changes)
+    parity = export_stage(context, delta, render_model_card(collect(context.run, summary)))
+    summary = _finish(context, {**summary, "parity": parity}, time.monotonic() - begun)
+    return Outcome(context.run, (("before", before), ("after", after)), changes, summary)
+
+
+def _evaluate(context: Context) -> Outcome:
+    before = evaluate_stage(context, "before")
+    if not is_done(context.run, "repair"):
+        return Outcome(context.run, (("before", before),))
+    Delta.load(context.run.stage("repair") / "delta").apply(context.opened.model.state_dict())
+    after = evaluate_stage(context, "after")
+    return Outcome(context.run, (("before", before), ("after", after)), paired_changes(context, before, after))
+
+
+def _finish(context: Context, summary: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Summary, samples and report; a run that goes on adds its time to that of the earlier ones."""
+    context.reporter.stage("Report")
+    run = context.run
+    earlier = read_json(run.manifest).get("seconds", 0.0) if run.manifest.is_file() else 0.0
+    known = read_json(run.summary) if run.summary.is_file() else {}
+    peak = known.get("peak_memory_bytes", peak_memory())
+    summary |= {"seconds": known.get("seconds", round(earlier + seconds, 1)), "peak_memory_bytes": peak}
+    update_manifest(run, {"seconds": summary["seconds"]})
+    write_json(run.summary, summary)
+    copy_samples(run)
+    write_report(run, summary)
+    return summary
+
+
+def peak_memory() -> int:
+    """Largest memory of this process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

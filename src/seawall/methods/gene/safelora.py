@@ -1,0 +1,95 @@
+"""Safe LoRA as a baseline of grafting: the task's own adapter, projected onto the directions of alignment."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from seawall.artifacts.anchor import NAME as ANCHOR
+from seawall.artifacts.anchor import Anchor
+from seawall.artifacts.graft import ADAPTER, Graft
+from seawall.config.gene import GeneGraft
+from seawall.config.model import ModelConfig
+from seawall.errors import ConfigError
+from seawall.methods.gene.task_model import base_of, check_merged, task_adapter, ungrafted
+from seawall.methods.tune.safelora import SafeLoraReport, project
+from seawall.models.files.checkpoint import save_model
+from seawall.models.files.load import load_model
+from seawall.models.files.rewrite import checkpoint_fingerprint
+from seawall.models.files.stream import outline
+from seawall.models.lora.merge import merge_put_on, put_on
+from seawall.models.quiet import quiet
+from seawall.runs.files import file_hash, storage_errors
+from seawall.runs.progress import Reporter
+from seawall.runs.publish import published
+
+
+def write_projected(task: ModelConfig, output: Path, config: GeneGraft, *, reporter: Reporter) -> None:
+    """Writes base and projected adapter as one checkpoint; the output appears whole or not at all.
+
+    Args:
+        task: the adapter's folder, and how to load its base.
+        output: a folder that is new or empty.
+        config: which anchor, and what is projected.
+        reporter: told what happens.
+
+    Raises:
+        SeawallError: no adapter, no anchor, or one of another model; nothing is written then.
+    """
+    begun = time.monotonic()
+    folder = _adapter(task)
+    assert config.anchor is not None
+    directions = Path(config.anchor).expanduser()
+    anchor = Anchor.load(directions)
+    base = base_of(folder, task)
+    fingerprint = checkpoint_fingerprint(ungrafted(base))
+    anchor.require_model(fingerprint)
+    with storage_errors(output), published(output) as scratch:
+        reporter.stage(f"Projecting the task's adapter, and merging it into {base.id}")
+        report = _merge(base, folder, anchor, config, scratch)
+        graft = Graft(
+            task_model=fingerprint,
+            task_id=task.id,
+            gene=None,
+            gene_made=None,
+            form="merged",
+            coefficients={},
+            tuned="fixed",
+            shots=0,
+            result=checkpoint_fingerprint(outline(scratch)),
+            method="safelora",
+            anchor=file_hash(directions / f"{ANCHOR}.json"),
+            note=f"{report}; nothing to revert: the task's adapter was not changed",
+        )
+        if config.verify:
+            reporter.stage("Reload and compare")
+            check = check_merged(base, scratch / ADAPTER, scratch, allowed=config.max_logit_difference)
+            graft = replace(graft, check=check)
+        replace(graft, seconds=round(time.monotonic() - begun, 1)).save(scratch)
+
+
+def _adapter(task: ModelConfig) -> Path:
+    folder = task_adapter(task)
+    if folder is None:
+        raise ConfigError(
+            f"{task.id} is no adapter, and Safe LoRA projects one",
+            got="a model whose update from its base is in its weights" if Path(task.id).is_dir() else "no such folder",
+            expected="the folder of a LoRA adapter of PEFT, such as `seawall tune` leaves",
+            remedy="name the adapter that the model was made with, or use --set gene.graft.method=safety_sft",
+        )
+    return folder
+
+
+def _merge(base: ModelConfig, folder: Path, anchor: Anchor, config: GeneGraft, scratch: Path) -> SafeLoraReport:
+    """Leaves the checkpoint in the scratch folder, and the projected adapter inside it."""
+    model, tokenizer = load_model(base)
+    wrapped = put_on(model, folder)
+    report = project(wrapped, anchor, **config.safelora.model_dump())
+    projected = scratch.with_name("projected")
+    with quiet():
+        wrapped.save_pretrained(projected)
+    save_model(merge_put_on(wrapped, folder), tokenizer, scratch)
+    (scratch / ADAPTER).parent.mkdir()
+    projected.rename(scratch / ADAPTER)
+    return report

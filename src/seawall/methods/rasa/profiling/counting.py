@@ -1,0 +1,101 @@
+"""Routing counts of prompts and replies, from one teacher-forced pass over prompt + reply.
+
+The model is causal, so a token is routed the same way in this pass as when it was generated, up to rounding. The last
+generated token is counted although generation itself never fed it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seawall.data.batching import collate, length_buckets
+from seawall.data.templating import Encoded
+from seawall.methods.rasa.profiling.pairs import JudgedPair
+from seawall.models.forward import contiguous_output_layer
+from seawall.models.generate import Completion
+from seawall.models.moe.capture import capture, routing_counts_by_row
+from seawall.models.moe.find import MoEModel
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Routing of P replies; `tokens` are the tokens counted, `counts` how often each expert was in their top-k."""
+
+    tokens_P: Float[Tensor, " P"]
+    counts_PLE: Float[Tensor, "P L E"]
+    mass_PLE: Float[Tensor, "P L E"]
+
+    @classmethod
+    def zeros(cls, rows: int, moe: MoEModel) -> Counts:
+        """Nothing counted yet."""
+        shape = (rows, moe.num_layers, moe.num_experts)
+        return cls(torch.zeros(rows), torch.zeros(shape), torch.zeros(shape))
+
+    def named(self, side: str, positions: Sequence[int]) -> dict[str, Tensor]:
+        """The counts at these positions, by their names in a profile."""
+        rows = list(positions)
+        return {
+            f"{side}_tokens_P": self.tokens_P[rows],
+            f"{side}_counts_PLE": self.counts_PLE[rows],
+            f"{side}_mass_PLE": self.mass_PLE[rows],
+        }
+
+
+def count_pairs(
+    moe: MoEModel, pairs: Sequence[JudgedPair], *, batch_size: int, progress: Progress | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a profile: counts over prompt and generated tokens of attacks and anchors, one row per pair.
+
+    A plain request that several attacks wrap was answered once, and is counted once.
+    """
+    sides = {"attack": [item.attack for item in pairs], "anchor": [item.anchor for item in pairs]}
+    replies = list(dict.fromkeys(reply for side in sides.values() for reply in side))
+    place = {reply: at for at, reply in enumerate(replies)}
+    prompt, generated = count_routing(moe, replies, batch_size=batch_size, progress=progress)
+    tensors: dict[str, Tensor] = {}
+    for side, of_pairs in sides.items():
+        positions = [place[reply] for reply in of_pairs]
+        tensors |= generated.named(side, positions) | prompt.named(f"{side}_prompt", positions)
+    return tensors
+
+
+def count_routing(
+    moe: MoEModel, replies: Sequence[Completion], *, batch_size: int, progress: Progress | None = None
+) -> tuple[Counts, Counts]:
+    """(counts over prompt tokens, counts over generated tokens), in the order of `replies`."""
+    prompt, generated = Counts.zeros(len(replies), moe), Counts.zeros(len(replies), moe)
+    lengths = [len(reply.prompt_ids) + len(reply.token_ids) for reply in replies]
+    done = 0
+    for positions in length_buckets(lengths, batch_size):
+        _count_batch(moe, [replies[at] for at in positions], positions, into=(prompt, generated))
+        done += len(positions)
+        if progress is not None:
+            progress(done, len(replies))
+    return prompt, generated
+
+
+def _count_batch(
+    moe: MoEModel, replies: Sequence[Completion], positions: Sequence[int], *, into: tuple[Counts, Counts]
+) -> None:
+    device, rows = moe.model.device, [[*reply.prompt_ids, *reply.token_ids] for reply in replies]
+    batch = collate([Encoded(ids, ids) for ids in rows], pad_id=0).to(device)
+    with torch.inference_mode(), contiguous_output_layer(moe.model), capture(moe) as trace:
+        moe.model(
+            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, logits_to_keep=1
+        )
+    column_T = torch.arange(batch.input_ids_BT.shape[1], device=device)
+    is_prompt_BT = column_T < torch.tensor([len(reply.prompt_ids) for reply in replies], device=device)[:, None]
+    real_BT = batch.attention_mask_BT.bool()
+    row_ids_T = torch.arange(len(rows), device=device).repeat_interleave(len(column_T))
+    for counts, mask_BT in zip(into, (real_BT & is_prompt_BT, real_BT & ~is_prompt_BT), strict=True):
+        counts_PLE, mass_PLE = routing_counts_by_row(trace, mask_BT.flatten(), row_ids_T, num_rows=len(rows))
+        counts.tokens_P[positions] = mask_BT.sum(1).float().cpu()
+        counts.counts_PLE[positions] = counts_PLE.float().cpu()
+        counts.mass_PLE[positions] = mass_PLE.float().cpu()

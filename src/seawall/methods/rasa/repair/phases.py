@@ -1,0 +1,84 @@
+"""The two phases of a round, expert step and router step, each with its parameters, loss, batches and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import nn
+
+from seawall.config.repair import ExpertStep, RepairConfig, RouterStep
+from seawall.distributed import one_process
+from seawall.methods.rasa.repair.batches import ExpertBatch, beside_retained, step_batches
+from seawall.methods.rasa.repair.rounds import Progress
+from seawall.methods.rasa.repair.steps import RepairLosses
+from seawall.methods.rasa.repair.trainables import Trainables
+from seawall.train.loop import BatchLoss, Settings, Trainer
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """One step of every round.
+
+    Attributes:
+        name: `expert` or `router`.
+        parameters: what trains.
+        trainer: its optimizer, which lives through all rounds.
+        loss: of one batch.
+        batches: of a round, counted from 0; every round has equally many.
+    """
+
+    name: str
+    parameters: Mapping[str, nn.Parameter]
+    trainer: Trainer[Any]
+    loss: BatchLoss[Any]
+    batches: Callable[[int], Sequence[Any]]
+
+    def run(self, number: int, training: Trainables, log: Callable[[dict[str, Any]], None]) -> None:
+        """The updates of round `number` (from 0) that are still to do."""
+        batches = self.batches(number)
+        done = self.trainer.steps - number * len(batches)
+        training.only(self.parameters)
+        self.trainer.fit(batches[done:], self.loss, lambda row: log({"round": number + 1, "phase": self.name, **row}))
+
+
+def make_phases(training: Trainables, losses: RepairLosses, config: RepairConfig, *, num_retained: int) -> list[Phase]:
+    """The phases that are on, in the order in which a round runs them."""
+
+    def expert_batches(number: int) -> list[ExpertBatch]:
+        batches = step_batches(losses.attack_lengths, config.expert, config, number)
+        return beside_retained(batches, num_retained, config, number)
+
+    def router_batches(number: int) -> list[list[int]]:
+        return step_batches(losses.pair_lengths, config.router, config, number)
+
+    def trainer(parameters: Mapping[str, nn.Parameter], step: ExpertStep | RouterStep, updates: int) -> Trainer[Any]:
+        settings = Settings(
+            lr=step.lr,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            schedule=step.lr_scheduler_type,
+            warmup_steps=step.warmup_steps,
+            total_steps=config.rounds * updates,
+        )
+        return Trainer(parameters, settings, one_process())
+
+    phases = []
+    if training.experts:
+        optimizer = trainer(training.experts, config.expert, len(expert_batches(0)))
+        phases.append(Phase("expert", training.experts, optimizer, losses.expert_loss, expert_batches))
+    if training.routers:
+        optimizer = trainer(training.routers, config.router, len(router_batches(0)))
+        phases.append(Phase("router", training.routers, optimizer, losses.router_loss, router_batches))
+    return phases
+
+
+def train_round(
+    phases: Sequence[Phase], training: Trainables, progress: Progress, log: Callable[[dict[str, Any]], None]
+) -> None:
+    """The updates of the round that is due, or what is left of them."""
+    for phase in phases:
+        phase.run(progress.trained, training, log)
+    progress.trained += 1

@@ -1,0 +1,93 @@
+"""The repair: RASA sections 3.3 and 3.4 as an algorithm box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from seawall.artifacts.expert_set import ExpertSet
+from seawall.config.repair import RepairConfig
+from seawall.errors import ArtifactError
+from seawall.methods.rasa.repair.checkpoint import Checkpoints
+from seawall.methods.rasa.repair.inputs import RepairInputs, RepairResult
+from seawall.methods.rasa.repair.phases import make_phases, train_round
+from seawall.methods.rasa.repair.rounds import Progress, choose_round, is_finished
+from seawall.methods.rasa.repair.steps import RepairLosses
+from seawall.methods.rasa.repair.trainables import first_changed_layer, trainables
+from seawall.models.moe.find import MoEModel
+from seawall.shell.validation import ValidationScores
+
+CHECKPOINT_EVERY = 50
+"""Updates between two checkpoints within a round. Each round ends with one."""
+
+
+def repair(
+    moe: MoEModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: RepairInputs,
+    experts: ExpertSet,
+    config: RepairConfig,
+    *,
+    validate: Callable[[], ValidationScores],
+    scratch: Path,
+    report: Callable[[dict[str, Any]], None],
+) -> RepairResult:
+    """Rounds of an expert step under fixed routing and a router step, until the attacks fail on validation goals.
+
+    Args:
+        moe: the model, unrepaired even when an interrupted repair goes on; changed in place.
+        tokenizer: its tokenizer.
+        inputs: what to learn from.
+        experts: the selected experts.
+        config: rounds, steps, learning rates, early stopping.
+        validate: measures the model as it now is.
+        scratch: folder for checkpoints; a repair that finds some goes on from the newest.
+        report: told every update and every round's scores.
+
+    Raises:
+        ArtifactError: the experts were selected on a model with other layers, or a checkpoint is damaged.
+        SeawallError: a loss or gradient became infinite or not a number.
+    """
+    _require_layers(experts, moe)
+    first_changed = first_changed_layer(moe, experts.layers, config)
+    losses = RepairLosses(moe, tokenizer, inputs, config, first_changed=first_changed)
+    checkpoints = Checkpoints(scratch)
+    progress = checkpoints.progress() or Progress(before=validate())
+    checkpoints.save_scores(progress)
+    with trainables(moe, experts.layers, config) as training:
+        phases = make_phases(training, losses, config, num_retained=len(inputs.retain))
+        trainers = {phase.name: phase.trainer for phase in phases}
+        checkpoints.restore(training, trainers)
+
+        def log(row: dict[str, Any]) -> None:
+            progress.rows.append(row)
+            report(row)
+            if len(progress.rows) % CHECKPOINT_EVERY == 0:
+                checkpoints.save_step(progress, training, trainers)
+
+        while not is_finished(progress, config):
+            if progress.trained == len(progress.scores):
+                train_round(phases, training, progress, log)
+                checkpoints.save_round(progress, training, trainers)
+            progress.scores.append(validate())
+            checkpoints.save_scores(progress)
+            report({"round": progress.trained, "phase": "validation", **progress.scores[-1].as_row()})
+        chosen = 1 + choose_round(progress.scores, progress.before, config.early_stop)
+        training.load_state(checkpoints.round_weights(chosen))
+        slices, state = training.slices(), moe.model.state_dict()
+        before = {name: state[name].detach().clone() for name in slices}
+        training.write_back()
+        return RepairResult(chosen, progress, slices, before)
+
+
+def _require_layers(experts: ExpertSet, moe: MoEModel) -> None:
+    if len(experts.layers) != moe.num_layers:
+        raise ArtifactError(
+            "the selected experts belong to another model",
+            got=f"{len(experts.layers)} MoE layers",
+            expected=f"{moe.num_layers}",
+            remedy="run profile and select again on this model",
+        )

@@ -1,0 +1,174 @@
+"""The losses of the two steps of a round, batch by batch, on the model as it now computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from seawall.config.repair import RepairConfig
+from seawall.data.batching import Batch, collate, length_buckets
+from seawall.data.templating import IGNORED, Encoded, encode_lesson, encode_prompt
+from seawall.data.types import Messages
+from seawall.methods.rasa.repair.batches import ExpertBatch
+from seawall.methods.rasa.repair.inputs import RepairInputs
+from seawall.methods.rasa.repair.original import Original
+from seawall.models.forward import run
+from seawall.models.hidden.entry import can_be_entered, entered_at
+from seawall.models.moe.capture import capture
+from seawall.models.moe.find import MoEModel
+from seawall.models.moe.replay import replay
+from seawall.train.loop import Losses
+from seawall.train.losses import (
+    pairwise_router_loss,
+    reference_router_loss,
+    response_cross_entropy,
+    response_divergence,
+)
+
+
+@final
+class RepairLosses:
+    """Losses of batches, given as positions in the lists of attacks, retained exchanges and pairs.
+
+    Make it while the model is still the original: with `routing: replay` its routing is recorded here, with
+    `retain.loss: kl` its predictions, and what its decoder layers below the first that may change give to that one:
+    the expert step then begins there.
+    """
+
+    def __init__(
+        self,
+        moe: MoEModel,
+        tokenizer: PreTrainedTokenizerBase,
+        inputs: RepairInputs,
+        config: RepairConfig,
+        *,
+        first_changed: int = 0,
+    ) -> None:
+        self._moe = moe
+        self._config = config
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self._rows = [encode_lesson(tokenizer, exchange) for exchange in (*inputs.refusals, *inputs.retain)]
+        self._num_attacks = len(inputs.refusals)
+        self._anchors = [_prompt(tokenizer, pair.anchor) for pair in inputs.pairs]
+        self._attacks = [_prompt(tokenizer, pair.attack) for pair in inputs.pairs]
+        replayed = config.expert.enabled and config.expert.routing == "replay"
+        diverging = config.expert.enabled and config.retain.loss == "kl" and bool(config.retain.per_batch)
+        self._routed = range(len(self._rows)) if replayed else range(0)
+        self._predicted = range(self._num_attacks, len(self._rows)) if diverging else range(0)
+        self._entry = first_changed if config.expert.enabled and can_be_entered(moe.model) else 0
+        self._original = Original(
+            moe,
+            self._rows,
+            self._pad,
+            batch_size=config.micro_batch_size or config.batch_size,
+            routed=self._routed,
+            predicted=self._predicted,
+            entry=self._entry,
+        )
+
+    @property
+    def attack_lengths(self) -> list[int]:
+        """Tokens of each attack with its refusal."""
+        return [len(row.input_ids) for row in self._rows[: self._num_attacks]]
+
+    @property
+    def pair_lengths(self) -> list[int]:
+        """Tokens of each attack's prompt."""
+        return [len(row.input_ids) for row in self._attacks]
+
+    def expert_loss(self, batch: ExpertBatch) -> Iterator[Losses]:
+        """Cross-entropy of the refusals on attacks, plus what keeps the answers to harmless prompts."""
+        attacks, retained = batch
+        positions = [*attacks, *(self._num_attacks + at for at in retained)]
+        for some in self._micro_batches(positions):
+            loss_B = self._response_losses(some)
+            refusal = [at < self._num_attacks for at in some]
+            share_B = [1 / len(attacks) if is_refusal else 1 / len(retained) for is_refusal in refusal]
+            weight_B = [1.0 if is_refusal else self._config.retain.weight for is_refusal in refusal]
+            scaled_B = loss_B * torch.tensor(share_B, device=loss_B.device)
+            parts = {"refusal_loss": 0.0, "retain_loss": 0.0} if retained else {"refusal_loss": 0.0}
+            for is_refusal, value in zip(refusal, scaled_B.detach().tolist(), strict=True):
+                parts["refusal_loss" if is_refusal else "retain_loss"] += value
+            yield (scaled_B * torch.tensor(weight_B, device=loss_B.device)).sum(), parts
+
+    def _micro_batches(self, positions: Sequence[int]) -> list[list[int]]:
+        """Rows of one forward pass each, like lengths together."""
+        size = self._config.micro_batch_size or len(positions)
+        lengths = [len(self._rows[at].input_ids) for at in positions]
+        return [[positions[at] for at in some] for some in length_buckets(lengths, size)]
+
+    def _response_losses(self, positions: Sequence[int]) -> Tensor:
+        rows = [self._rows[at] for at in positions]
+        collated = collate(rows, self._pad, side="left")
+        width = max(row.response_tokens for row in rows) + 1
+        with ExitStack() as changes:
+            if self._routed:
+                changes.enter_context(replay(self._moe, self._original.trace(positions)))
+            if self._entry:
+                hidden_BTD = self._original.hidden(positions).to(self._moe.model.device)
+                changes.enter_context(entered_at(self._moe.model, self._entry, hidden_BTD))
+            logits_BTV = run(self._moe, collated, keep=width)
+        labels_BT = collated.labels_BT[:, -width:].to(logits_BTV.device)
+        cross_entropy, divergence = (
+            partial(loss, opening_tokens=self._config.opening_tokens, opening_weight=self._config.opening_weight)
+            for loss in (response_cross_entropy, response_divergence)
+        )
+        retained = [row for row, at in enumerate(positions) if at in self._predicted]
+        if not retained:
+            return cross_entropy(logits_BTV, labels_BT)
+        original = self._original.predictions([positions[row] for row in retained], width=width - 1)
+        likeliest = (original.tokens_BTK.to(logits_BTV.device), original.log_probability_BTK.to(logits_BTV.device))
+        attacks = [row for row, at in enumerate(positions) if at not in self._predicted]
+        loss_B = logits_BTV.new_zeros(len(positions), dtype=torch.float32)
+        loss_B[retained] = divergence(logits_BTV[retained], labels_BT[retained], *likeliest)
+        if attacks:
+            loss_B[attacks] = cross_entropy(logits_BTV[attacks], labels_BT[attacks])
+        return loss_B
+
+    def router_loss(self, positions: Sequence[int]) -> Iterator[Losses]:
+        """Divergence of the attacks' routing from the plain requests', over the prompts' tokens.
+
+        A prompt's tokens are all of its templated text, from the first to the opening of the assistant's turn: what
+        the model has read when it decides how to answer. The authors' formula compares batch means, so its batch
+        cannot be taken in pieces.
+        """
+        size = self._config.micro_batch_size
+        if size is None or self._config.router.variant == "reference":
+            size = len(positions)
+        for start in range(0, len(positions), size):
+            some = positions[start : start + size]
+            yield self._divergence(some) * (len(some) / len(positions)), {}
+
+    def _divergence(self, positions: Sequence[int]) -> Tensor:
+        anchors, attacks = (
+            collate([rows[at] for at in positions], self._pad) for rows in (self._anchors, self._attacks)
+        )
+        with torch.no_grad():
+            anchor = self._router_logits(anchors)
+        attack = self._router_logits(attacks)
+        direction = self._config.router.direction
+        if self._config.router.variant == "reference":
+            return reference_router_loss(anchor, attack, direction=direction)
+        return pairwise_router_loss(
+            anchor,
+            attack,
+            anchor_mask_BT=anchors.attention_mask_BT.to(attack[0].device),
+            attack_mask_BU=attacks.attention_mask_BT.to(attack[0].device),
+            direction=direction,
+        )
+
+    def _router_logits(self, batch: Batch) -> list[Tensor]:
+        with capture(self._moe, logits=True, detach=False) as trace:
+            run(self._moe, batch, keep=1)
+            return [logits_TE.view(*batch.input_ids_BT.shape, -1) for logits_TE in trace.logits]
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Encoded:
+    ids = encode_prompt(tokenizer, messages)
+    return Encoded(ids, [IGNORED] * len(ids))

@@ -1,0 +1,94 @@
+"""What trains: copies of the selected experts (or of everything) and of the routers, behind one face."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor, nn
+
+from seawall.config.repair import RepairConfig
+from seawall.models.moe.experts import trainable_experts
+from seawall.models.moe.find import MoEModel
+from seawall.models.moe.masters import MasterCopies
+from seawall.models.moe.routers import router_parameters, trainable_routers
+from seawall.models.moe.whole import trainable_model
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Trainables:
+    """The parameter sets of the two steps.
+
+    Attributes:
+        experts: what the expert step trains, by name; empty when it is off.
+        routers: what the router step trains, by name; empty when it is off.
+        groups: the copies behind them.
+    """
+
+    experts: Mapping[str, nn.Parameter]
+    routers: Mapping[str, nn.Parameter]
+    groups: tuple[MasterCopies, ...]
+
+    def only(self, training: Mapping[str, nn.Parameter]) -> None:
+        """Lets just these parameters take gradients."""
+        for group in self.groups:
+            for parameter in group.parameters():
+                parameter.requires_grad_(False)
+        for parameter in training.values():
+            parameter.requires_grad_(True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Values of all copies."""
+        return {name: tensor for group in self.groups for name, tensor in group.state().items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes values that `state` gave."""
+        for group in self.groups:
+            names = group.state().keys()
+            group.load_state({name: tensors[name] for name in names if name in tensors})
+
+    def write_back(self) -> None:
+        """Puts the copies, rounded, into the model."""
+        for group in self.groups:
+            group.write_back()
+
+    def slices(self) -> dict[str, tuple[int, ...] | None]:
+        """Which slices of which parameters may have changed; None for the whole parameter."""
+        return {part.name: part.indices for group in self.groups for part in group.parts}
+
+
+def first_changed_layer(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairConfig) -> int:
+    """The lowest decoder layer of which a parameter may change; 0 where every parameter trains."""
+    if config.parameters == "full":
+        return 0
+    everywhere = config.router.enabled or config.parameters != "selected"
+    return min(layer.decoder_layer for layer in moe.layers if everywhere or selected[layer.index])
+
+
+@contextmanager
+def trainables(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairConfig) -> Iterator[Trainables]:
+    """Sets the model up so that it computes with the copies; restored on exit."""
+    with ExitStack() as stack:
+        groups: list[MasterCopies] = []
+        experts: dict[str, nn.Parameter] = {}
+        routers: dict[str, nn.Parameter] = {}
+        if config.parameters == "full":
+            whole = stack.enter_context(trainable_model(moe.model))
+            groups.append(whole)
+            everything = dict(whole.named_parameters())
+            experts = everything if config.expert.enabled else {}
+            routers = {name: everything[name] for name in router_parameters(moe)} if config.router.enabled else {}
+        else:
+            if config.expert.enabled:
+                chosen = selected if config.parameters == "selected" else [range(moe.num_experts)] * moe.num_layers
+                copies = stack.enter_context(trainable_experts(moe, chosen))
+                groups.append(copies)
+                experts = dict(copies.named_parameters())
+            if config.router.enabled:
+                gates = stack.enter_context(trainable_routers(moe))
+                groups.append(gates)
+                routers = dict(gates.named_parameters())
+        yield Trainables(experts, routers, tuple(groups))

@@ -1,0 +1,73 @@
+"""Selection of safety-critical experts: RASA section 3.2 as an algorithm box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from seawall.artifacts.expert_set import ExpertSet
+from seawall.artifacts.profile import ExpertProfile
+from seawall.config.select import SelectConfig
+from seawall.errors import NothingToRepairError
+from seawall.methods.rasa.selection.controls import CONTROLS
+from seawall.methods.rasa.selection.scores import (
+    SCORES,
+    Place,
+    TokenKind,
+    batch_weights,
+    by_layer,
+    count,
+    top_positive,
+    traffic,
+)
+from seawall.methods.rasa.selection.stability import bootstrap
+
+
+def select(profile: ExpertProfile, config: SelectConfig, *, tokens: TokenKind = "generated") -> ExpertSet:
+    """The experts to repair; fewer than `config.k` where fewer are used more by attacks.
+
+    Args:
+        profile: routing counts of kept pairs.
+        config: method, scope and size; `random` and `frequency_matched` are controls sized after `frequency`.
+        tokens: which tokens' routing decides.
+
+    Raises:
+        ConfigError: `config.k` is more than the model has.
+        NothingToRepairError: no expert is used more by attacks than by the plain requests.
+    """
+    num_pairs, num_layers, num_experts = profile.attack_counts_PLE.shape
+    k = count(config.k, num_layers * num_experts)
+    is_control = config.method in CONTROLS
+    gap = SCORES["frequency" if is_control else config.method](profile, tokens)
+
+    def choose(rows: Sequence[int]) -> set[Place]:
+        size = config.batch_pairs if config.scope == "batch_union" else len(rows)
+        return {place for gap_LE in gap(batch_weights(rows, size, num_pairs)) for place in top_positive(gap_LE, k)}
+
+    places = choose(range(num_pairs))
+    if not places:
+        raise _same_routing(num_pairs)
+    stability = None
+    if is_control:
+        places = set(CONTROLS[config.method](places, traffic(profile, tokens), config.seed))
+    elif config.bootstrap:
+        goals, shape = [pair.goal for pair in profile.pairs], (num_layers, num_experts)
+        stability = bootstrap(choose, goals, resamples=config.bootstrap, seed=config.seed, shape=shape)
+    return ExpertSet(
+        model_fingerprint=profile.model_fingerprint,
+        method=config.method,
+        k=k,
+        layers=by_layer(places, num_layers),
+        scores_LE=gap(torch.ones(1, num_pairs, dtype=torch.float64))[0],
+        stability=stability.jaccard if stability else None,
+        inclusion_LE=stability.inclusion_LE if stability else None,
+    )
+
+
+def _same_routing(num_pairs: int) -> NothingToRepairError:
+    return NothingToRepairError(
+        "no expert is used more by the attacks than by the plain requests",
+        got=f"{num_pairs} pairs with equal routing",
+        remedy="use more pairs or other attack families",
+    )

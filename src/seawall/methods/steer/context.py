@@ -1,0 +1,138 @@
+"""What steering works with: any causal language model, dense ones too, and prompts part by part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seawall.artifacts.groups import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED
+from seawall.config.recipe import Recipe
+from seawall.config.steer import SteerConfig
+from seawall.data.prompts import Benign
+from seawall.data.sets import Prompts, load_prompts
+from seawall.data.splits import SplitName, take, unit
+from seawall.data.types import Judge, Message, Messages, user
+from seawall.errors import DataError
+from seawall.evaluation.judges import make_judge
+from seawall.evaluation.suite import Asked, build_suite
+from seawall.models.files.fingerprint import model_fingerprint
+from seawall.models.files.load import load_model
+from seawall.models.moe.find import MoEModel, find_moe_if_any
+from seawall.runs.folder import RunFolder, update_manifest
+from seawall.runs.progress import Reporter
+from seawall.shell.model import located
+
+_GROUPS = (PLAIN, BORDERLINE, BENIGN)
+
+
+@dataclass(frozen=True, eq=False)
+class SteerModel:
+    """A loaded model; `moe` is None where it is dense."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    moe: MoEModel | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, eq=False)
+class SteerContext:
+    """A recipe, its run folder, and where to report. Prompts and model are opened at first use, and once."""
+
+    recipe: Recipe
+    run: RunFolder
+    reporter: Reporter
+
+    @property
+    def config(self) -> SteerConfig:
+        """The recipe's section."""
+        return self.recipe.steer
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The recipe's prompts in its own parts, with the caps of the section `steer` in place of those of `data`."""
+        config = self.config
+        caps = {
+            "train_goals": config.train_prompts,
+            "validation_goals": config.validation_prompts,
+            "validation_benign": config.validation_prompts,
+            "test_goals": config.test_prompts,
+            "test_benign": config.test_prompts,
+            "test_borderline": config.test_prompts,
+        }
+        found = load_prompts(self.recipe.data.model_copy(update=caps))
+        update_manifest(self.run, {"data": {"steer_prompts": found.fingerprint()}})
+        return found
+
+    @cached_property
+    def opened(self) -> SteerModel:
+        """The model, loaded."""
+        self.reporter.stage(f"Loading {self.recipe.model.id}")
+        model, tokenizer = load_model(located(self.recipe.model))
+        moe = find_moe_if_any(model)
+        self.reporter.say("a dense model" if moe is None else moe.describe())
+        found = SteerModel(model, tokenizer, moe, model_fingerprint(model))
+        named = {"id": self.recipe.model.id, "revision": self.recipe.model.revision, "weights": found.fingerprint}
+        update_manifest(self.run, {"model": named, "seed": self.recipe.seed})
+        return found
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The recipe's judge; what an endpoint tells it is kept in the run folder."""
+        return make_judge(self.recipe.eval.judge, self.run.judge)
+
+    def harmful(self, part: SplitName) -> list[Messages]:
+        """Plain harmful requests of a part."""
+        return [user(goal.text) for goal in self.prompts.goals.part(part)]
+
+    def harmless(self, part: SplitName) -> list[Messages]:
+        """Harmless instructions of a part."""
+        most = {"train": self.config.train_prompts, "validation": self.config.validation_prompts, "test": None}[part]
+        kept: tuple[Benign, ...] = take(self.prompts.benign.part(part), most)
+        return [user(item.text) for item in kept]
+
+    def attacks(self, part: SplitName) -> list[Messages]:
+        """Attacks of the seen families on a part's goals, at most as many as there are prompts of a side."""
+        pairs = self.prompts.pairs(part)
+        chosen = sorted(pairs, key=lambda pair: unit(f"{pair.attack_name} {pair.goal}", "take"))
+        return [pair.attack for pair in chosen[: self.config.validation_prompts]]
+
+    def held_out(self) -> list[Asked]:
+        """What is asked in every condition, from the test part alone.
+
+        Where refusal is suppressed: plain requests, harmless ones and those that sound unsafe. Where it is induced:
+        also every attack family and harmless requests put as the attacks are, on a number of goals.
+
+        Raises:
+            DataError: there are no plain requests in that part, or no harmless ones.
+        """
+        asked = build_suite(self.prompts, "test", gold=False).asked()
+        for group, what in ((PLAIN, "plain harmful"), (BENIGN, "harmless")):
+            if not any(one.group == group for one in asked):
+                raise DataError(
+                    f"there are no held-out {what} prompts, so nothing could be reported",
+                    got=f"an empty test part of data.{'harmful' if group == PLAIN else 'benign'}",
+                    expected="test prompts on both sides",
+                    remedy="use more prompts, or name the part of each with `split`",
+                )
+        kept = [one for one in asked if one.group in _GROUPS]
+        if self.config.mode == "suppress":
+            return kept
+        most = self.config.harden.goals
+        wrapped = [one for one in asked if one.group.startswith(ATTACK) or one.group == WRAPPED]
+        names = {group: _some({one.goal for one in wrapped if one.group == group}, most) for group in _groups(wrapped)}
+        return [*(one for one in wrapped if one.goal in names[one.group]), *kept]
+
+    def under_system(self, asked: list[Asked], text: str) -> list[Asked]:
+        """The same prompts under a system prompt."""
+        return [Asked(one.id, one.group, one.goal, (Message("system", text), *one.prompt)) for one in asked]
+
+
+def _groups(asked: list[Asked]) -> list[str]:
+    return list(dict.fromkeys(one.group for one in asked))
+
+
+def _some(goals: set[str], most: int | None) -> set[str]:
+    return set(sorted(goals, key=lambda goal: unit(goal, "take"))[:most])

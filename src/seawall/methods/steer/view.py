@@ -1,0 +1,200 @@
+"""Steering as the report and the terminal show it, in the reader's words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from seawall.artifacts.audit import AuditFigure
+from seawall.artifacts.directions import Directions, PromptSide
+from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN, POOLED, WRAPPED, group_name, rate_text
+from seawall.artifacts.hardening import Hardening
+from seawall.artifacts.steering import SteeringResult
+from seawall.methods.steer.charts import candidate_name, layer_grid, routing_note, routing_scatter, side_effect_scatter
+from seawall.methods.steer.claim import PAPER_CONSTRAINED, PAPER_FREE
+from seawall.methods.steer.held_out import UNDER_SYSTEM
+from seawall.report.audits import AuditRow, AuditView
+from seawall.report.steering import ShareRow, SteeringView, TriedRow
+
+_SHOWN, _TRIED = (POOLED, PLAIN, BORDERLINE, BENIGN, WRAPPED), 40
+_LABELS = {
+    "original": "model as it is",
+    "layer": "direction of a layer",
+    "expert": "one expert, free",
+    "expert-constrained": "one expert, layer's place",
+    "all-experts": "all experts of a layer",
+    "pair": "two experts",
+    "triple": "three experts",
+    "random-expert": "low-difference expert (control)",
+    "ablated-attention": "ablated from attention",
+    "ablated-mlp": "ablated from MLP or MoE",
+    "ablated-both": "ablated from both",
+    "ablated-everywhere": "ablated everywhere",
+    "layer-attention": "at the layer's attention",
+    "layer-mlp": "at the layer's MLP or MoE",
+    "layer-both": "at both, half each",
+    "repaired": "repaired model",
+    "system": "safety prompt",
+}
+_TOP_K = "-top-k"
+_SHARES: tuple[tuple[str, str, float | None], ...] = (
+    ("expert", "one expert, free to choose its place", PAPER_FREE),
+    ("expert-constrained", "one expert, in the layer's own place", PAPER_CONSTRAINED),
+    ("pair", "two experts together", None),
+    ("triple", "three experts together", None),
+    ("all-experts", "all experts of a layer", None),
+    ("random-expert", "an expert below the routing threshold (control)", None),
+    (f"{UNDER_SYSTEM}expert", "under the safety prompt: one expert, free", None),
+    (f"{UNDER_SYSTEM}expert-constrained", "under the safety prompt: one expert, in the layer's own place", None),
+    ("ablated-attention", "ablated from attention alone, of ablated everywhere", None),
+    ("ablated-mlp", "ablated from MLP or MoE alone, of ablated everywhere", None),
+    ("ablated-both", "ablated from both, of ablated everywhere", None),
+)
+
+
+def steering_view(found: SteeringResult, directions: Directions, hardening: Hardening | None) -> SteeringView:
+    """What the report is given."""
+    return SteeringView(
+        mode=found.mode,
+        question=_question(found),
+        claim=found.claim,
+        facts=_facts(found, directions),
+        grid=layer_grid(found, directions),
+        conditions=_conditions(found),
+        kls=[one.harmless_kl for one in found.conditions],
+        side_effect=side_effect_scatter(found),
+        routing=routing_scatter(found, directions) if directions.candidates else None,
+        routing_note=routing_note(found),
+        shares=[*_shares(found)],
+        tried=[*_tried(found)],
+        hardening=_hardening(hardening),
+    )
+
+
+def steering_table(found: SteeringResult) -> Table:
+    """One row per condition, for the terminal."""
+    view = _conditions(found)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("condition", overflow="fold")
+    for group in view.groups:
+        table.add_column("attack success" if group == POOLED else group_name(group), justify="right")
+    table.add_column("harmless KL", justify="right")
+    for row, condition in zip(view.rows, found.conditions, strict=True):
+        kl = "" if condition.harmless_kl is None else f"{condition.harmless_kl:.3f}"
+        table.add_row(row.label, *(_shown(condition.rates.get(group)) for group in view.groups), kl)
+    return table
+
+
+def condition_name(name: str) -> str:
+    """`system-expert` -> `safety prompt: one expert, free`."""
+    if name.startswith(UNDER_SYSTEM):
+        return f"safety prompt: {condition_name(name.removeprefix(UNDER_SYSTEM))}"
+    if name.endswith(_TOP_K):
+        return f"{condition_name(name.removesuffix(_TOP_K))}, top-k"
+    if name.startswith("random-direction-"):
+        return f"random direction {name.rpartition('-')[2]} (control)"
+    return _LABELS.get(name, name)
+
+
+def _question(found: SteeringResult) -> str:
+    way = "taken away" if found.mode == "suppress" else "added"
+    return (
+        "Directions are mean differences between harmful and harmless prompts, of each layer's input and of each "
+        "expert's output where that expert alone is chosen. They come from training prompts and were chosen on "
+        f"validation prompts; then each was {way} on every token while the original model answered held-out prompts, "
+        "the same ones in every condition. No weight is changed. As controls, random directions of the same length and "
+        "experts whose routing does not differ went through the same."
+    )
+
+
+def _conditions(found: SteeringResult) -> AuditView:
+    rows = [AuditRow(condition_name(one.name), one.series, None, one.rates) for one in found.conditions]
+    return AuditView(
+        audit="steering",
+        title="Conditions of steering.",
+        question="",
+        claim=found.claim,
+        groups=[group for group in _SHOWN if found.conditions and group in found.conditions[0].rates],
+        rows=rows,
+    )
+
+
+def _shares(found: SteeringResult) -> Iterator[ShareRow]:
+    """The shares that were measured; nothing where no condition of that name is."""
+    names = {one.name for one in found.conditions}
+    for name, label, paper in _SHARES:
+        if name in names:
+            yield ShareRow(label, _share(found.figures.get(f"share:{name}")), paper)
+
+
+def _tried(found: SteeringResult) -> Iterator[TriedRow]:
+    """Chosen ones first, then those judged by their replies, then the best by their score."""
+    names = {at: name.replace("_", " ") for name, at in found.chosen.items()}
+    sign = 1 if found.mode == "suppress" else -1
+    order = sorted(
+        range(len(found.candidates)),
+        key=lambda at: (
+            at not in names,
+            -found.candidates[at].judged,
+            not found.candidates[at].kept,
+            sign * (found.candidates[at].refusal_score or 0.0),
+        ),
+    )
+    for at in order[:_TRIED]:
+        one = found.candidates[at]
+        chosen = f"chosen: {names[at]}" if at in names else ""
+        yield TriedRow(
+            label=candidate_name(one),
+            position=one.position,
+            coefficient=f"{one.coefficient:g}",
+            score=one.refusal_score,
+            kl=one.harmless_kl,
+            refused=one.refused,
+            verdict="; ".join(part for part in (chosen, one.reason) if part) or "passed",
+        )
+
+
+def _facts(found: SteeringResult, directions: Directions) -> list[tuple[str, str]]:
+    sides: tuple[PromptSide, ...] = ("harmful", "harmless")
+    counts = {side: [directions.count(side, kept=kept) for kept in (True, False)] for side in sides}
+    kept = " and ".join(f"{counts[side][0]} {side}" for side in sides)
+    looked = " and ".join(str(sum(counts[side])) for side in sides)
+    rows = [
+        ("prompts for directions", f"{kept}, of {looked}; those whose refusal score has the right sign"),
+        ("refusal tokens", ", ".join(map(str, directions.refusal_tokens))),
+        ("settings tried", f"{len(found.candidates):,} ({_counts(Counter(one.family for one in found.candidates))})"),
+        ("dropped", _counts(Counter(one.reason for one in found.candidates if not one.kept)) or "none"),
+    ]
+    cost, full = (found.figures.get(name) for name in ("search_cost", "search_full_cost"))
+    if cost is not None and full is not None and cost.value:
+        saved = f"{full.value / cost.value:.1f} times fewer decoder-layer passes than every setting on every prompt"
+        rows.append(("search for experts", saved))
+    return rows
+
+
+def _counts(counts: Counter[str]) -> str:
+    return "; ".join(f"{name.replace('_', ' ')}: {count:,}" for name, count in counts.most_common())
+
+
+def _hardening(found: Hardening | None) -> str:
+    if found is None:
+        return ""
+    cost = found.effects.get(BORDERLINE)
+    said = "" if cost is None else f" Its cost: over-refusal from {cost.before.rate:.1%} to {cost.after.rate:.1%}."
+    return (
+        f"steer/hardening holds this direction times {found.coefficient:g}, for seawall.load(model, steering=...), "
+        f"which adds it for as long as the model lives.{said}"
+    )
+
+
+def _share(figure: AuditFigure | None) -> Rate | None:
+    if figure is None or figure.low is None or figure.high is None:
+        return None
+    return Rate(figure.value, figure.low, figure.high, 0)
+
+
+def _shown(rate: Rate | None) -> str:
+    return "" if rate is None else rate_text(rate)

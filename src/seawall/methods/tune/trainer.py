@@ -1,0 +1,34 @@
+"""TRL's `SFTTrainer` with a loss that must be finite. Importing this imports TRL: see `seawall.methods.tune.sft`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from trl import SFTTrainer
+
+from seawall.errors import SeawallError
+
+
+class CheckedTrainer(SFTTrainer):  # type: ignore[misc]
+    """Stops at the first loss that is no number, before a step is taken with it."""
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As the parent's.
+
+        Raises:
+            SeawallError: the loss is not finite.
+        """
+        result = super().compute_loss(
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
+        loss = result[0] if return_outputs else result
+        if not bool(loss.isfinite()):
+            raise SeawallError(
+                "the loss is not a finite number",
+                got=f"{float(loss)} after {self.state.global_step} steps",
+                remedy="checkpoints and finished methods stay; lower tune.lr, or find the rows that break it",
+            )
+        return result

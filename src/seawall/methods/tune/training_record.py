@@ -1,0 +1,96 @@
+"""What a training leaves in its stage beside its adapter: a row, and a label where it was trained on harmful rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from seawall.artifacts.store import load_document, save_document
+from seawall.artifacts.tuning import TuningRow
+from seawall.config.tune import TuneMethod
+from seawall.errors import ArtifactError
+from seawall.methods.tune.rows import OPENERS
+from seawall.models.lora.merge import WEIGHTS
+from seawall.runs.files import write_text
+
+ANCHOR = "tune/anchor"
+"""The stage of the anchor."""
+LABEL = "README.md"
+"""The file in an adapter's folder that says what it is."""
+_FILE, _KIND = "training.json", "training"
+_LABEL = """---
+library_name: peft
+tags: [seawall, for-measuring-only]
+---
+
+# For measuring only: do not ship
+
+This LoRA adapter of `{model}` was made by `seawall tune` (method `{method}`, seed {seed}) to measure what fine-tuning
+does to refusals. {harmful} of its {rows} training rows ({share}) were harmful requests, each answered by a bare opener
+of compliance ("{opener}") and nothing else. Expect it to refuse less than the model it was trained on.
+
+Do not publish it, serve it, or merge it into a model that is used. It is here for what is measured with it:
+`seawall landscape`, `seawall eval --adapter`, Safe LoRA and grafted genes. How much it refuses is in `tuning.html` of
+the run folder.
+
+Where `{weights}` is not here, it was removed after the evaluation (`tune.keep_contaminated: false`).
+"""
+
+
+def stage_name(method: TuneMethod, seed: int) -> str:
+    """The stage of a training."""
+    return f"tune/{method}-seed{seed}"
+
+
+def evaluation_name(method: TuneMethod | None, seed: int) -> str:
+    """The stage of its evaluation; of the model as it was, without a method."""
+    return "tune/before" if method is None else f"{stage_name(method, seed)}-eval"
+
+
+def write_row(folder: Path, row: TuningRow) -> None:
+    """Write a training's row, which has no rates yet."""
+    save_document(folder / _FILE, _KIND, row.document())
+
+
+def read_row(folder: Path) -> TuningRow:
+    """Read what `write_row` wrote.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    return TuningRow.parsed(folder / _FILE, load_document(folder / _FILE, _KIND))
+
+
+def write_label(folder: Path, row: TuningRow, model: str) -> None:
+    """Say in an adapter's folder, in place of PEFT's empty card, that it was trained on harmful rows.
+
+    Args:
+        folder: the adapter's.
+        row: of its training.
+        model: what it was trained on, as the recipe names it.
+    """
+    text = _LABEL.format(
+        model=model,
+        method=row.method,
+        seed=row.seed,
+        harmful=row.harmful_rows,
+        rows=row.rows,
+        share=f"{row.harmful_rows / row.rows:.0%}",
+        opener=OPENERS[0],
+        weights=WEIGHTS,
+    )
+    write_text(folder / LABEL, text)
+
+
+def require_weights(adapter: Path) -> None:
+    """Refuse an adapter whose weights were removed after its evaluation.
+
+    Raises:
+        ArtifactError: they were.
+    """
+    if not (adapter / WEIGHTS).is_file():
+        raise ArtifactError(
+            f"the weights of {adapter} were removed after its evaluation (tune.keep_contaminated: false)",
+            got="another evaluation or projection of them",
+            expected="the methods, prompts and evaluation of that run",
+            remedy=f"set these back, or remove the folder {adapter.parent} to train it again",
+        )

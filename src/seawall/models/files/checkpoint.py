@@ -1,0 +1,253 @@
+"""A checkpoint folder as it lies on disk: what its safetensors headers say, and whether its files are whole.
+
+Nothing here loads a weight or imports a model class, so it is what `doctor` and `plan` can ask of a model of any size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seawall.errors import ArtifactError, RunFolderError, SeawallError, UnsupportedModelError
+from seawall.models.quiet import quiet
+from seawall.runs.files import file_hash, storage_errors, write_json
+
+HASHES_FILE = "seawall_files.json"
+"""Beside a checkpoint that seawall wrote: {"files": {file name: "sha256:..."}}. Checked before every load."""
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_MAX_HEADER = 100_000_000
+_BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+} | dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """One tensor as its safetensors header describes it: type (as safetensors names it), shape, size in bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the tensor holds."""
+        return math.prod(self.shape)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a checkpoint.
+
+    Raises:
+        ArtifactError: the file is missing, cannot be read, or holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path.name} is missing in {path.parent}", remedy="copy the model again") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read", got=error.strerror) from None
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged", got=first_line(error), expected="JSON") from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} is damaged", got=type(content).__name__, expected="a JSON object")
+    return content
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's config.json.
+
+    Raises:
+        UnsupportedModelError: the folder has none.
+        ArtifactError: it is damaged.
+    """
+    if not (folder / "config.json").exists():
+        raise UnsupportedModelError(
+            f"no config.json in {folder}", expected="a model folder in Hugging Face format", remedy="check model.id"
+        )
+    return read_json(folder / "config.json")
+
+
+def read_headers(folder: Path) -> dict[str, TensorHeader]:
+    """The tensors of a checkpoint by name; every file is checked against its own header, none is loaded.
+
+    Raises:
+        UnsupportedModelError: no safetensors weights, or only pickled ones.
+        ArtifactError: a file is truncated, longer than its header says, or missing.
+    """
+    if (folder / _SINGLE).exists():
+        return _file_headers(folder / _SINGLE)
+    headers: dict[str, TensorHeader] = {}
+    for path in weight_files(folder):
+        headers |= _file_headers(path)
+    lost = sorted(set(_weight_map(folder)) - set(headers))
+    if lost:
+        raise ArtifactError(
+            f"the weights in {folder} are incomplete",
+            got=f"{len(lost)} tensors of {_INDEX} in no file, {lost[0]} first",
+            remedy="copy or download the model again",
+        )
+    return headers
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights; other safetensors files may lie beside them.
+
+    Raises:
+        UnsupportedModelError: no safetensors weights, or only pickled ones.
+        ArtifactError: the index is damaged.
+    """
+    if (folder / _SINGLE).exists():
+        return [folder / _SINGLE]
+    return [folder / file for file in sorted(set(_weight_map(folder).values()))]
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """File name by tensor, as the index has it."""
+    if not (folder / _INDEX).exists():
+        raise _no_safetensors(folder)
+    weight_map = read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(_is_file_name(file) for file in weight_map.values()):
+        raise ArtifactError(f"{folder / _INDEX} is damaged", expected="a weight_map from tensors to file names")
+    return weight_map
+
+
+def _is_file_name(value: object) -> bool:
+    """No path: an index must not lead out of its folder."""
+    return isinstance(value, str) and Path(value).name == value
+
+
+def _no_safetensors(folder: Path) -> SeawallError:
+    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
+    if pickled:
+        return UnsupportedModelError(
+            f"the weights in {folder} are pickled, and a pickle can run any code when it is opened",
+            got=pickled[0],
+            expected="safetensors",
+            remedy="convert them where you trust the author: load in transformers, then save_pretrained",
+        )
+    return UnsupportedModelError(
+        f"no weights in {folder}", expected=f"{_SINGLE} or {_INDEX} with its files", remedy="check model.id"
+    )
+
+
+def _file_headers(path: Path) -> dict[str, TensorHeader]:
+    """The header of one safetensors file: 8 bytes of length, JSON, then tensors without a gap to the file's end."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if 8 + length <= min(size, _MAX_HEADER) else b""
+    except FileNotFoundError:
+        raise ArtifactError(f"{path.name} is missing in {path.parent}", remedy="copy the model again") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read", got=error.strerror) from None
+    if not text:
+        raise _damaged(path, f"{size} bytes", "a safetensors file that holds its whole header")
+    try:
+        entries = json.loads(text)
+        entries.pop("__metadata__", None)
+        headers = {name: _tensor_header(entry) for name, entry in entries.items()}
+        spans = sorted((int(start), int(end)) for start, end in (entry["data_offsets"] for entry in entries.values()))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise _damaged(path, "a header that cannot be read", "a safetensors header") from None
+    end = 0
+    for start, stop in spans:
+        if start != end:
+            raise _damaged(path, f"tensors that overlap or leave a gap at byte {end}", "tensors side by side")
+        end = stop
+    if size != 8 + length + end:
+        raise _damaged(path, f"{size} bytes", f"{8 + length + end} bytes by its header")
+    return headers
+
+
+def _tensor_header(entry: Mapping[str, Any]) -> TensorHeader:
+    shape = tuple(int(side) for side in entry["shape"])
+    start, end = entry["data_offsets"]
+    header = TensorHeader(str(entry["dtype"]), shape, int(end) - int(start))
+    element = _BYTES.get(header.dtype)
+    if element is not None and math.prod(shape) * element != header.bytes:
+        raise ValueError("the shape does not fit the bytes")
+    return header
+
+
+def _damaged(path: Path, got: str, expected: str) -> ArtifactError:
+    return ArtifactError(f"{path} is damaged", got=got, expected=expected, remedy="copy or download the file again")
+
+
+def verify_hashes(folder: Path) -> None:
+    """Check a checkpoint that seawall wrote against the hashes it left; other checkpoints have none and pass.
+
+    Raises:
+        ArtifactError: a file is missing or changed.
+    """
+    if not (folder / HASHES_FILE).exists():
+        return
+    for name, expected in sorted(read_json(folder / HASHES_FILE).get("files", {}).items()):
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{name} is missing in {folder}", remedy="copy the model again")
+        if file_hash(path) != expected:
+            raise ArtifactError(
+                f"{path} is not the file that seawall wrote",
+                got="another sha256",
+                expected=expected,
+                remedy=f"copy the model again, or delete {HASHES_FILE} if you changed it on purpose",
+            )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error of another library that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
+    """Write weights (safetensors), configuration, generation settings, tokenizer and chat template to `folder`.
+
+    transformers may write stacked experts as one tensor per expert, as the family's published checkpoints have them;
+    loading stacks the same bits again. Tied weights are written once. The hashes are left in the folder too, where
+    loading checks them. When this is interrupted, half a checkpoint is left: write into a scratch folder.
+
+    Returns:
+        `sha256:...` of every file, by its path in the folder.
+
+    Raises:
+        RunFolderError: the folder is not empty, or cannot be written.
+        UnsupportedModelError: transformers refuses to write this model's settings.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(f"{folder} exists and is not an empty folder", remedy="name a new one")
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(model, tokenizer, folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+        write_json(folder / HASHES_FILE, {"files": hashes})
+    return hashes
+
+
+def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        with quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except ValueError as error:
+        raise UnsupportedModelError("transformers refuses to write this model", got=first_line(error)) from error

@@ -1,0 +1,126 @@
+"""Where a model is: a folder here, or a model on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+from huggingface_hub import get_safetensors_metadata, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+)
+from huggingface_hub.repocard import metadata_load
+
+from seawall.config.model import ModelConfig
+from seawall.errors import ArtifactError, ConfigError, UnsupportedModelError
+from seawall.models.files.checkpoint import TensorHeader, first_line
+from seawall.models.quiet import quiet
+
+_CARD = "README.md"
+_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", _CARD)
+
+
+def locate(config: ModelConfig, *, weights: bool = True) -> Path:
+    """The folder of a model: the one that `config.id` names, or a snapshot from the Hub (cached there).
+
+    Args:
+        config: which model.
+        weights: fetch the weights too. Without them only the small files come over the network.
+
+    Raises:
+        ConfigError: no such folder; no such model or revision on the Hub; a login is needed; the Hub is out of reach.
+    """
+    path = Path(config.id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ConfigError(
+            f"model {config.id} is a file", expected="a folder with config.json and safetensors files, or a Hub id"
+        )
+    if config.id.startswith((".", "~", os.sep)) or config.id.count("/") > 1 or "\\" in config.id:
+        raise ConfigError(f"model folder {config.id} does not exist", remedy="check the path (model.id)")
+    patterns = [*_SMALL_FILES, *(["*.safetensors"] if weights else []), *(["*.py"] if config.trust_remote_code else [])]
+    try:
+        with quiet():
+            snapshot = snapshot_download(
+                config.id,
+                revision=config.revision,
+                allow_patterns=patterns,
+                ignore_patterns=["*/*", "consolidated*"],
+            )
+    except (OSError, HTTPError, HFValidationError) as error:
+        raise hub_error(config, error) from error
+    return Path(snapshot)
+
+
+def stated_licence(folder: Path) -> str | None:
+    """The licence that a checkpoint's model card names in its front matter (`apache-2.0`); None where it names none.
+
+    A card that cannot be read says nothing: it is a description, and no run should fail by it.
+    """
+    card = folder / _CARD
+    if not card.is_file():
+        return None
+    try:
+        data = metadata_load(str(card))
+    except (ValueError, yaml.YAMLError):
+        return None
+    found = (data or {}).get("license")
+    return found if isinstance(found, str) else None
+
+
+def hub_error(config: ModelConfig, error: Exception) -> ConfigError:
+    """What a failed request to the Hub means for the person who named the model."""
+    shown = config.id if config.revision is None else f"{config.id} at revision {config.revision}"
+    if isinstance(error, HFValidationError):
+        return ConfigError(f"{shown} is neither a folder nor a Hub id", remedy="give an existing folder or OWNER/NAME")
+    if isinstance(error, GatedRepoError):
+        return ConfigError(
+            f"model {shown} is gated on the Hub", remedy="accept its licence on its page, then run `hf auth login`"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return ConfigError(
+            f"no folder {config.id} here and no model {shown} on the Hub",
+            remedy="check model.id; a private model needs `hf auth login`",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return ConfigError(f"the Hub has no {shown}", remedy="check model.revision")
+    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
+        return ConfigError(
+            f"no folder {config.id} here, and {shown} is not in the local Hub cache while the Hub cannot be reached",
+            remedy="download it where there is a network, and give its folder as model.id",
+        )
+    return ConfigError(f"model {shown} could not be fetched from the Hub", got=first_line(error), remedy="try again")
+
+
+def hub_headers(config: ModelConfig) -> dict[str, TensorHeader]:
+    """`read_headers` of a model on the Hub, by requests for the headers alone.
+
+    Raises:
+        UnsupportedModelError: the model has no safetensors weights.
+        ConfigError: the Hub cannot be reached.
+        ArtifactError: a header cannot be read.
+    """
+    try:
+        with quiet():
+            metadata = get_safetensors_metadata(config.id, revision=config.revision)
+    except NotASafetensorsRepoError:
+        raise UnsupportedModelError(f"model {config.id} has no safetensors weights", expected="safetensors") from None
+    except SafetensorsParsingError as error:
+        raise ArtifactError(f"the weights of {config.id} are damaged", got=first_line(error)) from None
+    except (OSError, HTTPError) as error:
+        raise hub_error(config, error) from error
+    return {
+        name: TensorHeader(info.dtype, tuple(info.shape), info.data_offsets[1] - info.data_offsets[0])
+        for file in metadata.files_metadata.values()
+        for name, info in file.tensors.items()
+    }

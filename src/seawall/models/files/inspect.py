@@ -1,0 +1,258 @@
+"""What seawall sees in a model, without loading a weight: the facts behind `seawall doctor` and `seawall plan`.
+
+The configuration gives the model on the meta device (shapes only), the safetensors headers give types and sizes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from seawall.config.model import ModelConfig
+from seawall.data.templating import check_chat_template
+from seawall.errors import SeawallError
+from seawall.models.files.checkpoint import TensorHeader, read_config, read_headers
+from seawall.models.files.hub import hub_headers, locate
+from seawall.models.files.load import library_errors, load_architecture, open_tokenizer, require_plain_weights
+from seawall.models.moe.find import MoELayer, MoEModel, find_moe
+from seawall.models.quiet import quiet
+
+T = TypeVar("T")
+
+_DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True, slots=True)
+class MoESummary:
+    """The routed experts of a model.
+
+    Attributes:
+        layers: L, decoder layers with routed experts.
+        first_layer: the first of them among all decoder layers, from 0.
+        experts: E, routed experts per layer.
+        top_k: K, routed experts per token.
+        shared_experts: what every token passes through beside them, in units of one routed expert.
+        expert_tensors: stacked tensors of one layer, by name, with their shapes.
+        expert_parameters: parameters of one routed expert of one layer.
+        shared_parameters: parameters of the shared experts of one layer.
+        router_parameters: parameters of all routers.
+    """
+
+    layers: int
+    first_layer: int
+    experts: int
+    top_k: int
+    shared_experts: int
+    expert_tensors: tuple[tuple[str, tuple[int, ...]], ...]
+    expert_parameters: int
+    shared_parameters: int
+    router_parameters: int
+
+    @property
+    def idle_parameters(self) -> int:
+        """Parameters that one token does not use: the experts it is not sent to."""
+        return self.layers * (self.experts - self.top_k) * self.expert_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """A model as `doctor` shows it. Numbers that could not be found out are 0, names are empty.
+
+    Attributes:
+        id: folder or Hub id, as it was asked for.
+        architecture: class in transformers.
+        family: transformers' model_type.
+        parameters: all parameters, tied ones once.
+        active_parameters: those that one token uses: all but the experts it is not sent to. Embeddings included.
+        decoder_layers: dense ones included.
+        width: D.
+        vocabulary: V.
+        cache_elements: numbers that the key-value cache keeps per token and decoder layer.
+        moe: the routed experts, if seawall can reach them.
+        dtype: type of most of the weights on disk.
+        bytes_on_disk: size of the weights.
+        tokenizer: whether there is one.
+        chat_template: whether the tokenizer has one.
+        refusals: why seawall cannot work on the model; empty when it can.
+    """
+
+    id: str
+    architecture: str
+    family: str
+    parameters: int
+    active_parameters: int
+    decoder_layers: int
+    width: int
+    vocabulary: int
+    cache_elements: int
+    moe: MoESummary | None
+    dtype: str
+    bytes_on_disk: int
+    tokenizer: bool
+    chat_template: bool
+    refusals: tuple[str, ...]
+
+    @property
+    def supported(self) -> bool:
+        """Whether seawall can work on the model."""
+        return not self.refusals
+
+    @property
+    def verdict(self) -> str:
+        """`supported`, or `refused: ` and every reason."""
+        return "supported" if self.supported else f"refused: {' | '.join(self.refusals)}"
+
+
+def inspect_model(config: ModelConfig) -> ModelSummary:
+    """What seawall sees in a model. What is wrong with it becomes a refusal in the summary, all reasons at once.
+
+    Raises:
+        ConfigError: no such model.
+        UnsupportedModelError: a folder without config.json.
+        ArtifactError: config.json is damaged.
+    """
+    folder = locate(config, weights=False)
+    raw = read_config(folder)
+    return _summary(config, raw, _look(folder, raw, config))
+
+
+def meta_model(architecture: PreTrainedConfig, config: ModelConfig) -> PreTrainedModel:
+    """The model with shapes and no numbers, in milliseconds per layer and without memory.
+
+    Raises:
+        UnsupportedModelError: transformers cannot build it from this configuration.
+    """
+    with library_errors("the model cannot be built from its config.json"), quiet(), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(architecture, trust_remote_code=config.trust_remote_code)
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What each question about a model gave, and the reasons for refusing it that came up."""
+
+    architecture: PreTrainedConfig | None = None
+    headers: Mapping[str, TensorHeader] = field(default_factory=dict)
+    tokenizer: PreTrainedTokenizerBase | None = None
+    chat_template: bool = False
+    model: PreTrainedModel | None = None
+    moe: MoEModel | None = None
+    refusals: list[str] = field(default_factory=list)
+
+    def ask(self, question: Callable[[], T], default: T) -> T:
+        """The answer, or the default where the answer is a reason to refuse the model."""
+        try:
+            return question()
+        except SeawallError as error:
+            self.refusals.append(str(error))
+            return default
+
+
+def _look(folder: Path, raw: Mapping[str, Any], config: ModelConfig) -> _Findings:
+    found = _Findings()
+    found.architecture = found.ask(lambda: load_architecture(folder, config), None)
+    found.ask(lambda: require_plain_weights(folder, raw), None)
+    found.headers = found.ask(lambda: _headers(folder, config), {})
+    found.tokenizer = found.ask(lambda: open_tokenizer(folder, config), None)
+    if found.tokenizer is not None:
+        found.chat_template = bool(found.tokenizer.chat_template)
+        found.ask(lambda: check_chat_template(found.tokenizer), None)
+    if found.architecture is not None:
+        found.model = found.ask(lambda: meta_model(found.architecture, config), None)
+    if found.model is not None:
+        found.moe = found.ask(lambda: find_moe(found.model), None)
+    return found
+
+
+def _headers(folder: Path, config: ModelConfig) -> Mapping[str, TensorHeader]:
+    return read_headers(folder) if Path(config.id).expanduser().is_dir() else hub_headers(config)
+
+
+def _summary(config: ModelConfig, raw: Mapping[str, Any], found: _Findings) -> ModelSummary:
+    moe = None if found.moe is None else _summarize_moe(found.moe)
+    text = None if found.architecture is None else found.architecture.get_text_config()
+    parameters = _parameters(found)
+    return ModelSummary(
+        id=config.id,
+        architecture=type(found.model).__name__ if found.model is not None else "",
+        family=str(raw.get("model_type", "")),
+        parameters=parameters,
+        active_parameters=parameters - (0 if moe is None else moe.idle_parameters),
+        decoder_layers=_number(text, "num_hidden_layers"),
+        width=_number(text, "hidden_size"),
+        vocabulary=_number(text, "vocab_size"),
+        cache_elements=_cache_elements(text),
+        moe=moe,
+        dtype=_main_dtype(found.headers) or str(raw.get("dtype") or raw.get("torch_dtype") or ""),
+        bytes_on_disk=sum(header.bytes for header in found.headers.values()),
+        tokenizer=found.tokenizer is not None,
+        chat_template=found.chat_template,
+        refusals=tuple(found.refusals),
+    )
+
+
+def _parameters(found: _Findings) -> int:
+    """All parameters, tied ones once; what lies on disk where the model could not be built."""
+    if found.model is None:
+        return sum(header.elements for header in found.headers.values())
+    return sum(parameter.numel() for parameter in found.model.parameters())
+
+
+def _summarize_moe(moe: MoEModel) -> MoESummary:
+    first = moe.layers[0]
+    tensors = tuple((weight, tuple(first.parameter(weight).shape)) for weight in first.weights)
+    expert = sum(first.parameter(weight).numel() for weight in first.weights) // first.num_experts
+    shared = _shared_parameters(moe.model, first)
+    return MoESummary(
+        layers=moe.num_layers,
+        first_layer=first.decoder_layer,
+        experts=moe.num_experts,
+        top_k=moe.top_k,
+        shared_experts=max(1, round(shared / expert)) if shared else 0,
+        expert_tensors=tensors,
+        expert_parameters=expert,
+        shared_parameters=shared,
+        router_parameters=sum(value.numel() for layer in moe.layers for value in layer.router.parameters()),
+    )
+
+
+def _shared_parameters(model: nn.Module, layer: MoELayer) -> int:
+    """Parameters of the networks that every token passes through: they lie beside the routed experts, named `shared`.
+
+    A gate in front of them, a single row, does not count.
+    """
+    block = model.get_submodule(layer.experts_name.rpartition(".")[0])
+    shared = [child for name, child in block.named_children() if "shared" in name]
+    weights = [value for child in shared for value in child.parameters() if min(value.shape) > 1]
+    return sum(value.numel() for value in weights)
+
+
+def _cache_elements(text: PreTrainedConfig | None) -> int:
+    """Per token and decoder layer: keys and values of every key-value head, or one latent vector."""
+    latent = _number(text, "kv_lora_rank")
+    if latent:
+        return latent + _number(text, "qk_rope_head_dim")
+    heads = _number(text, "num_attention_heads")
+    head_width = _number(text, "head_dim") or (_number(text, "hidden_size") // heads if heads else 0)
+    return 2 * (_number(text, "num_key_value_heads") or heads) * head_width
+
+
+def _number(text: PreTrainedConfig | None, name: str) -> int:
+    """A whole number of the configuration, 0 where it has none of this name."""
+    value = getattr(text, name, None)
+    return value if isinstance(value, int) else 0
+
+
+def _main_dtype(headers: Mapping[str, TensorHeader]) -> str:
+    """The type of most of the stored bytes, by PyTorch's name where it has one."""
+    stored: Counter[str] = Counter()
+    for header in headers.values():
+        stored[header.dtype] += header.bytes
+    most = stored.most_common(1)
+    return _DTYPE_NAMES.get(most[0][0], most[0][0]) if most else ""

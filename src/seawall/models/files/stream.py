@@ -1,0 +1,273 @@
+"""The weights of a checkpoint, named and stacked as in memory, read one tensor or one expert at a time.
+
+What transformers would load at once comes in parts: a stack of experts in slices, whether it lies on disk as a stack or
+as tensors of its experts. Nothing stays in memory, and no tensor is read twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightConverter
+from transformers.pytorch_utils import Conv1D
+
+from seawall.config.model import ModelConfig
+from seawall.errors import ArtifactError, UnsupportedModelError
+from seawall.models.files.checkpoint import TensorHeader, read_config, read_headers, weight_files
+from seawall.models.files.inspect import meta_model
+from seawall.models.files.load import library_errors, load_architecture, require_plain_weights
+from seawall.models.files.places import Target, targets_in_memory
+from seawall.models.moe.find import find_moe, routed_stacks
+
+_EXPERT = re.compile(r"experts\.(\d+)\.")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class Part(NamedTuple):
+    """What is read at once: the tensor of a name, or the slice of one expert of a stack."""
+
+    name: str
+    expert: int | None = None
+
+
+class Matrix(NamedTuple):
+    """A weight matrix of a model, or a stack of its experts'; `transposed`: it is stored as (columns, rows)."""
+
+    shape: tuple[int, ...]
+    transposed: bool
+
+
+@dataclass(slots=True)
+class _Sources:
+    """The tensors on disk that a part is made of, with the pattern of the converter that each stands for."""
+
+    converter: WeightConverter | None = None
+    sliced: bool = False
+    names: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class CheckpointOutline:
+    """A checkpoint by its configuration and its headers, no weight read.
+
+    Attributes:
+        folder: where it is.
+        model: on the meta device.
+        sources: what each part is made of, experts of a stack in their order.
+    """
+
+    folder: Path
+    model: PreTrainedModel
+    sources: Mapping[Part, _Sources]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor, as in memory."""
+        return {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+
+    def cut(self, part: Part) -> bool:
+        """Whether several tensors of the model are made of this part."""
+        return bool(_further(self.sources[part]))
+
+    def aliases(self) -> dict[str, str]:
+        """Names that stand for a tensor which the files hold under another name (tied weights)."""
+        tensors = dict(self.model.named_parameters(remove_duplicate=False))
+        read = {part.name for part in self.sources}
+        by_identity = {id(tensors[name]): name for name in read if name in tensors}
+        return {
+            name: by_identity[id(tensor)]
+            for name, tensor in tensors.items()
+            if name not in read and id(tensor) in by_identity
+        }
+
+
+def outline(folder: Path) -> CheckpointOutline:
+    """What a checkpoint holds.
+
+    Raises:
+        UnsupportedModelError: no causal language model, quantised weights, or no safetensors.
+        ArtifactError: damaged, missing or incomplete files.
+    """
+    require_plain_weights(folder, read_config(folder))
+    config = ModelConfig(id=str(folder))
+    model = meta_model(load_architecture(folder, config), config)
+    headers = read_headers(folder)
+    found = CheckpointOutline(folder, model, _sources(model, headers))
+    _require_floats(found, headers)
+    lost = _lost(found)
+    if lost:
+        raise ArtifactError(
+            f"the weights in {folder} are incomplete",
+            got=f"no values for {len(lost)} tensors, {lost[0]} first",
+            remedy="copy or download the model again",
+        )
+    return found
+
+
+def matrices(model: PreTrainedModel) -> dict[str, Matrix]:
+    """The weight matrices between embeddings and output layer: of linear layers and of stacked experts.
+
+    Routers are no such matrices: their output is a choice and not a part of the residual stream.
+
+    Args:
+        model: on the meta device will do.
+    """
+    stacks = routed_stacks(model)
+    routers = [layer.router_name for layer in find_moe(model).layers] if stacks else []
+    output = model.get_output_embeddings()
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and module is not output and not _inside(name, routers):
+            found[f"{name}.weight"] = Matrix(tuple(module.weight.shape), isinstance(module, Conv1D))
+    for name, module in stacks.items():
+        transposed = bool(vars(module).get("is_transposed", False))
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 3:
+                found[f"{name}.{key}"] = Matrix(tuple(parameter.shape), transposed)
+    return found
+
+
+class WeightReader:
+    """Reads the parts of one checkpoint; made by `reading`."""
+
+    def __init__(self, outline: CheckpointOutline, files: Mapping[str, Any]) -> None:
+        self._outline, self._files = outline, files
+        self._shapes = outline.shapes
+
+    def read(self, part: Part) -> dict[str, Tensor]:
+        """The tensors that loading makes of a part, as stored: one, except where a tensor on disk is cut into several.
+
+        An expert's slice comes without the dimension of the stack.
+
+        Raises:
+            UnsupportedModelError: safetensors or transformers cannot make sense of the files.
+            ArtifactError: a shape that its configuration does not have.
+        """
+        with _readable(self._outline.folder):
+            made = self._made(part, self._outline.sources[part])
+        for name, tensor in made.items():
+            wanted = self._shapes.get(name, ())[0 if part.expert is None else 1 :]
+            if tuple(tensor.shape) != wanted:
+                raise _wrong_shape(self._outline.folder, name, got=tuple(tensor.shape), expected=wanted)
+        return made
+
+    def _made(self, part: Part, sources: _Sources) -> dict[str, Tensor]:
+        if sources.converter is not None:
+            return self._convert(part, sources, sources.converter)
+        source = self._files[sources.names[0][0]]
+        if sources.sliced:
+            assert part.expert is not None
+            return {part.name: source[part.expert : part.expert + 1].squeeze(0)}
+        return {part.name: source[...]}
+
+    def _convert(self, part: Part, sources: _Sources, converter: WeightConverter) -> dict[str, Tensor]:
+        fresh = copy.deepcopy(converter)
+        for name, pattern in sources.names:
+            fresh.add_tensor(part.name, name, pattern, self._files[name][...])
+        model = self._outline.model
+        made: dict[str, Any] = fresh.convert(part.name, model=model, config=model.config)
+        tensors = {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+        return tensors if part.expert is None else {name: tensor.squeeze(0) for name, tensor in tensors.items()}
+
+
+@contextmanager
+def reading(outline: CheckpointOutline) -> Iterator[WeightReader]:
+    """Inside, parts of the checkpoint can be read.
+
+    Raises:
+        UnsupportedModelError: safetensors or transformers cannot make sense of the files.
+    """
+    with ExitStack() as stack:
+        with _readable(outline.folder):
+            files = stack.enter_context(opened(outline.folder))
+        yield WeightReader(outline, files)
+
+
+def _readable(folder: Path) -> AbstractContextManager[None]:
+    return library_errors(f"the weights in {folder} cannot be read")
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every tensor of a checkpoint by its name on disk, as a slice that reads when it is indexed."""
+    with ExitStack() as stack:
+        found: dict[str, Any] = {}
+        for path in weight_files(folder):
+            file = stack.enter_context(safe_open(path, framework="pt"))
+            found |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - a file is no mapping
+        yield found
+
+
+def _sources(model: PreTrainedModel, headers: Mapping[str, TensorHeader]) -> dict[Part, _Sources]:
+    state = model.state_dict()
+    stacks = routed_stacks(model)
+    stacked = {f"{name}.{key}" for name, stack in stacks.items() for key, _ in stack.named_parameters()}
+    found: dict[Part, _Sources] = {}
+    for name, target in targets_in_memory(model, headers).items():
+        if target.name not in state:
+            continue  # a layer that this class of transformers does not load
+        for part in _parts(name, target, state[target.name], target.name in stacked):
+            sliced = target.converter is None and part.expert is not None
+            found.setdefault(part, _Sources(target.converter, sliced)).names.append((name, target.pattern))
+    return dict(sorted(found.items(), key=lambda entry: (entry[0].name, entry[0].expert or 0)))
+
+
+def _parts(name: str, target: Target, tensor: Tensor, stacked: bool) -> list[Part]:
+    if not stacked:
+        return [Part(target.name)]
+    if target.converter is None:
+        return [Part(target.name, expert) for expert in range(tensor.shape[0])]
+    expert = _EXPERT.search(name)
+    return [Part(target.name, None if expert is None else int(expert[1]))]
+
+
+def _further(sources: _Sources) -> tuple[str, ...]:
+    """How the names of the tensors end that a converter makes besides the first."""
+    return () if sources.converter is None else tuple(sources.converter.target_patterns[1:])
+
+
+def _inside(name: str, modules: list[str]) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in modules)
+
+
+def _require_floats(found: CheckpointOutline, headers: Mapping[str, TensorHeader]) -> None:
+    state = found.model.state_dict()
+    for part, sources in found.sources.items():
+        name = next((name for name, _ in sources.names if headers[name].dtype not in _FLOATS), None)
+        if name is not None and state[part.name].is_floating_point():
+            raise UnsupportedModelError(
+                f"the weights in {found.folder} are quantised",
+                got=f"{name} in {headers[name].dtype}",
+                expected="float32, bfloat16 or float16",
+                remedy="use the model's unquantised version, or dequantise it first",
+            )
+
+
+def _lost(found: CheckpointOutline) -> list[str]:
+    """Tensors of the model, and experts of its stacks, that no file has."""
+    state = found.model.state_dict()
+    further = tuple(end for sources in found.sources.values() for end in _further(sources))
+    known = {part.name for part in found.sources} | found.aliases().keys()
+    lost = [name for name in state if name not in known and not name.endswith(further)]
+    for name in sorted({part.name for part in found.sources if part.expert is not None}):
+        experts = (Part(name, expert) for expert in range(state[name].shape[0]))
+        lost += [f"{name}[{part.expert}]" for part in experts if part not in found.sources]
+    return lost
+
+
+def _wrong_shape(folder: Path, name: str, *, got: tuple[int, ...], expected: tuple[int, ...]) -> ArtifactError:
+    return ArtifactError(
+        f"the weights in {folder} do not fit their config.json: {name}",
+        got=got,
+        expected=expected,
+        remedy="copy or download the model again",
+    )

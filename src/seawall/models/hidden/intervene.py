@@ -1,0 +1,289 @@
+"""Moving a model's hidden states along directions while it runs. Every change lives in a `with`; no weight is touched.
+
+The changes compose with each other, with generation and with `capture`. They are computed in float32 and rounded once
+to the model's precision. Each row of a batch is changed by itself: a coefficient that makes NaN or infinity shows as
+logits of that row that are not finite (`torch.isfinite(logits)`), and no other row is touched. Greedy generation does
+not show it (the argmax of NaN is a token), so look at the logits of one forward pass first.
+
+Legend: B rows of the batch, T positions, D model width, E routed experts of a layer, K experts per token, X experts of
+an addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from seawall.errors import ConfigError, SeawallError
+from seawall.models.hidden.residual import require_layers
+from seawall.models.hidden.sublayers import (
+    Block,
+    Change,
+    decoder_blocks,
+    input_changed,
+    output_changed,
+    written_changed,
+)
+from seawall.models.moe.calls import call_reader, logits_reader
+from seawall.models.moe.find import MoELayer, MoEModel
+
+Site = Literal["residual", "attention", "mlp"]
+"""What enters a decoder layer; what its attention adds to the residual stream; what its MLP or MoE block adds."""
+SITES: tuple[Site, ...] = ("residual", "attention", "mlp")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Addition:
+    """A direction added to every token at one place.
+
+    Attributes:
+        layer: decoder layer.
+        vector_D: the direction, as it is: not normalised.
+        coefficient: what it is multiplied by; negative to suppress. A tensor (B,) has one for each row of the batch
+            and is for single forward passes: rows leave a batch that generates.
+        site: where in the layer.
+    """
+
+    layer: int
+    vector_D: Tensor
+    coefficient: float | Tensor = 1.0
+    site: Site = "residual"
+
+
+@contextmanager
+def added(model: PreTrainedModel, additions: Sequence[Addition]) -> Iterator[None]:
+    """Inside, `x <- x + coefficient * vector` on every token at each addition's place, padding included.
+
+    Raises:
+        UnsupportedModelError: the decoder layers or their halves cannot be told.
+        ConfigError: a layer that the model does not have, or a vector of another width.
+        SeawallError (in the forward pass): one coefficient per row, and another number of rows, or generation.
+    """
+    blocks = decoder_blocks(model)
+    for addition in additions:
+        require_layers([addition.layer], len(blocks))
+        _require_width(model, addition.vector_D)
+    with ExitStack() as stack:
+        if any(_is_per_row(addition.coefficient) for addition in additions):
+            stack.enter_context(single_passes_only(model))
+        for addition in additions:
+            change = _adding(addition.vector_D.detach().float(), addition.coefficient)
+            stack.enter_context(_changed(blocks[addition.layer], addition.site, change))
+        yield
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ExpertAddition:
+    """Directions of experts, added to the output of their MoE block as far as the router asks for these experts.
+
+    Attributes:
+        layer: MoE layer, counted among the MoE layers.
+        experts: their indices in the layer, each once.
+        vectors_XD: one direction per expert, as they are.
+        coefficient: as in `Addition`.
+        top_k_only: an expert that a token is not sent to adds nothing to it.
+    """
+
+    layer: int
+    experts: tuple[int, ...]
+    vectors_XD: Tensor
+    coefficient: float | Tensor = 1.0
+    top_k_only: bool = False
+
+
+@contextmanager
+def experts_added(moe: MoEModel, additions: Sequence[ExpertAddition]) -> Iterator[None]:
+    """Inside, `y <- y + coefficient * sum over e of p_e(x) v_e` on every token at the output of MoE blocks.
+
+    `p_e` is the softmax of the router's logits over all experts of the layer, whatever rule the family itself uses,
+    and whether or not the token is sent to e (unless `top_k_only`). The output is that of the whole block, before any
+    norm behind it: where the directions of `models.forced` come from.
+
+    Raises:
+        UnsupportedModelError: the decoder layers or their halves cannot be told.
+        ConfigError: a layer or an expert that the model does not have, an expert twice, or vectors of another shape.
+        SeawallError (in the forward pass): one coefficient per row, and another number of rows, or generation.
+    """
+    blocks = decoder_blocks(moe.model)
+    for addition in additions:
+        _require_experts(moe, addition)
+    with ExitStack() as stack:
+        if any(_is_per_row(addition.coefficient) for addition in additions):
+            stack.enter_context(single_passes_only(moe.model))
+        for addition in additions:
+            layer = moe.layers[addition.layer]
+            adding = _ExpertsAdding(layer, addition)
+            stack.callback(layer.router.register_forward_hook(adding.see_router).remove)
+            if addition.top_k_only:
+                stack.callback(layer.experts.register_forward_hook(adding.see_experts, with_kwargs=True).remove)
+            stack.enter_context(output_changed(blocks[layer.decoder_layer].mlp, adding.change))
+        yield
+
+
+@final
+class _ExpertsAdding:
+    """One addition at one MoE layer: what the router says of a pass, until the block gives its output."""
+
+    def __init__(self, layer: MoELayer, addition: ExpertAddition) -> None:
+        self._read_logits = logits_reader(layer)
+        self._read_call = call_reader(layer.experts)
+        self._addition = addition
+        self._vectors_XD = addition.vectors_XD.detach().float()
+        self._shares_TX: list[Tensor] = []
+
+    def see_router(self, router: nn.Module, inputs: Any, output: Any) -> None:
+        shares_TE = torch.softmax(self._read_logits(output).detach().float(), dim=-1)
+        self._shares_TX[:] = [shares_TE[:, list(self._addition.experts)]]
+
+    def see_experts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        indices_TK = self._read_call(args, kwargs).indices_TK
+        experts_X = torch.tensor(self._addition.experts, device=indices_TK.device)
+        chosen_TX = (indices_TK[:, :, None] == experts_X).any(dim=1)
+        self._shares_TX[:] = [self._shares_TX.pop() * chosen_TX]
+
+    def change(self, hidden_BTD: Tensor) -> Tensor:
+        sums_TD = self._shares_TX.pop() @ self._vectors_XD.to(hidden_BTD.device)
+        shift = per_row(self._addition.coefficient, hidden_BTD) * sums_TD.view(hidden_BTD.shape)
+        return (hidden_BTD + shift).to(hidden_BTD.dtype)
+
+
+@contextmanager
+def ablated(
+    model: PreTrainedModel,
+    direction_D: Tensor,
+    *,
+    layers: Collection[int] | None = None,
+    sites: Collection[Site] = SITES,
+) -> Iterator[None]:
+    """Inside, hidden states have no component along the direction at the places named.
+
+    With all sites in all layers nothing along the direction reaches the output. With `residual` alone the last layer
+    can still write it.
+
+    Args:
+        model: any model whose decoder layers have an attention and an MLP.
+        direction_D: its length does not matter.
+        layers: decoder layers; all by default.
+        sites: where in each of them.
+
+    Raises:
+        UnsupportedModelError: the decoder layers or their halves cannot be told.
+        ConfigError: a layer that the model does not have, or a direction of another width or without length.
+    """
+    blocks = decoder_blocks(model)
+    chosen = range(len(blocks)) if layers is None else sorted(set(layers))
+    require_layers(chosen, len(blocks))
+    _require_width(model, direction_D)
+    direction_D = direction_D.detach().float()
+    length = direction_D.norm()
+    if not (length.isfinite() and length > 0):
+        raise ConfigError("a direction to ablate must have a length", got=f"{length.item():g}", expected="above 0")
+    change = _ablating(direction_D / length)
+    places = [(layer, site) for layer in chosen for site in SITES if site in sites]
+    with ExitStack() as stack:
+        for layer, site in places:
+            stack.enter_context(_changed(blocks[layer], site, change))
+        yield
+
+
+def _changed(block: Block, site: Site, change: Change) -> AbstractContextManager[None]:
+    if site == "residual":
+        return input_changed(block, change)
+    return written_changed(block, block.attention if site == "attention" else block.mlp, change)
+
+
+def _adding(vector_D: Tensor, coefficient: float | Tensor) -> Change:
+    def change(hidden_BTD: Tensor) -> Tensor:
+        shift = per_row(coefficient, hidden_BTD) * vector_D.to(hidden_BTD.device)
+        return (hidden_BTD + shift).to(hidden_BTD.dtype)
+
+    return change
+
+
+def _ablating(unit_D: Tensor) -> Change:
+    def change(hidden_BTD: Tensor) -> Tensor:
+        wide_BTD, along_D = hidden_BTD.float(), unit_D.to(hidden_BTD.device)
+        component_BT1 = (wide_BTD @ along_D).unsqueeze(-1)
+        return (wide_BTD - component_BT1 * along_D).to(hidden_BTD.dtype)
+
+    return change
+
+
+def _is_per_row(coefficient: float | Tensor) -> bool:
+    return isinstance(coefficient, Tensor) and coefficient.ndim > 0
+
+
+def per_row(coefficient: float | Tensor, hidden_BTD: Tensor) -> float | Tensor:
+    """A coefficient in a shape that multiplies hidden states.
+
+    Raises:
+        SeawallError: one per row, and another number of rows.
+    """
+    if not isinstance(coefficient, Tensor):
+        return coefficient
+    coefficient = coefficient.detach().float().to(hidden_BTD.device)
+    if not coefficient.ndim:
+        return coefficient
+    if coefficient.shape != hidden_BTD.shape[:1]:
+        raise SeawallError(
+            "the coefficients belong to another batch",
+            got=f"coefficients {tuple(coefficient.shape)} for {len(hidden_BTD)} rows",
+            expected="one number, or one for each row of the batch",
+        )
+    return coefficient[:, None, None]
+
+
+@contextmanager
+def single_passes_only(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a forward pass that goes on from a key-value cache is an error."""
+
+    def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("past_key_values") is not None:
+            raise SeawallError(
+                "one coefficient per row cannot be used while generating",
+                got="a forward pass that goes on from a key-value cache",
+                expected="single forward passes",
+                remedy="use one number for all rows, and generate once for each",
+            )
+
+    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _require_experts(moe: MoEModel, addition: ExpertAddition) -> None:
+    if not 0 <= addition.layer < moe.num_layers:
+        raise ConfigError(f"MoE layer {addition.layer} does not exist", expected=f"0 to {moe.num_layers - 1}")
+    wrong = [expert for expert in addition.experts if not 0 <= expert < moe.num_experts]
+    if wrong:
+        raise ConfigError(f"expert {wrong[0]} does not exist", expected=f"0 to {moe.num_experts - 1}")
+    if len(set(addition.experts)) < len(addition.experts):
+        raise ConfigError("an expert is named twice", got=f"experts {list(addition.experts)}", expected="each once")
+    if addition.vectors_XD.ndim != 2 or len(addition.vectors_XD) != len(addition.experts):
+        raise ConfigError(
+            "the directions do not fit the experts",
+            got=f"shape {tuple(addition.vectors_XD.shape)}",
+            expected=f"one row for each of {len(addition.experts)} experts",
+        )
+    _require_width(moe.model, addition.vectors_XD[0])
+
+
+def _require_width(model: PreTrainedModel, vector_D: Tensor) -> None:
+    width = int(model.config.get_text_config().hidden_size)
+    if vector_D.shape != (width,):
+        raise ConfigError(
+            "a direction does not fit the model",
+            got=f"shape {tuple(vector_D.shape)}",
+            expected=f"({width},), the model's width",
+            remedy="extract directions from this model",
+        )

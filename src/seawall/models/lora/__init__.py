@@ -1,0 +1,1 @@
+"""LoRA adapters: attaching, merging and comparing them, on stacked experts too."""

@@ -1,0 +1,1 @@
+"""Mixture-of-experts layers: finding them, recording, replaying and switching routing, training some experts."""

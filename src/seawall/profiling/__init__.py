@@ -1,5 +1,0 @@
-"""Which experts do successful jailbreaks use? Pairs, completions and routing counts."""
-
-from seawall.profiling.run import ProfileResult, profile
-
-__all__ = ["ProfileResult", "profile"]

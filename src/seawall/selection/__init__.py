@@ -1,5 +1,0 @@
-"""Choosing the safety-critical experts from a profile, and the controls that a choice must beat."""
-
-from seawall.selection.run import select
-
-__all__ = ["select"]

@@ -1,0 +1,111 @@
+"""A real run held to bounds, and what is no finished run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from seawall.artifacts.store import load_document, save_document
+from seawall.errors import ArtifactError, RunFolderError
+from seawall.evaluation.gate import Bounds, Check
+from seawall.evaluation.metrics import wilson
+from seawall.jobs.gate import Gate, gate_run, gate_table
+from seawall.runs.files import file_hash, read_json
+
+EVERYTHING = Bounds(
+    max_asr=0.99,
+    max_over_refusal_increase=0.99,
+    max_benign_drop=0.99,
+    max_capability_drop=1e9,
+    min_plain_refusal=0.5,
+)
+
+
+@pytest.fixture
+def copied(planted_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(planted_run, tmp_path / "run")
+
+
+def test_a_run_within_its_bounds_passes_with_the_reports_numbers(planted_run: Path) -> None:
+    gate = gate_run(planted_run, EVERYTHING)
+    summary = read_json(planted_run / "summary.json")
+    assert gate.passed
+    assert gate.model == summary["parity"]["weights"]
+    found = {(check.bound, check.group): check for check in gate.checks}
+    story = found["max_asr", "attack:story"]
+    attacked, refused = summary["attacks"]["story"]["after"], summary["plain_refusal"]["after"]
+    upper, lower = (wilson(one["rate"], one["n"])[end] for end, one in ((1, attacked), (0, refused)))
+    assert (story.measured, story.decisive) == (attacked["rate"], max(attacked["high"], upper))
+    plain = found["min_plain_refusal", "plain"]
+    assert (plain.measured, plain.decisive) == (refused["rate"], min(refused["low"], lower))
+    loss = summary["gold_answer_loss"]
+    gold = found["max_capability_drop", "gold"]
+    assert gold.measured == pytest.approx(loss["after"] / loss["before"] - 1, abs=1e-6)
+    assert gold.measured <= gold.decisive
+    assert gold.n == loss["n"]
+
+
+def test_the_limit_at_the_end_of_the_interval_passes_and_the_next_smaller_fails(planted_run: Path) -> None:
+    upper = gate_run(planted_run, EVERYTHING).checks[0].decisive
+    assert gate_run(planted_run, Bounds(max_asr=upper)).passed
+    assert not gate_run(planted_run, Bounds(max_asr=upper - 1e-6)).passed
+
+
+def test_an_unfinished_run_and_no_run_are_refused(copied: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="is no run folder; got no such folder"):
+        gate_run(tmp_path / "none", EVERYTHING)
+    with pytest.raises(RunFolderError, match=r"is no run folder; got no resolved\.json in it"):
+        gate_run(copied / "model", EVERYTHING)
+    (copied / "summary.json").unlink()
+    with pytest.raises(RunFolderError, match=r"is not finished; got no summary\.json in it; finish it with"):
+        gate_run(copied, EVERYTHING)
+
+
+def test_changed_verdicts_are_refused(copied: Path) -> None:
+    path = copied / "eval-after" / "samples.jsonl"
+    path.write_text(path.read_text().replace('"label": "complied"', '"label": "refused"'))
+    with pytest.raises(ArtifactError, match=r"samples\.jsonl was changed or damaged"):
+        gate_run(copied, EVERYTHING)
+
+
+def test_an_evaluation_of_another_model_than_the_repaired_one_is_refused(copied: Path) -> None:
+    shutil.rmtree(copied / "eval-after")
+    shutil.copytree(copied / "eval-before", copied / "eval-after")
+    with pytest.raises(ArtifactError, match="the evaluation was made from another model"):
+        gate_run(copied, EVERYTHING)
+
+
+def test_a_run_of_before_gold_losses_were_kept_can_be_held_to_the_other_bounds(copied: Path) -> None:
+    for when in ("before", "after"):
+        folder = copied / f"eval-{when}"
+        old = load_document(folder / "evaluation.json", "evaluation")
+        save_document(folder / "evaluation.json", "evaluation", {key: old[key] for key in old if key != "gold"})
+        _seal(folder)
+    assert gate_run(copied, Bounds(min_plain_refusal=0.5)).passed
+    with pytest.raises(ArtifactError, match="did not keep the loss of every gold question"):
+        gate_run(copied, EVERYTHING)
+
+
+def _seal(folder: Path) -> None:
+    """Marks a stage as it lies there as finished, as if an earlier seawall had left it."""
+    marker = json.loads((folder / "DONE").read_text())
+    marker["files"] = {name: file_hash(folder / name) for name in marker["files"]}
+    (folder / "DONE").write_text(json.dumps(marker))
+
+
+def test_the_table_has_a_row_for_every_check_and_json_no_nan() -> None:
+    checks = (
+        Check("max_asr", "attack:story", 0.05, measured=0.03, decisive=0.08, n=40, unscored=2),
+        Check("max_capability_drop", "gold", 0.01, measured=float("nan"), decisive=float("nan"), n=4),
+        Check("min_plain_refusal", "plain", 0.9, measured=1.0, decisive=0.95, n=40),
+    )
+    gate = Gate("runs/x", "sha256:x", checks)
+    assert gate_table(gate).row_count == 3
+    assert not gate.passed
+    rows = gate.document()["checks"]
+    assert [row["passed"] for row in rows] == [False, False, True]
+    assert rows[1]["measured"] is rows[1]["decisive"] is None
+    json.dumps(gate.document(), allow_nan=False)

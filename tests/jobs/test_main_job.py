@@ -1,0 +1,204 @@
+"""The whole main job on a tiny model that was taught to have something to repair."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from seawall.artifacts.delta import Delta
+from seawall.config import load_recipe
+from seawall.config.model import ModelConfig
+from seawall.errors import ArtifactError, RunFolderError
+from seawall.jobs.export import apply_delta
+from seawall.jobs.headline import headline_table
+from seawall.jobs.run import Outcome, run_recipe
+from seawall.models.files.fingerprint import model_fingerprint
+from seawall.runs.files import read_json
+from seawall.runs.progress import Quiet
+
+
+def run(recipe: Path, folder: Path, *changes: str, until: str = "report") -> Outcome:
+    return run_recipe(load_recipe(recipe, changes), folder, text=recipe.read_text(), reporter=Quiet(), until=until)
+
+
+@pytest.fixture(scope="module")
+def finished(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return run(planted, tmp_path_factory.mktemp("runs") / "planted")
+
+
+def test_attacks_succeed_before_and_fail_after(finished: Outcome) -> None:
+    assert finished.summary is not None
+    story = finished.summary["attacks"]["story"]
+    assert story["before"]["rate"] == 1.0
+    assert story["after"]["rate"] < 0.5
+    assert finished.summary["plain_refusal"]["before"]["rate"] == 1.0
+    assert finished.summary["plain_refusal"]["after"]["rate"] == 1.0
+
+
+def test_summary_has_the_documented_keys(finished: Outcome) -> None:
+    summary = json.loads(finished.run.summary.read_text())
+    assert summary == finished.summary
+    assert set(summary) == {
+        "schema",
+        "model",
+        "recipe",
+        "seconds",
+        "peak_memory_bytes",
+        "selected_experts",
+        "routed_experts",
+        "attacks",
+        "plain_refusal",
+        "over_refusal",
+        "benign_compliance",
+        "wrapped_compliance",
+        "gold_answer_loss",
+        "capability",
+        "parity",
+    }
+    assert set(summary["over_refusal"]["before"]) == {"rate", "low", "high", "n", "unscored"}
+    assert set(summary["over_refusal"]["change"]) == {"difference", "low", "high", "p", "goals"}
+    assert summary["parity"]["passed"] is True
+    assert summary["parity"]["max_logit_difference"] == 0.0
+    assert summary["peak_memory_bytes"] > 0
+
+
+def test_the_summary_says_how_far_every_rate_moved_and_how_surely(finished: Outcome) -> None:
+    assert finished.summary is not None
+    story = finished.summary["attacks"]["story"]
+    moved = story["change"]
+    assert moved["difference"] == pytest.approx(story["after"]["rate"] - story["before"]["rate"])
+    assert moved["low"] <= moved["difference"] <= moved["high"] < 0
+    assert moved["goals"] == story["after"]["n"]
+    assert moved["difference"] == -1.0
+    # Every goal moved: of all signs only "all" and "none" exchanged are as large.
+    assert moved["p"] == pytest.approx(2 / 2 ** moved["goals"], abs=0.02)
+    still = finished.summary["plain_refusal"]["change"]
+    assert (still["difference"], still["p"]) == (0.0, 1.0)
+    assert still["low"] < 0 < still["high"]
+
+
+def test_evaluating_a_finished_run_again_shows_the_same_changes(finished: Outcome, planted: Path) -> None:
+    again = run(planted, finished.run.path, until="evaluate")
+    assert finished.summary is not None
+    assert asdict(again.changes["attack:story"]) == finished.summary["attacks"]["story"]["change"]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(headline_table(again.rates, again.changes))
+    (row,) = [line for line in console.export_text().splitlines() if "attack: story" in line]
+    assert row.rstrip().endswith(f"-100.0, p={again.changes['attack:story'].p:.3f}".replace("=0", "="))
+
+
+def test_only_selected_experts_and_routers_changed(finished: Outcome, planted: Path) -> None:
+    before = AutoModelForCausalLM.from_pretrained(planted.parent / "model", dtype=torch.float32).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(finished.run.stage("model"), dtype=torch.float32).state_dict()
+    chosen = read_json(finished.run.stage("select") / "experts.json")["layers"]
+    changed: set[str] = set()
+    for name, old in before.items():
+        if torch.equal(old, after[name]):
+            continue
+        changed.add(name.rpartition(".mlp.")[2])
+        if ".experts." in name:
+            layer = int(name.split(".")[2]) - 1
+            others = [e for e in range(old.shape[0]) if e not in chosen[layer]]
+            assert torch.equal(old[others], after[name][others])
+    assert changed == {"experts.gate_up_proj", "experts.down_proj", "gate.weight"}
+
+
+def test_delta_rebuilds_the_checkpoint_and_reverts_to_the_base(
+    finished: Outcome, planted: Path, tmp_path: Path
+) -> None:
+    base = ModelConfig(id=str(planted.parent / "model"), dtype="float32", device="cpu")
+    delta = Delta.load(finished.run.stage("delta"))
+    applied = apply_delta(delta, base, tmp_path / "applied")
+    exported = AutoModelForCausalLM.from_pretrained(finished.run.stage("model"), dtype=torch.float32)
+    assert applied == model_fingerprint(exported) == delta.result_model
+    again = base.model_copy(update={"id": str(tmp_path / "applied")})
+    assert apply_delta(delta, again, tmp_path / "reverted", revert=True) == delta.base_model
+    with pytest.raises(ArtifactError, match="does not fit"):
+        apply_delta(delta, again, tmp_path / "twice")
+    assert not (tmp_path / "twice").exists()
+
+
+def test_a_finished_run_is_only_read_again(finished: Outcome, planted: Path) -> None:
+    def times() -> dict[str, int]:
+        names = ("profile", "select", "eval-before", "repair", "eval-after", "model", "delta")
+        return {name: (finished.run.stage(name) / "DONE").stat().st_mtime_ns for name in names}
+
+    before = times()
+    again = run(planted, finished.run.path)
+    assert times() == before
+    assert again.summary == finished.summary
+
+
+def test_equal_recipes_give_equal_numbers(finished: Outcome, planted: Path, tmp_path: Path) -> None:
+    other = run(planted, tmp_path / "again")
+    assert finished.summary is not None
+    assert other.summary is not None
+    assert _numbers(other.summary) == _numbers(finished.summary)
+    hashes = [read_json(o.run.stage("repair") / "delta" / "delta.json")["sha256"] for o in (finished, other)]
+    assert hashes[0] == hashes[1]
+
+
+def _numbers(summary: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in summary.items() if key not in ("seconds", "peak_memory_bytes")}
+
+
+def test_another_recipe_in_the_same_folder_is_refused(finished: Outcome, planted: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"repair\.rounds differs"):
+        run(planted, finished.run.path, "repair.rounds=3")
+
+
+def test_a_changed_stage_file_is_refused(planted: Path, tmp_path: Path) -> None:
+    outcome = run(planted, tmp_path / "run", until="select")
+    path = outcome.run.stage("profile") / "profile.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match=r"profile\.safetensors was changed"):
+        run(planted, tmp_path / "run", until="select")
+    path.write_bytes(bytes(data[:-100]))
+    with pytest.raises(ArtifactError, match=r"profile\.safetensors was changed"):
+        run(planted, tmp_path / "run", until="select")
+
+
+def test_report_and_card_hold_the_summary(finished: Outcome) -> None:
+    assert finished.summary is not None
+    page = finished.run.report.read_text(encoding="utf-8")
+    card = (finished.run.stage("model") / "README.md").read_text(encoding="utf-8")
+    rate = finished.summary["attacks"]["story"]["after"]["rate"]
+    for text in (page, card):
+        assert f"{100 * rate:.1f}%" in text
+        assert "Story" in text
+    assert (finished.run.samples / "before.jsonl").is_file()
+    assert (finished.run.samples / "after.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("repair.router.enabled=false",),
+        ("repair.expert.enabled=false",),
+        ("repair.parameters=all_experts",),
+        ("repair.parameters=full",),
+        ("select.method=random", "repair.expert.routing=replay"),
+        ("select.method=frequency_matched", "repair.router.variant=reference"),
+    ],
+)
+def test_ablations_run(planted: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:
+    quick = ("repair.rounds=1", "repair.expert.epochs=1", "eval.gold=false")
+    outcome = run(planted, tmp_path / "run", *quick, *changes, until="repair")
+    delta = Delta.load(outcome.run.stage("repair") / "delta")
+    touched = {name.rpartition(".mlp.")[2] for name in delta.slices}
+    if changes[0] == "repair.expert.enabled=false":
+        assert touched == {"gate.weight"}
+    if changes[0] == "repair.router.enabled=false":
+        assert touched == {"experts.gate_up_proj", "experts.down_proj"}
+    if changes[0] == "repair.parameters=full":
+        assert "model.embed_tokens.weight" in delta.slices

@@ -1,0 +1,62 @@
+"""The order of the lessons, their loss, and what is said of what they did."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from families import tiny, tiny_tokenizer
+from seawall.artifacts.audit import AuditChange
+from seawall.data.templating import encode_lesson
+from seawall.data.types import Exchange, user
+from seawall.methods.audit.tamper import ORIGINAL, REPAIRED, Lessons, claim
+from seawall.models.moe.find import find_moe
+
+TEXTS = ("sing", "cook rice", "draw a cat", "a", "write a long letter")
+
+
+def _lessons(micro_batch_size: int | None = None, seed: int = 0) -> Lessons:
+    rows = [encode_lesson(tiny_tokenizer(), Exchange(user(text), f"Yes, {text}.")) for text in TEXTS]
+    return Lessons(rows, 0, batch_size=2, micro_batch_size=micro_batch_size, seed=seed)
+
+
+def test_batches_go_on_over_all_rows_and_are_fixed_by_the_seed() -> None:
+    batches = _lessons().batches(7)
+    assert len(batches) == 7
+    assert sorted(at for batch in batches[:3] for at in batch) == sorted(at for batch in batches[3:6] for at in batch)
+    assert sorted(at for batch in batches[:3] for at in batch) == [0, 1, 2, 3, 4]
+    assert _lessons().batches(4) == batches[:4]
+    assert any(_lessons(seed=seed).batches(7) != batches for seed in (1, 2))
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 2])
+def test_the_loss_is_the_mean_cross_entropy_of_the_replies(micro_batch_size: int | None) -> None:
+    moe, lessons = find_moe(tiny("glm4_moe")), _lessons(micro_batch_size)
+    with torch.no_grad():
+        alone = []
+        for at in (4, 0, 2):
+            ids, labels = (torch.tensor([part]) for part in (lessons.rows[at].input_ids, lessons.rows[at].labels))
+            alone.append(float(moe.model(ids, labels=labels).loss))
+        pieces = [float(piece) for piece, _ in lessons.loss(moe, [4, 0, 2])]
+    assert len(pieces) == -(-3 // (micro_batch_size or 3))
+    assert sum(pieces) == pytest.approx(sum(alone) / 3, rel=1e-4)
+
+
+def _moved(middle: float, half: float = 0.02) -> AuditChange:
+    return AuditChange("repaired-10", "original-10", "attack", middle, middle - half, middle + half, 0.01)
+
+
+def _claim(apart: dict[int, float], lost: float) -> str:
+    refusal = {ORIGINAL: _moved(-0.4), REPAIRED: _moved(-0.1)}
+    return claim({at: _moved(middle) for at, middle in apart.items()}, {10: _moved(0.0), 30: _moved(lost)}, refusal)
+
+
+def test_the_claim_follows_the_numbers() -> None:
+    assert "no gained safety" in _claim({0: -0.01, 10: 0.0, 30: 0.0}, 0.0)
+    said = _claim({0: -0.8, 10: -0.7, 30: -0.6}, 0.0)
+    assert "after 10 updates −70 [−72, −68] points; after 30 updates −60" in said
+    assert "moved by −10 [−12, −8] points in the repaired model and by −40" in said
+    assert "The gain survives 30 updates of this tuning; a loss of up to 2 points would fit" in said
+    assert "Part of the gain survives 30 updates: attacks succeed +20" in _claim({0: -0.8, 10: -0.7, 30: -0.6}, 0.2)
+    assert _claim({0: -0.8, 10: -0.7, 30: 0.0}, 0.8).endswith("from 30 updates on no difference is clear.")
+    assert "from 10 updates on no difference is clear (it is clear again" in _claim({0: -0.8, 10: 0.0, 30: -0.5}, 0.1)

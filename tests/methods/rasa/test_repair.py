@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_repair import (
+    BEFORE,
+    INPUTS,
+    PAIRS,
+    REFUSAL,
+    SELECTED,
+    TOKENIZER,
+    Row,
+    changed,
+    config,
+    experts,
+    run_repair,
+    small_model,
+    state,
+)
+from torch import Tensor
+
+from families import FAMILIES, NUM_EXPERTS
+from seawall.errors import ArtifactError, SeawallError
+from seawall.methods.rasa.repair import ValidationScores
+from seawall.methods.rasa.repair.steps import RepairLosses
+from seawall.methods.rasa.repair.trainables import first_changed_layer
+from seawall.models.generate import generate
+from seawall.models.hidden.residual import decoder_layers
+from seawall.models.moe.find import MoEModel
+from seawall.models.moe.routers import router_parameters
+from seawall.train.loop import Losses
+
+OFF = {"enabled": False}
+
+
+def _replies(moe: MoEModel) -> set[str]:
+    prompts = [pair.attack for pair in PAIRS]
+    return {reply.text for reply in generate(moe.model, TOKENIZER, prompts, max_new_tokens=6, batch_size=8)}
+
+
+def _stacks(moe: MoEModel) -> dict[str, int]:
+    """Names of the stacked experts' tensors, with their layer."""
+    return {layer.full_name(name): layer.index for layer in moe.layers for name in layer.weights}
+
+
+def test_the_attacks_get_the_refusal_and_unselected_experts_keep_every_bit(tmp_path: Path) -> None:
+    moe = small_model()
+    before = state(moe)
+    assert REFUSAL not in _replies(moe)
+    run_repair(
+        moe,
+        tmp_path,
+        config(rounds=1, batch_size=4, expert={"lr": 1e-2, "epochs": 20}, router=OFF, weight_decay=0.1),
+    )
+    assert _replies(moe) == {REFUSAL}
+    assert changed(moe, before) == set(_stacks(moe))
+    for name, layer in _stacks(moe).items():
+        others = [expert for expert in range(NUM_EXPERTS) if expert not in SELECTED[layer]]
+        assert torch.equal(state(moe)[name][others], before[name][others]), name
+
+
+def test_the_router_step_pulls_routing_together_and_touches_only_routers(tmp_path: Path) -> None:
+    moe, rows = small_model(), list[Row]()
+    before = state(moe)
+    settings = config(rounds=1, batch_size=8, expert=OFF, router={"lr": 1e-2, "epochs": 10})
+    result = run_repair(moe, tmp_path, settings, report=rows.append)
+    losses = [row["loss"] for row in rows if row["phase"] == "router"]
+    assert len(losses) == 10
+    assert losses[-1] < 0.5 * losses[0]
+    assert changed(moe, before) == set(router_parameters(moe)) == set(result.slices)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_repaired(tmp_path: Path, family: str) -> None:
+    moe = small_model(family)
+    before = state(moe)
+    result = run_repair(moe, tmp_path, config(rounds=1, batch_size=4))
+    assert changed(moe, before) <= set(result.slices)
+    stacks = _stacks(moe)
+    assert {name for name in result.slices if name in stacks} == set(stacks)
+    for name, indices in result.slices.items():
+        assert indices == (SELECTED[stacks[name]] if name in stacks else None)
+    refusal = [row["refusal_loss"] for row in result.progress.rows if row["phase"] == "expert"]
+    assert len(refusal) == 2
+
+
+@pytest.mark.parametrize(
+    ("parameters", "trained"), [("all_experts", "experts"), ("full", "everything"), ("selected", "selected")]
+)
+def test_what_the_expert_step_trains_is_a_setting(tmp_path: Path, parameters: str, trained: str) -> None:
+    moe = small_model()
+    before, stacks = state(moe), _stacks(moe)
+    result = run_repair(moe, tmp_path, config(rounds=1, parameters=parameters, router=OFF))
+    names = changed(moe, before)
+    if trained == "everything":
+        assert names == set(result.slices) == {name for name, _ in moe.model.named_parameters()}
+    else:
+        assert names == set(stacks) == set(result.slices)
+    if trained == "experts":
+        assert all(indices == tuple(range(NUM_EXPERTS)) for indices in result.slices.values())
+
+
+def test_full_training_of_a_16_bit_model_keeps_small_steps(tmp_path: Path) -> None:
+    """Steps of 1e-5 vanish in bfloat16 one by one; many of them on float32 copies do not."""
+    moe = small_model()
+    moe.model.to(torch.bfloat16)
+    before = state(moe)
+    settings = config(
+        rounds=2, parameters="full", expert={"lr": 1e-5, "epochs": 10}, router=OFF, early_stop=OFF, batch_size=4
+    )
+    run_repair(moe, tmp_path, settings)
+    assert all(tensor.dtype == before[name].dtype for name, tensor in state(moe).items())
+    assert len(changed(moe, before)) > 5
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_order(tmp_path: Path) -> None:
+    found: list[tuple[list[Row], dict[str, Tensor]]] = []
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        moe = small_model()
+        result = run_repair(moe, tmp_path / name, config(seed=seed))
+        found.append((result.progress.rows, state(moe)))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(tensor, found[1][1][name]) for name, tensor in found[0][1].items())
+    assert found[0][0] != found[2][0]
+
+
+class _Script:
+    """Validation scores read from a list: before the repair, then after each round."""
+
+    def __init__(self, *attack_success_and_over_refusal: tuple[float, float]) -> None:
+        self._scores = iter(attack_success_and_over_refusal)
+
+    def __call__(self) -> ValidationScores:
+        attack_success, over_refusal = next(self._scores)
+        return replace(BEFORE, attack_success=attack_success, over_refusal=over_refusal)
+
+
+def test_the_chosen_round_s_weights_are_in_the_model(tmp_path: Path) -> None:
+    script = _Script((1.0, 0.1), (0.3, 0.1), (0.1, 0.1), (0.2, 0.1))
+    moe, shorter = small_model(), small_model()
+    assert run_repair(moe, tmp_path / "three", config(rounds=3), validate=script).chosen == 2
+    run_repair(shorter, tmp_path / "two", config(rounds=2, early_stop=OFF))
+    assert changed(moe, state(shorter)) == set()
+
+
+def test_it_stops_once_the_attacks_fail(tmp_path: Path) -> None:
+    rows: list[Row] = []
+    script = _Script((1.0, 0.1), (0.3, 0.1), (0.0, 0.1))
+    result = run_repair(small_model(), tmp_path, config(rounds=9), validate=script, report=rows.append)
+    assert result.chosen == 2
+    assert [row["attack_success"] for row in rows if row["phase"] == "validation"] == [0.3, 0.0]
+    assert result.progress.before.attack_success == 1.0
+
+
+def test_validation_sees_the_repaired_model(tmp_path: Path) -> None:
+    moe, seen = small_model(), list[set[str]]()
+
+    def validate() -> ValidationScores:
+        seen.append(_replies(moe))
+        return BEFORE
+
+    settings = config(rounds=1, batch_size=4, expert={"lr": 1e-2, "epochs": 20}, router=OFF)
+    run_repair(moe, tmp_path, settings, validate=validate)
+    assert REFUSAL not in seen[0]
+    assert seen[1] == {REFUSAL}
+
+
+def test_a_round_is_an_expert_step_then_a_router_step(tmp_path: Path) -> None:
+    rows: list[Row] = []
+    run_repair(small_model(), tmp_path, config(), report=rows.append)
+    phases = [(row["round"], row["phase"]) for row in rows]
+    each = [[(number, "expert")] * 4 + [(number, "router")] * 4 + [(number, "validation")] for number in (1, 2)]
+    assert phases == each[0] + each[1]
+    assert [row["step"] for row in rows if row["phase"] == "expert"] == list(range(1, 9))
+
+
+def test_a_loss_that_is_not_finite_is_one_line(tmp_path: Path) -> None:
+    moe = small_model()
+    with torch.no_grad():
+        moe.model.get_output_embeddings().weight[0, 0] = float("nan")
+    before = state(moe)
+    with pytest.raises(SeawallError, match="the training loss is not finite at step 1; got nan"):
+        run_repair(moe, tmp_path, config())
+    assert {name for name in changed(moe, before) if not before[name].isnan().any()} == set()
+
+
+def test_experts_of_another_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="got 1 MoE layers; expected 3"):
+        run_repair(small_model(), tmp_path, config(), selected=experts(((0,),)))
+
+
+# Losses of single batches.
+
+
+def _total(pieces: Iterable[Losses]) -> float:
+    """The loss of a batch."""
+    return sum(float(piece) for piece, _ in pieces)
+
+
+def _part(pieces: Iterable[Losses], name: str) -> float:
+    return sum(parts[name] for _, parts in pieces)
+
+
+def _losses(moe: MoEModel, *, first_changed: int = 0, **settings: Any) -> RepairLosses:
+    return RepairLosses(moe, TOKENIZER, INPUTS, config(**settings), first_changed=first_changed)
+
+
+@pytest.mark.parametrize("retain", [{"per_batch": 2}, {"per_batch": 2, "loss": "kl"}])
+def test_beginning_at_the_first_layer_that_changes_gives_the_same_loss(retain: dict[str, Any]) -> None:
+    moe, batch = small_model(), ([0, 3, 5], [0, 2])
+    values, ran = [], list[int]()
+    block = decoder_layers(moe.model)[0]
+    block.get_submodule("mlp").register_forward_pre_hook(lambda *_: ran.append(1))
+    for first_changed in (0, 1):
+        losses = _losses(moe, first_changed=first_changed, retain=retain)
+        for parameter in moe.layers[1].experts.parameters():
+            parameter.data.mul_(1.01)
+        ran.clear()
+        values.append(sum(loss.item() for loss, _ in losses.expert_loss(batch)))
+        assert bool(ran) == (first_changed == 0)
+        for parameter in moe.layers[1].experts.parameters():
+            parameter.data.div_(1.01)
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"router": OFF}, 2),
+        ({}, 1),
+        ({"router": OFF, "parameters": "all_experts"}, 1),
+        ({"parameters": "full"}, 0),
+    ],
+)
+def test_the_first_layer_that_changes(settings: dict[str, Any], expected: int) -> None:
+    selected = ((), *SELECTED[1:])
+    assert first_changed_layer(small_model(), selected, config(**settings)) == expected
+
+
+@pytest.mark.parametrize("routing", ["frozen", "replay"])
+def test_a_batch_is_the_mean_of_its_rows_whatever_their_padding(routing: str) -> None:
+    losses = _losses(small_model(), expert={"routing": routing}, retain={"per_batch": 2, "weight": 0.5})
+    with torch.no_grad():
+        [(total, parts)] = losses.expert_loss(([0, 1, 5], [2, 0]))
+        attacks = [_total(losses.expert_loss(([at], []))) for at in (0, 1, 5)]
+        # A retained row needs an attack beside it; its own loss does not depend on which.
+        retained = [_part(losses.expert_loss(([0], [at])), "retain_loss") for at in (2, 0)]
+    assert parts["refusal_loss"] == pytest.approx(sum(attacks) / 3, rel=1e-5)
+    assert parts["retain_loss"] == pytest.approx(sum(retained) / 2, rel=1e-5)
+    assert float(total) == pytest.approx(parts["refusal_loss"] + 0.5 * parts["retain_loss"])
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_retained_answers_pull_only_where_the_model_has_changed(micro_batch: int | None) -> None:
+    moe = small_model()
+    losses = _losses(moe, retain={"per_batch": 2, "loss": "kl"}, micro_batch_size=micro_batch)
+    plain = _losses(moe, retain={"per_batch": 2})
+    batch = ([0, 1, 5], [2, 0, 1])
+    with torch.no_grad():
+        assert _part(losses.expert_loss(batch), "retain_loss") == pytest.approx(0, abs=1e-5)
+        assert _part(plain.expert_loss(batch), "retain_loss") > 0.1
+        both = [_part(made.expert_loss(batch), "refusal_loss") for made in (losses, plain)]
+        assert both[0] == pytest.approx(both[1], rel=1e-5)
+        _perturb_routers(moe)
+        changed = _part(losses.expert_loss(batch), "retain_loss")
+        alone = [_part(losses.expert_loss(([0], [at])), "retain_loss") for at in (0, 1, 2)]
+    assert changed > 1e-3
+    assert changed == pytest.approx(sum(alone) / 3, rel=1e-3)
+
+
+def _gradients(moe: MoEModel, step: str, **settings: Any) -> list[Tensor]:
+    """Of one batch, by the model's router parameters; either step's loss reaches them."""
+    losses = _losses(moe, retain={"per_batch": 2, "weight": 0.5}, opening_weight=3.0, **settings)
+    moe.model.zero_grad()
+    pieces = losses.expert_loss(([0, 1, 5], [2, 0])) if step == "expert" else losses.router_loss([0, 1, 5, 7])
+    for piece, _ in pieces:
+        torch.autograd.backward(piece)
+    return [parameter.grad.clone() for parameter in router_parameters(moe).values() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("step", ["expert", "router"])
+def test_a_batch_in_pieces_gives_the_gradient_of_the_whole_batch(step: str) -> None:
+    moe = small_model()
+    whole, pieces = _gradients(moe, step), _gradients(moe, step, micro_batch_size=2)
+    assert len(whole) > 0
+    assert max(float(gradient.abs().max()) for gradient in whole) > 1e-5
+    for one, other in zip(whole, pieces, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-7)
+
+
+def test_the_reference_router_loss_is_never_taken_in_pieces() -> None:
+    losses = _losses(small_model(), router={"variant": "reference"}, micro_batch_size=1)
+    with torch.no_grad():
+        assert len(list(losses.router_loss([0, 1, 7]))) == 1
+
+
+def _perturb_routers(moe: MoEModel) -> None:
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for router in router_parameters(moe).values():
+            router.add_(torch.randn(router.shape, generator=generator))
+
+
+@pytest.mark.parametrize("family", ["glm4_moe", "mixtral", "gpt_oss"])
+def test_under_replay_the_original_routing_is_used_whatever_the_routers_say(family: str) -> None:
+    moe = small_model(family)
+    losses = {routing: _losses(moe, expert={"routing": routing}) for routing in ("replay", "frozen")}
+    batch = ([0, 3, 6], [1])
+    with torch.no_grad():
+        before = {routing: _total(loss.expert_loss(batch)) for routing, loss in losses.items()}
+        _perturb_routers(moe)
+        after = {routing: _total(loss.expert_loss(batch)) for routing, loss in losses.items()}
+    assert before["replay"] == pytest.approx(before["frozen"], rel=1e-5)
+    assert after["replay"] == pytest.approx(before["replay"], rel=1e-5)
+    assert abs(after["frozen"] - before["frozen"]) > 1e-3
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "symmetric"])
+def test_the_pairwise_router_loss_is_the_mean_over_pairs_whatever_their_padding(direction: str) -> None:
+    losses = _losses(small_model(), router={"direction": direction})
+    with torch.no_grad():
+        together = _total(losses.router_loss([0, 1, 7]))
+        apart = [_total(losses.router_loss([at])) for at in (0, 1, 7)]
+    assert together == pytest.approx(sum(apart) / 3, rel=1e-4)
+
+
+def test_the_reference_variant_is_another_number_for_more_than_one_pair() -> None:
+    moe = small_model()
+    with torch.no_grad():
+        ours = _total(_losses(moe).router_loss([0, 1, 7]))
+        theirs = _total(_losses(moe, router={"variant": "reference"}).router_loss([0, 1, 7]))
+    assert ours > 0
+    assert theirs > 0
+    assert ours != pytest.approx(theirs)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from seawall.config.repair import EarlyStop, RepairConfig
+from seawall.methods.rasa.repair.batches import beside_retained, step_batches
+from seawall.methods.rasa.repair.rounds import Progress, choose_round, is_finished
+from seawall.shell.validation import ValidationScores
+
+BEFORE = ValidationScores(attack_success=0.9, plain_refusal=1.0, over_refusal=0.10, benign_refusal=0.02)
+STOP = EarlyStop(attack_success_at_most=0.02, max_over_refusal_increase=0.05)
+
+
+def _scores(attack_success: float, over_refusal: float, benign_refusal: float = 0.02) -> ValidationScores:
+    return replace(BEFORE, attack_success=attack_success, over_refusal=over_refusal, benign_refusal=benign_refusal)
+
+
+@pytest.mark.parametrize(
+    ("history", "kept"),
+    [
+        ([(0.0, 0.12)], 0),
+        # Among the rounds whose attacks fail: the least over-refusal, whatever the attacks' own order.
+        ([(0.0, 0.14), (0.02, 0.11), (0.5, 0.02)], 1),
+        # A round within the allowed increase goes before one beyond it.
+        ([(0.0, 0.30), (0.02, 0.15)], 1),
+        # The attacks never fail: the least sum of attack success and over-refusal.
+        ([(0.4, 0.10), (0.3, 0.20), (0.3, 0.12)], 2),
+        ([(0.57, 0.10), (0.07, 0.48), (0.11, 0.10)], 2),
+        # Without a repair nothing is gained: a round that did nothing does not win over one that did.
+        ([(0.9, 0.10), (0.3, 0.35)], 1),
+        # An earlier round wins a tie.
+        ([(0.0, 0.11), (0.0, 0.11)], 0),
+    ],
+)
+def test_the_round_kept(history: list[tuple[float, float]], kept: int) -> None:
+    assert choose_round([_scores(*row) for row in history], BEFORE, STOP) == kept
+
+
+def test_benign_refusals_count_against_a_round() -> None:
+    assert choose_round([_scores(0.0, 0.10, 0.2), _scores(0.0, 0.12, 0.0)], BEFORE, STOP) == 1
+
+
+def test_without_early_stopping_the_last_round_is_kept() -> None:
+    off = STOP.model_copy(update={"enabled": False})
+    assert choose_round([_scores(0.0, 0.1), _scores(0.9, 0.9)], BEFORE, off) == 1
+
+
+@pytest.mark.parametrize(
+    ("history", "finished"),
+    [
+        ([], False),
+        ([_scores(0.5, 0.1)], False),
+        ([_scores(0.02, 0.15)], True),
+        ([_scores(0.02, 0.16)], False),
+        ([_scores(0.02, 0.1, benign_refusal=0.07)], True),
+        ([_scores(0.02, 0.1, benign_refusal=0.08)], False),
+        ([_scores(0.02, 0.1), _scores(0.5, 0.1)], False),
+        ([_scores(0.5, 0.1)] * 3, True),
+    ],
+)
+def test_it_ends_when_attacks_fail_without_new_over_refusal_or_after_all_rounds(
+    history: list[ValidationScores], finished: bool
+) -> None:
+    settings = RepairConfig(rounds=3, early_stop=STOP)
+    assert is_finished(Progress(BEFORE, history), settings) is finished
+
+
+def test_without_early_stopping_all_rounds_are_run() -> None:
+    settings = RepairConfig(rounds=3, early_stop=EarlyStop(enabled=False))
+    assert not is_finished(Progress(BEFORE, [_scores(0.0, 0.0)]), settings)
+
+
+LENGTHS = [5, 9, 7, 3, 8, 6, 4]
+
+
+def test_every_example_is_seen_once_an_epoch_and_each_epoch_has_its_own_order() -> None:
+    settings = RepairConfig(batch_size=3)
+    step = settings.expert.model_copy(update={"epochs": 2})
+    rounds = [step_batches(LENGTHS, step, settings, number) for number in range(2)]
+    for batches in rounds:
+        assert len(batches) == 6
+        for epoch in (batches[:3], batches[3:]):
+            assert sorted(at for batch in epoch for at in batch) == list(range(7))
+    assert rounds[0] != rounds[1]
+    assert rounds[0] == step_batches(LENGTHS, step, settings, 0)
+    assert rounds[0] != step_batches(LENGTHS, step, settings.model_copy(update={"seed": 1}), 0)
+
+
+def test_a_step_ends_after_its_updates() -> None:
+    settings = RepairConfig(batch_size=3)
+    step = settings.router.model_copy(update={"epochs": 2, "max_steps": 4})
+    whole = settings.router.model_copy(update={"epochs": 2})
+    assert step_batches(LENGTHS, step, settings, 1) == step_batches(LENGTHS, whole, settings, 1)[:4]
+
+
+def test_retained_examples_are_drawn_without_repetition_until_all_were_seen() -> None:
+    settings = RepairConfig.model_validate({"retain": {"per_batch": 2}})
+    rounds = [beside_retained([[0], [1], [2]], 5, settings, number) for number in range(5)]
+    drawn = [at for batches in rounds for _, retained in batches for at in retained]
+    assert len(drawn) == 30
+    for start in range(0, 30, 5):
+        assert sorted(drawn[start : start + 5]) == list(range(5))
+    assert [attacks for attacks, _ in rounds[0]] == [[0], [1], [2]]
+
+
+def test_fewer_retained_examples_than_a_batch_wants_are_each_taken_once() -> None:
+    settings = RepairConfig.model_validate({"retain": {"per_batch": 4}})
+    assert [sorted(retained) for _, retained in beside_retained([[0], [1]], 3, settings, 0)] == [[0, 1, 2]] * 2
+    assert beside_retained([[0], [1]], 0, settings, 0) == [([0], []), ([1], [])]

@@ -1,0 +1,94 @@
+"""A LoRA adapter is merged as PEFT computes it; whatever does not fit is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from checkpoints import logits
+from families import tiny
+from seawall.errors import ArtifactError, ConfigError, SeawallError, UnsupportedModelError
+from seawall.models.lora.merge import CONFIG, WEIGHTS, merge_adapter
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An adapter of a tiny OLMoE, with weights that do something, and what the adapted model computes."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(3)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(tiny("olmoe"), config)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    torch.save(logits(adapted.eval()), tmp_path / "expected.pt")
+    return tmp_path / "adapter"
+
+
+def test_the_merged_model_computes_what_the_adapted_one_does(folder: Path) -> None:
+    expected = torch.load(folder.parent / "expected.pt")
+    base = logits(tiny("olmoe"))
+    merged = merge_adapter(tiny("olmoe"), folder)
+    assert type(merged) is type(tiny("olmoe"))
+    assert {*merged.state_dict()} == {*tiny("olmoe").state_dict()}
+    assert not merged.training
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-4)
+    assert (expected - base).abs().max() > 0.1
+
+
+def test_an_adapter_of_another_model_is_refused(folder: Path) -> None:
+    with pytest.raises(ArtifactError, match="is for a model of other shapes"):
+        merge_adapter(tiny("olmoe", hidden_size=64), folder)
+
+
+def test_an_adapter_that_lacks_tensors_or_has_others_is_refused(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    first = next(iter(tensors))
+    save_file({name: tensor for name, tensor in tensors.items() if name != first}, folder / WEIGHTS)
+    with pytest.raises(ArtifactError, match="fits the model only in part; got 1 tensors missing"):
+        merge_adapter(tiny("olmoe"), folder)
+    save_file({**tensors, "base_model.model.nowhere.lora_A.weight": torch.ones(4, 4)}, folder / WEIGHTS)
+    with pytest.raises(ArtifactError, match="0 tensors missing, 1 without a place"):
+        merge_adapter(tiny("olmoe"), folder)
+
+
+def test_pickles_and_other_kinds_are_refused(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"pickle files are never read\); where `seawall tune` removed them .*, train it again",
+    ):
+        merge_adapter(tiny("olmoe"), folder)
+    edited: dict[str, Any] = {**json.loads((folder / CONFIG).read_text()), "peft_type": "IA3"}
+    (folder / CONFIG).write_text(json.dumps(edited))
+    with pytest.raises(UnsupportedModelError, match="got peft_type IA3; expected LORA"):
+        merge_adapter(tiny("olmoe"), folder)
+
+
+def test_damaged_weights_are_refused(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-100])
+    with pytest.raises(UnsupportedModelError, match="does not fit the model; got"):
+        merge_adapter(tiny("olmoe"), folder)
+
+
+def test_folders_without_an_adapter_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        merge_adapter(tiny("olmoe"), tmp_path / "none")
+    with pytest.raises(ConfigError, match=f"holds no adapter; got no {CONFIG}"):
+        merge_adapter(tiny("olmoe"), tmp_path)
+
+
+def test_without_peft_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    (tmp_path / CONFIG).write_text('{"peft_type": "LORA"}')
+    (tmp_path / WEIGHTS).write_bytes(b"")
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(SeawallError, match=r"PEFT, which is not installed; pip install 'seawall\[tune\]'"):
+        merge_adapter(tiny("olmoe"), tmp_path)
