@@ -89,24 +89,24 @@ def _share_of_step(options: argparse.Namespace) -> dict[str, object]:
 
     from seawall.config.anchor import AnchorConfig
     from seawall.config.model import ModelConfig
-    from seawall.methods.tune.anchor import open_anchor
+    from seawall.methods.tune.anchor import extract_anchor
     from seawall.methods.tune.basin import SafetyBasin
     from seawall.methods.tune.drift import divergence, routing
     from seawall.models.moe.find import find_moe
-    from seawall.shell.model import open_model
+    from seawall.shell.model import open_checkpoint, open_model
 
     aligned = ModelConfig(device=options.device)
     targets = EXPERTS if options.experts else LINEARS
     base = aligned.model_copy(update={"id": "lab-original"})
     # Most directions of the narrow experts' gate_up_proj would span the whole output at rank 64.
     energy = 0.9 if options.experts else None
-    anchor = open_anchor(AnchorConfig(aligned=aligned, base=base, targets=targets, rank=options.rank, energy=energy))
+    anchor = extract_anchor(AnchorConfig(aligned=aligned, base=base, targets=targets, rank=options.rank, energy=energy))
     torch.manual_seed(options.seed)
     named = (
         {"target_modules": [], "target_parameters": list(targets)} if options.experts else {"target_modules": targets}
     )
     lora = LoraConfig(r=options.lora_rank, lora_alpha=32, init_lora_weights=False, **named)
-    model = get_peft_model(open_model(aligned).model, lora).train()
+    model = get_peft_model(open_model(open_checkpoint(aligned)).model, lora).train()
     optimizer = torch.optim.AdamW(one for one in model.parameters() if one.requires_grad)
     tokens_BT = torch.randint(3, 49_000, (options.batch, options.length), device=model.device)
     moe = find_moe(model.get_base_model())
@@ -116,14 +116,14 @@ def _share_of_step(options: argparse.Namespace) -> dict[str, object]:
     penalty = SafetyBasin(anchor).penalty(model)
 
     def step() -> None:
-        model(input_ids=tokens_BT, labels=tokens_BT, use_cache=False).loss.backward()
+        torch.autograd.backward(model(input_ids=tokens_BT, labels=tokens_BT, use_cache=False).loss)
         optimizer.step()
         optimizer.zero_grad()
 
     sides: dict[str, Callable[[], None]] = {
         "step": step,
-        "penalty": lambda: penalty().backward(),
-        "routing_drift": lambda: divergence(start, routing(moe, prompts)).backward(),
+        "penalty": lambda: torch.autograd.backward(penalty()),
+        "routing_drift": lambda: torch.autograd.backward(divergence(start, routing(moe, prompts))),
     }
     step()  # the first one allocates AdamW's moments
     seconds, _ = _in_turns(sides, options.repeats, model.device)

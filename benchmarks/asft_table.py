@@ -83,7 +83,7 @@ def before(args: argparse.Namespace) -> Path:
     data = read_data(recipe)
     run = RunFolder.open(place, resolved=recipe.model_dump(mode="json"), text=recipe_text(args.recipe))
     with locked(place), TerminalReporter() as reporter:
-        context = TuneContext(recipe, data, run, reporter, Processes())
+        context = TuneContext(recipe, run, reporter, data.prompts, data, Processes())
         anchor_stage(context)
         measure_before(context)
     return place

@@ -32,6 +32,7 @@ from seawall.artifacts.profile import ExpertProfile
 from seawall.config import load_recipe
 from seawall.config.recipe import Recipe
 from seawall.data.pairs import refusal_for
+from seawall.data.sets import load_prompts
 from seawall.data.splits import SplitName
 from seawall.data.types import Exchange, Messages
 from seawall.evaluation.gold import gold_answer_loss
@@ -189,7 +190,7 @@ def prepare(args: argparse.Namespace) -> Context:
     recipe = recipe_for([], args, 0)
     args.work.mkdir(parents=True, exist_ok=True)
     run_recipe(recipe, args.work / "base", text="", reporter=Quiet(), until="select")
-    context = Context(recipe, RunFolder(args.work / "base"), Quiet())
+    context = Context(recipe, RunFolder(args.work / "base"), Quiet(), load_prompts(recipe.data))
     if not any(row["variant"] == "untouched" for row in read_rows(args)):
         row = {"variant": "untouched", "seed": 0, "pairs": None, "round": 0, "steps": 0}
         print("untouched", measure(context, row, args.work / "rows.jsonl", args.split), flush=True)
@@ -213,7 +214,8 @@ def run_here(args: argparse.Namespace) -> None:
     else:
         own = args.work / f"part-{args.part}"
         shutil.copytree(args.work / "base", own, dirs_exist_ok=True)
-        context = Context(recipe_for([], args, 0), RunFolder(own), Quiet())
+        recipe = recipe_for([], args, 0)
+        context = Context(recipe, RunFolder(own), Quiet(), load_prompts(recipe.data))
         rows = args.work / f"rows-{args.part}.jsonl"
     for task in tasks(args)[args.part or 0 :: args.jobs]:
         if not task.is_done(args):

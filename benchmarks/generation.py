@@ -25,15 +25,14 @@ from seawall.data.types import Messages
 from seawall.evaluation.engines import Engine, Reply
 from seawall.evaluation.engines.transformers import TransformersEngine
 from seawall.evaluation.suite import build_suite
-from seawall.models.files.load import load_model
 from seawall.models.memory import automatic_batch_size
-from seawall.shell.model import located
+from seawall.shell.model import open_checkpoint
 
 
 def main() -> None:
     options = _options()
     recipe = _recipe(options)
-    model, tokenizer = load_model(located(recipe.model))
+    model, tokenizer = open_checkpoint(recipe.model).load()
     prompts = _prompts(recipe, options.prompts)
     longest = max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
     size = automatic_batch_size(model, longest + options.tokens)

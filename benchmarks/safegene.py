@@ -41,11 +41,10 @@ from seawall.methods.gene.graft import GraftRequest, gene_folder, graft_gene
 from seawall.methods.gene.shots import read_exchanges
 from seawall.methods.gene.tools import select_gene
 from seawall.models.files.checkpoint import save_model
-from seawall.models.files.load import load_model
 from seawall.models.lora.merge import merge_adapter
 from seawall.runs.files import canonical_hash, file_hash, publish, read_json, write_json
 from seawall.runs.progress import Quiet
-from seawall.shell.model import located
+from seawall.shell.model import open_checkpoint
 
 _RATES = ("plain_refusal", "over_refusal", "benign_compliance")
 
@@ -150,7 +149,7 @@ def _graft(row: Row, options: argparse.Namespace, recipe: Recipe, output: Path) 
 
 
 def _selected(row: Row, options: argparse.Namespace) -> Path:
-    gene = options.output / "genes" / str(row.layers)
+    gene: Path = options.output / "genes" / str(row.layers)
     if not gene.is_dir():
         select_gene(options.gene, gene, keep=str(row.layers), fraction=options.fraction, seed=options.seed)
     return gene
@@ -162,11 +161,12 @@ def _named(recipe: Recipe, model: str | Path) -> ModelConfig:
 
 def _task_checkpoint(options: argparse.Namespace, recipe: Recipe) -> Path:
     """The task's model as a checkpoint; an adapter is merged into its base once."""
-    given, merged = Path(options.model), options.output / "task-model"
+    given = Path(options.model)
+    merged: Path = options.output / "task-model"
     if not (given / ADAPTER_CONFIG).is_file() or merged.is_dir():
         return merged if merged.is_dir() else given
     base = read_json(given / ADAPTER_CONFIG)["base_model_name_or_path"]
-    model, tokenizer = load_model(located(_named(recipe, base)))
+    model, tokenizer = open_checkpoint(_named(recipe, base)).load()
     scratch = merged.with_name("task-model.partial")
     shutil.rmtree(scratch, ignore_errors=True)  # of a command that was interrupted
     save_model(merge_adapter(model, given), tokenizer, scratch)

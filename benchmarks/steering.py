@@ -22,9 +22,8 @@ from seawall.data.sets import load_prompts
 from seawall.data.types import user
 from seawall.methods.steer.extract import extract
 from seawall.methods.steer.target import Prompt, Target, batches, encoded, last_logits
-from seawall.models.files.load import load_model
 from seawall.models.moe.find import find_moe_if_any
-from seawall.shell.model import located
+from seawall.shell.model import open_checkpoint
 
 POSITIONS = (-5, -4, -3, -2, -1)
 
@@ -33,7 +32,7 @@ def main() -> None:
     options = _options()
     changes = [] if options.model in EMBEDDED else ["model.experts_implementation=null"]
     recipe = load_recipe(None, [f"model.id={json.dumps(options.model)}", *changes])
-    model, tokenizer = load_model(located(recipe.model))
+    model, tokenizer = open_checkpoint(recipe.model).load()
     data = load_prompts(recipe.data.model_copy(update={"train_goals": None}))
     goals, benign = data.goals.part("train"), data.benign.part("train")
     sides = [[user(one.text) for one in side] for side in (goals, benign)]

@@ -27,8 +27,9 @@ def turn(line: str) -> dict[str, list[dict[str, str]]]:
 
 
 def main(aligned: str, base: str, rows: str, out: str) -> None:
-    models = {"aligned": ModelConfig(id=aligned), "base": ModelConfig(id=base)}
-    anchor = extract_anchor(AnchorConfig(**models, targets=TARGETS, rank=8))
+    anchor = extract_anchor(
+        AnchorConfig(aligned=ModelConfig(id=aligned), base=ModelConfig(id=base), targets=TARGETS, rank=8)
+    )
     print(describe(anchor))
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(aligned),

@@ -14,14 +14,14 @@ from seawall.methods.landscape.moved import MovedWeights
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
 from seawall.models.files.stream import outline
-from seawall.shell.model import located
+from seawall.shell.model import open_checkpoint
 
 pytestmark = pytest.mark.lab
 
 
 def test_the_original_lies_at_minus_one_and_the_model_comes_back() -> None:
     recipe = Recipe.model_validate({"model": {"id": "lab", "device": "cpu"}})
-    folders = [located(one) for one in (recipe.model, base_of(recipe))]
+    folders = [open_checkpoint(one).config for one in (recipe.model, base_of(recipe))]
     aligned, base = (outline(Path(one.id)) for one in folders)
     (model, _), (original, _) = (load_model(one) for one in folders)
     along = aligned_direction(aligned, base)

@@ -14,8 +14,8 @@ from seawall.config.anchor import AnchorConfig
 from seawall.config.model import ModelConfig
 from seawall.lab import build
 from seawall.lab.build import lab_model_folder, original_model_folder, split_model, untaught
-from seawall.methods.tune.anchor import open_anchor
-from seawall.shell.model import located, open_model
+from seawall.methods.tune.anchor import extract_anchor
+from seawall.shell.model import open_checkpoint, open_model
 
 TAUGHT = ("q_proj", "v_proj", "o_proj", "down_proj")
 
@@ -71,10 +71,10 @@ def test_only_what_was_taught_differs(small: Path) -> None:
 @pytest.mark.usefixtures("small")
 def test_its_name_stands_for_it_wherever_a_model_is_named() -> None:
     original = ModelConfig(id="lab-original")
-    assert located(original).id == str(original_model_folder())
-    opened = open_model(original)
-    assert (opened.moe.num_layers, opened.licence) == (2, "apache-2.0")
-    anchor = open_anchor(AnchorConfig(aligned=ModelConfig(), base=original, energy=1.0))
+    checkpoint = open_checkpoint(original)
+    assert checkpoint.id == str(original_model_folder())
+    assert (open_model(checkpoint).moe.num_layers, checkpoint.licence) == (2, "apache-2.0")
+    anchor = extract_anchor(AnchorConfig(aligned=ModelConfig(), base=original, energy=1.0))
     moved = anchor.matrices.keys() - {name.partition("[")[0] for name in anchor.unchanged}
     assert moved == {name for name in anchor.matrices if any(end in name for end in TAUGHT) and ".0." not in name}
     assert int(anchor.matrices["model.layers.1.self_attn.q_proj.weight"].ranks) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +25,11 @@ RESOLVED: dict[str, Any] = {
     "select": {"k": 1, "method": "frequency"},
     "output": None,
 }
+
+
+def finish_a_stage(run: RunFolder, name: str = "profile") -> None:
+    run.stage(name).mkdir(parents=True)
+    (run.stage(name) / "DONE").touch()
 
 
 def with_change(section: str, key: str, value: object) -> dict[str, Any]:
@@ -50,6 +56,7 @@ def test_the_same_recipe_goes_on_wherever_it_says_to_write(tmp_path: Path) -> No
 
 def test_a_setting_that_is_null_is_one_that_an_earlier_version_did_not_have(tmp_path: Path) -> None:
     first = RunFolder.open(tmp_path, resolved=RESOLVED, text="a")
+    finish_a_stage(first)
     assert RunFolder.open(tmp_path, resolved=with_change("select", "new", None), text="a") == first
     with pytest.raises(RunFolderError, match=r"select\.new differs; got 1; expected nothing"):
         RunFolder.open(tmp_path, resolved=with_change("select", "new", 1), text="a")
@@ -71,12 +78,23 @@ def test_a_setting_that_is_null_is_one_that_an_earlier_version_did_not_have(tmp_
 def test_another_recipe_is_refused_with_the_first_key_that_differs(
     tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
-    RunFolder.open(tmp_path, resolved=RESOLVED, text="a")
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    finish_a_stage(RunFolder.open(tmp_path, resolved=RESOLVED, text="a"))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with pytest.raises(RunFolderError) as caught:
         RunFolder.open(tmp_path, resolved=changed, text="b")
     assert f"{tmp_path} holds another recipe's run: {message}; choose another folder with --output" in str(caught.value)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_run_without_a_finished_stage_takes_a_changed_recipe(tmp_path: Path) -> None:
+    run = RunFolder.open(tmp_path, resolved=RESOLVED, text="a")
+    (run.stage("profile.partial")).mkdir()
+    changed = with_change("select", "k", 2)
+    RunFolder.open(tmp_path, resolved=changed, text="b")
+    assert (run.recipe.read_text(), json.loads(run.resolved.read_text())) == ("b", changed)
+    finish_a_stage(run, "audit/tamper")
+    with pytest.raises(RunFolderError, match=r"select\.k differs"):
+        RunFolder.open(tmp_path, resolved=RESOLVED, text="a")
 
 
 def test_somebody_elses_folder_is_refused_and_left_alone(tmp_path: Path) -> None:

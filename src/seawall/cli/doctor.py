@@ -24,9 +24,9 @@ def doctor(
     quiet_libraries()
     from seawall.config.model import ModelConfig
     from seawall.models.files.inspect import inspect_model
-    from seawall.shell.model import located
+    from seawall.shell.model import open_checkpoint
 
-    found = inspect_model(located(ModelConfig(id=model, trust_remote_code=trust_remote_code)))
+    found = inspect_model(open_checkpoint(ModelConfig(id=model, trust_remote_code=trust_remote_code)).config)
     if as_json:
         print_json({**asdict(found), "supported": found.supported})
     else:

@@ -17,14 +17,13 @@ from seawall.jobs.report import audit_stage, write_report
 from seawall.methods.audit.bench import Subject, repaired_tensors
 from seawall.methods.audit.methods import AUDITS
 from seawall.methods.rasa.stages import profile_stage
-from seawall.models.files.fingerprint import tokenizer_fingerprint
-from seawall.runs.files import read_json, storage_errors
-from seawall.runs.folder import RunFolder, locked
+from seawall.runs.files import read_json
+from seawall.runs.folder import RunFolder
 from seawall.runs.progress import Reporter
-from seawall.runs.stage import finished_stage, run_stage, stage_hash
+from seawall.runs.stage import finished_stage, stage_hash
 from seawall.shell.context import Context
 from seawall.shell.finished import open_finished
-from seawall.version import __version__
+from seawall.shell.job import claiming_stage, new_run, read_inputs
 
 NEEDS_RUN: dict[AuditName, str] = {
     "routing_shortcut": "compares the repaired model with the original",
@@ -53,8 +52,8 @@ def audit_run(
     """
     finished = open_finished(path)
     recipe = change_recipe(finished.recipe, changes, where=str(finished.run.resolved), section="audit")
-    with storage_errors(path), locked(path):
-        context = Context(recipe, finished.run, reporter)
+    context = Context(recipe, finished.run, reporter, read_inputs(recipe))
+    with context.working():
         original = finished.before.result.model_fingerprint
         require_model(context.opened.fingerprint, wanted=original, what="run")
         subject = Subject(
@@ -94,9 +93,9 @@ def audit_model(
                 got="a model",
                 remedy="name a folder that `seawall run` finished, or leave this audit out of --only",
             )
-    run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
-    with storage_errors(folder), locked(run.path):
-        context = Context(recipe, run, reporter)
+    prompts = read_inputs(recipe)
+    context = Context(recipe, new_run(recipe, folder, text), reporter, prompts)
+    with context.working():
         profile = profile_stage(context)
         subject = Subject(context, asked=tuple(build_suite(context.prompts, gold=False).asked()), profile=profile)
         depends = {"prompts": context.prompts.fingerprint()}
@@ -131,10 +130,10 @@ def _audit(name: AuditName, subject: Subject, depends: Mapping[str, str]) -> Aud
     context.reporter.stage(f"Audit: {name.replace('_', ' ')}")
     work = AUDITS[name].measure
     settings = context.recipe.audit.model_dump(mode="json")
+    basis = context.basis()
+    prompts = basis.pop("prompts")
     inputs = {
-        "seawall": __version__,
-        "weights": context.opened.fingerprint,
-        "tokenizer": tokenizer_fingerprint(context.opened.tokenizer),
+        **basis,
         "repaired": subject.repaired_fingerprint,
         "audit": {name: settings[name], "seed": settings["seed"]},
         "eval": context.recipe.eval.model_dump(mode="json"),
@@ -142,8 +141,11 @@ def _audit(name: AuditName, subject: Subject, depends: Mapping[str, str]) -> Aud
         **depends,
     }
     if name in _READS_PROMPTS:
-        inputs["prompts"] = context.prompts.fingerprint()
-    folder = run_stage(context.run, f"audit/{name}", inputs, lambda scratch: work(subject, scratch).save(scratch))
-    found = AuditResult.load(folder)
-    context.reporter.say(found.claim)
-    return found
+        inputs["prompts"] = prompts
+    return claiming_stage(
+        context,
+        f"audit/{name}",
+        inputs,
+        work=lambda _, scratch: work(subject, scratch).save(scratch),
+        load=AuditResult.load,
+    )

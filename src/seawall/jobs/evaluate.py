@@ -12,7 +12,7 @@ from seawall.artifacts.evaluation import EvalResult
 from seawall.artifacts.groups import GROUPS
 from seawall.config.engine import EndpointEngine
 from seawall.config.recipe import Recipe
-from seawall.data.sets import Prompts, load_prompts
+from seawall.data.sets import Prompts
 from seawall.errors import ConfigError
 from seawall.evaluation.capability.run import check_capability, file_hashes
 from seawall.evaluation.engines import make_engine
@@ -22,14 +22,14 @@ from seawall.evaluation.suite import EvalSuite, build_suite
 from seawall.jobs.export import put_delta
 from seawall.jobs.summary import attacks_by_length, families, judge_disagreement, scores
 from seawall.models.files.fingerprint import model_fingerprint, tokenizer_fingerprint
-from seawall.models.files.load import load_model
 from seawall.models.lora.merge import check_adapter, merge_adapter
 from seawall.runs.files import read_json, storage_errors, write_json
 from seawall.runs.folder import RunFolder, locked, update_manifest
 from seawall.runs.progress import Reporter
 from seawall.runs.publish import copy_file
 from seawall.runs.stage import run_stage
-from seawall.shell.model import located
+from seawall.shell.job import read_inputs
+from seawall.shell.model import open_checkpoint
 from seawall.version import __version__
 
 if TYPE_CHECKING:
@@ -79,11 +79,11 @@ def evaluate_target(recipe: Recipe, target: Target, folder: Path, *, text: str, 
         SeawallError: something is wrong that the user can put right.
     """
     _check(recipe, target)
+    prompts = read_inputs(recipe)
     sections = recipe.model_dump(mode="json", include={"name", "seed", "model", "data", "eval", "output"})
     run = RunFolder.open(folder, resolved={"target": target.document(), **sections}, text=text)
     begun = time.monotonic()
     with storage_errors(folder), locked(run.path):
-        prompts = load_prompts(recipe.data)
         update_manifest(run, {"data": {"prompts": prompts.fingerprint()}, "seed": recipe.seed})
         engine = recipe.eval.engine
         if isinstance(engine, EndpointEngine):
@@ -184,7 +184,7 @@ def open_target(recipe: Recipe, target: Target) -> tuple[PreTrainedModel, PreTra
         SeawallError: it cannot be loaded, or what is put on it does not fit.
     """
     delta = None if target.delta is None else Delta.load(target.delta)
-    model, tokenizer = load_model(located(recipe.model))
+    model, tokenizer = open_checkpoint(recipe.model).load()
     if delta is not None:
         put_delta(delta, model)
     if target.adapter is not None:

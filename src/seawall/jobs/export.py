@@ -14,12 +14,11 @@ from seawall.errors import ArtifactError
 from seawall.jobs.parity import compare_in_fresh_process, probe
 from seawall.models.files.checkpoint import save_model
 from seawall.models.files.fingerprint import model_fingerprint
-from seawall.models.files.load import load_model
 from seawall.runs.files import read_json, write_json, write_text
 from seawall.runs.folder import update_manifest
 from seawall.runs.stage import clear_scratch, run_stage, stage_hash
 from seawall.shell.context import Context
-from seawall.shell.model import located
+from seawall.shell.model import open_checkpoint
 
 PROBES = 4
 
@@ -55,7 +54,7 @@ def _write(context: Context, scratch: Path, card: str) -> None:
         prompts = [row.attack for row in context.prompts.pairs("validation")][:PROBES]
         probes = scratch / "probes.safetensors"
         probe(opened.model, opened.tokenizer, prompts, probes)
-        found = compare_in_fresh_process(located(context.recipe.model), staged, probes)
+        found = compare_in_fresh_process(context.checkpoint.at(staged), probes)
         probes.unlink()
         write_json(
             scratch / "parity.json", _judged(found, config.max_logit_difference, model_fingerprint(opened.model))
@@ -88,7 +87,7 @@ def apply_delta(delta: Delta, config: ModelConfig, output: Path, *, revert: bool
         output: a folder that does not exist yet or is empty.
         revert: take the delta off instead.
     """
-    model, tokenizer = load_model(located(config))
+    model, tokenizer = open_checkpoint(config).load()
     fingerprint = put_delta(delta, model, revert=revert)
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = output.with_name(f".{output.name}.part")

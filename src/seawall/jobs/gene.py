@@ -16,18 +16,13 @@ from seawall.methods.gene.match import require_siblings
 from seawall.methods.gene.stages import _gene, _replies
 from seawall.methods.gene.task_model import vocabulary_hash
 from seawall.methods.gene.view import claim, gene_view
-from seawall.models.files.fingerprint import tokenizer_fingerprint
-from seawall.models.files.hub import locate
-from seawall.models.files.load import open_tokenizer
-from seawall.models.files.rewrite import checkpoint_fingerprint
-from seawall.models.files.stream import outline
 from seawall.models.lora.merge import require_peft
 from seawall.report import render_gene
-from seawall.runs.files import read_json, storage_errors, write_text
-from seawall.runs.folder import RunFolder, locked
+from seawall.runs.files import read_json, write_text
 from seawall.runs.progress import Reporter
 from seawall.runs.stage import run_stage, stage_hash
-from seawall.shell.model import located, require_loadable
+from seawall.shell.job import new_run, read_inputs
+from seawall.shell.model import require_loadable
 from seawall.version import __version__
 
 
@@ -44,15 +39,16 @@ def extract_gene(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter)
         SeawallError: something is wrong that the user can put right.
     """
     require_loadable(recipe.eval.engine, "a gene cannot be taken from a model behind an endpoint")
-    run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
-    with storage_errors(run.path), locked(run.path):
-        context = GeneContext(recipe, run, reporter)
+    prompts = read_inputs(recipe)
+    run = new_run(recipe, folder, text)
+    context = GeneContext(recipe, run, reporter, prompts)
+    with context.working("gene_prompts"):
         _check(context)
         run_stage(run, REPLIES, _replies_inputs(context), lambda scratch: _replies(context, scratch))
         known = {**_basis(context), "replies": stage_hash(run, REPLIES)}
         inputs = {**known, "gene": recipe.gene.model_dump(mode="json", exclude={"graft"})}
-        if context.config.degraded is not None:
-            inputs["degraded"] = checkpoint_fingerprint(outline(locate(located(context.config.degraded))))
+        if context.degraded is not None:
+            inputs["degraded"] = context.degraded.fingerprint
         found = Gene.load(run_stage(run, GENE, inputs, lambda scratch: _gene(context, scratch)))
         reporter.say(claim(found))
         page = render_gene(
@@ -68,13 +64,10 @@ def extract_gene(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter)
 def _check(context: GeneContext) -> None:
     """Everything that can be wrong before the first model is loaded."""
     require_peft()
-    points, degraded = context.points, context.config.degraded
+    points, aligned, degraded = context.points, context.checkpoint, context.degraded
     if degraded is not None:
-        config = located(degraded)
-        other = outline(locate(config))
-        tokenizer = open_tokenizer(locate(config, weights=False), config)
-        vocabularies = (vocabulary_hash(context.tokenizer), vocabulary_hash(tokenizer))
-        require_siblings(context.aligned, other, points, vocabularies)
+        vocabularies = (vocabulary_hash(aligned.tokenizer), vocabulary_hash(degraded.tokenizer))
+        require_siblings(aligned.outline, degraded.outline, points, vocabularies)
     parts: tuple[SplitName, ...] = ("train", "validation")
     for harmful, name in ((True, "harmful"), (False, "benign")):
         for part in parts:
@@ -91,9 +84,9 @@ def _basis(context: GeneContext) -> dict[str, Any]:
     """What every stage depends on: replies alone do not tell two models apart."""
     return {
         "seawall": __version__,
-        "weights": context.fingerprint,
+        "weights": context.checkpoint.fingerprint,
         "dtype": context.recipe.model.dtype,
-        "tokenizer": tokenizer_fingerprint(context.tokenizer),
+        "tokenizer": context.checkpoint.wording,
         "prompts": context.prompts.fingerprint(),
         "judge": context.recipe.eval.judge.model_dump(mode="json"),
     }

@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from seawall.artifacts.landscape import NAME, LandscapeDirection, LandscapeResult
-from seawall.config.load import change_recipe
 from seawall.config.recipe import Recipe
+from seawall.data.sets import Prompts
 from seawall.methods.landscape.claim import claim
-from seawall.methods.landscape.context import LandscapeContext, check_landscape
+from seawall.methods.landscape.context import LandscapeContext, check_landscape, landscape_data
 from seawall.methods.landscape.stages import basins, measure, plane_of, settings
 from seawall.methods.landscape.view import landscape_view
-from seawall.models.files.fingerprint import tokenizer_fingerprint
 from seawall.report import render_landscape
-from seawall.runs.files import read_json, storage_errors, write_text
-from seawall.runs.folder import RunFolder, locked
+from seawall.runs.files import read_json, write_text
+from seawall.runs.folder import RunFolder
 from seawall.runs.progress import Reporter
-from seawall.runs.stage import run_stage
-from seawall.version import __version__
+from seawall.shell.job import claiming_stage, new_run, read_inputs, recipe_of_run
 
 STAGE = "landscape"
 
@@ -37,9 +35,8 @@ def landscape_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Repor
     Raises:
         SeawallError: something is wrong that the user can put right.
     """
-    check_landscape(recipe)
-    run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
-    return _landscape(recipe, run, reporter)
+    prompts = _read(recipe)
+    return _landscape(LandscapeContext(recipe, new_run(recipe, folder, text), reporter, prompts))
 
 
 def landscape_run(path: Path, changes: Sequence[str], *, reporter: Reporter) -> LandscapeResult:
@@ -53,10 +50,8 @@ def landscape_run(path: Path, changes: Sequence[str], *, reporter: Reporter) -> 
     Raises:
         SeawallError: no run, a wrong setting.
     """
-    run = RunFolder.existing(path)
-    recipe = change_recipe(read_json(run.resolved), changes, where=str(run.resolved), section=STAGE)
-    check_landscape(recipe)
-    return _landscape(recipe, run, reporter)
+    recipe, run = recipe_of_run(path, changes, section=STAGE)
+    return _landscape(LandscapeContext(recipe, run, reporter, _read(recipe)))
 
 
 def document(run: Path) -> dict[str, object]:
@@ -64,13 +59,16 @@ def document(run: Path) -> dict[str, object]:
     return {"run": str(run), STAGE: read_json(RunFolder(run).stage(STAGE) / NAME)}
 
 
-def _landscape(recipe: Recipe, run: RunFolder, reporter: Reporter) -> LandscapeResult:
-    with storage_errors(run.path), locked(run.path):
-        context = LandscapeContext(recipe, run, reporter)
-        folder = run_stage(run, STAGE, _inputs(context), lambda scratch: _work(context, scratch))
-        found = LandscapeResult.load(folder)
-        reporter.say(found.claim)
-        reporter.stage("Report")
+def _read(recipe: Recipe) -> Prompts:
+    check_landscape(recipe)
+    return read_inputs(recipe, landscape_data(recipe))
+
+
+def _landscape(context: LandscapeContext) -> LandscapeResult:
+    recipe, run = context.recipe, context.run
+    with context.working("landscape_prompts"):
+        found = claiming_stage(context, STAGE, _inputs(context), work=_work, load=LandscapeResult.load)
+        context.reporter.stage("Report")
         page = render_landscape(
             landscape_view(found),
             model=recipe.model.id,
@@ -86,11 +84,8 @@ def _inputs(context: LandscapeContext) -> dict[str, Any]:
     recipe = context.recipe
     assert context.asked
     return {
-        "seawall": __version__,
         "directions": {one.name: one.source for one in context.directions},
-        "weights": context.opened.fingerprint,
-        "tokenizer": tokenizer_fingerprint(context.opened.tokenizer),
-        "prompts": context.prompts.fingerprint(),
+        **context.basis(),
         "landscape": recipe.landscape.model_dump(mode="json", exclude={"base", "tuned", "adapter"}),
         "eval": recipe.eval.model_dump(mode="json", exclude={"gold", "capability"}),
     }

@@ -22,6 +22,7 @@ from seawall.data.types import Messages
 from seawall.errors import ArtifactError
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
+from seawall.models.files.open import Checkpoint
 
 
 def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages], path: Path) -> None:
@@ -34,14 +35,13 @@ def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: S
     save_file(tensors, path)
 
 
-def compare_in_fresh_process(config: ModelConfig, folder: Path, probes: Path) -> dict[str, object]:
-    """{"max_logit_difference", "fingerprint"} of the checkpoint in `folder`, measured by another process.
+def compare_in_fresh_process(checkpoint: Checkpoint, probes: Path) -> dict[str, object]:
+    """{"max_logit_difference", "fingerprint"} of a checkpoint, measured by another process.
 
     Raises:
         ArtifactError: the checkpoint cannot be loaded there.
     """
-    settings = config.model_copy(update={"id": str(folder), "revision": None}).model_dump_json()
-    command = [sys.executable, "-m", "seawall.jobs.parity", settings, str(probes)]
+    command = [sys.executable, "-m", "seawall.jobs.parity", checkpoint.config.model_dump_json(), str(probes)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]

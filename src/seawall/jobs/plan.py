@@ -9,7 +9,7 @@ from seawall.data.sets import load_prompts
 from seawall.evaluation.suite import build_suite
 from seawall.models.files.inspect import ModelSummary, inspect_model
 from seawall.models.files.plan import DataSizes, Plan, plan_memory, rates_from_flops, recipe_workload
-from seawall.shell.model import located
+from seawall.shell.model import open_checkpoint
 
 
 def facts(rows: list[tuple[str, str]]) -> Table:
@@ -74,7 +74,7 @@ def plan_recipe(recipe: Recipe, tflops: float | None = None) -> Plan:
     Raises:
         SeawallError: the model or the prompts cannot be used.
     """
-    summary = inspect_model(located(recipe.model))
+    summary = inspect_model(open_checkpoint(recipe.model).config)
     prompts = load_prompts(recipe.data)
     validation = build_suite(prompts, "validation", unseen=False, gold=False)
     sizes = DataSizes(

@@ -13,7 +13,6 @@ from typing import Any
 from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import EvalResult
 from seawall.config.recipe import Recipe
-from seawall.errors import ConfigError
 from seawall.evaluation.capability.run import check_capability
 from seawall.evaluation.metrics import Difference
 from seawall.jobs.export import export_stage
@@ -21,11 +20,13 @@ from seawall.jobs.report import collect, copy_samples, write_report
 from seawall.jobs.summary import paired_changes, summarize
 from seawall.methods.rasa.stages import evaluate_stage, profile_stage, repair_stage, select_stage
 from seawall.report import render_model_card
-from seawall.runs.files import read_json, storage_errors, write_json
-from seawall.runs.folder import RunFolder, locked, update_manifest
+from seawall.runs.files import read_json, write_json
+from seawall.runs.folder import RunFolder, update_manifest
 from seawall.runs.progress import Reporter
 from seawall.runs.stage import is_done
 from seawall.shell.context import Context
+from seawall.shell.job import new_run, read_inputs
+from seawall.shell.model import require_loadable
 
 STAGES = ("profile", "select", "repair", "evaluate", "report")
 """What `seawall run` can stop after. `evaluate` evaluates what is there; the others run all that comes before them."""
@@ -54,18 +55,12 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
     Raises:
         SeawallError: something is wrong that the user can put right.
     """
-    if recipe.eval.engine.kind != "transformers":
-        raise ConfigError(
-            "a model behind an endpoint cannot be repaired",
-            got=f"eval.engine.kind={recipe.eval.engine.kind}",
-            expected="transformers",
-            remedy="evaluate it with `seawall eval`, or leave eval.engine out",
-        )
+    require_loadable(recipe.eval.engine, "a model behind an endpoint cannot be repaired")
     if until not in ("profile", "select"):
         check_capability(recipe.eval.capability)
-    run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
-    with storage_errors(folder), locked(run.path):
-        context = Context(recipe, run, reporter)
+    prompts = read_inputs(recipe)
+    context = Context(recipe, new_run(recipe, folder, text), reporter, prompts)
+    with context.working():
         if until == "evaluate":
             return _evaluate(context)
         return _main_job(context, until)

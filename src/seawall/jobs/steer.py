@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from seawall.artifacts.steering import STEER, SteeringResult
-from seawall.config.load import change_recipe
 from seawall.config.recipe import Recipe
+from seawall.data.sets import Prompts
 from seawall.jobs.report import write_report, write_steering_page
-from seawall.methods.steer.context import SteerContext
-from seawall.methods.steer.study import _work
-from seawall.models.files.fingerprint import tokenizer_fingerprint
-from seawall.runs.files import read_json, storage_errors
-from seawall.runs.folder import RunFolder, locked
+from seawall.methods.steer.context import SteerContext, steer_data
+from seawall.methods.steer.study import study
+from seawall.runs.files import read_json
+from seawall.runs.folder import RunFolder
 from seawall.runs.progress import Reporter
-from seawall.runs.stage import is_done, run_stage, stage_hash
+from seawall.runs.stage import is_done, stage_hash
+from seawall.shell.job import claiming_stage, new_run, read_inputs, recipe_of_run
 from seawall.shell.model import require_loadable
-from seawall.version import __version__
 
 
 def steer_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) -> SteeringResult:
@@ -33,9 +32,8 @@ def steer_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter)
     Raises:
         SeawallError: something is wrong that the user can put right.
     """
-    _check(recipe)
-    run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
-    return _steer(recipe, run, reporter)
+    prompts = _read(recipe)
+    return _steer(SteerContext(recipe, new_run(recipe, folder, text), reporter, prompts))
 
 
 def steer_run(path: Path, changes: Sequence[str], *, reporter: Reporter) -> SteeringResult:
@@ -49,10 +47,8 @@ def steer_run(path: Path, changes: Sequence[str], *, reporter: Reporter) -> Stee
     Raises:
         SeawallError: no run, a wrong setting.
     """
-    run = RunFolder.existing(path)
-    recipe = change_recipe(read_json(run.resolved), changes, where=str(run.resolved), section=STEER)
-    _check(recipe)
-    return _steer(recipe, run, reporter)
+    recipe, run = recipe_of_run(path, changes, section=STEER)
+    return _steer(SteerContext(recipe, run, reporter, _read(recipe)))
 
 
 def document(run: Path) -> dict[str, object]:
@@ -60,17 +56,18 @@ def document(run: Path) -> dict[str, object]:
     return {"run": str(run), STEER: read_json(RunFolder(run).stage(STEER) / "steering.json")}
 
 
-def _check(recipe: Recipe) -> None:
+def _read(recipe: Recipe) -> Prompts:
     require_loadable(recipe.eval.engine, "a model behind an endpoint cannot be steered")
+    return read_inputs(recipe, steer_data(recipe))
 
 
-def _steer(recipe: Recipe, run: RunFolder, reporter: Reporter) -> SteeringResult:
-    with storage_errors(run.path), locked(run.path):
-        context = SteerContext(recipe, run, reporter)
-        folder = run_stage(run, STEER, _inputs(context), lambda scratch: _work(context, scratch))
-        found = SteeringResult.load(folder)
-        reporter.say(found.claim)
-        reporter.stage("Report")
+def _steer(context: SteerContext) -> SteeringResult:
+    recipe, run = context.recipe, context.run
+    with context.working("steer_prompts"):
+        moe = context.opened.moe_if_any
+        context.reporter.say("a dense model" if moe is None else moe.describe())
+        found = claiming_stage(context, STEER, _inputs(context), work=study, load=SteeringResult.load)
+        context.reporter.stage("Report")
         summary = read_json(run.summary) if run.summary.is_file() else {}
         if "attacks" in summary and is_done(run, "eval-after"):
             write_report(run, summary)
@@ -83,10 +80,7 @@ def _inputs(context: SteerContext) -> dict[str, Any]:
     """What the result depends on."""
     recipe, run = context.recipe, context.run
     inputs = {
-        "seawall": __version__,
-        "weights": context.opened.fingerprint,
-        "tokenizer": tokenizer_fingerprint(context.opened.tokenizer),
-        "prompts": context.prompts.fingerprint(),
+        **context.basis(),
         "steer": recipe.steer.model_dump(mode="json"),
         "eval": recipe.eval.model_dump(mode="json", exclude={"gold", "capability"}),
     }

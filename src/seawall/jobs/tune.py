@@ -9,6 +9,7 @@ from seawall.artifacts.tuning import NAME, TuningResult, TuningRow
 from seawall.config.recipe import Recipe
 from seawall.config.tune import TuneMethod
 from seawall.distributed.process import launched
+from seawall.evaluation.judges import check_judge
 from seawall.jobs.report import write_tuning_page
 from seawall.methods.tune.context import TuneContext, check
 from seawall.methods.tune.methods import follow
@@ -23,9 +24,10 @@ from seawall.methods.tune.stages import (
     without_contaminated,
 )
 from seawall.methods.tune.view import claim
-from seawall.runs.files import read_json, storage_errors
-from seawall.runs.folder import RunFolder, locked
+from seawall.runs.files import read_json
+from seawall.runs.folder import RunFolder
 from seawall.runs.progress import Quiet, Reporter
+from seawall.shell.job import new_run
 
 TUNE = "tune"
 
@@ -49,15 +51,17 @@ def tune_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) 
         SeawallError: something is wrong that the user can put right.
     """
     check(recipe)
+    check_judge(recipe.eval.judge)
     require_extra()
     data = read_data(recipe)
     processes = launched(device=recipe.model.device)
     if not processes.first:
-        follow(TuneContext(recipe, data, RunFolder(folder), Quiet(), processes))
+        follow(TuneContext(recipe, RunFolder(folder), Quiet(), data.prompts, data, processes))
         return None
-    run = RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
-    with storage_errors(run.path), locked(run.path):
-        found = _tune(TuneContext(recipe, data, run, reporter, processes))
+    run = new_run(recipe, folder, text)
+    context = TuneContext(recipe, run, reporter, data.prompts, data, processes)
+    with context.working("tune_prompts"):
+        found = _tune(context)
         processes.order(None)
         found.save(run.stage(TUNE))
         reporter.say(found.claim)
@@ -75,10 +79,9 @@ def document(run: Path) -> dict[str, object]:
 def _tune(context: TuneContext) -> TuningResult:
     config = context.config
     data = context.data
-    fingerprints = {"tune_prompts": data.prompts.fingerprint(), "task": rows_hash((*data.task.train, *data.task.test))}
     anchor = anchor_stage(context)
     require_kept(context)
-    context.note({"data": fingerprints})
+    context.note({"data": {"task": rows_hash((*data.task.train, *data.task.test))}})
     before = measure_before(context)
     rows = [_row(context, method, seed, anchor) for method in _ordered(config.methods) for seed in config.seeds]
     found = TuningResult(

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from seawall.config.model import ModelConfig
@@ -38,6 +44,20 @@ def load_classifier(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTok
         ArtifactError: damaged or incomplete files, such as a model without a trained head.
     """
     folder = locate(config)
+    architecture, tokenizer = check_classifier(folder, config)
+    model = load_weights(folder, architecture, config, auto=AutoModelForSequenceClassification)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def check_classifier(folder: Path, config: ModelConfig) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer of a model that gives one of its labels to a text; no weight is read.
+
+    Raises:
+        UnsupportedModelError: it does not classify, gives several labels at once, or cannot be loaded.
+        ArtifactError: damaged files.
+    """
     raw = read_config(folder)
     if raw.get("model_type") not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         raise UnsupportedModelError(
@@ -54,11 +74,7 @@ def load_classifier(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTok
             got=f"{architecture.num_labels} labels, problem_type {architecture.problem_type}",
             expected="two or more, of which one holds",
         )
-    tokenizer = open_tokenizer(folder, config)
-    model = load_weights(folder, architecture, config, auto=AutoModelForSequenceClassification)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
+    return architecture, open_tokenizer(folder, config)
 
 
 def class_probabilities(
@@ -121,12 +137,24 @@ def load_writer(config: ModelConfig, *, chat: bool) -> tuple[PreTrainedModel, Pr
         ArtifactError: damaged or incomplete files.
     """
     folder = locate(config)
+    architecture, tokenizer = check_writer(folder, config, chat=chat)
+    return load_weights(folder, architecture, config), tokenizer
+
+
+def check_writer(folder: Path, config: ModelConfig, *, chat: bool) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer of a model that writes; no weight is read.
+
+    Raises:
+        UnsupportedModelError: no causal language model, or one that cannot be loaded.
+        DataError: it has no chat template, and needs one.
+        ArtifactError: damaged files.
+    """
     architecture = load_architecture(folder, config)
     require_plain_weights(folder, read_config(folder))
     tokenizer = open_tokenizer(folder, config)
     if chat:
         check_chat_template(tokenizer)
-    return load_weights(folder, architecture, config), tokenizer
+    return architecture, tokenizer
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

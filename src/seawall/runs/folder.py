@@ -17,6 +17,8 @@ from typing import Any, TextIO
 from seawall.errors import RunFolderError
 from seawall.runs.files import read_json, storage_errors, write_json, write_text
 
+MARKER = "DONE"
+"""Names the file that a finished stage holds."""
 _UNCOUNTED = frozenset({"output", "name", "audit", "steer", "landscape", "tune", "gene"})
 """Keys and sections of a recipe that say where a run lies or how it is looked at, not what it is."""
 
@@ -90,9 +92,14 @@ class RunFolder:
         """The folder of a finished stage."""
         return self.path / name
 
+    @property
+    def has_finished_stage(self) -> bool:
+        """Whether anything is finished that a changed recipe would not fit."""
+        return any(any(self.path.glob(pattern)) for pattern in (f"*/{MARKER}", f"*/*/{MARKER}"))
+
     @classmethod
     def open(cls, path: Path, *, resolved: Mapping[str, Any], text: str) -> RunFolder:
-        """Make a run folder, or go on with the same recipe's run.
+        """Make a run folder, or go on with the same recipe's run; one without a finished stage takes a changed recipe.
 
         Args:
             path: the folder; made where it is missing.
@@ -107,9 +114,10 @@ class RunFolder:
             _require_ours(run)
             path.mkdir(parents=True, exist_ok=True)
             with locked(path):
-                if run.resolved.is_file():
-                    _require_same(path, read_json(run.resolved), resolved)
-                else:
+                difference = _difference(read_json(run.resolved), resolved) if run.resolved.is_file() else None
+                if difference is not None and run.has_finished_stage:
+                    raise _other_recipe(path, *difference)
+                if difference is not None or not run.resolved.is_file():
                     # `resolved.json` comes last: with it the folder is a run, without it its making was cut off.
                     write_text(run.recipe, text)
                     write_json(run.resolved, resolved)
@@ -147,18 +155,24 @@ def _require_ours(run: RunFolder) -> None:
         )
 
 
-def _require_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """The first key that differs, with its old and its new value; None where both say the same."""
     left, right = _flat(old), _flat(new)
     for key in dict.fromkeys([*right, *left]):
         counted = key.partition(".")[0] not in _UNCOUNTED
         # What is null is left out, as a setting is that an earlier version did not have.
         if counted and left.get(key, "null") != right.get(key, "null"):
-            raise RunFolderError(
-                f"{path} holds another recipe's run: {key} differs",
-                got=right.get(key, "nothing"),
-                expected=f"{left.get(key, 'nothing')} as in that run",
-                remedy="choose another folder with --output, or set the key back; nothing is overwritten",
-            )
+            return key, left.get(key, "nothing"), right.get(key, "nothing")
+    return None
+
+
+def _other_recipe(path: Path, key: str, old: str, new: str) -> RunFolderError:
+    return RunFolderError(
+        f"{path} holds another recipe's run: {key} differs",
+        got=new,
+        expected=f"{old} as in that run",
+        remedy="choose another folder with --output, or set the key back; nothing is overwritten",
+    )
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

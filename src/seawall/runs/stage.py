@@ -20,9 +20,8 @@ from seawall.runs.files import (
     storage_errors,
     write_json,
 )
-from seawall.runs.folder import RunFolder, update_manifest
+from seawall.runs.folder import MARKER, RunFolder, update_manifest
 
-MARKER = "DONE"
 _STARTED = "STARTED"
 
 

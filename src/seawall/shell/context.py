@@ -1,46 +1,92 @@
-"""What all stages of one run share. Prompts and model are opened at first use, and once."""
+"""What every verb works with. Prompts are read before a folder is made; the model is opened at first use, and once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from seawall.config.recipe import Recipe
-from seawall.data.sets import Prompts, load_prompts
+from seawall.data.sets import Prompts
 from seawall.data.types import Judge
 from seawall.evaluation.judges import make_judge
-from seawall.runs.folder import RunFolder, update_manifest
+from seawall.models.files.open import Checkpoint
+from seawall.runs.files import storage_errors
+from seawall.runs.folder import RunFolder, locked, update_manifest
 from seawall.runs.progress import Reporter
-from seawall.shell.model import OpenModel, open_model
+from seawall.shell.model import OpenModel, open_checkpoint, open_model
+from seawall.version import __version__
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """A recipe, its run folder, and where to report."""
+    """A recipe, its prompts, its run folder, and where to report.
+
+    Attributes:
+        recipe: what to do.
+        run: the run folder.
+        reporter: told what happens.
+        prompts: those of the recipe, with the caps of the verb.
+    """
 
     recipe: Recipe
     run: RunFolder
     reporter: Reporter
+    prompts: Prompts
+
+    @contextmanager
+    def working(self, prompts_key: str = "prompts") -> Iterator[None]:
+        """Inside, this process alone works in the run folder, and a disk that refuses is one line.
+
+        Args:
+            prompts_key: what the manifest calls the fingerprint of the prompts.
+
+        Raises:
+            RunFolderError: another process works there, or the disk refuses.
+        """
+        with storage_errors(self.run.path), locked(self.run.path):
+            self.note({"data": {prompts_key: self.prompts.fingerprint()}})
+            yield
 
     @cached_property
-    def prompts(self) -> Prompts:
-        """All prompts of the recipe."""
-        found = load_prompts(self.recipe.data)
-        update_manifest(self.run, {"data": {"prompts": found.fingerprint()}})
-        return found
+    def checkpoint(self) -> Checkpoint:
+        """The files of the recipe's model."""
+        return open_checkpoint(self.recipe.model)
 
     @cached_property
     def opened(self) -> OpenModel:
-        """The model, loaded; the repair changes it in place."""
+        """The model, loaded, dense ones too; a repair changes it in place.
+
+        Raises:
+            SeawallError: it cannot be loaded.
+        """
         self.reporter.stage(f"Loading {self.recipe.model.id}")
-        found = open_model(self.recipe.model)
-        self.reporter.say(found.moe.describe())
-        model = {"id": self.recipe.model.id, "revision": self.recipe.model.revision, "weights": found.fingerprint}
-        model |= {"license": found.licence} if found.licence is not None else {}
-        update_manifest(self.run, {"model": model, "seed": self.recipe.seed})
-        return found
+        opened = open_model(self.checkpoint)
+        self.note_model(opened.fingerprint)
+        return opened
 
     @cached_property
     def judge(self) -> Judge:
-        """The recipe's judge; what an endpoint tells it is kept in the run folder."""
+        """The recipe's judge; an endpoint's answers are kept in the run folder."""
         return make_judge(self.recipe.eval.judge, self.run.judge)
+
+    def basis(self) -> dict[str, Any]:
+        """What the result of every stage depends on that asks the loaded model."""
+        return {
+            "seawall": __version__,
+            "weights": self.opened.fingerprint,
+            "tokenizer": self.opened.wording,
+            "prompts": self.prompts.fingerprint(),
+        }
+
+    def note_model(self, fingerprint: str) -> None:
+        """Keeps which model this is in the run's manifest."""
+        model = {"id": self.recipe.model.id, "revision": self.recipe.model.revision, "weights": fingerprint}
+        licence = self.checkpoint.licence
+        self.note({"model": model | ({} if licence is None else {"license": licence}), "seed": self.recipe.seed})
+
+    def note(self, facts: dict[str, Any]) -> None:
+        """Keeps facts in the run's manifest."""
+        update_manifest(self.run, facts)

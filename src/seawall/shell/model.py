@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,41 +13,61 @@ from seawall.config.engine import EngineConfig
 from seawall.config.model import LAB, LAB_ORIGINAL, ModelConfig
 from seawall.errors import ConfigError
 from seawall.lab.build import lab_model_folder, original_model_folder
-from seawall.models.files.fingerprint import model_fingerprint
-from seawall.models.files.hub import locate, stated_licence
-from seawall.models.files.load import load_model
-from seawall.models.moe.find import MoEModel, find_moe
+from seawall.models.files.fingerprint import model_fingerprint, tokenizer_fingerprint
+from seawall.models.files.open import Checkpoint
+from seawall.models.moe.find import MoEModel, find_moe, find_moe_if_any
 
 _EMBEDDED: Mapping[str, Callable[[], Path]] = {LAB: lab_model_folder, LAB_ORIGINAL: original_model_folder}
 
 
 @dataclass(frozen=True, eq=False)
 class OpenModel:
-    """A loaded model and what every stage asks of it."""
+    """A loaded model and what every stage needs of it.
+
+    Attributes:
+        model, tokenizer: in evaluation mode.
+        fingerprint: of its weights.
+        wording: fingerprint of its vocabulary and chat template.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    moe: MoEModel
     fingerprint: str
-    licence: str | None = None
+    wording: str
+
+    @cached_property
+    def moe_if_any(self) -> MoEModel | None:
+        """The mixture-of-experts layers; None where the model is dense.
+
+        Raises:
+            UnsupportedModelError: it has experts that seawall cannot reach.
+        """
+        return find_moe_if_any(self.model)
+
+    @property
+    def moe(self) -> MoEModel:
+        """The mixture-of-experts layers.
+
+        Raises:
+            UnsupportedModelError: the model is dense, or it has experts that seawall cannot reach.
+        """
+        return find_moe(self.model) if self.moe_if_any is None else self.moe_if_any
 
 
-def located(config: ModelConfig) -> ModelConfig:
-    """The same configuration with an embedded model's name replaced by its folder, which is built if need be."""
+def open_checkpoint(config: ModelConfig) -> Checkpoint:
+    """The checkpoint of a model; an embedded one is built where it is not there yet."""
     folder = _EMBEDDED.get(config.id)
-    return config if folder is None else config.model_copy(update={"id": str(folder())})
+    return Checkpoint(config if folder is None else config.model_copy(update={"id": str(folder())}))
 
 
-def open_model(config: ModelConfig) -> OpenModel:
-    """Loads a mixture-of-experts model.
+def open_model(checkpoint: Checkpoint) -> OpenModel:
+    """Loads a causal language model, dense or not.
 
     Raises:
-        SeawallError: it cannot be loaded, or it is no mixture of experts that seawall understands.
+        SeawallError: it cannot be loaded.
     """
-    config = located(config)
-    model, tokenizer = load_model(config)
-    moe = find_moe(model)
-    return OpenModel(model, tokenizer, moe, model_fingerprint(model), stated_licence(locate(config, weights=False)))
+    model, tokenizer = checkpoint.load()
+    return OpenModel(model, tokenizer, model_fingerprint(model), tokenizer_fingerprint(tokenizer))
 
 
 def require_loadable(engine: EngineConfig, refusal: str) -> None:

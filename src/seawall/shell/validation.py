@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from seawall.artifacts.groups import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED
 from seawall.data.types import Messages
@@ -12,11 +11,8 @@ from seawall.evaluation.suite import build_suite
 from seawall.models.generate import generate
 from seawall.shell.context import Context
 
-if TYPE_CHECKING:
-    from seawall.methods.steer.context import SteerContext
 
-
-def validator(context: Context | SteerContext) -> Callable[[], ValidationScores]:
+def validator(context: Context) -> Callable[[], ValidationScores]:
     """A function that measures the model as it is at the call."""
     suite = build_suite(context.prompts, "validation", unseen=False, gold=False)
     asked: list[tuple[str, Messages]] = [(group, prompt) for group, rows in suite.groups.items() for _, prompt in rows]

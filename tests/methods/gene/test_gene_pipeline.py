@@ -34,6 +34,7 @@ from seawall.methods.gene.select import contrast, layer_outputs
 from seawall.methods.gene.tools import select_gene
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
+from seawall.models.files.open import Checkpoint
 from seawall.models.generate import generate
 from seawall.models.lora.attach import find_points, load_worn, merged, wear
 from seawall.runs.progress import Quiet
@@ -131,12 +132,10 @@ def test_a_model_is_degraded_by_openings_alone_where_none_is_given(tmp_path: Pat
 
 
 def test_a_finished_extraction_is_not_done_again(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import seawall.methods.gene.stages as stages
-
     def never(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(stages, "load_model", never)
+    monkeypatch.setattr(Checkpoint, "load", never)
     again = extract_gene(load_recipe(family / "recipe.yaml"), family / "run", text="", reporter=Quiet())
     assert again.fingerprint == Gene.load(family / "run/gene").fingerprint
     assert POINT in again.points

@@ -157,7 +157,8 @@ OTHER = [
 def _context(recipe: Path, run: Path, changes: list[str]) -> TuneContext:
     """What would be done; the weights are those of the run."""
     read = load_recipe(recipe, changes)
-    context = TuneContext(read, read_data(read), RunFolder(run), Quiet(), Processes())
+    data = read_data(read)
+    context = TuneContext(read, RunFolder(run), Quiet(), data.prompts, data, Processes())
     vars(context)["fingerprint"] = "sha256:weights"
     return context
 

@@ -30,6 +30,21 @@ def _ensemble(config: EnsembleConfig, folder: Path | None) -> Judge:
     return EnsembleJudge(tuple(make_judge(member, folder) for member in config.judges))
 
 
+def _check_guard(config: GuardJudge) -> None:
+    from seawall.evaluation.judges.guard import check_guard
+
+    check_guard(config)
+
+
+def _check_rubric(config: RubricConfig) -> None:
+    _rubric(config, None)  # sends nothing
+
+
+def _check_ensemble(config: EnsembleConfig) -> None:
+    for member in config.judges:
+        check_judge(member)
+
+
 JUDGES: dict[str, Callable[[Any, Path | None], Judge]] = {
     "keyword": lambda config, folder: KeywordJudge(),
     "guard": _guard,
@@ -37,6 +52,22 @@ JUDGES: dict[str, Callable[[Any, Path | None], Judge]] = {
     "ensemble": _ensemble,
 }
 """Every judge by its `kind` in recipes: its settings and the folder for raw answers -> the judge."""
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    "guard": _check_guard,
+    "rubric": _check_rubric,
+    "ensemble": _check_ensemble,
+}
+
+
+def check_judge(config: JudgeConfig) -> None:
+    """Everything that can be wrong with a judge before its weights are loaded or anything is sent.
+
+    Raises:
+        SeawallError: as `make_judge`.
+    """
+    check = _CHECKS.get(config.kind)
+    if check is not None:
+        check(config)
 
 
 def make_judge(config: JudgeConfig, folder: Path | None = None) -> Judge:

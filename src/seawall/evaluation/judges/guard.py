@@ -15,7 +15,16 @@ from seawall.data.types import Judge, Message, Messages, Verdict
 from seawall.errors import ConfigError
 from seawall.evaluation.judges.finding import Finding, unscored, verdict_of
 from seawall.evaluation.judges.formats import FORMATS, GuardFormat, as_text, fill, lacks
-from seawall.models.classify import Row, class_probabilities, load_classifier, load_writer, longest_input
+from seawall.models.classify import (
+    Row,
+    check_classifier,
+    check_writer,
+    class_probabilities,
+    load_classifier,
+    load_writer,
+    longest_input,
+)
+from seawall.models.files.hub import locate
 from seawall.models.generate import decoding_for, greedy_batches
 
 _SHOWN = 80
@@ -31,13 +40,32 @@ def open_guard(config: GuardJudge) -> Judge:
     Raises:
         SeawallError: the model cannot be used as this guard, the prompt file cannot be used, or a label has no meaning.
     """
-    model = ModelConfig(id=config.model, revision=config.revision, dtype=config.dtype, device=config.device)
+    model = _model(config)
     if config.format is None:
         classifier, tokenizer = load_classifier(model)
         meanings = _meanings(config, classifier.config.id2label)
         return ClassifyingGuard(config, classifier, tokenizer, meanings)
     asked = _asked(config)
     return WritingGuard(config, asked, *load_writer(model, chat=asked.text is None))
+
+
+def check_guard(config: GuardJudge) -> None:
+    """Everything that can be wrong with a guard before its weights are loaded.
+
+    Raises:
+        SeawallError: the model cannot be used as this guard, the prompt file cannot be used, or a label has no meaning.
+    """
+    model = _model(config)
+    folder = locate(model, weights=False)
+    if config.format is None:
+        architecture, _ = check_classifier(folder, model)
+        _meanings(config, architecture.id2label)
+    else:
+        check_writer(folder, model, chat=_asked(config).text is None)
+
+
+def _model(config: GuardJudge) -> ModelConfig:
+    return ModelConfig(id=config.model, revision=config.revision, dtype=config.dtype, device=config.device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,9 +26,9 @@ from seawall.methods.gene.task_model import (
     check_added,
     check_merged,
     merged_task,
+    require_ungrafted,
     task_adapter,
-    ungrafted,
-    vocabulary_of,
+    vocabulary_hash,
 )
 from seawall.models.files.checkpoint import verify_hashes
 from seawall.models.files.rewrite import add_to_checkpoint, checkpoint_fingerprint, put_back
@@ -37,7 +37,7 @@ from seawall.models.lora.merge import require_peft
 from seawall.runs.files import file_hash, storage_errors
 from seawall.runs.progress import Quiet, Reporter
 from seawall.runs.publish import published, require_free
-from seawall.shell.model import located
+from seawall.shell.model import open_checkpoint
 
 _DEFAULTS, _PROMPTS, _SILENT = GeneConfig(), DataConfig(), Quiet()
 
@@ -158,17 +158,16 @@ def _graft(request: GraftRequest, config: GeneConfig, data: DataConfig, reporter
             f"{request.model.id} is an adapter, and a gene beside it would belong to a model that is in no folder",
             remedy="add --merge, which writes base, task and gene as one checkpoint",
         )
-    model = located(request.model) if adapter is None else base_of(adapter, request.model)
-    found = ungrafted(model)
-    require_fit(gene, found, vocabulary_of(model), what=model.id)
+    task = open_checkpoint(request.model) if adapter is None else base_of(adapter, request.model)
+    require_ungrafted(task)
+    require_fit(gene, task.outline, vocabulary_hash(task.tokenizer), what=task.id)
     shots = _shots(request, config, data)
     with storage_errors(request.output), published(request.output) as scratch:
         if adapter is not None:
-            model = merged_task(model, adapter, scratch.with_name("task"), reporter)
-            found = outline(Path(model.id))
-        fitted = FIT[config.graft.method](gene, model, shots, config, reporter)
+            task = merged_task(task, adapter, scratch.with_name("task"), reporter)
+        fitted = FIT[config.graft.method](gene, task, shots, config, reporter)
         graft = Graft(
-            task_model=checkpoint_fingerprint(found),
+            task_model=task.fingerprint,
             task_id=request.model.id,
             gene=gene.fingerprint,
             gene_made=gene.made,
@@ -180,14 +179,14 @@ def _graft(request: GraftRequest, config: GeneConfig, data: DataConfig, reporter
             method=config.graft.method,
             harmless=fitted.harmless,
         )
-        graft = _write(found, fitted.gene, graft, scratch, config.graft, reporter)
+        graft = _write(task.outline, fitted.gene, graft, scratch, config.graft, reporter)
         if config.graft.verify:
             reporter.stage("Reload and compare")
             allowed = config.graft.max_logit_difference
             if request.form == "merged":
-                check = check_merged(model, scratch / ADAPTER, scratch, allowed=allowed)
+                check = check_merged(task, scratch / ADAPTER, scratch, allowed=allowed)
             else:
-                check = check_added(model, scratch, fitted.gene, allowed=allowed)
+                check = check_added(task, scratch, fitted.gene, allowed=allowed)
             graft = replace(graft, check=check)
         replace(graft, seconds=round(time.monotonic() - begun, 1)).save(scratch)
 

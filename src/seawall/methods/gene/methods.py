@@ -13,14 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seawall.artifacts.gene import Gene
 from seawall.artifacts.graft import CoefficientKind, GraftStep
 from seawall.config.gene import GeneConfig, GeneGraft, GraftMethod
-from seawall.config.model import ModelConfig
 from seawall.data.templating import IGNORED, Encoded, encode_lesson, encode_prompt
 from seawall.data.types import Exchange, Messages
 from seawall.distributed.process import one_process
 from seawall.methods.gene.coefficients import Coefficients, tune_coefficients, with_coefficients
 from seawall.methods.gene.lessons import Lesson
 from seawall.methods.gene.shots import Shot, Side, shot_batches, shot_loss
-from seawall.models.files.load import load_model
+from seawall.models.files.open import Checkpoint
 from seawall.models.generate import decoding_for, greedy_batches
 from seawall.models.lora.attach import Worn, wear
 from seawall.runs.progress import Reporter
@@ -60,13 +59,13 @@ class Fitted:
     harmless: int = 0
 
 
-def weighted(gene: Gene, config: ModelConfig, shots: Shots | None, settings: GeneConfig, reporter: Reporter) -> Fitted:
+def weighted(gene: Gene, task: Checkpoint, shots: Shots | None, settings: GeneConfig, reporter: Reporter) -> Fitted:
     """The gene, each layer times its coefficient."""
     if shots is None:
         ones = dict.fromkeys(gene.held_layers, 1.0)
         return Fitted(with_coefficients(gene, ones, made="whole"), ones, "fixed")
     reporter.stage(f"Tuning {len(gene.held_layers)} coefficients on {shots}")
-    worn, lessons, pad = _dressed(gene, config, shots, settings, reporter)
+    worn, lessons, pad = _dressed(gene, task, shots, settings, reporter)
     worn.put(gene.factors)
     steps: list[GraftStep] = []
     log = _logging(steps, settings.graft.steps, reporter)
@@ -75,13 +74,11 @@ def weighted(gene: Gene, config: ModelConfig, shots: Shots | None, settings: Gen
     return Fitted(fixed, found, settings.graft.coefficients, tuple(steps), _kept(lessons))
 
 
-def fine_tuned(
-    gene: Gene, config: ModelConfig, shots: Shots | None, settings: GeneConfig, reporter: Reporter
-) -> Fitted:
+def fine_tuned(gene: Gene, task: Checkpoint, shots: Shots | None, settings: GeneConfig, reporter: Reporter) -> Fitted:
     """A new adapter at the gene's points, of its rank and scaling, trained on the shots; nothing of the gene in it."""
     assert shots is not None
     reporter.stage(f"Fine-tuning {len(gene.points)} matrices on {shots}")
-    worn, lessons, pad = _dressed(gene, config, shots, settings, reporter)
+    worn, lessons, pad = _dressed(gene, task, shots, settings, reporter)
     steps: list[GraftStep] = []
     log = _logging(steps, settings.graft.steps, reporter)
     fine_tune(worn, lessons, pad, settings.graft, seed=settings.seed, log=log)
@@ -91,7 +88,7 @@ def fine_tuned(
     return Fitted(trained, dict.fromkeys(gene.held_layers, 1.0), "fixed", tuple(steps), _kept(lessons))
 
 
-FIT: Mapping[GraftMethod, Callable[[Gene, ModelConfig, Shots | None, GeneConfig, Reporter], Fitted]] = {
+FIT: Mapping[GraftMethod, Callable[[Gene, Checkpoint, Shots | None, GeneConfig, Reporter], Fitted]] = {
     "gene": weighted,
     "safety_sft": fine_tuned,
 }
@@ -99,10 +96,10 @@ FIT: Mapping[GraftMethod, Callable[[Gene, ModelConfig, Shots | None, GeneConfig,
 
 
 def _dressed(
-    gene: Gene, config: ModelConfig, shots: Shots, settings: GeneConfig, reporter: Reporter
+    gene: Gene, task: Checkpoint, shots: Shots, settings: GeneConfig, reporter: Reporter
 ) -> tuple[Worn, list[Shot], int]:
     """The task's model with a new adapter at the gene's points, the shots encoded, and a token for padding."""
-    model, tokenizer = load_model(config)
+    model, tokenizer = task.load()
     sides: list[tuple[Side, Sequence[Exchange]]] = [("refusal", shots.refusals), ("task", shots.task)]
     encoded = [Shot(encode_lesson(tokenizer, one), side) for side, exchanges in sides for one in exchanges]
     encoded += _replies(model, tokenizer, shots.harmless, settings, reporter)

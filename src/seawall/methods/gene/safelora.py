@@ -12,10 +12,10 @@ from seawall.artifacts.graft import ADAPTER, Graft
 from seawall.config.gene import GeneGraft
 from seawall.config.model import ModelConfig
 from seawall.errors import ConfigError
-from seawall.methods.gene.task_model import base_of, check_merged, task_adapter, ungrafted
+from seawall.methods.gene.task_model import base_of, check_merged, require_ungrafted, task_adapter
 from seawall.methods.tune.safelora import SafeLoraReport, project
 from seawall.models.files.checkpoint import save_model
-from seawall.models.files.load import load_model
+from seawall.models.files.open import Checkpoint
 from seawall.models.files.rewrite import checkpoint_fingerprint
 from seawall.models.files.stream import outline
 from seawall.models.lora.merge import merge_put_on, put_on
@@ -43,13 +43,13 @@ def write_projected(task: ModelConfig, output: Path, config: GeneGraft, *, repor
     directions = Path(config.anchor).expanduser()
     anchor = Anchor.load(directions)
     base = base_of(folder, task)
-    fingerprint = checkpoint_fingerprint(ungrafted(base))
-    anchor.require_model(fingerprint)
+    require_ungrafted(base)
+    anchor.require_model(base.fingerprint)
     with storage_errors(output), published(output) as scratch:
         reporter.stage(f"Projecting the task's adapter, and merging it into {base.id}")
         report = _merge(base, folder, anchor, config, scratch)
         graft = Graft(
-            task_model=fingerprint,
+            task_model=base.fingerprint,
             task_id=task.id,
             gene=None,
             gene_made=None,
@@ -81,9 +81,9 @@ def _adapter(task: ModelConfig) -> Path:
     return folder
 
 
-def _merge(base: ModelConfig, folder: Path, anchor: Anchor, config: GeneGraft, scratch: Path) -> SafeLoraReport:
+def _merge(base: Checkpoint, folder: Path, anchor: Anchor, config: GeneGraft, scratch: Path) -> SafeLoraReport:
     """Leaves the checkpoint in the scratch folder, and the projected adapter inside it."""
-    model, tokenizer = load_model(base)
+    model, tokenizer = base.load()
     wrapped = put_on(model, folder)
     report = project(wrapped, anchor, **config.safelora.model_dump())
     projected = scratch.with_name("projected")

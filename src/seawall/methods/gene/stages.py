@@ -33,11 +33,9 @@ from seawall.methods.gene.methods import encode_shots, pad_id
 from seawall.methods.gene.select import contrast, layer_outputs, select_layers
 from seawall.methods.gene.task_model import vocabulary_hash
 from seawall.models.files.fingerprint import model_fingerprint
-from seawall.models.files.load import load_model
 from seawall.models.generate import generate
 from seawall.models.lora.attach import Worn, merged, wear
 from seawall.runs.files import write_metrics
-from seawall.shell.model import located
 
 _DEGRADING, _UPDATES = "degrading", "degrade.jsonl"
 _DEGRADED_SCALING = 2.0
@@ -46,7 +44,7 @@ _DEGRADED_SCALING = 2.0
 def _replies(context: GeneContext, scratch: Path) -> None:
     """The aligned model's own replies; of harmful requests those alone that it refuses."""
     context.reporter.stage("The aligned model's replies")
-    model, tokenizer = context.load()
+    model, tokenizer = context.checkpoint.load()
     config = context.config.extract
     found: list[Reply] = []
     parts: tuple[tuple[SplitName, bool, int], ...] = (
@@ -89,7 +87,7 @@ def _degrading(context: GeneContext, scratch: Path) -> Path:
     if (scratch / _UPDATES).is_file() and all((folder / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
         return folder
     context.reporter.stage("Degrading: a short LoRA on harmless replies and bare openings of compliance")
-    model, tokenizer = context.load()
+    model, tokenizer = context.checkpoint.load()
     config = context.config.degrade
     benign = [one.exchange for one in _kept(context, "train", harmful=False)][: config.benign]
     goals = context.asked("train", harmful=True, most=config.harmful)
@@ -122,15 +120,15 @@ def _gene(context: GeneContext, scratch: Path) -> None:
     config, reporter = context.config, context.reporter
     degrading = _degrading(context, scratch) if config.degraded is None else None
     reporter.stage("The aligned model's predictions")
-    model, tokenizer = context.load()
+    model, tokenizer = context.checkpoint.load()
     known = _learn(context, model, tokenizer)
     reporter.stage("Layer scores")
     if degrading is not None:
         model = merged(model, degrading)
     else:
-        assert config.degraded is not None
+        assert context.degraded is not None
         del model
-        model, _ = load_model(located(config.degraded))
+        model, _ = context.degraded.load()
     degraded = model_fingerprint(model)
     lessons = known.held_out.lessons
     outputs = layer_outputs(model, lessons, pad_id(tokenizer), batch_size=config.batch_size)
@@ -221,7 +219,7 @@ def _save(
     Gene(
         family=str(worn.model.config.model_type),
         tokenizer=vocabulary_hash(tokenizer),
-        aligned=context.fingerprint,
+        aligned=context.checkpoint.fingerprint,
         degraded=known.degraded,
         points=worn.points,
         factors=worn.factors(),

@@ -18,14 +18,12 @@ from seawall.data.templating import encode_prompt
 from seawall.data.types import user
 from seawall.errors import ArtifactError, ConfigError
 from seawall.models.files.checkpoint import save_model, verify_hashes
-from seawall.models.files.hub import locate
-from seawall.models.files.load import load_model, open_tokenizer
-from seawall.models.files.stream import CheckpointOutline, outline
+from seawall.models.files.open import Checkpoint
 from seawall.models.lora.attach import load_worn
 from seawall.models.lora.merge import check_adapter, merge_adapter
 from seawall.runs.files import canonical_hash, read_json
 from seawall.runs.progress import Reporter
-from seawall.shell.model import located
+from seawall.shell.model import open_checkpoint
 
 _BORNE: Mapping[GraftMethod, str] = {
     "gene": "the gene {gene}... in it",
@@ -55,7 +53,7 @@ def task_adapter(model: ModelConfig) -> Path | None:
     return folder
 
 
-def base_of(adapter: Path, named: ModelConfig) -> ModelConfig:
+def base_of(adapter: Path, named: ModelConfig) -> Checkpoint:
     """The model that an adapter says it is for, with the settings of the one that was named.
 
     Raises:
@@ -69,24 +67,24 @@ def base_of(adapter: Path, named: ModelConfig) -> ModelConfig:
             expected="a folder or a Hub id",
             remedy="write it in there, or merge the adapter first",
         )
-    return located(named.model_copy(update={"id": base, "revision": None}))
+    return open_checkpoint(named.model_copy(update={"id": base, "revision": None}))
 
 
-def merged_task(base: ModelConfig, adapter: Path, folder: Path, reporter: Reporter) -> ModelConfig:
+def merged_task(base: Checkpoint, adapter: Path, folder: Path, reporter: Reporter) -> Checkpoint:
     """The task's model as a checkpoint of its own, which is gone when the graft is done."""
     reporter.stage(f"Merging the task's adapter into {base.id}")
-    model, tokenizer = load_model(base)
+    model, tokenizer = base.load()
     save_model(merge_adapter(model, adapter), tokenizer, folder)
-    return base.model_copy(update={"id": str(folder)})
+    return base.at(folder)
 
 
-def ungrafted(model: ModelConfig) -> CheckpointOutline:
-    """The model's outline, when its files are as they were written and it bears no graft and no other adapter.
+def require_ungrafted(model: Checkpoint) -> None:
+    """Refuse a model that bears a graft or another adapter, or whose files are not as they were written.
 
     Raises:
         SeawallError: it does, or there is no such model.
     """
-    small = locate(model, weights=False)
+    small = model.small_files
     _require_ungrafted(small, model.id)
     if (small / ADAPTER_CONFIG).is_file():
         raise ConfigError(
@@ -95,14 +93,7 @@ def ungrafted(model: ModelConfig) -> CheckpointOutline:
             expected="a checkpoint or an adapter",
             remedy="move the adapter's two files to a folder of their own, and name the one that is meant",
         )
-    found = outline(locate(model))
-    verify_hashes(found.folder)
-    return found
-
-
-def vocabulary_of(model: ModelConfig) -> str:
-    """The hash of a model's vocabulary."""
-    return vocabulary_hash(open_tokenizer(locate(model, weights=False), model))
+    verify_hashes(model.folder)
 
 
 def _require_ungrafted(folder: Path, name: str) -> None:
@@ -123,10 +114,11 @@ def _require_ungrafted(folder: Path, name: str) -> None:
     )
 
 
+_FULL = "float32"
 _PROBES = ("Tell me about the sea.", "How do I pick a lock?", "What is 17 plus 25?", "Write a short poem about rain.")
 
 
-def check_merged(model: ModelConfig, adapter: Path, merged: Path, *, allowed: float) -> GraftCheck:
+def check_merged(model: Checkpoint, adapter: Path, merged: Path, *, allowed: float) -> GraftCheck:
     """A merged checkpoint against the model that it was made of, with the adapter on it.
 
     Args:
@@ -139,31 +131,27 @@ def check_merged(model: ModelConfig, adapter: Path, merged: Path, *, allowed: fl
         ArtifactError: they differ by more.
     """
     theirs = _logits_with(model, adapter)
-    other, tokenizer = load_model(_full(model.model_copy(update={"id": str(merged), "revision": None})))
+    other, tokenizer = model.at(merged).load(dtype=_FULL)
     return _compared(theirs, _logits(other, tokenizer), allowed)
 
 
-def check_added(model: ModelConfig, adapter: Path, gene: Gene, *, allowed: float) -> GraftCheck:
+def check_added(model: Checkpoint, adapter: Path, gene: Gene, *, allowed: float) -> GraftCheck:
     """The model with the adapter on it against the same with the gene's update added to its weights.
 
     Raises:
         ArtifactError: they differ by more than `allowed`, a share of the largest logit.
     """
     theirs = _logits_with(model, adapter)
-    other, tokenizer = load_model(_full(model))
+    other, tokenizer = model.load(dtype=_FULL)
     for name in gene.points:
         weight = other.get_parameter(name).data
         weight.copy_(weight.float() + gene.update(name).to(weight.device))
     return _compared(theirs, _logits(other, tokenizer), allowed)
 
 
-def _full(model: ModelConfig) -> ModelConfig:
-    return model.model_copy(update={"dtype": "float32"})
-
-
-def _logits_with(config: ModelConfig, adapter: Path) -> list[Tensor]:
+def _logits_with(checkpoint: Checkpoint, adapter: Path) -> list[Tensor]:
     """The logits with an adapter on the model, which is gone from memory then."""
-    model, tokenizer = load_model(_full(config))
+    model, tokenizer = checkpoint.load(dtype=_FULL)
     return _logits(load_worn(model, adapter), tokenizer)
 
 

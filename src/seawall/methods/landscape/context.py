@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN
+from seawall.config.data import DataConfig
 from seawall.config.landscape import LandscapeConfig
 from seawall.config.model import LAB, LAB_ORIGINAL, ModelConfig
 from seawall.config.recipe import Recipe
-from seawall.data.sets import Prompts, load_prompts
-from seawall.data.types import Judge
 from seawall.errors import ConfigError, DataError
-from seawall.evaluation.judges import make_judge
 from seawall.evaluation.suite import Asked, build_suite
 from seawall.methods.landscape.directions import (
     Direction,
@@ -25,46 +21,19 @@ from seawall.methods.landscape.directions import (
     random_direction,
     tuned_direction,
 )
-from seawall.models.files.fingerprint import model_fingerprint
-from seawall.models.files.hub import locate
-from seawall.models.files.load import load_model
-from seawall.models.files.stream import CheckpointOutline, outline
 from seawall.models.lora.merge import check_adapter
-from seawall.runs.folder import RunFolder, update_manifest
-from seawall.runs.progress import Reporter
-from seawall.shell.model import located, require_loadable
+from seawall.shell.context import Context
+from seawall.shell.model import open_checkpoint, require_loadable
 
 
 @dataclass(frozen=True, eq=False)
-class LandscapeModel:
-    """A loaded model."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    fingerprint: str
-
-
-@dataclass(frozen=True, eq=False)
-class LandscapeContext:
-    """A recipe, its run folder, and where to report. The rest is opened at first use, and once."""
-
-    recipe: Recipe
-    run: RunFolder
-    reporter: Reporter
+class LandscapeContext(Context):
+    """The shell's context, with what is asked and the directions that weights move along."""
 
     @property
     def config(self) -> LandscapeConfig:
         """The recipe's section."""
         return self.recipe.landscape
-
-    @cached_property
-    def prompts(self) -> Prompts:
-        """The recipe's prompts, with the caps of the section `landscape` in place of those of `data`."""
-        most = self.config.harmless_prompts or None
-        caps = {"test_goals": self.config.test_prompts, "test_benign": most, "test_borderline": most}
-        found = load_prompts(self.recipe.data.model_copy(update=caps))
-        update_manifest(self.run, {"data": {"landscape_prompts": found.fingerprint()}})
-        return found
 
     @cached_property
     def asked(self) -> list[Asked]:
@@ -84,11 +53,6 @@ class LandscapeContext:
         return [one for one in asked if one.group in groups]
 
     @cached_property
-    def aligned(self) -> CheckpointOutline:
-        """The model's own checkpoint."""
-        return outline(locate(located(self.recipe.model)))
-
-    @cached_property
     def directions(self) -> tuple[Direction, ...]:
         """The aligned one, that of the fine-tuning where there is one, and random ones as long as the aligned one.
 
@@ -102,30 +66,24 @@ class LandscapeContext:
             self.reporter.say(f"{one.name}: {one.tensors} tensors, norm {one.norm:.4g}")
         return found
 
-    @cached_property
-    def opened(self) -> LandscapeModel:
-        """The model, loaded; dense ones too."""
-        self.reporter.stage(f"Loading {self.recipe.model.id}")
-        model, tokenizer = load_model(located(self.recipe.model))
-        found = LandscapeModel(model, tokenizer, model_fingerprint(model))
-        named = {"id": self.recipe.model.id, "revision": self.recipe.model.revision, "weights": found.fingerprint}
-        update_manifest(self.run, {"model": named, "seed": self.recipe.seed})
-        return found
-
-    @cached_property
-    def judge(self) -> Judge:
-        """The recipe's judge; what an endpoint tells it is kept in the run folder."""
-        return make_judge(self.recipe.eval.judge, self.run.judge)
-
     def _directions(self, base: ModelConfig) -> Iterator[Direction]:
-        along = aligned_direction(self.aligned, outline(locate(located(base))))
+        aligned = self.checkpoint.outline
+        along = aligned_direction(aligned, open_checkpoint(base).outline)
         yield along
         if self.config.tuned is not None:
-            yield tuned_direction(self.aligned, outline(locate(located(self.config.tuned))))
+            yield tuned_direction(aligned, open_checkpoint(self.config.tuned).outline)
         if self.config.adapter is not None:
-            yield adapter_direction(self.aligned, Path(self.config.adapter))
+            yield adapter_direction(aligned, Path(self.config.adapter))
         for at in range(self.config.random_directions):
             yield random_direction(along, self.config.seed + at, name=f"random-{at + 1}")
+
+
+def landscape_data(recipe: Recipe) -> DataConfig:
+    """The recipe's section `data` with the caps of the section `landscape`."""
+    config = recipe.landscape
+    most = config.harmless_prompts or None
+    caps = {"test_goals": config.test_prompts, "test_benign": most, "test_borderline": most}
+    return recipe.data.model_copy(update=caps)
 
 
 def check_landscape(recipe: Recipe) -> None:

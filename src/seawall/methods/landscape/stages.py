@@ -65,7 +65,7 @@ def measure(context: LandscapeContext, chosen: Sequence[Setting], folder: Path) 
     Raises:
         SeawallError: a file cannot be read, or a judge's endpoint does not answer; what is done stays.
     """
-    moved = MovedWeights(context.opened.model, context.aligned, context.directions)
+    moved = MovedWeights(context.opened.model, context.checkpoint.outline, context.directions)
     (folder / "samples").mkdir(exist_ok=True)
     found = []
     for at, one in enumerate(chosen, 1):

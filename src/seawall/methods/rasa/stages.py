@@ -23,32 +23,25 @@ from seawall.methods.rasa.repair import RepairInputs, RepairResult, repair
 from seawall.methods.rasa.repair.drift import expert_usage, routing_drift
 from seawall.methods.rasa.retain import retained_exchanges
 from seawall.methods.rasa.selection import select
-from seawall.models.files.fingerprint import model_fingerprint, tokenizer_fingerprint
+from seawall.models.files.fingerprint import model_fingerprint
 from seawall.runs.files import read_json, write_json, write_metrics
 from seawall.runs.stage import run_stage, stage_hash
 from seawall.shell.context import Context
 from seawall.shell.validation import validator
-from seawall.version import __version__
 
 When = Literal["before", "after"]
 
 
 def _inputs(context: Context, **more: Any) -> dict[str, Any]:
     """What every stage's result depends on."""
-    return {
-        "seawall": __version__,
-        "weights": context.opened.fingerprint,
-        "tokenizer": tokenizer_fingerprint(context.opened.tokenizer),
-        "prompts": context.prompts.fingerprint(),
-        "judge": context.recipe.eval.judge.model_dump(mode="json"),
-        **more,
-    }
+    return {**context.basis(), "judge": context.recipe.eval.judge.model_dump(mode="json"), **more}
 
 
 def profile_stage(context: Context) -> ExpertProfile:
     """Successful jailbreaks, and where their tokens go."""
     context.reporter.stage("Profile: which experts do successful jailbreaks use?")
     recipe, opened = context.recipe, context.opened
+    context.reporter.say(opened.moe.describe())
 
     def work(scratch: Path) -> None:
         result = profile(

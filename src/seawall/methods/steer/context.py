@@ -3,85 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.artifacts.groups import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED
+from seawall.config.data import DataConfig
 from seawall.config.recipe import Recipe
 from seawall.config.steer import SteerConfig
 from seawall.data.prompts import Benign
-from seawall.data.sets import Prompts, load_prompts
 from seawall.data.splits import SplitName, take, unit
-from seawall.data.types import Judge, Message, Messages, user
+from seawall.data.types import Message, Messages, user
 from seawall.errors import DataError
-from seawall.evaluation.judges import make_judge
 from seawall.evaluation.suite import Asked, build_suite
-from seawall.models.files.fingerprint import model_fingerprint
-from seawall.models.files.load import load_model
-from seawall.models.moe.find import MoEModel, find_moe_if_any
-from seawall.runs.folder import RunFolder, update_manifest
-from seawall.runs.progress import Reporter
-from seawall.shell.model import located
+from seawall.shell.context import Context
 
 _GROUPS = (PLAIN, BORDERLINE, BENIGN)
 
 
 @dataclass(frozen=True, eq=False)
-class SteerModel:
-    """A loaded model; `moe` is None where it is dense."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    moe: MoEModel | None
-    fingerprint: str
-
-
-@dataclass(frozen=True, eq=False)
-class SteerContext:
-    """A recipe, its run folder, and where to report. Prompts and model are opened at first use, and once."""
-
-    recipe: Recipe
-    run: RunFolder
-    reporter: Reporter
+class SteerContext(Context):
+    """The shell's context, with prompts capped by the section `steer`."""
 
     @property
     def config(self) -> SteerConfig:
         """The recipe's section."""
         return self.recipe.steer
-
-    @cached_property
-    def prompts(self) -> Prompts:
-        """The recipe's prompts in its own parts, with the caps of the section `steer` in place of those of `data`."""
-        config = self.config
-        caps = {
-            "train_goals": config.train_prompts,
-            "validation_goals": config.validation_prompts,
-            "validation_benign": config.validation_prompts,
-            "test_goals": config.test_prompts,
-            "test_benign": config.test_prompts,
-            "test_borderline": config.test_prompts,
-        }
-        found = load_prompts(self.recipe.data.model_copy(update=caps))
-        update_manifest(self.run, {"data": {"steer_prompts": found.fingerprint()}})
-        return found
-
-    @cached_property
-    def opened(self) -> SteerModel:
-        """The model, loaded."""
-        self.reporter.stage(f"Loading {self.recipe.model.id}")
-        model, tokenizer = load_model(located(self.recipe.model))
-        moe = find_moe_if_any(model)
-        self.reporter.say("a dense model" if moe is None else moe.describe())
-        found = SteerModel(model, tokenizer, moe, model_fingerprint(model))
-        named = {"id": self.recipe.model.id, "revision": self.recipe.model.revision, "weights": found.fingerprint}
-        update_manifest(self.run, {"model": named, "seed": self.recipe.seed})
-        return found
-
-    @cached_property
-    def judge(self) -> Judge:
-        """The recipe's judge; what an endpoint tells it is kept in the run folder."""
-        return make_judge(self.recipe.eval.judge, self.run.judge)
 
     def harmful(self, part: SplitName) -> list[Messages]:
         """Plain harmful requests of a part."""
@@ -128,6 +72,20 @@ class SteerContext:
     def under_system(self, asked: list[Asked], text: str) -> list[Asked]:
         """The same prompts under a system prompt."""
         return [Asked(one.id, one.group, one.goal, (Message("system", text), *one.prompt)) for one in asked]
+
+
+def steer_data(recipe: Recipe) -> DataConfig:
+    """The recipe's section `data` with the caps of the section `steer`."""
+    config = recipe.steer
+    caps = {
+        "train_goals": config.train_prompts,
+        "validation_goals": config.validation_prompts,
+        "validation_benign": config.validation_prompts,
+        "test_goals": config.test_prompts,
+        "test_benign": config.test_prompts,
+        "test_borderline": config.test_prompts,
+    }
+    return recipe.data.model_copy(update=caps)
 
 
 def _groups(asked: list[Asked]) -> list[str]:

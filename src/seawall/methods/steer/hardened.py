@@ -10,9 +10,8 @@ from seawall.artifacts.hardening import Hardening
 from seawall.artifacts.store import require_model
 from seawall.config.model import ModelConfig
 from seawall.models.files.fingerprint import model_fingerprint
-from seawall.models.files.load import load_model
 from seawall.models.hidden.harden import harden
-from seawall.shell.model import located
+from seawall.shell.model import open_checkpoint
 
 
 def load_hardened(config: ModelConfig, steering: Path | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -27,10 +26,10 @@ def load_hardened(config: ModelConfig, steering: Path | None) -> tuple[PreTraine
         SeawallError: the model cannot be loaded.
     """
     if steering is None:
-        return load_model(located(config))
+        return open_checkpoint(config).load()
     found = Hardening.load(steering)
     config = config.model_copy(update={"dtype": found.dtype}) if config.dtype == "auto" else config
-    model, tokenizer = load_model(located(config))
+    model, tokenizer = open_checkpoint(config).load()
     require_model(found.model_fingerprint, wanted=model_fingerprint(model), what="hardening")
     harden(model, found.vector_D, layer=found.layer, coefficient=found.coefficient)
     return model, tokenizer

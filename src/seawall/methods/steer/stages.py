@@ -56,7 +56,7 @@ def read_directions(context: SteerContext, scratch: Path) -> Directions:
 def make_target(context: SteerContext, tokens: tuple[int, ...]) -> Target:
     """The model, and the tokens by which its refusal is read."""
     opened = context.opened
-    return Target(opened.model, opened.moe, opened.fingerprint, tokens, context.config.batch_size)
+    return Target(opened.model, opened.moe_if_any, opened.fingerprint, tokens, context.config.batch_size)
 
 
 def search_stage(context: SteerContext, target: Target, directions: Directions, scratch: Path) -> SteeringResult:

@@ -26,7 +26,8 @@ LAYER = "layer"
 _EVERYWHERE = "ablated-everywhere"
 
 
-def _work(context: SteerContext, scratch: Path) -> None:
+def study(context: SteerContext, scratch: Path) -> None:
+    """The whole study, into a stage's scratch folder."""
     reporter = context.reporter
     context.held_out()  # Sides without held-out prompts are met before hours of search.
     reporter.stage("Directions, from training prompts")

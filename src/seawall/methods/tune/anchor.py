@@ -10,21 +10,19 @@ from torch import Tensor
 
 from seawall.artifacts.anchor import Anchor, AnchorMatrix, TokenizerFacts
 from seawall.config.anchor import AnchorConfig
-from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, ConfigError
 from seawall.methods.tune.spectrum import Directions, leading_directions
 from seawall.models.files.fingerprint import StreamedFingerprint
-from seawall.models.files.hub import locate
-from seawall.models.files.load import open_tokenizer
-from seawall.models.files.stream import CheckpointOutline, Matrix, Part, WeightReader, matrices, outline, reading
+from seawall.models.files.open import Checkpoint
+from seawall.models.files.stream import CheckpointOutline, Matrix, Part, WeightReader, matrices, reading
 from seawall.runs.files import canonical_hash
-from seawall.shell.model import located
+from seawall.shell.model import open_checkpoint
 
 _Found = dict[Part, Directions]
 
 
 def extract_anchor(config: AnchorConfig) -> Anchor:
-    """The anchor of an aligned model.
+    """The anchor of an aligned model; either model may also be `lab` or `lab-original`.
 
     Both checkpoints are read once, a tensor or an expert's slice at a time; what is in memory at most is one of each,
     their difference, and the anchor so far.
@@ -34,16 +32,23 @@ def extract_anchor(config: AnchorConfig) -> Anchor:
         UnsupportedModelError: no causal language model, no safetensors, or quantised weights.
         ArtifactError: damaged or missing files; checkpoints that differ in architecture, shapes or tokenizers.
     """
-    folders = [locate(config.aligned), locate(config.base)]
-    aligned, base = (outline(folder) for folder in folders)
-    wanted = _wanted(matrices(aligned.model), config.targets)
-    _require_same_model(aligned, base, wanted)
-    tokenizer = compare_tokenizers(config.aligned, config.base)
-    found, fingerprints = _directions(aligned, base, wanted, config)
+    return anchor_between(open_checkpoint(config.aligned), open_checkpoint(config.base), config)
+
+
+def anchor_between(aligned: Checkpoint, base: Checkpoint, config: AnchorConfig) -> Anchor:
+    """`extract_anchor` of checkpoints that are open already.
+
+    Raises:
+        SeawallError: as `extract_anchor`.
+    """
+    wanted = _wanted(matrices(aligned.outline.model), config.targets)
+    _require_same_model(aligned.outline, base.outline, wanted)
+    tokenizer = compare_tokenizers(aligned, base)
+    found, fingerprints = _directions(aligned.outline, base.outline, wanted, config)
     if not any(len(one.singular_values) for one in found.values()):
         raise ArtifactError(
             "the two checkpoints hold the same weights in every matrix",
-            got=f"{folders[0]} and {folders[1]}",
+            got=f"{aligned.folder} and {base.folder}",
             expected="an aligned model and the base that it was made from",
         )
     kept = {name: _matrix(name, one, found) for name, one in wanted.items()}
@@ -64,17 +69,14 @@ def describe(anchor: Anchor) -> str:
     )
 
 
-def compare_tokenizers(aligned: ModelConfig, base: ModelConfig) -> TokenizerFacts:
+def compare_tokenizers(aligned: Checkpoint, base: Checkpoint) -> TokenizerFacts:
     """The vocabularies of two models, when every token of the base has the same id in the aligned model.
 
     Raises:
         UnsupportedModelError: one has no tokenizer.
         ArtifactError: a token has another id, or none; names one.
     """
-    vocabularies: list[dict[str, int]] = [
-        open_tokenizer(locate(config, weights=False), config).get_vocab() for config in (aligned, base)
-    ]
-    ours, theirs = vocabularies
+    ours, theirs = (checkpoint.tokenizer.get_vocab() for checkpoint in (aligned, base))
     moved = min((token for token, index in theirs.items() if ours.get(token) != index), default=None)
     if moved is not None:
         raise ArtifactError(
@@ -214,12 +216,3 @@ def _matrix(name: str, matrix: Matrix, found: _Found) -> AnchorMatrix:
         basis, values, norm = basis[0], values[0], norm[0]
     columns = matrix.shape[-2] if matrix.transposed else matrix.shape[-1]
     return AnchorMatrix(basis, values, norm, columns=columns, transposed=matrix.transposed)
-
-
-def open_anchor(config: AnchorConfig) -> Anchor:
-    """`extract_anchor`, where either model may also be `lab` or `lab-original`.
-
-    Raises:
-        SeawallError: as `extract_anchor`.
-    """
-    return extract_anchor(config.model_copy(update={"aligned": located(config.aligned), "base": located(config.base)}))

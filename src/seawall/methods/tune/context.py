@@ -13,28 +13,20 @@ from seawall.config.anchor import AnchorConfig
 from seawall.config.model import LAB, LAB_ORIGINAL, ModelConfig
 from seawall.config.recipe import Recipe
 from seawall.config.tune import ANCHORED, TuneConfig
-from seawall.data.types import Judge
 from seawall.distributed.process import Processes
 from seawall.errors import ConfigError
-from seawall.evaluation.judges import make_judge
-from seawall.methods.tune.anchor import open_anchor
+from seawall.methods.tune.anchor import anchor_between
 from seawall.methods.tune.rows import TuneData
-from seawall.models.files.fingerprint import model_fingerprint, tokenizer_fingerprint
-from seawall.models.files.hub import locate
-from seawall.models.files.load import load_model, open_tokenizer
-from seawall.runs.folder import RunFolder, update_manifest
-from seawall.runs.progress import Reporter
-from seawall.shell.model import located, require_loadable
+from seawall.models.files.fingerprint import model_fingerprint
+from seawall.shell.context import Context
+from seawall.shell.model import open_checkpoint, require_loadable
 
 
 @dataclass(frozen=True, eq=False)
-class TuneContext:
-    """A recipe, what was read for it, its run folder, and where to report."""
+class TuneContext(Context):
+    """The shell's context, with the rows of the task and the processes that train together."""
 
-    recipe: Recipe
     data: TuneData
-    run: RunFolder
-    reporter: Reporter
     processes: Processes
 
     @property
@@ -46,22 +38,10 @@ class TuneContext:
     def fingerprint(self) -> str:
         """Of the model's weights as they are loaded."""
         self.reporter.stage(f"Loading {self.recipe.model.id}")
-        found = model_fingerprint(self.fresh()[0])
-        named = {"id": self.recipe.model.id, "revision": self.recipe.model.revision, "weights": found}
-        self.note({"model": named, "seed": self.recipe.seed})
-        return found
-
-    @cached_property
-    def wording(self) -> str:
-        """Fingerprint of what makes tokens of rows and prompts: no weight tells when a chat template was edited."""
-        config = located(self.recipe.model)
-        tokenizer = open_tokenizer(locate(config, weights=False), config)
-        return tokenizer_fingerprint(tokenizer)
-
-    @cached_property
-    def judge(self) -> Judge:
-        """The recipe's judge; what an endpoint tells it is kept in the run folder."""
-        return make_judge(self.recipe.eval.judge, self.run.judge)
+        fingerprint = model_fingerprint(self.fresh()[0])
+        if self.processes.first:
+            self.note_model(fingerprint)
+        return fingerprint
 
     @property
     def base(self) -> ModelConfig | None:
@@ -72,12 +52,7 @@ class TuneContext:
 
     def fresh(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model, loaded anew: training and merging an adapter change it."""
-        return load_model(located(self.recipe.model))
-
-    def note(self, facts: dict[str, Any]) -> None:
-        """Keeps facts in the run's manifest; the first process alone writes."""
-        if self.processes.first:
-            update_manifest(self.run, facts)
+        return self.checkpoint.load()
 
     def anchor_config(self) -> AnchorConfig:
         """The anchor of the matrices that are adapted."""
@@ -93,7 +68,8 @@ class TuneContext:
 
     def make_anchor(self) -> Anchor:
         """Reads both checkpoints."""
-        return open_anchor(self.anchor_config())
+        assert self.base is not None
+        return anchor_between(self.checkpoint, open_checkpoint(self.base), self.anchor_config())
 
 
 def check(recipe: Recipe) -> None:

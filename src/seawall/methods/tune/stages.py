@@ -37,11 +37,10 @@ from seawall.methods.tune.training_record import (
 )
 from seawall.models.files.checkpoint import weight_files
 from seawall.models.files.fingerprint import model_fingerprint
-from seawall.models.files.hub import locate
 from seawall.models.lora.merge import WEIGHTS, merge_adapter
 from seawall.runs.files import file_hash, read_json, write_json, write_text
 from seawall.runs.stage import is_current, is_done, remove_from_stage, run_stage, stage_hash
-from seawall.shell.model import located
+from seawall.shell.model import open_checkpoint
 from seawall.version import __version__
 
 _SCORE, _REPLIES = "task.json", "task.jsonl"
@@ -78,7 +77,7 @@ def anchor_stage(context: TuneContext) -> Anchor | None:
 
 def _file_hashes(config: ModelConfig) -> dict[str, str]:
     """Of a checkpoint's weights; a file that is missing is met where they are read."""
-    return {path.name: file_hash(path) for path in weight_files(locate(located(config))) if path.is_file()}
+    return {path.name: file_hash(path) for path in weight_files(open_checkpoint(config).folder) if path.is_file()}
 
 
 def measure_before(context: TuneContext) -> TuningRow:
@@ -222,7 +221,7 @@ def evaluation_inputs(context: TuneContext, method: TuneMethod | None, seed: int
     return {
         "seawall": __version__,
         "weights": context.fingerprint,
-        "tokenizer": context.wording,
+        "tokenizer": context.checkpoint.wording,
         "adapter": None if method is None else stage_hash(context.run, stage_name(method, seed)),
         "prompts": context.data.prompts.fingerprint(),
         "task": rows_hash(context.data.task.test),
@@ -240,7 +239,7 @@ def training_inputs(training: Training) -> dict[str, Any]:
         "method": method,
         "seed": training.seed,
         "weights": context.fingerprint,
-        "tokenizer": context.wording,
+        "tokenizer": context.checkpoint.wording,
         "rows": rows_hash(training.rows().exchanges),
         "training": settings(config, *TRAINING),
         "processes": context.processes.count,

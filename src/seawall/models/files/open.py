@@ -1,0 +1,90 @@
+"""A checkpoint that is opened once and handed down: what is read from it is read at first use, and kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seawall.config.model import ModelConfig
+from seawall.models.files.fingerprint import tokenizer_fingerprint
+from seawall.models.files.hub import locate, stated_licence
+from seawall.models.files.load import load_model, open_tokenizer
+from seawall.models.files.rewrite import checkpoint_fingerprint
+from seawall.models.files.stream import CheckpointOutline, outline
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The files of a model.
+
+    Attributes:
+        config: which model, and how it is loaded; `id` is a folder or a Hub id, no name of an embedded model.
+    """
+
+    config: ModelConfig
+
+    @property
+    def id(self) -> str:
+        """The folder or Hub id."""
+        return self.config.id
+
+    @cached_property
+    def small_files(self) -> Path:
+        """The folder with configuration and tokenizer; from the Hub without the weights.
+
+        Raises:
+            ConfigError: there is no such model, or the Hub is out of reach.
+        """
+        return locate(self.config, weights=False)
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder with everything.
+
+        Raises:
+            ConfigError: there is no such model, or the Hub is out of reach.
+        """
+        return locate(self.config)
+
+    @cached_property
+    def outline(self) -> CheckpointOutline:
+        """Configuration and headers; no weight is read."""
+        return outline(self.folder)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with or without a chat template."""
+        return open_tokenizer(self.small_files, self.config)
+
+    @cached_property
+    def wording(self) -> str:
+        """Fingerprint of what makes tokens of text: vocabulary and chat template."""
+        return tokenizer_fingerprint(self.tokenizer)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights as the files store them, read a tensor at a time."""
+        return checkpoint_fingerprint(self.outline)
+
+    @cached_property
+    def licence(self) -> str | None:
+        """As the model card states it (`apache-2.0`), where it does."""
+        return stated_licence(self.small_files)
+
+    def load(self, *, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model in evaluation mode on its device, and its tokenizer; loaded anew at every call.
+
+        Args:
+            dtype: in place of the configuration's.
+
+        Raises:
+            SeawallError: as `load_model`.
+        """
+        return load_model(self.config if dtype is None else self.config.model_copy(update={"dtype": dtype}))
+
+    def at(self, folder: Path) -> Checkpoint:
+        """Another checkpoint, in a folder, with this one's settings."""
+        return Checkpoint(self.config.model_copy(update={"id": str(folder), "revision": None}))

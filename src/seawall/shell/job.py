@@ -1,0 +1,90 @@
+"""The shell of every verb: read and check everything, open the folder, run a stage, say what it claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from seawall.config.data import DataConfig
+from seawall.config.load import change_recipe
+from seawall.config.recipe import Recipe
+from seawall.data.sets import Prompts, load_prompts
+from seawall.evaluation.judges import check_judge
+from seawall.runs.files import read_json
+from seawall.runs.folder import RunFolder
+from seawall.runs.stage import run_stage
+from seawall.shell.context import Context
+
+
+class Claiming(Protocol):
+    """A result with a sentence of what it allows one to say."""
+
+    @property
+    def claim(self) -> str:
+        """The sentence."""
+        ...
+
+
+ContextT = TypeVar("ContextT", bound=Context)
+ResultT = TypeVar("ResultT", bound=Claiming)
+
+
+def read_inputs(recipe: Recipe, data: DataConfig | None = None) -> Prompts:
+    """The prompts of a recipe. The judge is checked too, so that no folder is made for what cannot work.
+
+    Args:
+        recipe: what to do.
+        data: the recipe's section `data` with the caps of the verb; None for the section as it is.
+
+    Raises:
+        SeawallError: a source, the attack file or the judge cannot be used.
+    """
+    check_judge(recipe.eval.judge)
+    return load_prompts(recipe.data if data is None else data)
+
+
+def recipe_of_run(path: Path, changes: Sequence[str], *, section: str) -> tuple[Recipe, RunFolder]:
+    """The recipe of an existing run, with changes to one section.
+
+    Args:
+        path: the run folder.
+        changes: `SECTION.a=b` each.
+        section: the only one that may be changed.
+
+    Raises:
+        SeawallError: no run, a wrong setting.
+    """
+    run = RunFolder.existing(path)
+    return change_recipe(read_json(run.resolved), changes, where=str(run.resolved), section=section), run
+
+
+def new_run(recipe: Recipe, folder: Path, text: str) -> RunFolder:
+    """The run folder of a recipe, made or gone on with.
+
+    Raises:
+        RunFolderError: it holds something else, or cannot be written.
+    """
+    return RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
+
+
+def claiming_stage(
+    context: ContextT,
+    name: str,
+    inputs: Mapping[str, Any],
+    *,
+    work: Callable[[ContextT, Path], None],
+    load: Callable[[Path], ResultT],
+) -> ResultT:
+    """The result of a stage, which is skipped where it is done; its claim is reported.
+
+    Args:
+        context: what the stage works with.
+        name: the stage.
+        inputs: everything that the result depends on.
+        work: does the work in a scratch folder.
+        load: reads the result.
+    """
+    result = load(run_stage(context.run, name, inputs, lambda scratch: work(context, scratch)))
+    context.reporter.say(result.claim)
+    return result
