@@ -9,7 +9,6 @@ from seawall.artifacts.tuning import NAME, TuningResult, TuningRow
 from seawall.config.recipe import Recipe
 from seawall.config.tune import TuneMethod
 from seawall.distributed.process import launched
-from seawall.evaluation.judges import check_judge
 from seawall.jobs.report import write_tuning_page
 from seawall.methods.tune.context import TuneContext, check
 from seawall.methods.tune.methods import follow
@@ -27,7 +26,7 @@ from seawall.methods.tune.view import claim
 from seawall.runs.files import read_json
 from seawall.runs.folder import RunFolder
 from seawall.runs.progress import Quiet, Reporter
-from seawall.shell.job import new_run
+from seawall.shell.job import check_inputs, new_run
 
 TUNE = "tune"
 
@@ -51,7 +50,7 @@ def tune_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) 
         SeawallError: something is wrong that the user can put right.
     """
     check(recipe)
-    check_judge(recipe.eval.judge)
+    check_inputs(recipe)
     require_extra()
     data = read_data(recipe)
     processes = launched(device=recipe.model.device)

@@ -8,9 +8,12 @@ from typing import Any, Protocol, TypeVar
 
 from seawall.config.data import DataConfig
 from seawall.config.load import change_recipe
+from seawall.config.model import EMBEDDED
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts, load_prompts
 from seawall.evaluation.judges import check_judge
+from seawall.models.files.checkpoint import read_config
+from seawall.models.files.open import Checkpoint
 from seawall.runs.files import read_json
 from seawall.runs.folder import RunFolder
 from seawall.runs.stage import run_stage
@@ -30,17 +33,28 @@ ContextT = TypeVar("ContextT", bound=Context)
 ResultT = TypeVar("ResultT", bound=Claiming)
 
 
+def check_inputs(recipe: Recipe) -> None:
+    """Refuse a judge that cannot judge and a model that is not there, before a folder is made; no weight is read.
+
+    Raises:
+        SeawallError: the judge cannot be used; there is no such model, or it has no configuration.
+    """
+    check_judge(recipe.eval.judge)
+    if recipe.eval.engine.kind == "transformers" and recipe.model.id not in EMBEDDED:
+        read_config(Checkpoint(recipe.model).small_files)
+
+
 def read_inputs(recipe: Recipe, data: DataConfig | None = None) -> Prompts:
-    """The prompts of a recipe. The judge is checked too, so that no folder is made for what cannot work.
+    """The prompts of a recipe. Judge and model are checked too, so that no folder is made for what cannot work.
 
     Args:
         recipe: what to do.
         data: the recipe's section `data` with the caps of the verb; None for the section as it is.
 
     Raises:
-        SeawallError: a source, the attack file or the judge cannot be used.
+        SeawallError: a source, the attack file, the judge or the model cannot be used.
     """
-    check_judge(recipe.eval.judge)
+    check_inputs(recipe)
     return load_prompts(recipe.data if data is None else data)
 
 
