@@ -1,54 +1,67 @@
-"""seawall: audit, repair and certify the safety of open-weight language models, mixture-of-experts first."""
+"""seawall: audit, repair and certify the safety of open-weight language models, mixture-of-experts first.
+
+Everything below is loaded at first use: `import seawall` itself imports neither torch nor transformers.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from seawall.version import __version__
 
-__all__ = ["__version__", "load"]
+if TYPE_CHECKING:
+    from seawall.api.checks import diff, doctor, gate, load, plan
+    from seawall.api.genes import extract_gene, graft
+    from seawall.api.runs import audit, evaluate, landscape, run, steer, tune
+    from seawall.methods.tune.basin import SafetyBasin
+    from seawall.methods.tune.drift import RoutingDrift
+    from seawall.models.moe.capture import capture
+    from seawall.models.moe.experts import trainable_experts
+    from seawall.models.moe.find import find_moe
+    from seawall.models.moe.replay import replay
+
+_PARTS: dict[str, tuple[str, ...]] = {
+    "seawall.api.runs": ("run", "evaluate", "audit", "steer", "landscape", "tune"),
+    "seawall.api.genes": ("extract_gene", "graft"),
+    "seawall.api.checks": ("load", "gate", "diff", "doctor", "plan"),
+    "seawall.methods.tune.basin": ("SafetyBasin",),
+    "seawall.methods.tune.drift": ("RoutingDrift",),
+    "seawall.models.moe.find": ("find_moe",),
+    "seawall.models.moe.capture": ("capture",),
+    "seawall.models.moe.replay": ("replay",),
+    "seawall.models.moe.experts": ("trainable_experts",),
+}
+_HOMES = {name: module for module, names in _PARTS.items() for name in names}
+__all__ = [
+    "RoutingDrift",
+    "SafetyBasin",
+    "__version__",
+    "audit",
+    "capture",
+    "diff",
+    "doctor",
+    "evaluate",
+    "extract_gene",
+    "find_moe",
+    "gate",
+    "graft",
+    "landscape",
+    "load",
+    "plan",
+    "replay",
+    "run",
+    "steer",
+    "trainable_experts",
+    "tune",
+]
 
 
-def load(
-    model: str,
-    *,
-    steering: str | Path | None = None,
-    revision: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model in evaluation mode and its tokenizer, hardened if a folder says how.
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
 
-    Args:
-        model: `lab` (the embedded model), a Hub id, or a local folder.
-        steering: the folder `steer/hardening` that `seawall steer` left in mode `induce`. Its direction is added on
-            every token for as long as the model lives; no weight changes, so `save_pretrained` does not keep it.
-        revision: branch, tag or commit on the Hub.
-        dtype: `auto` (that of the checkpoint, or that the hardening was measured with), `float32`, `bfloat16` or
-            `float16`.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
 
-    Raises:
-        ConfigError: no such model, dtype or device.
-        ArtifactError: the hardening is missing, damaged, or of another model.
-        UnsupportedModelError: the model is not one that can be loaded.
-    """
-    from pathlib import Path
-
-    from pydantic import ValidationError
-
-    from seawall.config.model import ModelConfig
-    from seawall.config.problems import explain
-    from seawall.methods.steer.hardened import load_hardened
-
-    asked = {"id": model, "revision": revision, "dtype": dtype, "device": device}
-    try:
-        config = ModelConfig.model_validate(asked)
-    except ValidationError as error:
-        raise explain(error, ModelConfig, origin=lambda key: "seawall.load") from error
-    return load_hardened(config, None if steering is None else Path(steering))
+def __dir__() -> list[str]:
+    return __all__

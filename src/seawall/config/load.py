@@ -56,14 +56,14 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         raise explain(error, Recipe, origin=lambda key: _origin(key, where, document, changes)) from error
 
 
-def change_recipe(document: Mapping[str, Any], overrides: Sequence[str], *, where: str, section: str) -> Recipe:
+def change_recipe(document: Mapping[str, Any], overrides: Sequence[str], *, where: str, section: str | None) -> Recipe:
     """A recipe that ran already, with other settings in one section; all others belong to what it measured.
 
     Args:
         document: the recipe as `dump_resolved` gave it.
         overrides: `section.b=c` each; later ones win.
         where: where the document lies, for messages.
-        section: the only one that may change.
+        section: the only one that may change; None for any.
 
     Raises:
         ConfigError: a setting of another section, an unknown key or a wrong value.
@@ -71,7 +71,7 @@ def change_recipe(document: Mapping[str, Any], overrides: Sequence[str], *, wher
     changes = [parse_override(text) for text in overrides]
     data = dict(document)
     for change in changes:
-        if change.path[0] != section:
+        if section is not None and change.path[0] != section:
             raise ConfigError(
                 f"{change.text}: a finished run keeps its settings",
                 expected=f"settings of `{section}` alone, such as --set {section}.seed=1",

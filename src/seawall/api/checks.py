@@ -1,0 +1,113 @@
+"""Loading a model, looking at one, and holding finished runs to bounds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seawall.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seawall.api.common import PathText, RecipeOrPath, Result, read_recipe
+
+
+def load(
+    model: str,
+    *,
+    steering: PathText | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model in evaluation mode and its tokenizer, hardened if a folder says how.
+
+    Args:
+        model: `lab` (the embedded model), a Hub id, or a local folder.
+        steering: the folder `steer/hardening` that `seawall steer` left in mode `induce`. Its direction is added on
+            every token for as long as the model lives; no weight changes, so `save_pretrained` does not keep it.
+        revision: branch, tag or commit on the Hub.
+        dtype: `auto` (that of the checkpoint, or that the hardening was measured with), `float32`, `bfloat16` or
+            `float16`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+
+    Raises:
+        ConfigError: no such model, dtype or device.
+        ArtifactError: the hardening is missing, damaged, or of another model.
+        UnsupportedModelError: the model is not one that can be loaded.
+    """
+    from seawall.methods.steer.hardened import load_hardened
+
+    config = read_recipe(None, {"model": {"id": model, "revision": revision, "dtype": dtype, "device": device}})[
+        0
+    ].model
+    return load_hardened(config, None if steering is None else Path(steering))
+
+
+def gate(run: PathText, **bounds: float | None) -> Result:
+    """Holds a finished run to bounds; `summary["passed"]` says whether the end of every interval keeps its bound.
+
+    Args:
+        run: the folder of a finished run.
+        **bounds: `max_asr`, `max_asr_unseen`, `max_over_refusal_increase`, `max_benign_drop`, `max_capability_drop`,
+            `min_plain_refusal`: shares between 0 and 1.
+
+    Raises:
+        SeawallError: no finished run, no such bound, or a bound on what was not measured.
+    """
+    from seawall.evaluation.gate import Bounds
+    from seawall.jobs.gate import gate_run
+
+    unknown = sorted(set(bounds) - set(Bounds.__dataclass_fields__))
+    if unknown:
+        raise ConfigError("there is no such bound", got=unknown[0], expected=", ".join(Bounds.__dataclass_fields__))
+    return Result(Path(run), gate_run(Path(run), Bounds(**bounds)).document())
+
+
+def diff(a: PathText, b: PathText) -> Result:
+    """What differs between two runs, or between two checkpoints.
+
+    Raises:
+        SeawallError: they are not two of one kind, or damaged.
+    """
+    from seawall.jobs.diff import diff as compare
+    from seawall.jobs.diff import document
+
+    return Result(None, document(compare(Path(a), Path(b))))
+
+
+def doctor(model: str, *, trust_remote_code: bool = False) -> Result:
+    """What is in a model and whether seawall can work on it, from its configuration alone.
+
+    Args:
+        model: `lab`, a folder, or a Hub id.
+        trust_remote_code: run Python code that comes with the checkpoint; only for authors you trust.
+
+    Raises:
+        SeawallError: there is no such model.
+    """
+    from seawall.config.model import ModelConfig
+    from seawall.models.files.inspect import inspect_model
+    from seawall.shell.model import open_checkpoint
+
+    facts = inspect_model(open_checkpoint(ModelConfig(id=model, trust_remote_code=trust_remote_code)).config)
+    return Result(None, {**asdict(facts), "supported": facts.supported})
+
+
+def plan(recipe: RecipeOrPath = None, *, tflops: float | None = None, **settings: Any) -> Result:
+    """Memory, disk and (with a rate) time that a run will need, from the model's configuration alone.
+
+    Args:
+        recipe: what would be run.
+        tflops: what the device multiplies per second, in 1e12, for an estimate of the time.
+        **settings: of the recipe, by section.
+
+    Raises:
+        SeawallError: the model or the prompts cannot be used.
+    """
+    from seawall.jobs.plan import plan_recipe
+
+    estimate = plan_recipe(read_recipe(recipe, settings)[0], tflops)
+    return Result(None, {**asdict(estimate), "peak": estimate.peak, "disk": estimate.disk})
