@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from anchors import anchor_of, dense, matrix_of, random_anchor
-from checkpoint_pairs import write
+from checkpoint_pairs import write, write_pair
 from families import tiny
 from seawall.artifacts.anchor import Anchor
 from seawall.errors import ConfigError, SeawallError
@@ -219,3 +219,13 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path, anchor: Anch
     with torch.no_grad():
         factor[0, 0] = 1e30
     refused(r"is not a finite number; got (nan|inf)", trainer.train, SeawallError)
+
+
+def test_a_basin_is_made_from_two_checkpoints_kept_and_read_again(tmp_path: Path) -> None:
+    aligned, base, _ = write_pair(tmp_path / "pair")
+    basin = SafetyBasin.between(str(aligned), str(base), targets=["q_proj"], rank=2)
+    basin.save(tmp_path / "anchor")
+    again = SafetyBasin(tmp_path / "anchor", weight=0.5)
+    assert again.anchor.matrices.keys() == basin.anchor.matrices.keys()
+    assert all(name.endswith("q_proj.weight") for name in basin.anchor.matrices)
+    assert (basin.weight, again.weight) == (1.0, 0.5)

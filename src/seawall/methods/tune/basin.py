@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,8 +11,12 @@ import torch
 from torch import Tensor
 
 from seawall.artifacts.anchor import Anchor
+from seawall.config.anchor import AnchorConfig
+from seawall.config.model import ModelConfig
 from seawall.errors import ConfigError
+from seawall.methods.tune.anchor import extract_anchor
 from seawall.methods.tune.penalty import Penalty, Projector, StartingWeights, penalised
+from seawall.methods.tune.safelora import SafeLoraReport, project
 from seawall.methods.tune.terms import Attachment, Term, require_attachable, require_weight
 from seawall.models.files.stream import Part, outline, reading
 from seawall.models.lora.updates import Update, WholeUpdate, trainable_updates
@@ -26,7 +31,7 @@ _TITLE, _WHAT = "safety basin", "the safety penalty"
 class SafetyBasin:
     """Keeps a fine-tuned model's updates within the directions of alignment: L = L_task + weight * penalty.
 
-        SafetyBasin(Anchor.load(folder)).attach(trainer)
+        SafetyBasin.between("meta-llama/Llama-2-7b-chat-hf", "meta-llama/Llama-2-7b-hf").attach(trainer)
         trainer.train()
 
     The penalty depends on no data. An optimizer step takes it once, whatever the number of accumulation steps and of
@@ -34,7 +39,7 @@ class SafetyBasin:
     processes average. It is a sum over matrices, not a mean.
 
     Args:
-        anchor: of the model that is fine-tuned.
+        anchor: of the model that is fine-tuned, or the folder of a saved one.
         weight: lambda; the paper uses 1 and finds 0.1 to 10 alike. 0 only measures and logs.
         projector: `subspace`, or `reference`, `l2` or `random` (`seawall.methods.tune.penalty.Projector`).
         scaled: penalise LoRA's update with alpha / r; the published weights belong to the update without.
@@ -46,17 +51,72 @@ class SafetyBasin:
 
     def __init__(
         self,
-        anchor: Anchor,
+        anchor: Anchor | str | PathLike[str],
         weight: float = 1.0,
         *,
         projector: Projector = "subspace",
         scaled: bool = False,
         seed: int = 0,
     ) -> None:
+        loaded = anchor if isinstance(anchor, Anchor) else Anchor.load(Path(anchor))
         require_weight(weight, _WHAT)
         if projector not in get_args(Projector):
             raise ConfigError("unknown projector", got=projector, expected=", ".join(get_args(Projector)))
-        self.anchor, self.weight, self.projector, self.scaled, self.seed = anchor, weight, projector, scaled, seed
+        self.anchor, self.weight, self.projector, self.scaled, self.seed = loaded, weight, projector, scaled, seed
+
+    @classmethod
+    def between(
+        cls,
+        aligned: str,
+        base: str,
+        *,
+        targets: Sequence[str] | None = None,
+        rank: int | None = 64,
+        energy: float | None = None,
+        weight: float = 1.0,
+    ) -> SafetyBasin:
+        """The basin of a model, from its checkpoint and that of the model that it was aligned from.
+
+        Both are read once, a tensor or an expert's slice at a time; `basin.save(folder)` keeps the directions.
+
+        Args:
+            aligned: Hub id or folder of the model that is fine-tuned, or `lab`.
+            base: Hub id or folder of the model that it was aligned from, or `lab-original`.
+            targets: ends of the names of modules or stacked parameters, as PEFT takes them; None for all.
+            rank: directions of each matrix, at most.
+            energy: keep the fewest directions that hold this part of the difference's squared norm.
+            weight: lambda.
+
+        Raises:
+            SeawallError: a checkpoint cannot be read, or the two are not of one model.
+        """
+        config = AnchorConfig(
+            aligned=ModelConfig(id=aligned),
+            base=ModelConfig(id=base),
+            targets=None if targets is None else tuple(targets),
+            rank=rank,
+            energy=energy,
+        )
+        return cls(extract_anchor(config), weight)
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Keeps the directions in a folder, for `SafetyBasin(folder)`."""
+        self.anchor.save(Path(folder))
+
+    def project(
+        self, model: torch.nn.Module, *, threshold: float | None = None, layers: int | None = None
+    ) -> SafeLoraReport:
+        """Safe LoRA (arXiv 2405.16833) on a trained adapter, in place: updates that point elsewhere are projected.
+
+        Args:
+            model: of PEFT, with one LoRA adapter.
+            threshold: project the matrices whose cosine is below it.
+            layers: project this many matrices, the lowest cosines first.
+
+        Raises:
+            ConfigError: neither or both are given; an adapter of matrices that the anchor lacks.
+        """
+        return project(model, self.anchor, threshold=threshold, layers=layers)
 
     def penalty(self, model: torch.nn.Module, *, start: StartingWeights | None = None) -> Penalty:
         """The penalty of a model's updates, for training loops of one's own.

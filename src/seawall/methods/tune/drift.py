@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from seawall.data.batching import collate, length_buckets
 from seawall.data.templating import Encoded, encode_prompt
-from seawall.data.types import Messages
+from seawall.data.types import Messages, user
 from seawall.errors import ConfigError, UnsupportedModelError
 from seawall.methods.tune.terms import Attachment, Moment, Term, require_attachable, require_weight
 from seawall.models.forward import run
@@ -46,7 +46,7 @@ class RoutingDrift:
     process takes the same ones.
 
     Args:
-        prompts: harmful requests to train on, never those that are reported on.
+        prompts: harmful requests to train on, as texts or conversations; never those that are reported on.
         weight: its factor. 0 only measures and logs, and leaves training as it is.
         per_step: prompts of an optimizer step; at least one per accumulation step.
         tokenizer: with the model's chat template; None takes the trainer's own.
@@ -58,7 +58,7 @@ class RoutingDrift:
 
     def __init__(
         self,
-        prompts: Sequence[Messages],
+        prompts: Sequence[Messages | str],
         weight: float = 1.0,
         *,
         per_step: int = 4,
@@ -70,7 +70,8 @@ class RoutingDrift:
             raise ConfigError("routing drift needs harmful prompts", got="none", remedy="give some, or leave it out")
         if per_step < 1:
             raise ConfigError("the number of prompts per step is wrong", got=per_step, expected="1 or more")
-        self.prompts, self.weight, self.per_step = tuple(prompts), weight, per_step
+        self.prompts = tuple(user(prompt) if isinstance(prompt, str) else prompt for prompt in prompts)
+        self.weight, self.per_step = weight, per_step
         self.tokenizer, self.seed = tokenizer, seed
 
     def attach(self, trainer: Any) -> Attachment:
