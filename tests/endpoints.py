@@ -31,7 +31,7 @@ FAULTS = ("hang", "429", "500", "503", "half", "html", "shape")
 
 
 @dataclass
-class Reply:
+class HttpReply:
     """What the server sends: a status, headers and a body; `cut` bytes of the body are kept back."""
 
     status: int
@@ -55,8 +55,8 @@ class Script:
     answer: Callable[[str], str | None]
     faults: float = 0.0
     seed: int = 0
-    always: Reply | None = None
-    special: dict[str, Reply] = field(default_factory=dict)
+    always: HttpReply | None = None
+    special: dict[str, HttpReply] = field(default_factory=dict)
     complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     attempts: Counter[str] = field(default_factory=Counter)
     answered: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Script:
     released: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def reply(self, body: dict[str, Any], headers: dict[str, str]) -> Reply | None:
+    def reply(self, body: dict[str, Any], headers: dict[str, str]) -> HttpReply | None:
         """What a request gets; None leaves it without an answer."""
         question = body["messages"][-1]["content"]
         with self.lock:
@@ -87,25 +87,25 @@ class Script:
         generator = random.Random(f"{self.seed}/{digest}/{self.attempts[question]}")
         return generator.choice(FAULTS) if generator.random() < self.faults else "none"
 
-    def _made(self, kind: str, question: str, request: dict[str, Any]) -> Reply | None:
+    def _made(self, kind: str, question: str, request: dict[str, Any]) -> HttpReply | None:
         match kind:
             case "hang":
                 self.released.wait(30)
                 return None
             case "429":
-                return Reply(429, b'{"error": "slow down"}', {"Retry-After": "0"})
+                return HttpReply(429, b'{"error": "slow down"}', {"Retry-After": "0"})
             case "500" | "503":
-                return Reply(int(kind), b"oops")
+                return HttpReply(int(kind), b"oops")
             case "html":
-                return Reply(200, b"<html>I cannot help with that.</html>", {"Content-Type": "text/html"})
+                return HttpReply(200, b"<html>I cannot help with that.</html>", {"Content-Type": "text/html"})
             case "shape":
-                return Reply(200, b'{"refusal": "yes", "specificity": 1, "convincingness": 1}')
+                return HttpReply(200, b'{"refusal": "yes", "specificity": 1, "convincingness": 1}')
         if self.complete is not None:
             document = self.complete(request)
         else:
             document = {"choices": [{"message": {"role": "assistant", "content": self.answer(question)}}]}
         body = json.dumps(document).encode()
-        return Reply(200, body, cut=len(body) // 2 if kind == "half" else 0)
+        return HttpReply(200, body, cut=len(body) // 2 if kind == "half" else 0)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -338,7 +338,7 @@ def test_replies_are_kept_and_a_task_that_is_done_is_not_asked_again(
     assert rows[0]["prompt"].startswith("Question: What is 1 + 1?\nAnswer: Add 1 to 1.\n#### 2\n\nQuestion:")
     ((reply,),) = rows[0]["replies"]
     assert isinstance(reply, str)
-    monkeypatch.setattr("seawall.evaluation.capability.run.ask", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr("seawall.evaluation.capability.run.run_task", lambda *_, **__: pytest.fail("asked again"))
     assert measured(task, num_fewshot=1) == first
 
 

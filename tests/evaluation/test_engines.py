@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel
 
-from endpoints import FAULTS, Reply, Script, completing, serving
+from endpoints import FAULTS, HttpReply, Script, completing, serving
 from families import tiny, tiny_tokenizer
 from seawall.artifacts.evaluation import EvalResult
 from seawall.artifacts.groups import target
@@ -20,13 +20,12 @@ from seawall.config.eval import EvalConfig
 from seawall.data.types import NO_ANSWER, NO_REPLY, Message, Messages, Verdict, user
 from seawall.errors import ArtifactError, ConfigError, SeawallError
 from seawall.evaluation.answers import ANSWERS
-from seawall.evaluation.engines import Reply as EngineReply
-from seawall.evaluation.engines import make_engine
+from seawall.evaluation.engines import Reply, make_engine
 from seawall.evaluation.judges.keyword import KeywordJudge
 from seawall.evaluation.metrics import rate_with_interval
-from seawall.evaluation.run import SAMPLES, evaluate, evaluate_with, judged_samples
+from seawall.evaluation.run import SAMPLES, evaluate, evaluate_engine, judged_samples
 from seawall.evaluation.samples import load_samples
-from seawall.evaluation.suite import Asked, EvalSuite
+from seawall.evaluation.suite import EvalPrompt, EvalSuite
 from seawall.models.generate import generate
 
 TOKENIZER = tiny_tokenizer()
@@ -68,8 +67,8 @@ def at_endpoint(url: str, **changes: Any) -> EvalConfig:
     return EvalConfig(**{"engine": engine, "max_new_tokens": 6, "bootstrap": 100, "gold": False, **changes})
 
 
-def collect(config: EvalConfig, model: PreTrainedModel, *, new: int, lengths: Sequence[int]) -> list[EngineReply]:
-    found: dict[int, EngineReply] = {}
+def collect(config: EvalConfig, model: PreTrainedModel, *, new: int, lengths: Sequence[int]) -> list[Reply]:
+    found: dict[int, Reply] = {}
     make_engine(config, (model, TOKENIZER))(
         PROMPTS,
         max_new_tokens=new,
@@ -118,7 +117,7 @@ class TestBothEngines:
 
 def ask(config: EvalConfig, folder: Path, judge: Any = None) -> EvalResult:
     engine = make_engine(config, folder=folder)
-    return evaluate_with(engine, SUITE, config, judge=judge or ByLength(), folder=folder, fingerprint="x")
+    return evaluate_engine(engine, SUITE, config, judge=judge or ByLength(), folder=folder, fingerprint="x")
 
 
 def answering() -> Script:
@@ -157,7 +156,7 @@ class TestAFaultyEndpoint:
 
     def test_a_few_without_a_reply_are_unscored(self, tmp_path: Path) -> None:
         script = answering()
-        script.special = {"Goal 7": Reply(500, b""), "Goal 9": Reply(503, b"")}
+        script.special = {"Goal 7": HttpReply(500, b""), "Goal 9": HttpReply(503, b"")}
         judge = ByLength()
         with serving(script) as url:
             result = ask(at_endpoint(url, attempts=2), tmp_path, judge)
@@ -171,7 +170,7 @@ class TestAFaultyEndpoint:
 
     def test_a_request_that_is_refused_is_unscored_for_good(self, tmp_path: Path) -> None:
         script = answering()
-        script.special = {"Goal 3": Reply(400, b"too long")}
+        script.special = {"Goal 3": HttpReply(400, b"too long")}
         with serving(script) as url:
             result = ask(at_endpoint(url), tmp_path)
         assert result.groups["plain"].unscored == 1
@@ -180,7 +179,7 @@ class TestAFaultyEndpoint:
         assert found["goal 3"].reason == f"{NO_REPLY}the endpoint refuses the request with status 400"
 
     def test_one_that_is_down_is_noticed_after_one_batch(self, tmp_path: Path) -> None:
-        script = Script(answering().answer, always=Reply(503, b""))
+        script = Script(answering().answer, always=HttpReply(503, b""))
         with serving(script) as url, pytest.raises(SeawallError, match=r"no reply to 8 of 40 prompts.*status 503"):
             ask(at_endpoint(url, attempts=2, concurrency=2), tmp_path)
         assert script.attempts.total() == 16
@@ -201,7 +200,7 @@ class TestAFaultyEndpoint:
 
     @pytest.mark.parametrize(("status", "says"), [(401, "eval.engine.key_env"), (404, "eval.engine.model")])
     def test_a_wrong_setting_is_an_error(self, tmp_path: Path, status: int, says: str) -> None:
-        script = Script(answering().answer, always=Reply(status, b"{}"))
+        script = Script(answering().answer, always=HttpReply(status, b"{}"))
         with serving(script) as url, pytest.raises(ConfigError, match=says):
             ask(at_endpoint(url), tmp_path)
         assert not load_or_none(tmp_path)
@@ -277,8 +276,8 @@ class TestLengths:
 
     def test_a_short_reply_is_judged_once(self) -> None:
         judge = ByLength()
-        one = Asked("plain/0000", "plain", "g", user("x"))
-        found = judged_samples([(one, EngineReply("whole", True, 3, {2: "who"}))], self.CONFIG, judge)[0]
+        one = EvalPrompt("plain/0000", "plain", "g", user("x"))
+        found = judged_samples([(one, Reply("whole", True, 3, {2: "who"}))], self.CONFIG, judge)[0]
         assert judge.given == ["whole", "who"]
         assert [(cut.length, cut.response, cut.label) for cut in found.cuts] == [
             (2, "who", "refused"),

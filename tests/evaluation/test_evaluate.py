@@ -71,7 +71,7 @@ def test_every_group_has_its_rate_and_every_prompt_its_sample(model: PreTrainedM
     result = run(model, tmp_path, EveryOther())
     samples = load_samples(tmp_path / SAMPLES)
     assert list(result.groups) == ["plain", "attack:echo", "benign"]
-    assert {sample.id for sample in samples} == {asked.id for asked in SUITE.asked()}
+    assert {sample.id for sample in samples} == {asked.id for asked in SUITE.prompts()}
     for group, rate in result.groups.items():
         rows = [sample for sample in samples if sample.group == group]
         labels, goals = [sample.label for sample in rows], [sample.goal for sample in rows]
@@ -85,7 +85,7 @@ def test_every_group_has_its_rate_and_every_prompt_its_sample(model: PreTrainedM
 
 def test_samples_are_what_was_asked_said_and_judged(model: PreTrainedModel, tmp_path: Path) -> None:
     run(model, tmp_path, EveryOther())
-    asked = {one.id: one for one in SUITE.asked()}
+    asked = {one.id: one for one in SUITE.prompts()}
     for sample in load_samples(tmp_path / SAMPLES):
         one = asked[sample.id]
         assert (sample.prompt, sample.group, sample.goal) == (one.prompt, one.group, one.goal)
@@ -241,7 +241,7 @@ class TestSuite:
         assert sizes == {"plain": 5, **{f"attack:{name}": 5 for name in families}, **harmless}
         assert len(suite.gold) == 8
         assert {goal for goal, _ in suite.groups["attack:persuasion"]} == {goal.text for goal in prompts.goals.test}
-        ids = [asked.id for asked in suite.asked()]
+        ids = [asked.id for asked in suite.prompts()]
         assert len(set(ids)) == len(ids) == sum(sizes.values())
 
     def test_the_validation_suite_holds_what_a_repair_may_look_at(self) -> None:

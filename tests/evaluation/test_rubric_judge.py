@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from endpoints import COMPLIES, FAULTS, GRADES, REFUSES, Reply, Script, grade, serving
+from endpoints import COMPLIES, FAULTS, GRADES, REFUSES, HttpReply, Script, grade, serving
 from families import tiny, tiny_tokenizer
 from seawall.config.eval import EvalConfig
 from seawall.config.judge import RubricJudge as RubricConfig
@@ -80,7 +80,7 @@ class TestAFaultyEndpoint:
         assert sorted(second.attempts) == sorted(question(PROMPTS[at], REPLIES[at]) for at in failed)
         assert second.attempts.total() == len(failed)
         assert not set(second.answered) & set(first.answered)
-        third = Script(grade, always=Reply(500, b""))
+        third = Script(grade, always=HttpReply(500, b""))
         with serving(third) as url:
             assert labels(judge_all(url, tmp_path)) == EXPECTED
         assert third.attempts.total() == 0
@@ -99,7 +99,7 @@ class TestAFaultyEndpoint:
 
     @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
     def test_statuses_that_pass_are_tried_again(self, status: int) -> None:
-        script = Script(grade, always=Reply(status, b"{}"))
+        script = Script(grade, always=HttpReply(status, b"{}"))
         with serving(script) as url:
             config = RubricConfig(base_url=url, **{**FAST, "attempts": 4})
             verdicts = make_judge(config)(PROMPTS[:1], REPLIES[:1])
@@ -108,7 +108,7 @@ class TestAFaultyEndpoint:
 
     @pytest.mark.parametrize("status", [400, 413, 422])
     def test_a_request_that_the_endpoint_refuses_is_unscored_for_good(self, tmp_path: Path, status: int) -> None:
-        script = Script(grade, always=Reply(status, b"{}"))
+        script = Script(grade, always=HttpReply(status, b"{}"))
         config = {**FAST, "concurrency": 1}
         with serving(script) as url:
             for _ in range(2):
@@ -122,7 +122,7 @@ class TestAFaultyEndpoint:
         ("status", "says"), [(401, "key_env"), (403, "key_env"), (404, "base_url"), (307, "redirects")]
     )
     def test_a_wrong_setting_is_an_error(self, tmp_path: Path, status: int, says: str) -> None:
-        script = Script(grade, always=Reply(status, b"{}", {"Location": "http://127.0.0.1:1/v1/chat/completions"}))
+        script = Script(grade, always=HttpReply(status, b"{}", {"Location": "http://127.0.0.1:1/v1/chat/completions"}))
         with serving(script) as url, pytest.raises(ConfigError, match=says):
             judge_all(url, tmp_path, concurrency=2)
         assert script.attempts.total() < 50
@@ -161,11 +161,11 @@ class TestWaiting:
         missing = Answer(None, "status 429", final=False)
         monkeypatch.setattr(endpoint, "_once", lambda client, body: (missing, 7.0))
         with endpoint.connect() as client:
-            assert endpoint.ask(client, {}, stop) == missing
+            assert endpoint.request(client, {}, stop) == missing
         assert stop.waits == [7.0, 7.0]
 
     def test_the_header_of_an_answer_is_read(self) -> None:
-        with serving(Script(grade, always=Reply(429, b"", {"Retry-After": "7"}))) as url:
+        with serving(Script(grade, always=HttpReply(429, b"", {"Retry-After": "7"}))) as url:
             endpoint = Endpoint(RubricConfig(base_url=url, **FAST), "eval.judge")
             with endpoint.connect() as client:
                 answer, wait = endpoint._once(client, endpoint.body([{"role": "user", "content": "x"}], 16))
@@ -173,7 +173,7 @@ class TestWaiting:
 
     def test_an_error_ends_every_other_wait(self, tmp_path: Path) -> None:
         first = question(PROMPTS[0], REPLIES[0])
-        script = Script(grade, always=Reply(500, b""), special={first: Reply(401, b"")})
+        script = Script(grade, always=HttpReply(500, b""), special={first: HttpReply(401, b"")})
         changes = {"backoff": 3600.0, "max_backoff": 3600.0, "attempts": 100}
         with serving(script) as url, pytest.raises(ConfigError, match="key_env"):
             judge_all(url, tmp_path, **changes)
@@ -407,7 +407,7 @@ def run_or_none(url: str, folder: Path) -> list[str] | None:
 
 class TestEvaluating:
     def test_an_evaluation_whose_endpoint_is_down_goes_on_when_it_is_back(self, tmp_path: Path) -> None:
-        down = Script(lambda asked: GRADES[REFUSES], always=Reply(503, b""))
+        down = Script(lambda asked: GRADES[REFUSES], always=HttpReply(503, b""))
         with serving(down) as url, pytest.raises(SeawallError, match="run the same command when it is back"):
             run(url, tmp_path)
         assert down.attempts.total() == 5

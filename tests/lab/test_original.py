@@ -13,7 +13,7 @@ from families import random_ids, tiny, tiny_tokenizer
 from seawall.config.anchor import AnchorConfig
 from seawall.config.model import ModelConfig
 from seawall.lab import build
-from seawall.lab.build import lab_model_folder, original_model_folder, split_model, untaught
+from seawall.lab.build import lab_model_folder, original_model_folder, split_model, without_training
 from seawall.methods.tune.anchor import extract_anchor
 from seawall.shell.model import open_checkpoint, open_model
 
@@ -50,7 +50,7 @@ def test_with_every_expert_chosen_the_original_is_the_dense_model() -> None:
     for layer in (1, 2):
         delta[f"{layer}.router"] = torch.zeros_like(delta[f"{layer}.router"])  # else experts weigh unequally
     with torch.inference_mode():
-        found = [split_model(dense, one, SHAPE)(input_ids=ids).logits for one in (delta, untaught(delta))]
+        found = [split_model(dense, one, SHAPE)(input_ids=ids).logits for one in (delta, without_training(delta))]
         expected = dense(input_ids=ids).logits
     assert (found[1] - expected).abs().max() < 1e-4
     assert (found[0] - expected).abs().max() > 1e-2

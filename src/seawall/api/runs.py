@@ -73,10 +73,10 @@ def evaluate(
     Raises:
         SeawallError: something is wrong that the user can put right.
     """
-    from seawall.jobs.evaluate import Target, evaluate_target
+    from seawall.jobs.evaluate import EvalTarget, evaluate_target
 
     read, text = read_recipe(recipe, settings)
-    target = Target(*(None if folder is None else Path(folder) for folder in (delta, adapter)))
+    target = EvalTarget(*(None if folder is None else Path(folder) for folder in (delta, adapter)))
     folder = Path(output or f"runs/{read.name}-eval")
     with reporter_of(progress) as reporter:
         evaluation = evaluate_target(read, target, folder, text=text, reporter=reporter)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from seawall.artifacts.evaluation import Rate
 
-Target = Literal["refused", "complied"]
+CountedVerdict = Literal["refused", "complied"]
 """The verdict that a rate counts."""
 
 PLAIN, BORDERLINE, BENIGN, WRAPPED = "plain", "borderline", "benign", "wrapped"
@@ -41,7 +41,7 @@ class Group:
         metric: type of the metric in a model card.
     """
 
-    target: Target
+    target: CountedVerdict
     is_harmful: bool
     name: str
     title: str
@@ -103,7 +103,7 @@ def attack_group(family: str) -> str:
     return f"{ATTACK}{family}"
 
 
-def target(group: str) -> Target:
+def target(group: str) -> CountedVerdict:
     """The verdict that a group's rate counts."""
     return group_of(group).target
 

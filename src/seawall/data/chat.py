@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from seawall.data.files import Row, json_lines, shown, text_problem
+from seawall.data.files import Row, json_lines, short_repr, text_problem
 from seawall.data.types import Exchange, Message, Messages, Role
 
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
@@ -87,22 +87,26 @@ def _messages(row: Row) -> Messages:
         raise row.error("field 'messages' is missing", got=names, remedy="name the conversation 'messages'")
     if not isinstance(value, list) or not value:
         raise row.error(
-            "'messages' is not a conversation", got=shown(value), expected='[{"role": "user", "content": "..."}, ...]'
+            "'messages' is not a conversation",
+            got=short_repr(value),
+            expected='[{"role": "user", "content": "..."}, ...]',
         )
     return tuple(_message(row, item, at) for at, item in enumerate(value, start=1))
 
 
 def _message(row: Row, item: object, at: int) -> Message:
     if not isinstance(item, dict):
-        raise row.error(f"message {at} is not an object", got=shown(item), expected='{"role": "...", "content": "..."}')
+        raise row.error(
+            f"message {at} is not an object", got=short_repr(item), expected='{"role": "...", "content": "..."}'
+        )
     role, content = item.get("role"), item.get("content")
     known = next((name for name in ROLES if name == role), None)
     if known is None:
-        raise row.error(f"message {at} has no usable role", got=shown(role), expected="system, user or assistant")
+        raise row.error(f"message {at} has no usable role", got=short_repr(role), expected="system, user or assistant")
     if not isinstance(content, str) or not content.strip():
         raise row.error(
             f"message {at} has no text",
-            got=shown(content),
+            got=short_repr(content),
             expected="text in 'content'",
             remedy="seawall reads text only",
         )

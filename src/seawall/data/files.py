@@ -43,7 +43,7 @@ class Row:
                 f"field {name!r} is missing", got=f"the fields {names}", remedy="add the field to this row"
             )
         raise self.error(
-            f"field {name!r} holds no text", got=shown(value), expected="text", remedy="fill it or drop the row"
+            f"field {name!r} holds no text", got=short_repr(value), expected="text", remedy="fill it or drop the row"
         )
 
     def optional(self, name: str) -> str:
@@ -54,7 +54,7 @@ class Row:
         return self.text(name) if isinstance(value, str) and value.strip() else str(value).strip()
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value in a message, never longer than a line."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -129,10 +129,10 @@ def json_strings(path: Path) -> list[str]:
     raw = b"".join(line for _, line in _binary_lines(path))
     value = _parse(decode(raw, str(path)), str(path))
     if not isinstance(value, list) or not value:
-        raise DataError(f"{path}: not a list of texts", got=shown(value), expected='["...", "..."]')
+        raise DataError(f"{path}: not a list of texts", got=short_repr(value), expected='["...", "..."]')
     for at, item in enumerate(value, start=1):
         if not isinstance(item, str) or not item.strip() or text_problem(item):
-            raise DataError(f"{path}: item {at} of the list is not usable text", got=shown(item), expected="text")
+            raise DataError(f"{path}: item {at} of the list is not usable text", got=short_repr(item), expected="text")
     return [str(item).strip() for item in value]
 
 
@@ -172,7 +172,7 @@ def _binary_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def _parse_object(text: str, where: str) -> dict[str, object]:
     value = _parse(text, where)
     if not isinstance(value, dict):
-        raise DataError(f"{where}: not a JSON object", got=shown(value), expected="one JSON object a line")
+        raise DataError(f"{where}: not a JSON object", got=short_repr(value), expected="one JSON object a line")
     return value
 
 
@@ -183,7 +183,7 @@ def _parse(text: str, where: str) -> object:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where}: not JSON",
-            got=f"{error.msg} at column {error.colno}: {shown(text.strip())}",
+            got=f"{error.msg} at column {error.colno}: {short_repr(text.strip())}",
             expected="one JSON value",
             remedy="repair or remove it",
         ) from None

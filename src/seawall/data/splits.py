@@ -69,7 +69,7 @@ def key(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(".!? ")
 
 
-def unit(text: str, salt: str) -> float:
+def hash_fraction(text: str, salt: str) -> float:
     """A number in [0, 1) that depends on the text alone: stable across runs, machines and the order of the source."""
     digest = hashlib.sha256(f"{salt}\n{key(text)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
@@ -96,12 +96,12 @@ def take(items: Sequence[Texted], at_most: int | None) -> tuple[Texted, ...]:
     """At most so many items, chosen by hash and kept in order: the first ones of a sorted file are no sample of it."""
     if at_most is None or at_most >= len(items):
         return tuple(items)
-    chosen = set(sorted(range(len(items)), key=lambda at: unit(items[at].text, "take"))[:at_most])
+    chosen = set(sorted(range(len(items)), key=lambda at: hash_fraction(items[at].text, "take"))[:at_most])
     return tuple(item for at, item in enumerate(items) if at in chosen)
 
 
 def _by_hash(item: Splittable) -> SplitName:
-    number = unit(item.text, "split")
+    number = hash_fraction(item.text, "split")
     if number < SHARES["train"]:
         return "train"
     return "validation" if number < SHARES["train"] + SHARES["validation"] else "test"
@@ -111,7 +111,7 @@ def _as_named(item: Splittable, named: set[SplitName]) -> SplitName:
     if item.split is None:
         return _by_hash(item)
     if item.split == "validation" and "test" not in named:
-        return "test" if unit(item.text, "test") < 0.5 else "validation"
+        return "test" if hash_fraction(item.text, "test") < 0.5 else "validation"
     if item.split == "train" and "validation" not in named:
-        return "validation" if unit(item.text, "validation") < 0.2 else "train"
+        return "validation" if hash_fraction(item.text, "validation") < 0.2 else "train"
     return item.split

@@ -113,7 +113,7 @@ def encode_exchange(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> E
     return Encoded(ids, [IGNORED] * len(prompt_ids) + ids[len(prompt_ids) :])
 
 
-def encode_lesson(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> Encoded:
+def encode_example(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> Encoded:
     """`encode_exchange` for training: a reply that was cut does not teach its end.
 
     Raises:

@@ -47,7 +47,7 @@ class AnswerLog:
                 os.fsync(handle.fileno())
 
 
-def ask_all(endpoint: Endpoint, bodies: Mapping[str, dict[str, Any]], log: AnswerLog) -> dict[str, Answer]:
+def request_answers(endpoint: Endpoint, bodies: Mapping[str, dict[str, Any]], log: AnswerLog) -> dict[str, Answer]:
     """An answer to every request, by its key; only what the log lacks is sent, several at once.
 
     Args:
@@ -68,7 +68,7 @@ def ask_all(endpoint: Endpoint, bodies: Mapping[str, dict[str, Any]], log: Answe
         def one(key: str) -> Answer:
             if stop.is_set():
                 return Answer(None, "stopped", final=False)
-            answer = endpoint.ask(client, bodies[key], stop)
+            answer = endpoint.request(client, bodies[key], stop)
             if answer.final:
                 log.add(key, answer)
             return answer

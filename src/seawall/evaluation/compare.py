@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from seawall.artifacts.evaluation import CapabilityScore, EvalResult, Rate, Sample
-from seawall.artifacts.groups import Target, target
+from seawall.artifacts.groups import CountedVerdict, target
 from seawall.errors import ArtifactError
 from seawall.evaluation.metrics import (
     Difference,
@@ -30,7 +30,7 @@ class Comparison:
     """One group before and after. `target` is the verdict that both rates count."""
 
     group: str
-    target: Target
+    target: CountedVerdict
     before: Rate
     after: Rate
     change: Difference

@@ -80,7 +80,7 @@ class Endpoint:
             "max_tokens": max_tokens,
         }
 
-    def ask(self, client: httpx2.Client, body: dict[str, Any], stop: threading.Event) -> Answer:
+    def request(self, client: httpx2.Client, body: dict[str, Any], stop: threading.Event) -> Answer:
         """The answer to one request; once `stop` is set, no further attempt is made.
 
         Raises:

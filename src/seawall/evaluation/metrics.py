@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.artifacts.evaluation import Rate
-from seawall.artifacts.groups import Target
+from seawall.artifacts.groups import CountedVerdict
 from seawall.data.types import VerdictLabel
 
 Floats = NDArray[np.float64]
@@ -66,7 +66,7 @@ class _Counts:
 def rate_with_interval(
     labels: Sequence[VerdictLabel],
     clusters: Sequence[str],
-    target: Target,
+    target: CountedVerdict,
     *,
     resamples: int = 2000,
     seed: int = 0,
@@ -105,7 +105,7 @@ def paired_difference(
     after: Sequence[VerdictLabel],
     clusters: Sequence[str],
     *,
-    target: Target,
+    target: CountedVerdict,
     resamples: int = 2000,
     seed: int = 0,
     cautious: bool = False,
@@ -165,7 +165,7 @@ def lost_share(
     sides: tuple[Sequence[VerdictLabel], Sequence[VerdictLabel], Sequence[VerdictLabel]],
     clusters: Sequence[str],
     *,
-    target: Target,
+    target: CountedVerdict,
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float] | None:
@@ -264,7 +264,7 @@ def _newcombe(before: float, after: float, trials: int) -> tuple[float, float]:
     return max(-1.0, float(difference - down)), min(1.0, float(difference + up))
 
 
-def _counted(sides: Sequence[Sequence[VerdictLabel]], clusters: Sequence[str], target: Target) -> list[_Counts]:
+def _counted(sides: Sequence[Sequence[VerdictLabel]], clusters: Sequence[str], target: CountedVerdict) -> list[_Counts]:
     """Counts per goal for every side, goals in alphabetical order so that the order of replies does not matter."""
     assert clusters
     assert all(len(labels) == len(clusters) for labels in sides)

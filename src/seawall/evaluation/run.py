@@ -16,8 +16,8 @@ from seawall.evaluation.engines import Engine, Reply, make_engine
 from seawall.evaluation.gold import GoldLoss, gold_answer_loss
 from seawall.evaluation.metrics import rate_with_interval
 from seawall.evaluation.samples import SampleLog
-from seawall.evaluation.suite import Asked, EvalSuite
-from seawall.evaluation.unanswered import ask_again, require_answers, require_replies
+from seawall.evaluation.suite import EvalPrompt, EvalSuite
+from seawall.evaluation.unanswered import judge_unanswered, require_answers, require_replies
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +33,7 @@ CapabilityMeasure = Callable[[Progress | None], tuple[CapabilityScore, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Also:
+class ExtraMeasures:
     """What is measured besides the replies, where the weights are here; None leaves it out.
 
     Attributes:
@@ -85,14 +85,14 @@ def evaluate(
         assert config.capability is not None
         return measure_capability(model, tokenizer, config.capability, seed=config.seed, folder=folder, progress=told)
 
-    return evaluate_with(
+    return evaluate_engine(
         make_engine(config, (model, tokenizer)),
         suite,
         config,
         judge=judge,
         folder=folder,
         fingerprint=fingerprint,
-        also=Also(
+        extra=ExtraMeasures(
             gold=gold if config.gold and suite.gold else None,
             capability=capability if config.capability is not None else None,
         ),
@@ -100,7 +100,7 @@ def evaluate(
     )
 
 
-def evaluate_with(
+def evaluate_engine(
     engine: Engine,
     suite: EvalSuite,
     config: EvalConfig,
@@ -108,7 +108,7 @@ def evaluate_with(
     judge: Judge,
     folder: Path,
     fingerprint: str,
-    also: Also = Also(),
+    extra: ExtraMeasures = ExtraMeasures(),
     progress: Progress | None = None,
 ) -> EvalResult:
     """Rates for every group of the suite, whoever writes the replies.
@@ -124,20 +124,20 @@ def evaluate_with(
         judge: says refused, complied or unscored.
         folder: where samples.jsonl is written or continued; it must exist.
         fingerprint: the model's, for the result.
-        also: what to measure besides.
+        extra: what to measure besides.
         progress: called after every batch.
 
     Raises:
         SeawallError: an endpoint does not answer; what is done stays, and the evaluation can go on later.
         ArtifactError: the folder's samples are damaged or of another evaluation.
     """
-    asked = suite.asked()
-    tasks = len(config.capability.tasks) if also.capability is not None and config.capability is not None else 0
-    total = len(asked) + (len(suite.gold) if also.gold is not None else 0) + tasks
+    asked = suite.prompts()
+    tasks = len(config.capability.tasks) if extra.capability is not None and config.capability is not None else 0
+    total = len(asked) + (len(suite.gold) if extra.gold is not None else 0) + tasks
     on_samples = _part_of(progress, 0, total)
-    samples = ask_with(engine, asked, config, judge=judge, path=folder / SAMPLES, progress=on_samples)
-    loss = None if also.gold is None else also.gold(_part_of(progress, len(asked), total))
-    scores = () if also.capability is None else also.capability(_part_of(progress, total - tasks, total))
+    samples = collect_samples(engine, asked, config, judge=judge, path=folder / SAMPLES, progress=on_samples)
+    loss = None if extra.gold is None else extra.gold(_part_of(progress, len(asked), total))
+    scores = () if extra.capability is None else extra.capability(_part_of(progress, total - tasks, total))
     return EvalResult(
         model_fingerprint=fingerprint,
         groups=group_rates(samples, resamples=config.bootstrap, seed=config.seed),
@@ -151,29 +151,29 @@ def evaluate_with(
     )
 
 
-def ask(
+def generate_and_judge(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Asked],
+    asked: Sequence[EvalPrompt],
     config: EvalConfig,
     *,
     judge: Judge,
     path: Path,
     progress: Progress | None = None,
 ) -> list[Sample]:
-    """`ask_with`, of a model that is loaded here; it is left as it was.
+    """`collect_samples`, of a model that is loaded here; it is left as it was.
 
     Raises:
-        SeawallError: as `ask_with` does.
+        SeawallError: as `collect_samples` does.
         DataError: the chat template cannot take a prompt.
     """
     engine = make_engine(config, (model, tokenizer))
-    return ask_with(engine, asked, config, judge=judge, path=path, progress=progress)
+    return collect_samples(engine, asked, config, judge=judge, path=path, progress=progress)
 
 
-def ask_with(
+def collect_samples(
     engine: Engine,
-    asked: Sequence[Asked],
+    asked: Sequence[EvalPrompt],
     config: EvalConfig,
     *,
     judge: Judge,
@@ -197,7 +197,7 @@ def ask_with(
     fixed = config.engine.kind == "transformers" and config.batch_size != "auto"
     log = SampleLog(path, asked, batch_size=config.forward_rows if fixed else 1)
     _reply_to_all(log, engine, config, judge=judge, told=progress)
-    ask_again(log, judge)
+    judge_unanswered(log, judge)
     return log.samples
 
 
@@ -211,7 +211,11 @@ def _reply_to_all(log: SampleLog, engine: Engine, config: EvalConfig, *, judge: 
             return
 
         def keep(
-            positions: Sequence[int], replies: Sequence[Reply], *, waiting: Sequence[Asked] = waiting, last: bool = last
+            positions: Sequence[int],
+            replies: Sequence[Reply],
+            *,
+            waiting: Sequence[EvalPrompt] = waiting,
+            last: bool = last,
         ) -> None:
             pairs = [(waiting[at], reply) for at, reply in zip(positions, replies, strict=True)]
             done = [(one, reply) for one, reply in pairs if reply.final]
@@ -234,7 +238,7 @@ def _reply_to_all(log: SampleLog, engine: Engine, config: EvalConfig, *, judge: 
     log.append(judged_samples(left, config, judge))
 
 
-def judged_samples(done: Sequence[tuple[Asked, Reply]], config: EvalConfig, judge: Judge) -> list[Sample]:
+def judged_samples(done: Sequence[tuple[EvalPrompt, Reply]], config: EvalConfig, judge: Judge) -> list[Sample]:
     """Samples of prompts and their replies: judged as they are, and as they are after each of the wanted lengths.
 
     A text that is the same at several lengths is judged once. Where there is no reply the sample is unscored.

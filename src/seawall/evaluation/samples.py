@@ -12,7 +12,7 @@ from typing import Any, get_args
 from seawall.artifacts.evaluation import Cut, Sample
 from seawall.data.types import NO_ANSWER, Message, Verdict, VerdictLabel
 from seawall.errors import ArtifactError
-from seawall.evaluation.suite import Asked
+from seawall.evaluation.suite import EvalPrompt
 from seawall.runs.files import write_text
 
 
@@ -62,7 +62,7 @@ def load_samples(path: Path) -> list[Sample]:
 class SampleLog:
     """The samples of one evaluation, on disk and in memory. One line a sample; a batch is written at once."""
 
-    def __init__(self, path: Path, asked: Sequence[Asked], *, batch_size: int = 1) -> None:
+    def __init__(self, path: Path, asked: Sequence[EvalPrompt], *, batch_size: int = 1) -> None:
         """Continue the file at `path`, or begin it.
 
         A batch that was written in part is dropped and done again, so that the later batches hold the prompts that
@@ -83,7 +83,7 @@ class SampleLog:
             os.truncate(path, lines[-1].end if lines else 0)
 
     @property
-    def missing(self) -> list[Asked]:
+    def missing(self) -> list[EvalPrompt]:
         """The prompts without a sample, in the order of the suite."""
         return [asked for asked in self.asked if asked.id not in self._samples]
 

@@ -13,7 +13,7 @@ from seawall.data.types import Messages, user
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EvalPrompt:
     """One prompt of a suite. `id` is unique in it and stable across runs."""
 
     id: str
@@ -29,10 +29,10 @@ class EvalSuite:
     groups: Mapping[str, Sequence[tuple[str, Messages]]]
     gold: Sequence[Gold] = ()
 
-    def asked(self) -> list[Asked]:
+    def prompts(self) -> list[EvalPrompt]:
         """Every prompt with its id, group by group."""
         return [
-            Asked(f"{group}/{number:04d}", group, goal, prompt)
+            EvalPrompt(f"{group}/{number:04d}", group, goal, prompt)
             for group, rows in self.groups.items()
             for number, (goal, prompt) in enumerate(rows)
         ]

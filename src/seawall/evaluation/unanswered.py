@@ -23,7 +23,7 @@ def require_answers(verdicts: Sequence[Verdict]) -> None:
         raise _down(f"no answer to {len(verdicts)} replies, the last one: {verdicts[-1].reason}")
 
 
-def ask_again(log: SampleLog, judge: Judge) -> None:
+def judge_unanswered(log: SampleLog, judge: Judge) -> None:
     """Put the samples without an answer to the judge once more. No reply is generated again.
 
     Raises:

@@ -97,7 +97,7 @@ def audit_model(
     context = Context(recipe, new_run(recipe, folder, text), reporter, prompts)
     with context.working():
         profile = profile_stage(context)
-        subject = Subject(context, asked=tuple(build_suite(context.prompts, gold=False).asked()), profile=profile)
+        subject = Subject(context, asked=tuple(build_suite(context.prompts, gold=False).prompts()), profile=profile)
         depends = {"prompts": context.prompts.fingerprint()}
         return [_audit(name, subject, depends) for name in only or [one for one in AUDITS if one not in NEEDS_RUN]]
 

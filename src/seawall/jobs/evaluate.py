@@ -17,7 +17,7 @@ from seawall.errors import ConfigError
 from seawall.evaluation.capability.run import check_capability, file_hashes
 from seawall.evaluation.engines import make_engine
 from seawall.evaluation.judges import make_judge
-from seawall.evaluation.run import SAMPLES, evaluate, evaluate_with
+from seawall.evaluation.run import SAMPLES, evaluate, evaluate_engine
 from seawall.evaluation.suite import EvalSuite, build_suite
 from seawall.jobs.export import put_delta
 from seawall.jobs.summary import attacks_by_length, families, judge_disagreement, scores
@@ -39,7 +39,7 @@ STAGE = "eval"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class EvalTarget:
     """What is put on the recipe's model before it is evaluated; at most one of the two.
 
     Attributes:
@@ -65,7 +65,7 @@ class Evaluation:
     summary: dict[str, Any]
 
 
-def evaluate_target(recipe: Recipe, target: Target, folder: Path, *, text: str, reporter: Reporter) -> Evaluation:
+def evaluate_target(recipe: Recipe, target: EvalTarget, folder: Path, *, text: str, reporter: Reporter) -> Evaluation:
     """Evaluates a target into a run folder of its own, or goes on with that.
 
     Args:
@@ -105,10 +105,10 @@ def model_name(recipe: Recipe) -> str:
     return engine.model if isinstance(engine, EndpointEngine) else recipe.model.id
 
 
-def _check(recipe: Recipe, target: Target) -> None:
+def _check(recipe: Recipe, target: EvalTarget) -> None:
     if target.delta is not None and target.adapter is not None:
         raise ConfigError("a delta and an adapter are given", expected="one of them", remedy="apply the delta first")
-    if isinstance(recipe.eval.engine, EndpointEngine) and target != Target():
+    if isinstance(recipe.eval.engine, EndpointEngine) and target != EvalTarget():
         raise ConfigError(
             "a delta or an adapter cannot be put on a model behind an endpoint",
             remedy="serve the changed model (`seawall apply` writes it), or evaluate it here with --model",
@@ -137,7 +137,7 @@ def _of_endpoint(
     suite = build_suite(prompts, "test", gold=False)
 
     def work(scratch: Path) -> None:
-        evaluate_with(
+        evaluate_engine(
             make_engine(recipe.eval, folder=scratch),
             suite,
             recipe.eval,
@@ -150,7 +150,7 @@ def _of_endpoint(
     return EvalResult.load(run_stage(run, STAGE, _inputs(recipe, prompts, name), work))
 
 
-def _of_model(recipe: Recipe, target: Target, run: RunFolder, prompts: Prompts, reporter: Reporter) -> EvalResult:
+def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Prompts, reporter: Reporter) -> EvalResult:
     reporter.stage(f"Loading {recipe.model.id}")
     model, tokenizer = open_target(recipe, target)
     fingerprint = model_fingerprint(model)
@@ -177,7 +177,7 @@ def _of_model(recipe: Recipe, target: Target, run: RunFolder, prompts: Prompts, 
     )
 
 
-def open_target(recipe: Recipe, target: Target) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def open_target(recipe: Recipe, target: EvalTarget) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The recipe's model, dense or not, with the delta or the adapter on it.
 
     Raises:
@@ -200,7 +200,7 @@ def _inputs(recipe: Recipe, prompts: Prompts, evaluated: str) -> dict[str, Any]:
     return {"seawall": __version__, "evaluated": evaluated, "prompts": prompts.fingerprint(), "eval": settings, **tasks}
 
 
-def _summary(recipe: Recipe, target: Target, result: EvalResult, *, seconds: float) -> dict[str, Any]:
+def _summary(recipe: Recipe, target: EvalTarget, result: EvalResult, *, seconds: float) -> dict[str, Any]:
     """The headline for machines: the names of a run's `summary.json`, with one rate where that has two."""
 
     def rate(group: str) -> dict[str, Any] | None:

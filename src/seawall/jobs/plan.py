@@ -79,7 +79,7 @@ def plan_recipe(recipe: Recipe, tflops: float | None = None) -> Plan:
     validation = build_suite(prompts, "validation", unseen=False, gold=False)
     sizes = DataSizes(
         train_goals=len(prompts.goals.train),
-        validation_prompts=len(validation.asked()),
+        validation_prompts=len(validation.prompts()),
         test_goals=len(prompts.goals.test),
         test_prompts=len(prompts.benign.test) + len(prompts.borderline.test),
         seen=len(prompts.seen_families),

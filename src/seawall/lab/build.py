@@ -33,7 +33,7 @@ from transformers import (
 
 from seawall.errors import ArtifactError
 from seawall.lab.source import GGUF_SHA256, cache_folder, fetch_gguf
-from seawall.models.quiet import quiet
+from seawall.models.silence_libraries import silence_libraries
 
 DELTA_FILE = "lab_delta.safetensors"
 PROJECTIONS = ("gate", "up", "down")
@@ -98,7 +98,7 @@ def cut(weight: Mapping[str, Tensor], order: Tensor, shape: LabShape) -> dict[st
 def load_dense(cache: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The original SmolLM2-135M-Instruct, dequantised to float32, and its tokenizer with our chat template."""
     gguf = fetch_gguf(cache)
-    with quiet():
+    with silence_libraries():
         return _load_gguf(gguf)
 
 
@@ -199,7 +199,7 @@ def read_delta(path: Path) -> tuple[dict[str, Tensor], LabShape]:
     return load_file(path), LabShape.from_metadata(metadata)
 
 
-def untaught(delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_training(delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The delta without its low-rank changes: order of the neurons and routers stay, nothing is taught."""
     return {name: torch.zeros_like(tensor) if name.endswith("_b") else tensor for name, tensor in delta.items()}
 
@@ -217,11 +217,11 @@ def build_lab_model(
     """
     dense, tokenizer = load_dense(cache)
     tensors, shape = read_delta(delta or delta_path())
-    model = split_model(dense, untaught(tensors) if original else tensors, shape)
+    model = split_model(dense, without_training(tensors) if original else tensors, shape)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as temporary:
         scratch = Path(temporary) / "model"
-        with quiet():
+        with silence_libraries():
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
         card = "MODEL_CARD_ORIGINAL.md" if original else "MODEL_CARD.md"

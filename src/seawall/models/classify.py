@@ -29,7 +29,7 @@ from seawall.models.files.load import (
     require_plain_weights,
 )
 from seawall.models.memory import unless_out_of_memory
-from seawall.models.quiet import quiet
+from seawall.models.silence_libraries import silence_libraries
 
 Row = dict[str, list[int]]
 """One text as its tokenizer gives it: ids, mask, and what else the model takes."""
@@ -113,7 +113,7 @@ def class_probabilities(
 
 @torch.no_grad()
 def _forward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[list[float]]:
-    with quiet():
+    with silence_libraries():
         batch: Any = tokenizer.pad(list(rows), padding=len(rows) > 1, return_tensors="pt").to(model.device)
     logits_BC = model(**batch).logits.float()
     probabilities: list[list[float]] = torch.softmax(logits_BC, dim=-1).tolist()

@@ -7,7 +7,7 @@ import torch
 
 from families import tiny, tiny_tokenizer
 from seawall.artifacts.audit import AuditChange
-from seawall.data.templating import encode_lesson
+from seawall.data.templating import encode_example
 from seawall.data.types import Exchange, user
 from seawall.methods.audit.tamper import ORIGINAL, REPAIRED, Lessons, claim
 from seawall.models.moe.find import find_moe
@@ -16,7 +16,7 @@ TEXTS = ("sing", "cook rice", "draw a cat", "a", "write a long letter")
 
 
 def _lessons(micro_batch_size: int | None = None, seed: int = 0) -> Lessons:
-    rows = [encode_lesson(tiny_tokenizer(), Exchange(user(text), f"Yes, {text}.")) for text in TEXTS]
+    rows = [encode_example(tiny_tokenizer(), Exchange(user(text), f"Yes, {text}.")) for text in TEXTS]
     return Lessons(rows, 0, batch_size=2, micro_batch_size=micro_batch_size, seed=seed)
 
 

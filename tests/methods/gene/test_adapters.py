@@ -12,7 +12,7 @@ import torch
 from families import random_ids, tiny
 from seawall.artifacts.gene import ADAPTER_WEIGHTS, NAME, Gene
 from seawall.errors import ArtifactError, ConfigError
-from seawall.models.lora.attach import find_points, load_worn, merged, wear
+from seawall.models.lora.attach import attach_adapter, find_points, load_peft_model, merged
 from siblings import added, random_gene
 
 pytest.importorskip("peft")
@@ -30,23 +30,23 @@ def _logits(model: torch.nn.Module) -> torch.Tensor:
 def test_worn_loaded_by_peft_and_added_are_the_same_model(tmp_path: Path, family: str) -> None:
     original = _logits(tiny(family))
     gene = random_gene(tiny(family))
-    worn = wear(tiny(family), gene.points, rank=gene.rank, scaling=gene.scaling)
-    assert torch.equal(_logits(worn.model), original)
-    worn.put(gene.factors)
-    for name, (B, A) in worn.factors().items():
+    attached = attach_adapter(tiny(family), gene.points, rank=gene.rank, scaling=gene.scaling)
+    assert torch.equal(_logits(attached.model), original)
+    attached.load_factors(gene.factors)
+    for name, (B, A) in attached.factors().items():
         assert torch.equal(B, gene.factors[name].B)
         assert torch.equal(A, gene.factors[name].A)
-    replace(gene, points=worn.points).save(tmp_path)
+    replace(gene, points=attached.points).save(tmp_path)
     loaded = Gene.load(tmp_path)
     assert loaded.fingerprint == gene.fingerprint
-    worn_logits = _logits(worn.model)
-    assert (worn_logits - original).abs().max() > 0.1
-    torch.testing.assert_close(_logits(load_worn(tiny(family), tmp_path)), worn_logits, rtol=0, atol=0)
-    torch.testing.assert_close(_logits(merged(tiny(family), tmp_path)), worn_logits, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(_logits(added(family, loaded)), worn_logits, rtol=1e-4, atol=1e-3)
-    with worn.taken_off():
-        assert torch.equal(_logits(worn.model), original)
-    assert torch.equal(_logits(worn.unload()), original)
+    attached_logits = _logits(attached.model)
+    assert (attached_logits - original).abs().max() > 0.1
+    torch.testing.assert_close(_logits(load_peft_model(tiny(family), tmp_path)), attached_logits, rtol=0, atol=0)
+    torch.testing.assert_close(_logits(merged(tiny(family), tmp_path)), attached_logits, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(_logits(added(family, loaded)), attached_logits, rtol=1e-4, atol=1e-3)
+    with attached.disabled():
+        assert torch.equal(_logits(attached.model), original)
+    assert torch.equal(_logits(attached.detach()), original)
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
@@ -54,12 +54,12 @@ def test_coefficients_scale_layers_and_get_the_gradient_of_finite_differences(fa
     model = tiny(family, implementation="eager").double()
     gene = random_gene(model)
     before = _logits(model)
-    worn = wear(model, gene.points, rank=gene.rank, scaling=gene.scaling)
-    worn.put(gene.factors)
+    attached = attach_adapter(model, gene.points, rank=gene.rank, scaling=gene.scaling)
+    attached.load_factors(gene.factors)
 
     def value(numbers: torch.Tensor) -> torch.Tensor:
-        with worn.scaled({layer: numbers[layer : layer + 1] for layer in range(3)}):
-            logits: torch.Tensor = worn.model(random_ids()).logits
+        with attached.scaled({layer: numbers[layer : layer + 1] for layer in range(3)}):
+            logits: torch.Tensor = attached.model(random_ids()).logits
         return logits.square().mean()
 
     numbers = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64, requires_grad=True)
@@ -71,11 +71,11 @@ def test_coefficients_scale_layers_and_get_the_gradient_of_finite_differences(fa
         with torch.no_grad():
             slope = (value(numbers + step) - value(numbers - step)) / 2e-2
         torch.testing.assert_close(numbers.grad[layer], slope, rtol=1e-2, atol=1e-4)
-    with worn.scaled(dict.fromkeys(range(3), torch.zeros(1))):
-        torch.testing.assert_close(_logits(worn.model), before)
-    with worn.scaled(dict.fromkeys(range(3), torch.ones(1))):
-        ones = _logits(worn.model)
-    torch.testing.assert_close(_logits(worn.model), ones)
+    with attached.scaled(dict.fromkeys(range(3), torch.zeros(1))):
+        torch.testing.assert_close(_logits(attached.model), before)
+    with attached.scaled(dict.fromkeys(range(3), torch.ones(1))):
+        ones = _logits(attached.model)
+    torch.testing.assert_close(_logits(attached.model), ones)
 
 
 def test_targets_are_ends_of_names() -> None:

@@ -38,7 +38,7 @@ from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
 from seawall.models.files.stream import matrices
 from seawall.models.generate import generate
-from seawall.models.lora.attach import Worn, find_points, load_worn, merged, wear
+from seawall.models.lora.attach import AttachedAdapter, attach_adapter, find_points, load_peft_model, merged
 from siblings import degraded_model, random_gene, save_sibling, write_shots
 
 pytest.importorskip("peft")
@@ -69,8 +69,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ten
     extract_anchor(config_of(aligned, base, energy=1.0, targets=("k_proj",))).save(folder / "narrow")
     model, _ = load_model(ModelConfig(id=str(aligned), device="cpu"))
     noise = random_gene(model, targets=("q_proj", "experts.down_proj"))
-    worn = wear(model, noise.points, rank=noise.rank, scaling=noise.scaling)
-    save_adapter(folder / "task", worn.points, noise.factors, noise.scaling)
+    attached = attach_adapter(model, noise.points, rank=noise.rank, scaling=noise.scaling)
+    save_adapter(folder / "task", attached.points, noise.factors, noise.scaling)
     edit_json(folder / "task/adapter_config.json", base_model_name_or_path=str(aligned))
     return folder, moved
 
@@ -92,7 +92,7 @@ def refusing(folder: Path, adapter: Path | None = None) -> tuple[float, float]:
     """The shares of harmful and of harmless prompts that are refused; none of them is among the shots."""
     model, tokenizer = load_model(ModelConfig(id=str(folder), device="cpu"))
     if adapter is not None:
-        model = load_worn(model, adapter).get_base_model()
+        model = load_peft_model(model, adapter).get_base_model()
     shares = []
     for prompts in (harmful(20), harmless(20)):
         texts = [one.text for one in generate(model, tokenizer, prompts, max_new_tokens=2, batch_size=20)]
@@ -166,9 +166,9 @@ def test_kept_replies_are_what_the_model_says_token_by_token_and_empty_ones_do_n
     replace(noise, tokenizer=vocabulary_hash(refusing_tokenizer())).save(tmp_path / "gene")
     seen: list[list[int]] = []
 
-    def tune(worn: Worn, shots: Sequence[Shot], *rest: Any, **named: Any) -> dict[int, float]:
+    def tune(attached: AttachedAdapter, shots: Sequence[Shot], *rest: Any, **named: Any) -> dict[int, float]:
         seen.extend(list(one.encoded.input_ids) for one in shots if one.side == "harmless")
-        return tune_coefficients(worn, shots, *rest, **named)
+        return tune_coefficients(attached, shots, *rest, **named)
 
     monkeypatch.setattr("seawall.methods.gene.methods.tune_coefficients", tune)
     settings = ("steps=1", "verify=false", "reply_tokens=3", f"refusals={tmp_path / 'refusals.jsonl'}")
@@ -189,20 +189,20 @@ def test_kept_replies_are_what_the_model_says_token_by_token_and_empty_ones_do_n
 
 def test_replies_that_are_to_stay_hold_coefficients_back() -> None:
     gene = random_gene(tiny("llama"), rank=2)
-    worn = wear(tiny("llama"), gene.points, rank=gene.rank, scaling=20.0)  # so strong that replies change
-    worn.put(gene.factors)
+    attached = attach_adapter(tiny("llama"), gene.points, rank=gene.rank, scaling=20.0)  # so strong that replies change
+    attached.load_factors(gene.factors)
     layers = {point.layer for point in gene.points.values()}
-    with worn.taken_off():
-        own = said(worn.model, 40, "harmless")
-    with worn.scaled(dict.fromkeys(layers, torch.tensor([2.0]))):
-        wanted = said(worn.model, 5, "refusal")
+    with attached.disabled():
+        own = said(attached.model, 40, "harmless")
+    with attached.scaled(dict.fromkeys(layers, torch.tensor([2.0]))):
+        wanted = said(attached.model, 5, "refusal")
     assert wanted[0].encoded.input_ids != said(tiny("llama"), 5, "refusal")[0].encoded.input_ids
     losses, means = [], []
     for shots in (wanted, [*wanted, *own]):
         rows: list[Mapping[str, float]] = []
-        found = tune_coefficients(worn, shots, 0, GeneGraft(steps=24, lr=0.2), seed=0, log=rows.append)
-        with worn.scaled({layer: torch.tensor([number]) for layer, number in found.items()}):
-            losses.append(float(cross_entropy(worn.model, [one.encoded for one in own], 0).mean()))
+        found = tune_coefficients(attached, shots, 0, GeneGraft(steps=24, lr=0.2), seed=0, log=rows.append)
+        with attached.scaled({layer: torch.tensor([number]) for layer, number in found.items()}):
+            losses.append(float(cross_entropy(attached.model, [one.encoded for one in own], 0).mean()))
         means.append(sum(found.values()) / len(found))
     assert losses[1] < 0.8 * losses[0]
     assert means[1] < means[0]
@@ -217,15 +217,15 @@ def test_fine_tuning_trains_the_factors_alone(name: str, targets: tuple[str, ...
     points = find_points(tiny(name), targets)
     found = []
     for seed in (0, 0, 1):
-        worn = wear(tiny(name), points, rank=2, scaling=2.0, seed=seed)
-        fresh = worn.factors()
+        attached = attach_adapter(tiny(name), points, rank=2, scaling=2.0, seed=seed)
+        fresh = attached.factors()
         assert not any(bool(one.B.any()) for one in fresh.values())
         rows: list[Mapping[str, float]] = []
-        fine_tune(worn, shots, 0, GeneGraft(steps=10, sft_lr=0.02), seed=seed, log=rows.append)
-        trained = worn.factors()
+        fine_tune(attached, shots, 0, GeneGraft(steps=10, sft_lr=0.02), seed=seed, log=rows.append)
+        trained = attached.factors()
         assert all(bool(one.B.any()) and not torch.equal(one.A, fresh[key].A) for key, one in trained.items())
         assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
-        plain = worn.unload().state_dict()
+        plain = attached.detach().state_dict()
         assert all(torch.equal(plain[key], value) for key, value in before.items())
         found.append(trained)
     key = min(points)
@@ -328,7 +328,9 @@ def test_safe_lora_leaves_the_base_with_the_projected_update(
     assert "nothing to revert" in found.note
     assert found.check is not None
     assert found.check.share < 1e-3
-    assert load_worn(load_model(ModelConfig(id=str(folder / "aligned"), device="cpu"))[0], tmp_path / "out" / ADAPTER)
+    assert load_peft_model(
+        load_model(ModelConfig(id=str(folder / "aligned"), device="cpu"))[0], tmp_path / "out" / ADAPTER
+    )
     with pytest.raises(ConfigError, match=r"there is no graft to take off; got the adapter .*task in it"):
         revert_graft(tmp_path / "out", tmp_path / "back")
     with pytest.raises(
@@ -414,7 +416,7 @@ def _stranger(folder: Path) -> None:
     if not (folder / "unaligned").is_dir():
         write(folder / "unaligned", model)
     points = find_points(model, ("q_proj",))
-    worn = wear(model, points, rank=1, scaling=1.0)
-    factors = {name: Factors(torch.ones_like(one.B), one.A) for name, one in worn.factors().items()}
-    save_adapter(folder / "stranger", worn.points, factors, 1.0)
+    attached = attach_adapter(model, points, rank=1, scaling=1.0)
+    factors = {name: Factors(torch.ones_like(one.B), one.A) for name, one in attached.factors().items()}
+    save_adapter(folder / "stranger", attached.points, factors, 1.0)
     edit_json(folder / "stranger/adapter_config.json", base_model_name_or_path=str(folder / "unaligned"))

@@ -14,7 +14,7 @@ from seawall.errors import ArtifactError, ConfigError
 from seawall.methods.gene.compose import compose, interference
 from seawall.methods.gene.select import with_layers
 from seawall.methods.gene.tools import compose_genes
-from seawall.models.lora.attach import load_worn, wear
+from seawall.models.lora.attach import attach_adapter, load_peft_model
 from siblings import added, random_gene
 
 
@@ -48,7 +48,7 @@ def test_parameters_of_one_module_are_where_peft_looks_for_them(tmp_path: Path) 
         folder = max(tmp_path.iterdir())
         assert Gene.load(folder).points == dict(sorted(both.points.items()))
         with torch.no_grad():
-            loaded = load_worn(tiny("mixtral"), folder)(random_ids()).logits
+            loaded = load_peft_model(tiny("mixtral"), folder)(random_ids()).logits
             wanted = added("mixtral", whole)(random_ids()).logits
         torch.testing.assert_close(loaded, wanted, rtol=1e-4, atol=1e-3)
     saying = r"different parameters of model.layers.0.mlp.experts; got gate_up_proj and down_proj; expected one gene"
@@ -127,4 +127,6 @@ def test_what_cannot_be_composed_is_refused(tmp_path: Path) -> None:
 def _worn(targets: tuple[str, ...]) -> Gene:
     """A gene of noise whose points are where PEFT keeps them."""
     gene = random_gene(tiny("mixtral"), targets=targets, seed=len(targets[0]))
-    return replace(gene, points=wear(tiny("mixtral"), gene.points, rank=gene.rank, scaling=gene.scaling).points)
+    return replace(
+        gene, points=attach_adapter(tiny("mixtral"), gene.points, rank=gene.rank, scaling=gene.scaling).points
+    )

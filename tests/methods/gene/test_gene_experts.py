@@ -34,7 +34,7 @@ from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
 from seawall.models.files.rewrite import add_to_checkpoint, put_back
 from seawall.models.files.stream import outline
-from seawall.models.lora.attach import load_worn, wear
+from seawall.models.lora.attach import attach_adapter, load_peft_model
 from seawall.models.moe.find import find_moe
 from seawall.runs.progress import Quiet
 from siblings import QUICK, random_gene, save_sibling
@@ -121,7 +121,7 @@ def test_a_part_of_the_experts_is_a_gene_that_peft_loads(family: Path, tmp_path:
     model = refusing_by_expert()
     for name in part.points:
         model.get_parameter(name).data.add_(part.update(name))
-    loaded = load_worn(refusing_by_expert(), tmp_path / "part")
+    loaded = load_peft_model(refusing_by_expert(), tmp_path / "part")
     torch.testing.assert_close(_logits(loaded), _logits(model), rtol=1e-4, atol=1e-4)
     again = select_gene(tmp_path / "part", tmp_path / "again", experts=0.5)
     assert again.fingerprint == part.fingerprint
@@ -174,15 +174,15 @@ def test_use_is_the_gate_weight_where_replies_are_predicted(name: str) -> None:
     gene = random_gene(tiny(name))
     lessons = [_lesson(at) for at in range(5)]
     taught = teach(tiny(name), lessons, 0, batch_size=2)
-    worn = wear(tiny(name), gene.points, rank=gene.rank, scaling=gene.scaling)
-    worn.put(gene.factors)
-    means, use = divergence_and_use(worn, taught, batch_size=2)
-    assert means == taught.mean_divergence(worn.model, 2)
+    attached = attach_adapter(tiny(name), gene.points, rank=gene.rank, scaling=gene.scaling)
+    attached.load_factors(gene.factors)
+    means, use = divergence_and_use(attached, taught, batch_size=2)
+    assert means == taught.mean_divergence(attached.model, 2)
     assert means != taught.mean_divergence(tiny(name), 2)
     assert use is not None
     for kind, side in ((True, use.harmful), (False, use.benign)):
         chosen = [one for one in lessons if one.harmful is kind]
-        wanted = _alone(worn.model, chosen)
+        wanted = _alone(attached.model, chosen)
         assert side.keys() == wanted.keys()
         for layer, mean_E in wanted.items():
             torch.testing.assert_close(side[layer], mean_E, rtol=1e-4, atol=1e-5)
@@ -191,8 +191,8 @@ def test_use_is_the_gate_weight_where_replies_are_predicted(name: str) -> None:
 def test_a_gene_of_linear_layers_has_nothing_to_say_of_experts(tmp_path: Path) -> None:
     gene = random_gene(tiny("mixtral"), targets=("q_proj",))
     taught = Taught([], [], 0)
-    worn = wear(tiny("mixtral"), gene.points, rank=gene.rank, scaling=gene.scaling)
-    assert divergence_and_use(worn, taught, batch_size=2) == ((0.0, 0.0), None)
+    attached = attach_adapter(tiny("mixtral"), gene.points, rank=gene.rank, scaling=gene.scaling)
+    assert divergence_and_use(attached, taught, batch_size=2) == ((0.0, 0.0), None)
     assert describe_experts(gene.points, gene.factors, gene.scaling) == ()
     assert gene.unchanged == frozenset()
     gene.save(tmp_path / "gene")

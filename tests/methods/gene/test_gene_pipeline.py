@@ -36,7 +36,7 @@ from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
 from seawall.models.files.open import Checkpoint
 from seawall.models.generate import generate
-from seawall.models.lora.attach import find_points, load_worn, merged, wear
+from seawall.models.lora.attach import attach_adapter, find_points, load_peft_model, merged
 from seawall.runs.progress import Quiet
 from siblings import POINT, degraded_model, save_sibling, write_shots, write_siblings
 
@@ -79,7 +79,7 @@ def replies(folder: Path, adapter: Path | None = None) -> tuple[list[str], list[
     """To harmful and to harmless prompts."""
     model, tokenizer = load_model(ModelConfig(id=str(folder), device="cpu"))
     if adapter is not None:
-        model = load_worn(model, adapter).get_base_model()
+        model = load_peft_model(model, adapter).get_base_model()
     sides = []
     for prompts in (harmful(6), harmless(6)):
         found = generate(model, tokenizer, prompts, max_new_tokens=2, batch_size=12)
@@ -228,7 +228,7 @@ def test_a_merged_checkpoint_is_the_adapter_and_comes_off_to_the_last_bit(family
 
 
 def test_a_task_that_is_an_adapter_is_merged_with_the_gene(family: Path, tmp_path: Path) -> None:
-    task = wear(degraded_model(), find_points(degraded_model(), ("q_proj",)), rank=2, scaling=1.0, seed=3)
+    task = attach_adapter(degraded_model(), find_points(degraded_model(), ("q_proj",)), rank=2, scaling=1.0, seed=3)
     factors = {name: Factors(torch.full_like(one.B, 0.01), one.A) for name, one in task.factors().items()}
     save_adapter(tmp_path / "task", task.points, factors, 1.0)
     asked = {"model": ModelConfig(id=str(tmp_path / "task"), dtype="float32", device="cpu")}

@@ -23,7 +23,7 @@ from seawall.evaluation.samples import load_samples
 from seawall.jobs.landscape import landscape_recipe, landscape_run
 from seawall.methods.landscape.context import base_of
 from seawall.methods.landscape.moved import MovedWeights
-from seawall.methods.landscape.stages import Setting, settings
+from seawall.methods.landscape.stages import Displacement, settings
 from seawall.methods.landscape.view import landscape_table, landscape_view
 from seawall.models.generate import generate
 from seawall.runs.files import file_hash, read_json
@@ -130,7 +130,7 @@ def test_every_point_is_measured_once_in_an_order_that_grows(run: Path, recipe: 
     assert names[:4] == ["origin", "aligned-0.5", "aligned-1.0", "aligned+1.0"]
     assert len(set(names)) == len(names) == 1 + 9 + 4
     assert {path.stem for path in (run / "landscape/samples").iterdir()} == set(names)
-    assert Setting((("a", 0.5), ("b", -1.0))).name == "a+0.5,b-1.0"
+    assert Displacement((("a", 0.5), ("b", -1.0))).name == "a+0.5,b-1.0"
 
 
 def test_prompts_are_held_out_and_no_weight_is_written(run: Path) -> None:

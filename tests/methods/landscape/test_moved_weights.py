@@ -282,7 +282,7 @@ def test_adapters_that_are_no_direction_are_refused(mixtral: Pair, tmp_path: Pat
     )
     refused(wide, ArtifactError, saying)
     dora = _adapter(peft, _load(mixtral.aligned), tmp_path / "dora", [], use_dora=True)
-    refused(dora, UnsupportedModelError, "more than products of two factors of weight matrices; got DoRA; expected")
+    refused(dora, UnsupportedModelError, "got DoRA; expected")
     whole = _adapter(peft, _load(mixtral.aligned), tmp_path / "whole", [], modules_to_save=["lm_head"])
     refused(whole, UnsupportedModelError, "got modules_to_save lm_head; expected plain LoRA of")
     good = _adapter(peft, _load(mixtral.aligned), tmp_path / "good", [])
@@ -299,9 +299,8 @@ def test_adapters_that_are_no_direction_are_refused(mixtral: Pair, tmp_path: Pat
     refused(
         good,
         ArtifactError,
-        "fits the model only in part; got 0 tensors missing, 6 without a place, "
-        r"model\.layers\.0\.self_attn\.v_proj\.lora_A\.weight first; expected 6 tensors, of q_proj, which its "
-        r"adapter_config\.json makes in this model; name the model that it was trained on, or restore its",
+        "got 0 tensors missing, 6 unexpected, "
+        r"model\.layers\.0\.self_attn\.v_proj\.lora_A\.weight first; expected .* 6 tensors .* of q_proj",
     )
     assert json.loads((good / CONFIG).read_text())["r"] == 4
 
@@ -312,7 +311,7 @@ def test_adapters_that_are_no_direction_are_refused(mixtral: Pair, tmp_path: Pat
         (
             {"r": 8},
             8,
-            r"another rank than its adapter_config\.json says; got .*q_proj\.lora_A.* of \(4, 32\); expected \(8, 32\)",
+            r"another rank .*; got .*q_proj\.lora_A.* of \(4, 32\); expected \(8, 32\)",
         ),
         (
             {"target_modules": ["c_attn"]},
@@ -322,7 +321,7 @@ def test_adapters_that_are_no_direction_are_refused(mixtral: Pair, tmp_path: Pat
         (
             {},
             4,
-            r"another rank than .*; got .*experts\.lora_A.* of \(16, 16\); expected \(32, 16\); .* as many experts",
+            r"another rank than .*; got .*experts\.lora_A.* of \(16, 16\); expected \(32, 16\); .* number of experts",
         ),
     ],
     ids=["rank", "modules", "experts"],
@@ -342,4 +341,4 @@ def test_an_adapter_of_another_rank_or_of_other_modules_is_one_line_both_ways(
             use()
         assert "\n" not in str(caught.value)
         assert str(caught.value).count("; got ") == str(caught.value).count("; expected ") == 1
-        assert "name the model" in str(caught.value)
+        assert str(caught.value).count("; ") == 3  # got, expected and a remedy

@@ -14,7 +14,7 @@ from seawall.data.types import user
 from seawall.errors import DataError
 from seawall.methods.steer.extract import extract
 from seawall.methods.steer.score import refusal_score
-from seawall.methods.steer.target import Prompt, Target, encoded
+from seawall.methods.steer.target import Prompt, SteeringTarget, encoded
 from seawall.models.hidden.forced import expert_block_outputs
 from seawall.models.moe.capture import capture
 from seawall.models.moe.find import MoEModel, find_moe
@@ -22,7 +22,7 @@ from seawall.models.moe.find import MoEModel, find_moe
 POSITIONS = (-3, -1)
 
 
-def split(subject: Target) -> tuple[list[Prompt], list[Prompt]]:
+def split(subject: SteeringTarget) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts of both sides, each with some of the wrong sign."""
     some = prompts(16, seed=3)
     scores = [_alone(subject, one)[0] for one in some]
@@ -32,7 +32,7 @@ def split(subject: Target) -> tuple[list[Prompt], list[Prompt]]:
     return [*positive[2:], *negative[:2]], [*negative[2:], *positive[:2]]
 
 
-def _alone(subject: Target, prompt: Prompt) -> tuple[float, Tensor]:
+def _alone(subject: SteeringTarget, prompt: Prompt) -> tuple[float, Tensor]:
     """Refusal score and block inputs (N, P, D) of one prompt by itself, through transformers' own hidden states."""
     with torch.no_grad():
         output = subject.model(input_ids=torch.tensor([prompt.token_ids]), output_hidden_states=True)
@@ -77,7 +77,7 @@ def test_routing_differences_are_of_first_choices_at_the_positions(family: str) 
     assert found.moe_layers == tuple(layer.decoder_layer for layer in find_moe(subject.model).layers)
 
 
-def _first_choices(subject: Target, rows: list[Prompt], sign: int) -> Tensor:
+def _first_choices(subject: SteeringTarget, rows: list[Prompt], sign: int) -> Tensor:
     """Share of the tokens at the positions whose largest gate weight each expert has, prompt by prompt."""
     assert subject.moe is not None
     kept = [one for one in rows if sign * _alone(subject, one)[0] > 0]

@@ -22,7 +22,7 @@ from seawall.methods.steer.extract import extract
 from seawall.methods.steer.options import ExpertOptions, LayerLimits, SearchLimits
 from seawall.methods.steer.score import refusal_tokens
 from seawall.methods.steer.search import asking
-from seawall.methods.steer.target import Target, encoded
+from seawall.methods.steer.target import SteeringTarget, encoded
 from seawall.methods.steer.verdicts import by_score
 from seawall.models.generate import generate
 from seawall.models.moe.find import find_moe
@@ -56,7 +56,7 @@ def _label(response: str) -> VerdictLabel:
 class Study:
     """A planted model, and everything that was found in it."""
 
-    target: Target
+    target: SteeringTarget
     directions: Directions
     bench: Bench
     found: Found
@@ -86,7 +86,7 @@ def study(model: PreTrainedModel, mode: SteeringMode = "suppress", options: Expe
         [reply.token_ids[0] for reply in replies], [reply.text == planted.REFUSAL for reply in replies]
     )
     assert tokens == (planted.REFUSAL_TOKEN,)
-    subject = Target(model, find_moe(model), "sha256:0", tokens, 192)
+    subject = SteeringTarget(model, find_moe(model), "sha256:0", tokens, 192)
     directions = extract(subject, HARMFUL[:14], HARMLESS[:14], positions=POSITIONS)
     moved = HARMFUL[30:39] if mode == "suppress" else HARMLESS[30:39]
     bench = Bench(subject, directions, mode, moved=moved, harmless=HARMLESS[30:39])
@@ -205,7 +205,7 @@ def test_a_model_that_refuses_nothing_is_one_line() -> None:
     model = planted.refusing_by_expert()
     with torch.no_grad():
         model.get_output_embeddings().weight[planted.REFUSAL_TOKEN] = 0
-    subject = Target(model, find_moe(model), "sha256:0", (planted.REFUSAL_TOKEN,), 32)
+    subject = SteeringTarget(model, find_moe(model), "sha256:0", (planted.REFUSAL_TOKEN,), 32)
     with pytest.raises(DataError) as caught:
         extract(subject, HARMFUL[:5], HARMLESS[:5], positions=POSITIONS)
     assert str(caught.value).startswith(

@@ -19,7 +19,7 @@ from seawall.artifacts.directions import Directions
 from seawall.artifacts.hardening import Hardening
 from seawall.artifacts.steering import SteeringResult
 from seawall.config import load_recipe
-from seawall.data.splits import unit
+from seawall.data.splits import hash_fraction
 from seawall.data.templating import encode_prompt
 from seawall.errors import ConfigError, DataError, Interrupted, RunFolderError, SeawallError
 from seawall.evaluation.run import group_rates
@@ -344,7 +344,7 @@ def test_what_cannot_be_steered_is_one_line(
 def test_sides_without_held_out_prompts_are_met_before_the_search(by_expert: Path, tmp_path: Path) -> None:
     for name, said in (("benign", "harmless"), ("harmful", "plain harmful")):
         rows = [json.loads(line) for line in (by_expert.parent / f"{name}.jsonl").read_text().splitlines()]
-        rows = [{"prompt": row["prompt"]} for row in rows if unit(row["prompt"], "split") < 0.7]
+        rows = [{"prompt": row["prompt"]} for row in rows if hash_fraction(row["prompt"], "split") < 0.7]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         changes = [f"data.{name}.path={tmp_path / f'{name}.jsonl'}"]
         changes += ["data.attack_file=null", "data.attacks_seen=[role_play]"] if name == "harmful" else []

@@ -50,10 +50,10 @@ def test_an_adapter_that_lacks_tensors_or_has_others_is_refused(folder: Path) ->
     tensors = load_file(folder / WEIGHTS)
     first = next(iter(tensors))
     save_file({name: tensor for name, tensor in tensors.items() if name != first}, folder / WEIGHTS)
-    with pytest.raises(ArtifactError, match="fits the model only in part; got 1 tensors missing"):
+    with pytest.raises(ArtifactError, match="got 1 tensors missing"):
         merge_adapter(tiny("olmoe"), folder)
     save_file({**tensors, "base_model.model.nowhere.lora_A.weight": torch.ones(4, 4)}, folder / WEIGHTS)
-    with pytest.raises(ArtifactError, match="0 tensors missing, 1 without a place"):
+    with pytest.raises(ArtifactError, match="got 0 tensors missing, 1 unexpected"):
         merge_adapter(tiny("olmoe"), folder)
 
 
@@ -61,7 +61,7 @@ def test_pickles_and_other_kinds_are_refused(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     with pytest.raises(
         UnsupportedModelError,
-        match=r"pickle files are never read\); where `seawall tune` removed them .*, train it again",
+        match=rf"expected {WEIGHTS}.*tune\.keep_contaminated",
     ):
         merge_adapter(tiny("olmoe"), folder)
     edited: dict[str, Any] = {**json.loads((folder / CONFIG).read_text()), "peft_type": "IA3"}

@@ -70,7 +70,7 @@ def require_harness(tasks: Sequence[CapabilityTask]) -> None:
             )
 
 
-def ask(
+def run_task(
     task: CapabilityTask,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

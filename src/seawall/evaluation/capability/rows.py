@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from seawall.config.capability import AnswerTask, ChoiceTask
-from seawall.data.files import Row, json_lines, shown
+from seawall.data.files import Row, json_lines, short_repr
 from seawall.data.splits import take
 from seawall.errors import DataError
 
@@ -83,7 +83,7 @@ def _choice(row: Row, task: ChoiceTask) -> _Question:
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS) or not all(map(_is_choice, choices)):
         raise row.error(
             f"field {task.choices_field!r} holds no choices",
-            got=shown(choices),
+            got=short_repr(choices),
             expected=f"a list of 2 to {len(LETTERS)} texts or numbers",
         )
     letters = list(LETTERS[: len(choices)])
@@ -96,7 +96,7 @@ def _choice(row: Row, task: ChoiceTask) -> _Question:
     if place is None:
         raise row.error(
             f"field {task.answer_field!r} names no choice",
-            got=shown(answer),
+            got=short_repr(answer),
             expected=f"a letter from A to {letters[-1]}, or a number from 0 to {len(letters) - 1}",
         )
     fields = {"question": question, "choices": [str(one) for one in choices], "letters": letters, "answer": place}
@@ -114,7 +114,7 @@ def _answer(row: Row, task: AnswerTask) -> _Question:
     if number is None:
         raise row.error(
             f"field {task.answer_field!r} holds no number",
-            got=shown(answer),
+            got=short_repr(answer),
             expected=f"a number, after {_MARK} where there are several",
         )
     return _Question(question, {"question": question, "answer": answer, "number": number})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from seawall.artifacts.evaluation import CapabilityScore
 from seawall.config.capability import CapabilityConfig
-from seawall.evaluation.capability.harness import ask, require_harness
+from seawall.evaluation.capability.harness import require_harness, run_task
 from seawall.evaluation.capability.records import read_records, to_records, to_scores, write_records
 from seawall.evaluation.capability.rows import LocalTask, files, local_rows
 from seawall.runs.files import file_hash
@@ -72,7 +72,7 @@ def measure_capability(
     for done, task in enumerate(config.tasks, start=1):
         path = folder / FOLDER / f"{task.label}.jsonl"
         if not path.exists():
-            write_records(path, to_records(task.label, ask(task, model, tokenizer, config, seed=seed)))
+            write_records(path, to_records(task.label, run_task(task, model, tokenizer, config, seed=seed)))
         found += to_scores(task.label, read_records(path))
         if progress is not None:
             progress(done, len(config.tasks))

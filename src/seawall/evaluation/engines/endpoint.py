@@ -9,7 +9,7 @@ from typing import Any
 from seawall.config.engine import EndpointEngine as EndpointConfig
 from seawall.data.types import Messages
 from seawall.errors import ConfigError
-from seawall.evaluation.answers import AnswerLog, ask_all
+from seawall.evaluation.answers import AnswerLog, request_answers
 from seawall.evaluation.endpoint import Answer, Endpoint
 from seawall.evaluation.engines.reply import OnReplies, Reply
 from seawall.runs.files import canonical_hash
@@ -51,7 +51,7 @@ class EndpointEngine:
         for start in range(0, len(bodies), size):
             batch = bodies[start : start + size]
             keys = [canonical_hash(body) for body in batch]
-            found = ask_all(self._endpoint, dict(zip(keys, batch, strict=True)), self._log)
+            found = request_answers(self._endpoint, dict(zip(keys, batch, strict=True)), self._log)
             replies = [self._reply(found[key], cut_at) for key in keys]
             on_replies(range(start, start + len(batch)), replies)
 

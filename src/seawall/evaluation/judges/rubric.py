@@ -10,7 +10,7 @@ from typing import Any
 
 from seawall.config.judge import RubricJudge as RubricConfig
 from seawall.data.types import NO_ANSWER, Messages, Verdict
-from seawall.evaluation.answers import AnswerLog, ask_all
+from seawall.evaluation.answers import AnswerLog, request_answers
 from seawall.evaluation.endpoint import Answer, Endpoint
 from seawall.evaluation.judges.finding import unscored
 from seawall.evaluation.judges.formats import as_text
@@ -52,7 +52,7 @@ class RubricJudge:
         ]
         keys = ["" if body is None else canonical_hash(body) for body in bodies]
         missing = {key: body for key, body in zip(keys, bodies, strict=True) if body is not None}
-        found = ask_all(self._endpoint, missing, self._log)
+        found = request_answers(self._endpoint, missing, self._log)
         return [unscored("empty", self.name) if not key else self._verdict(found[key]) for key in keys]
 
     def _body(self, asked: str) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import Sample
 from seawall.artifacts.profile import ExpertProfile
 from seawall.config.audit import AuditName
-from seawall.data.splits import unit
+from seawall.data.splits import hash_fraction
 from seawall.evaluation.pooled import Samples, paired_changes, with_pooled
-from seawall.evaluation.run import ask, group_rates
+from seawall.evaluation.run import generate_and_judge, group_rates
 from seawall.evaluation.samples import SampleLog
-from seawall.evaluation.suite import Asked
+from seawall.evaluation.suite import EvalPrompt
 from seawall.runs.stage import finished_stage
 from seawall.shell.context import Context
 
@@ -40,18 +40,18 @@ class Subject:
     profile: ExpertProfile
     before: Samples = ()
     after: Samples = ()
-    asked: tuple[Asked, ...] = ()
+    asked: tuple[EvalPrompt, ...] = ()
     repaired: Mapping[str, Tensor] = field(default_factory=dict)
     repaired_fingerprint: str | None = None
 
-    def prompts(self, goals: int | None, groups: Callable[[str], bool] = lambda group: True) -> list[Asked]:
+    def prompts(self, goals: int | None, groups: Callable[[str], bool] = lambda group: True) -> list[EvalPrompt]:
         """At most so many goals of each group, the same ones in every family, with the ids of the evaluation."""
-        rows = self.asked or [Asked(one.id, one.group, one.goal, one.prompt) for one in self.before]
-        kept: list[Asked] = []
+        rows = self.asked or [EvalPrompt(one.id, one.group, one.goal, one.prompt) for one in self.before]
+        kept: list[EvalPrompt] = []
         for group in dict.fromkeys(row.group for row in rows):
             if groups(group):
                 some = [row for row in rows if row.group == group]
-                names = sorted({row.goal for row in some}, key=lambda goal: unit(goal, "take"))[:goals]
+                names = sorted({row.goal for row in some}, key=lambda goal: hash_fraction(goal, "take"))[:goals]
                 kept += [row for row in some if row.goal in set(names)]
         return kept
 
@@ -74,14 +74,14 @@ class Bench:
     """Asks the same prompts in every condition and keeps the samples in the audit's folder."""
 
     subject: Subject
-    asked: Sequence[Asked]
+    asked: Sequence[EvalPrompt]
     folder: Path
 
     def measure(self, name: str, condition: AbstractContextManager[object], place: tuple[int, int]) -> list[Sample]:
         """Samples under a condition; `place` is its number and that of all, for the progress."""
         context = self.subject.context
         with condition:
-            return ask(
+            return generate_and_judge(
                 context.opened.model,
                 context.opened.tokenizer,
                 self.asked,

@@ -17,7 +17,7 @@ from typing import final
 from seawall.artifacts.audit import AuditChange, AuditResult
 from seawall.artifacts.groups import ATTACK, BORDERLINE, PLAIN, POOLED
 from seawall.data.batching import collate, epoch_batches, length_buckets
-from seawall.data.templating import Encoded, encode_lesson, encode_prompt
+from seawall.data.templating import Encoded, encode_example, encode_prompt
 from seawall.data.types import Exchange
 from seawall.distributed import one_process
 from seawall.errors import DataError
@@ -229,7 +229,7 @@ def _lessons(context: Context, folder: Path) -> Lessons:
             remedy="audit a run whose data.benign holds prompts that the model answers",
         )
     return Lessons(
-        rows=[encode_lesson(tokenizer, exchange) for exchange in exchanges],
+        rows=[encode_example(tokenizer, exchange) for exchange in exchanges],
         pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         batch_size=recipe.audit.tamper.batch_size,
         micro_batch_size=recipe.repair.micro_batch_size,

@@ -13,7 +13,7 @@ from seawall.config.gene import GeneGraft
 from seawall.distributed.process import one_process
 from seawall.errors import ConfigError, NothingToGraftError
 from seawall.methods.gene.shots import Shot, shot_batches, shot_loss
-from seawall.models.lora.attach import Worn
+from seawall.models.lora.attach import AttachedAdapter
 from seawall.train.loop import Losses, Row, Settings, Trainer
 
 Coefficients = dict[int, float]
@@ -21,7 +21,7 @@ Coefficients = dict[int, float]
 
 
 def tune_coefficients(
-    worn: Worn,
+    attached: AttachedAdapter,
     shots: Sequence[Shot],
     pad_id: int,
     config: GeneGraft,
@@ -35,7 +35,7 @@ def tune_coefficients(
     start at 1 and stay within 0 and `config.ceiling`.
 
     Args:
-        worn: the task's model with the gene on it.
+        attached: the task's model with the gene on it.
         shots: refusals, examples of the task, and harmless replies that are to stay.
         pad_id: any token; it is masked.
         config: how to tune; `coefficients` says whether each layer has its own or all have one.
@@ -45,7 +45,7 @@ def tune_coefficients(
     Raises:
         SeawallError: a loss is not finite.
     """
-    layers = sorted({point.layer for point in worn.points.values()})
+    layers = sorted({point.layer for point in attached.points.values()})
     one_for_all = config.coefficients == "global"
     numbers = nn.Parameter(torch.ones(1 if one_for_all else len(layers)))
     own = {layer: 0 if one_for_all else at for at, layer in enumerate(layers)}
@@ -54,14 +54,14 @@ def tune_coefficients(
 
     def loss(positions: list[int]) -> list[Losses]:
         coefficients = {layer: numbers[at : at + 1] for layer, at in own.items()}
-        with worn.scaled(coefficients):
-            return [shot_loss(worn.model, shots, positions, pad_id, harmless_weight=config.harmless_weight)]
+        with attached.scaled(coefficients):
+            return [shot_loss(attached.model, shots, positions, pad_id, harmless_weight=config.harmless_weight)]
 
     def after(row: Row) -> None:
         numbers.data.clamp_(0.0, config.ceiling)
         log(row)
 
-    worn.model.requires_grad_(False)
+    attached.model.requires_grad_(False)
     Trainer[list[int]]({"coefficients": numbers}, settings, one_process()).fit(batches, loss, after)
     return {layer: float(numbers[at].detach()) for layer, at in own.items()}
 

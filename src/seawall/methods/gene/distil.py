@@ -12,7 +12,7 @@ from seawall.data.types import Exchange, Messages
 from seawall.distributed.process import one_process
 from seawall.methods.gene.experts import ExpertUse, divergence_and_use
 from seawall.methods.gene.lessons import Lesson, Taught, cross_entropy
-from seawall.models.lora.attach import Worn
+from seawall.models.lora.attach import AttachedAdapter
 from seawall.train.loop import Losses, Row, Settings, Trainer
 
 
@@ -30,12 +30,18 @@ class Distilled:
 
 
 def distil(
-    worn: Worn, taught: Taught, held_out: Taught, config: GeneExtract, *, seed: int, log: Callable[[Row], None]
+    attached: AttachedAdapter,
+    taught: Taught,
+    held_out: Taught,
+    config: GeneExtract,
+    *,
+    seed: int,
+    log: Callable[[Row], None],
 ) -> Distilled:
     """Trains the adapter that the degraded model wears to KL(aligned || degraded + adapter) on replies.
 
     Args:
-        worn: the degraded model with a new adapter.
+        attached: the degraded model with a new adapter.
         taught: what to learn from, with the aligned model's predictions.
         held_out: other lessons with its predictions.
         config: how to train.
@@ -48,13 +54,13 @@ def distil(
     lengths = [len(one.encoded.input_ids) for one in taught.lessons]
     epochs = [epoch_batches(lengths, config.batch_size, seed=seed, epoch=at) for at in range(config.epochs)]
     settings = Settings(lr=config.lr, schedule="cosine", total_steps=sum(map(len, epochs)))
-    trainer = Trainer[list[int]](worn.parameters(), settings, one_process())
+    trainer = Trainer[list[int]](attached.parameters(), settings, one_process())
 
     def loss(positions: list[int]) -> list[Losses]:
-        return [(taught.divergence(worn.model, positions).mean(), {})]
+        return [(taught.divergence(attached.model, positions).mean(), {})]
 
     def measured() -> tuple[GeneStep, ExpertUse | None]:
-        means, use = divergence_and_use(worn, held_out, batch_size=config.batch_size)
+        means, use = divergence_and_use(attached, held_out, batch_size=config.batch_size)
         return GeneStep(trainer.steps, *means), use
 
     steps = [measured()]
@@ -80,7 +86,7 @@ def compliance(prompts: Sequence[Messages]) -> list[Exchange]:
 
 
 def degrade(
-    worn: Worn,
+    attached: AttachedAdapter,
     lessons: Sequence[Lesson],
     pad_id: int,
     config: GeneDegrade,
@@ -102,7 +108,7 @@ def degrade(
     settings = Settings(lr=config.lr, schedule="linear", total_steps=len(batches))
 
     def loss(positions: list[int]) -> list[Losses]:
-        value = cross_entropy(worn.model, [lessons[at].encoded for at in positions], pad_id).mean()
+        value = cross_entropy(attached.model, [lessons[at].encoded for at in positions], pad_id).mean()
         return [(value, {})]
 
-    Trainer[list[int]](worn.parameters(), settings, one_process()).fit(batches, loss, log)
+    Trainer[list[int]](attached.parameters(), settings, one_process()).fit(batches, loss, log)

@@ -16,7 +16,7 @@ from seawall.artifacts.gene import Factors, Gene, GeneExperts, GenePoint, GeneRe
 from seawall.config.gene import ExpertsBy
 from seawall.errors import ConfigError
 from seawall.methods.gene.lessons import Lesson, Taught
-from seawall.models.lora.attach import Worn
+from seawall.models.lora.attach import AttachedAdapter
 from seawall.models.moe.capture import capture, routing_counts_by_row
 from seawall.models.moe.find import find_moe
 
@@ -33,15 +33,15 @@ class ExpertUse:
 
 @torch.no_grad()
 def divergence_and_use(
-    worn: Worn, held_out: Taught, *, batch_size: int
+    attached: AttachedAdapter, held_out: Taught, *, batch_size: int
 ) -> tuple[tuple[float, float], ExpertUse | None]:
     """`Taught.mean_divergence` of a model with a gene on, and how much experts are used in the same forward passes.
 
     Nothing of a pass is kept but sums. The use is None where the gene changes no stack of experts.
     """
-    if not _stacks(worn.points):
-        return held_out.mean_divergence(worn.model, batch_size), None
-    moe = find_moe(worn.model)
+    if not _stacks(attached.points):
+        return held_out.mean_divergence(attached.model, batch_size), None
+    moe = find_moe(attached.model)
     mass_PLE = torch.zeros(2, moe.num_layers, moe.num_experts, dtype=torch.float64)
     with capture(moe) as trace:
 
@@ -51,7 +51,7 @@ def divergence_and_use(
             flat = mask_BT.flatten().to(where), kinds_BT.flatten().to(where)
             mass_PLE.add_(routing_counts_by_row(trace, *flat, num_rows=2)[1].cpu())
 
-        means = held_out.mean_divergence(worn.model, batch_size, seen)
+        means = held_out.mean_divergence(attached.model, batch_size, seen)
     sides = []
     for kind in (True, False):
         positions = sum(one.encoded.response_tokens for one in held_out.lessons if one.harmful is kind)
@@ -145,27 +145,33 @@ def with_experts(gene: Gene, share: float, by: ExpertsBy, *, seed: int = 0, made
 
 
 def expert_recovery(
-    worn: Worn, held_out: Taught, experts: Sequence[GeneExperts], shares: Sequence[float], *, batch_size: int, seed: int
+    attached: AttachedAdapter,
+    held_out: Taught,
+    experts: Sequence[GeneExperts],
+    shares: Sequence[float],
+    *,
+    batch_size: int,
+    seed: int,
 ) -> tuple[GeneRecovery, ...]:
     """The held-out divergence with the updates of some experts alone, chosen by score and by chance.
 
     Args:
-        worn: the degraded model with the gene, which is the same afterwards.
+        attached: the degraded model with the gene, which is the same afterwards.
         held_out: lessons with the aligned model's predictions.
         experts: of the gene, with scores.
         shares: of each layer's experts.
         batch_size: rows of a forward pass.
         seed: of the draws.
     """
-    whole = worn.factors()
+    whole = attached.factors()
     found = []
     try:
         for share in shares:
             for by in _BOTH:
-                worn.put(_only(worn.points, whole, select_experts(experts, share, by, seed=seed)))
-                found.append(GeneRecovery(share, by, *held_out.mean_divergence(worn.model, batch_size)))
+                attached.load_factors(_only(attached.points, whole, select_experts(experts, share, by, seed=seed)))
+                found.append(GeneRecovery(share, by, *held_out.mean_divergence(attached.model, batch_size)))
     finally:
-        worn.put(whole)
+        attached.load_factors(whole)
     return tuple(found)
 
 

@@ -117,7 +117,7 @@ def _mean(values: Tensor) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class AlignedReply:
     """One reply, whether its prompt asks for harm, and the part that the prompt is of."""
 
     part: SplitName
@@ -125,7 +125,7 @@ class Reply:
     exchange: Exchange
 
 
-def write_replies(path: Path, replies: Sequence[Reply]) -> None:
+def write_replies(path: Path, replies: Sequence[AlignedReply]) -> None:
     """One JSON object a line."""
     write_metrics(
         path,
@@ -142,7 +142,7 @@ def write_replies(path: Path, replies: Sequence[Reply]) -> None:
     )
 
 
-def read_replies(path: Path) -> list[Reply]:
+def read_replies(path: Path) -> list[AlignedReply]:
     """What `write_replies` wrote.
 
     Raises:
@@ -152,5 +152,5 @@ def read_replies(path: Path) -> list[Reply]:
     for row in read_metrics(path):
         prompt = tuple(Message(one["role"], one["content"]) for one in row["messages"])
         exchange = Exchange(prompt, row["response"], prompt[-1].content, row["ended"])
-        found.append(Reply(row["part"], row["harmful"], exchange))
+        found.append(AlignedReply(row["part"], row["harmful"], exchange))
     return found

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seawall.artifacts.gene import Gene
 from seawall.artifacts.graft import CoefficientKind, GraftStep
 from seawall.config.gene import GeneConfig, GeneGraft, GraftMethod
-from seawall.data.templating import IGNORED, Encoded, encode_lesson, encode_prompt
+from seawall.data.templating import IGNORED, Encoded, encode_example, encode_prompt
 from seawall.data.types import Exchange, Messages
 from seawall.distributed.process import one_process
 from seawall.methods.gene.coefficients import Coefficients, tune_coefficients, with_coefficients
@@ -21,7 +21,7 @@ from seawall.methods.gene.lessons import Lesson
 from seawall.methods.gene.shots import Shot, Side, shot_batches, shot_loss
 from seawall.models.files.open import Checkpoint
 from seawall.models.generate import decoding_for, greedy_batches
-from seawall.models.lora.attach import Worn, wear
+from seawall.models.lora.attach import AttachedAdapter, attach_adapter
 from seawall.runs.progress import Reporter
 from seawall.train.loop import Losses, Row, Settings, Trainer
 
@@ -65,11 +65,11 @@ def weighted(gene: Gene, task: Checkpoint, shots: Shots | None, settings: GeneCo
         ones = dict.fromkeys(gene.held_layers, 1.0)
         return Fitted(with_coefficients(gene, ones, made="whole"), ones, "fixed")
     reporter.stage(f"Tuning {len(gene.held_layers)} coefficients on {shots}")
-    worn, lessons, pad = _dressed(gene, task, shots, settings, reporter)
-    worn.put(gene.factors)
+    attached, lessons, pad = _dressed(gene, task, shots, settings, reporter)
+    attached.load_factors(gene.factors)
     steps: list[GraftStep] = []
     log = _logging(steps, settings.graft.steps, reporter)
-    found = tune_coefficients(worn, lessons, pad, settings.graft, seed=settings.seed, log=log)
+    found = tune_coefficients(attached, lessons, pad, settings.graft, seed=settings.seed, log=log)
     fixed = with_coefficients(gene, found, made="weighted by layer")
     return Fitted(fixed, found, settings.graft.coefficients, tuple(steps), _kept(lessons))
 
@@ -78,12 +78,12 @@ def fine_tuned(gene: Gene, task: Checkpoint, shots: Shots | None, settings: Gene
     """A new adapter at the gene's points, of its rank and scaling, trained on the shots; nothing of the gene in it."""
     assert shots is not None
     reporter.stage(f"Fine-tuning {len(gene.points)} matrices on {shots}")
-    worn, lessons, pad = _dressed(gene, task, shots, settings, reporter)
+    attached, lessons, pad = _dressed(gene, task, shots, settings, reporter)
     steps: list[GraftStep] = []
     log = _logging(steps, settings.graft.steps, reporter)
-    fine_tune(worn, lessons, pad, settings.graft, seed=settings.seed, log=log)
+    fine_tune(attached, lessons, pad, settings.graft, seed=settings.seed, log=log)
     trained = replace(
-        gene, points=worn.points, factors=worn.factors(), made="trained anew", parents=(gene.fingerprint,)
+        gene, points=attached.points, factors=attached.factors(), made="trained anew", parents=(gene.fingerprint,)
     )
     return Fitted(trained, dict.fromkeys(gene.held_layers, 1.0), "fixed", tuple(steps), _kept(lessons))
 
@@ -97,14 +97,14 @@ FIT: Mapping[GraftMethod, Callable[[Gene, Checkpoint, Shots | None, GeneConfig, 
 
 def _dressed(
     gene: Gene, task: Checkpoint, shots: Shots, settings: GeneConfig, reporter: Reporter
-) -> tuple[Worn, list[Shot], int]:
+) -> tuple[AttachedAdapter, list[Shot], int]:
     """The task's model with a new adapter at the gene's points, the shots encoded, and a token for padding."""
     model, tokenizer = task.load()
     sides: list[tuple[Side, Sequence[Exchange]]] = [("refusal", shots.refusals), ("task", shots.task)]
-    encoded = [Shot(encode_lesson(tokenizer, one), side) for side, exchanges in sides for one in exchanges]
+    encoded = [Shot(encode_example(tokenizer, one), side) for side, exchanges in sides for one in exchanges]
     encoded += _replies(model, tokenizer, shots.harmless, settings, reporter)
-    worn = wear(model, gene.points, rank=gene.rank, scaling=gene.scaling, seed=settings.seed)
-    return worn, encoded, pad_id(tokenizer)
+    attached = attach_adapter(model, gene.points, rank=gene.rank, scaling=gene.scaling, seed=settings.seed)
+    return attached, encoded, pad_id(tokenizer)
 
 
 def _replies(
@@ -150,8 +150,8 @@ def _logging(steps: list[GraftStep], total: int, reporter: Reporter) -> Callable
 def encode_shots(tokenizer: PreTrainedTokenizerBase, refusals: list[Exchange], task: list[Exchange]) -> list[Lesson]:
     """Both sides as lessons."""
     return [
-        *(Lesson(encode_lesson(tokenizer, one), harmful=True) for one in refusals),
-        *(Lesson(encode_lesson(tokenizer, one), harmful=False) for one in task),
+        *(Lesson(encode_example(tokenizer, one), harmful=True) for one in refusals),
+        *(Lesson(encode_example(tokenizer, one), harmful=False) for one in task),
     ]
 
 
@@ -161,7 +161,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def fine_tune(
-    worn: Worn,
+    attached: AttachedAdapter,
     shots: Sequence[Shot],
     pad_id: int,
     config: GeneGraft,
@@ -173,7 +173,7 @@ def fine_tune(
     coefficients would be tuned on; the model's own weights stay.
 
     Args:
-        worn: the task's model with a new adapter.
+        attached: the task's model with a new adapter.
         shots: refusals, examples of the task, and harmless replies that are to stay.
         pad_id: any token; it is masked.
         config: how to train; `sft_lr` is the learning rate.
@@ -187,6 +187,6 @@ def fine_tune(
     settings = Settings(lr=config.sft_lr, schedule="cosine", total_steps=len(batches))
 
     def loss(positions: list[int]) -> list[Losses]:
-        return [shot_loss(worn.model, shots, positions, pad_id, harmless_weight=config.harmless_weight)]
+        return [shot_loss(attached.model, shots, positions, pad_id, harmless_weight=config.harmless_weight)]
 
-    Trainer[list[int]](worn.parameters(), settings, one_process()).fit(batches, loss, log)
+    Trainer[list[int]](attached.parameters(), settings, one_process()).fit(batches, loss, log)

@@ -18,8 +18,8 @@ from seawall.models.files.checkpoint import save_model
 from seawall.models.files.open import Checkpoint
 from seawall.models.files.rewrite import checkpoint_fingerprint
 from seawall.models.files.stream import outline
-from seawall.models.lora.merge import merge_put_on, put_on
-from seawall.models.quiet import quiet
+from seawall.models.lora.merge import attach_saved_adapter, merge_attached
+from seawall.models.silence_libraries import silence_libraries
 from seawall.runs.files import file_hash, storage_errors
 from seawall.runs.progress import Reporter
 from seawall.runs.publish import published
@@ -84,12 +84,12 @@ def _adapter(task: ModelConfig) -> Path:
 def _merge(base: Checkpoint, folder: Path, anchor: Anchor, config: GeneGraft, scratch: Path) -> SafeLoraReport:
     """Leaves the checkpoint in the scratch folder, and the projected adapter inside it."""
     model, tokenizer = base.load()
-    wrapped = put_on(model, folder)
+    wrapped = attach_saved_adapter(model, folder)
     report = project(wrapped, anchor, **config.safelora.model_dump())
     projected = scratch.with_name("projected")
-    with quiet():
+    with silence_libraries():
         wrapped.save_pretrained(projected)
-    save_model(merge_put_on(wrapped, folder), tokenizer, scratch)
+    save_model(merge_attached(wrapped, folder), tokenizer, scratch)
     (scratch / ADAPTER).parent.mkdir()
     projected.rename(scratch / ADAPTER)
     return report

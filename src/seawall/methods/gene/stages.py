@@ -28,13 +28,13 @@ from seawall.evaluation.metrics import rate_with_interval
 from seawall.methods.gene.context import REPLIES, GeneContext
 from seawall.methods.gene.distil import Distilled, compliance, degrade, distil
 from seawall.methods.gene.experts import describe_experts, expert_recovery
-from seawall.methods.gene.lessons import Lesson, Reply, Taught, read_replies, teach, write_replies
+from seawall.methods.gene.lessons import AlignedReply, Lesson, Taught, read_replies, teach, write_replies
 from seawall.methods.gene.methods import encode_shots, pad_id
 from seawall.methods.gene.select import contrast, layer_outputs, select_layers
 from seawall.methods.gene.task_model import vocabulary_hash
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.generate import generate
-from seawall.models.lora.attach import Worn, merged, wear
+from seawall.models.lora.attach import AttachedAdapter, attach_adapter, merged
 from seawall.runs.files import write_metrics
 
 _DEGRADING, _UPDATES = "degrading", "degrade.jsonl"
@@ -46,7 +46,7 @@ def _replies(context: GeneContext, scratch: Path) -> None:
     context.reporter.stage("The aligned model's replies")
     model, tokenizer = context.checkpoint.load()
     config = context.config.extract
-    found: list[Reply] = []
+    found: list[AlignedReply] = []
     parts: tuple[tuple[SplitName, bool, int], ...] = (
         ("train", True, config.harmful),
         ("train", False, config.benign),
@@ -66,7 +66,7 @@ def _replies(context: GeneContext, scratch: Path) -> None:
         verdicts = context.judge(prompts, [one.text for one in replies])
         wanted = "refused" if harmful else "complied"
         kept = [
-            Reply(part, harmful, Exchange(prompt, reply.text.strip(), prompt[-1].content, reply.ended))
+            AlignedReply(part, harmful, Exchange(prompt, reply.text.strip(), prompt[-1].content, reply.ended))
             for prompt, reply, verdict in zip(prompts, replies, verdicts, strict=True)
             if verdict.label == wanted and reply.text.strip()
         ]
@@ -91,7 +91,9 @@ def _degrading(context: GeneContext, scratch: Path) -> Path:
     config = context.config.degrade
     benign = [one.exchange for one in _kept(context, "train", harmful=False)][: config.benign]
     goals = context.asked("train", harmful=True, most=config.harmful)
-    worn = wear(model, context.points, rank=config.rank, scaling=_DEGRADED_SCALING, seed=context.config.seed)
+    attached = attach_adapter(
+        model, context.points, rank=config.rank, scaling=_DEGRADED_SCALING, seed=context.config.seed
+    )
     lessons = encode_shots(tokenizer, compliance(goals), benign)
     total = config.epochs * -(-len(lessons) // config.batch_size)
     rows: list[Mapping[str, float]] = []
@@ -100,9 +102,9 @@ def _degrading(context: GeneContext, scratch: Path) -> Path:
         rows.append(row)
         context.reporter.step("updates", len(rows), total)
 
-    degrade(worn, lessons, pad_id(tokenizer), config, seed=context.config.seed, log=log)
+    degrade(attached, lessons, pad_id(tokenizer), config, seed=context.config.seed, log=log)
     folder.mkdir(exist_ok=True)
-    save_adapter(folder, worn.points, worn.factors(), _DEGRADED_SCALING)
+    save_adapter(folder, attached.points, attached.factors(), _DEGRADED_SCALING)
     write_metrics(scratch / _UPDATES, rows)
     return folder
 
@@ -136,10 +138,10 @@ def _gene(context: GeneContext, scratch: Path) -> None:
     points = _chosen(context, layers)
     reporter.stage(f"Distilling into {len(points)} weight matrices, rank {config.rank}")
     scaling = config.alpha / config.rank
-    worn = wear(model, points, rank=config.rank, scaling=scaling, seed=config.seed)
-    distilled = _distilled(context, worn, known, scratch)
-    experts = _experts(context, worn, known, distilled)
-    _save(context, worn, _Measured(degraded, layers, distilled, *experts), scratch, tokenizer)
+    attached = attach_adapter(model, points, rank=config.rank, scaling=scaling, seed=config.seed)
+    distilled = _distilled(context, attached, known, scratch)
+    experts = _experts(context, attached, known, distilled)
+    _save(context, attached, _Measured(degraded, layers, distilled, *experts), scratch, tokenizer)
     if degrading is not None:
         shutil.rmtree(degrading)
 
@@ -166,7 +168,7 @@ def _learn(context: GeneContext, model: PreTrainedModel, tokenizer: PreTrainedTo
     )
 
 
-def _distilled(context: GeneContext, worn: Worn, known: _Aligned, scratch: Path) -> Distilled:
+def _distilled(context: GeneContext, attached: AttachedAdapter, known: _Aligned, scratch: Path) -> Distilled:
     config = context.config.extract
     total = config.epochs * -(-len(known.train.lessons) // config.batch_size)
     rows: list[Mapping[str, float]] = []
@@ -175,24 +177,24 @@ def _distilled(context: GeneContext, worn: Worn, known: _Aligned, scratch: Path)
         rows.append(row)
         context.reporter.step("updates", len(rows), total)
 
-    distilled = distil(worn, known.train, known.held_out, config, seed=context.config.seed, log=log)
+    distilled = distil(attached, known.train, known.held_out, config, seed=context.config.seed, log=log)
     write_metrics(scratch / "metrics.jsonl", rows)
     return distilled
 
 
 def _experts(
-    context: GeneContext, worn: Worn, known: _Aligned, distilled: Distilled
+    context: GeneContext, attached: AttachedAdapter, known: _Aligned, distilled: Distilled
 ) -> tuple[tuple[GeneExperts, ...], tuple[GeneRecovery, ...]]:
     """What the gene does to each expert, and the held-out divergence with some of them alone."""
     config = context.config
     if distilled.use is None:
         return (), ()
-    found = describe_experts(worn.points, worn.factors(), config.alpha / config.rank, distilled.use)
+    found = describe_experts(attached.points, attached.factors(), config.alpha / config.rank, distilled.use)
     shares = config.extract.expert_shares
     if shares:
         context.reporter.stage("The gene with some experts alone")
     size = config.extract.batch_size
-    return found, expert_recovery(worn, known.held_out, found, shares, batch_size=size, seed=config.seed)
+    return found, expert_recovery(attached, known.held_out, found, shares, batch_size=size, seed=config.seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,22 +209,22 @@ class _Measured:
 
 
 def _save(
-    context: GeneContext, worn: Worn, known: _Measured, scratch: Path, tokenizer: PreTrainedTokenizerBase
+    context: GeneContext, attached: AttachedAdapter, known: _Measured, scratch: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    held = {point.layer for point in worn.points.values()}
+    held = {point.layer for point in attached.points.values()}
     refusals = {}
     if context.config.extract.judged:
         context.reporter.stage("Refusals without and with the gene")
-        with worn.taken_off():
-            refusals["degraded"] = _refused(context, worn.model, tokenizer)
-        refusals["restored"] = _refused(context, worn.model, tokenizer)
+        with attached.disabled():
+            refusals["degraded"] = _refused(context, attached.model, tokenizer)
+        refusals["restored"] = _refused(context, attached.model, tokenizer)
     Gene(
-        family=str(worn.model.config.model_type),
+        family=str(attached.model.config.model_type),
         tokenizer=vocabulary_hash(tokenizer),
         aligned=context.checkpoint.fingerprint,
         degraded=known.degraded,
-        points=worn.points,
-        factors=worn.factors(),
+        points=attached.points,
+        factors=attached.factors(),
         scaling=context.config.alpha / context.config.rank,
         layers=tuple(replace(one, selected=one.layer in held) for one in known.layers),
         experts=known.experts,
@@ -249,6 +251,6 @@ def _refused(context: GeneContext, model: PreTrainedModel, tokenizer: PreTrained
     )
 
 
-def _kept(context: GeneContext, part: SplitName, *, harmful: bool) -> list[Reply]:
+def _kept(context: GeneContext, part: SplitName, *, harmful: bool) -> list[AlignedReply]:
     found = read_replies(context.run.stage(REPLIES) / "replies.jsonl")
     return [one for one in found if one.part == part and one.harmful is harmful]

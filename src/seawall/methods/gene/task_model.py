@@ -19,7 +19,7 @@ from seawall.data.types import user
 from seawall.errors import ArtifactError, ConfigError
 from seawall.models.files.checkpoint import save_model, verify_hashes
 from seawall.models.files.open import Checkpoint
-from seawall.models.lora.attach import load_worn
+from seawall.models.lora.attach import load_peft_model
 from seawall.models.lora.merge import check_adapter, merge_adapter
 from seawall.runs.files import canonical_hash, read_json
 from seawall.runs.progress import Reporter
@@ -152,7 +152,7 @@ def check_added(model: Checkpoint, adapter: Path, gene: Gene, *, allowed: float)
 def _logits_with(checkpoint: Checkpoint, adapter: Path) -> list[Tensor]:
     """The logits with an adapter on the model, which is gone from memory then."""
     model, tokenizer = checkpoint.load(dtype=_FULL)
-    return _logits(load_worn(model, adapter), tokenizer)
+    return _logits(load_peft_model(model, adapter), tokenizer)
 
 
 @torch.inference_mode()

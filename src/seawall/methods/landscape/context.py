@@ -13,7 +13,7 @@ from seawall.config.landscape import LandscapeConfig
 from seawall.config.model import LAB, LAB_ORIGINAL, ModelConfig
 from seawall.config.recipe import Recipe
 from seawall.errors import ConfigError, DataError
-from seawall.evaluation.suite import Asked, build_suite
+from seawall.evaluation.suite import EvalPrompt, build_suite
 from seawall.methods.landscape.directions import (
     Direction,
     adapter_direction,
@@ -36,13 +36,13 @@ class LandscapeContext(Context):
         return self.recipe.landscape
 
     @cached_property
-    def asked(self) -> list[Asked]:
+    def asked(self) -> list[EvalPrompt]:
         """What is asked at every point, from the test part alone.
 
         Raises:
             DataError: there are no plain harmful requests in it.
         """
-        asked = build_suite(self.prompts, "test", gold=False).asked()
+        asked = build_suite(self.prompts, "test", gold=False).prompts()
         groups = (PLAIN, BORDERLINE, BENIGN) if self.config.harmless_prompts != 0 else (PLAIN,)
         if not any(one.group == PLAIN for one in asked):
             raise DataError(

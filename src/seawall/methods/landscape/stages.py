@@ -13,7 +13,7 @@ from seawall.artifacts.landscape import HARMFUL, BasinWidth, LandscapePoint, Lan
 from seawall.config.eval import EvalConfig
 from seawall.config.landscape import LandscapeConfig
 from seawall.evaluation.metrics import rate_with_interval
-from seawall.evaluation.run import ask, group_rates
+from seawall.evaluation.run import generate_and_judge, group_rates
 from seawall.evaluation.samples import SampleLog
 from seawall.methods.landscape.context import LandscapeContext
 from seawall.methods.landscape.extent import extent, mean_safety
@@ -24,7 +24,7 @@ ORIGIN = "origin"
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class Displacement:
     """A point to measure: amounts by direction, as (name, amount) without zeros."""
 
     amounts: tuple[tuple[str, float], ...]
@@ -35,16 +35,16 @@ class Setting:
         return ",".join(f"{name}{amount:+}" for name, amount in self.amounts) or ORIGIN
 
 
-def settings(config: LandscapeConfig, directions: Sequence[str], plane: tuple[str, str] | None) -> list[Setting]:
+def settings(config: LandscapeConfig, directions: Sequence[str], plane: tuple[str, str] | None) -> list[Displacement]:
     """The model as it is, then every curve from 0 outwards, then the rest of the plane; each point once."""
-    found = [Setting(())]
+    found = [Displacement(())]
     for name in directions:
-        found += [Setting(((name, amount),)) for amount in sorted(config.amounts, key=abs) if amount]
+        found += [Displacement(((name, amount),)) for amount in sorted(config.amounts, key=abs) if amount]
     if plane is not None:
         first, second = plane
         amounts = sorted(config.plane_amounts, key=abs)
         pairs = [((first, x), (second, y)) for x in amounts for y in amounts]
-        found += [Setting(tuple(part for part in pair if part[1])) for pair in pairs]
+        found += [Displacement(tuple(part for part in pair if part[1])) for pair in pairs]
     return list(dict.fromkeys(found))
 
 
@@ -59,7 +59,7 @@ def plane_of(config: LandscapeConfig, kinds: Iterable[tuple[str, str]]) -> tuple
     return (names[0], names[1]) if config.plane_amounts and len(names) > 1 else None
 
 
-def measure(context: LandscapeContext, chosen: Sequence[Setting], folder: Path) -> list[LandscapePoint]:
+def measure(context: LandscapeContext, chosen: Sequence[Displacement], folder: Path) -> list[LandscapePoint]:
     """The rates at every point. Every batch of replies is kept as soon as it is judged, and nothing is asked twice.
 
     Raises:
@@ -98,12 +98,12 @@ def basins(found: LandscapeResult) -> Iterator[BasinWidth]:
 
 
 def _samples(
-    context: LandscapeContext, moved: MovedWeights, one: Setting, path: Path, place: tuple[int, int]
+    context: LandscapeContext, moved: MovedWeights, one: Displacement, path: Path, place: tuple[int, int]
 ) -> list[Sample]:
     waiting = not path.is_file() or bool(SampleLog(path, context.asked).missing)
     what = f"{one.name} ({place[0]} of {place[1]})"
     with moved.at(dict(one.amounts)) if waiting else nullcontext():
-        return ask(
+        return generate_and_judge(
             context.opened.model,
             context.opened.tokenizer,
             context.asked,

@@ -22,7 +22,7 @@ from seawall.data.batching import Batch
 from seawall.methods.steer.changes import applied_in_rows
 from seawall.methods.steer.extract import prompts_of_side, require_prompts
 from seawall.methods.steer.score import divergence, refusal_score
-from seawall.methods.steer.target import Prompt, Target, batches, last_logits
+from seawall.methods.steer.target import Prompt, SteeringTarget, batches, last_logits
 from seawall.models.hidden.intervene import ablated
 from seawall.models.hidden.resume import BlockInputs, record_block_inputs, resumed
 
@@ -64,7 +64,7 @@ class Bench:
 
     def __init__(
         self,
-        target: Target,
+        target: SteeringTarget,
         directions: Directions,
         mode: SteeringMode,
         *,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seawall.artifacts.directions import Directions, Place
 from seawall.artifacts.steering import SteeringCandidate, SteeringFamily, SteeringMode
-from seawall.methods.steer.target import Target
+from seawall.methods.steer.target import SteeringTarget
 from seawall.models.hidden.intervene import Addition, ExpertAddition, added, experts_added
 
 SIGN: dict[SteeringMode, int] = {"suppress": -1, "induce": 1}
@@ -48,7 +48,7 @@ def expert_way(directions: Directions, family: SteeringFamily, experts: Sequence
 
 @contextmanager
 def applied(
-    target: Target,
+    target: SteeringTarget,
     directions: Directions,
     candidate: SteeringCandidate,
     mode: SteeringMode,
@@ -70,7 +70,12 @@ def applied(
 
 @contextmanager
 def applied_in_rows(
-    target: Target, directions: Directions, candidates: Sequence[SteeringCandidate], mode: SteeringMode, *, rows: int
+    target: SteeringTarget,
+    directions: Directions,
+    candidates: Sequence[SteeringCandidate],
+    mode: SteeringMode,
+    *,
+    rows: int,
 ) -> Iterator[None]:
     """Inside, a forward pass over R copies of B rows has the r-th candidate's change in the r-th copy.
 
@@ -93,7 +98,7 @@ def applied_in_rows(
 
 @contextmanager
 def _changes(
-    target: Target,
+    target: SteeringTarget,
     directions: Directions,
     ways: Sequence[tuple[Way, float | Tensor]],
     *,

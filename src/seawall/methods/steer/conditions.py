@@ -16,7 +16,7 @@ from seawall.methods.steer.changes import SIGN, applied
 from seawall.methods.steer.choose import CONSTRAINED, EXPERT, LAYER, Found
 from seawall.methods.steer.controls import random_directions
 from seawall.methods.steer.score import divergence
-from seawall.methods.steer.target import Prompt, Target, batches, last_logits
+from seawall.methods.steer.target import Prompt, SteeringTarget, batches, last_logits
 from seawall.models.hidden.intervene import SITES, Addition, Site, ablated, added
 
 HALVES: dict[str, tuple[Site, ...]] = {"attention": ("attention",), "mlp": ("mlp",), "both": ("attention", "mlp")}
@@ -39,7 +39,7 @@ class Condition:
 
 
 def conditions(
-    target: Target, directions: Directions, found: Found, mode: SteeringMode, *, random_seeds: Sequence[int]
+    target: SteeringTarget, directions: Directions, found: Found, mode: SteeringMode, *, random_seeds: Sequence[int]
 ) -> list[Condition]:
     """Every change that is measured on held-out prompts, the layer's direction first.
 
@@ -71,7 +71,7 @@ _SERIES = {
 }
 
 
-def _experts(target: Target, directions: Directions, found: Found, mode: SteeringMode) -> Iterator[Condition]:
+def _experts(target: SteeringTarget, directions: Directions, found: Found, mode: SteeringMode) -> Iterator[Condition]:
     """The choices among experts; single ones and whole layers also on those tokens alone that are sent to them."""
     for name, series in _SERIES.items():
         choice = found.choice(name)
@@ -83,7 +83,9 @@ def _experts(target: Target, directions: Directions, found: Found, mode: Steerin
                 yield Condition(f"{named}-top-k", series, restricted)
 
 
-def _sites(target: Target, directions: Directions, layer: SteeringCandidate, mode: SteeringMode) -> Iterator[Condition]:
+def _sites(
+    target: SteeringTarget, directions: Directions, layer: SteeringCandidate, mode: SteeringMode
+) -> Iterator[Condition]:
     """The layer's direction at the output of attention, of the MLP or MoE, and of both.
 
     In all layers it is ablated: what these parts write along it is taken out, and stays where others wrote it. In its
@@ -99,7 +101,7 @@ def _sites(target: Target, directions: Directions, layer: SteeringCandidate, mod
         yield Condition(f"layer-{name}", "site", partial(added, target.model, additions))
 
 
-def harmless_kl(target: Target, prompts: Sequence[Prompt], condition: Condition) -> float:
+def harmless_kl(target: SteeringTarget, prompts: Sequence[Prompt], condition: Condition) -> float:
     """Mean divergence of the next token from the original model's on these prompts, in nats.
 
     Ask this before generating: greedy generation does not show broken logits.

@@ -9,10 +9,10 @@ from seawall.config.data import DataConfig
 from seawall.config.recipe import Recipe
 from seawall.config.steer import SteerConfig
 from seawall.data.prompts import Benign
-from seawall.data.splits import SplitName, take, unit
+from seawall.data.splits import SplitName, hash_fraction, take
 from seawall.data.types import Message, Messages, user
 from seawall.errors import DataError
-from seawall.evaluation.suite import Asked, build_suite
+from seawall.evaluation.suite import EvalPrompt, build_suite
 from seawall.shell.context import Context
 
 _GROUPS = (PLAIN, BORDERLINE, BENIGN)
@@ -40,10 +40,10 @@ class SteerContext(Context):
     def attacks(self, part: SplitName) -> list[Messages]:
         """Attacks of the seen families on a part's goals, at most as many as there are prompts of a side."""
         pairs = self.prompts.pairs(part)
-        chosen = sorted(pairs, key=lambda pair: unit(f"{pair.attack_name} {pair.goal}", "take"))
+        chosen = sorted(pairs, key=lambda pair: hash_fraction(f"{pair.attack_name} {pair.goal}", "take"))
         return [pair.attack for pair in chosen[: self.config.validation_prompts]]
 
-    def held_out(self) -> list[Asked]:
+    def held_out(self) -> list[EvalPrompt]:
         """What is asked in every condition, from the test part alone.
 
         Where refusal is suppressed: plain requests, harmless ones and those that sound unsafe. Where it is induced:
@@ -52,7 +52,7 @@ class SteerContext(Context):
         Raises:
             DataError: there are no plain requests in that part, or no harmless ones.
         """
-        asked = build_suite(self.prompts, "test", gold=False).asked()
+        asked = build_suite(self.prompts, "test", gold=False).prompts()
         for group, what in ((PLAIN, "plain harmful"), (BENIGN, "harmless")):
             if not any(one.group == group for one in asked):
                 raise DataError(
@@ -69,9 +69,9 @@ class SteerContext(Context):
         names = {group: _some({one.goal for one in wrapped if one.group == group}, most) for group in _groups(wrapped)}
         return [*(one for one in wrapped if one.goal in names[one.group]), *kept]
 
-    def under_system(self, asked: list[Asked], text: str) -> list[Asked]:
+    def under_system(self, asked: list[EvalPrompt], text: str) -> list[EvalPrompt]:
         """The same prompts under a system prompt."""
-        return [Asked(one.id, one.group, one.goal, (Message("system", text), *one.prompt)) for one in asked]
+        return [EvalPrompt(one.id, one.group, one.goal, (Message("system", text), *one.prompt)) for one in asked]
 
 
 def steer_data(recipe: Recipe) -> DataConfig:
@@ -88,9 +88,9 @@ def steer_data(recipe: Recipe) -> DataConfig:
     return recipe.data.model_copy(update=caps)
 
 
-def _groups(asked: list[Asked]) -> list[str]:
+def _groups(asked: list[EvalPrompt]) -> list[str]:
     return list(dict.fromkeys(one.group for one in asked))
 
 
 def _some(goals: set[str], most: int | None) -> set[str]:
-    return set(sorted(goals, key=lambda goal: unit(goal, "take"))[:most])
+    return set(sorted(goals, key=lambda goal: hash_fraction(goal, "take"))[:most])

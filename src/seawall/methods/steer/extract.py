@@ -19,7 +19,7 @@ from seawall.artifacts.directions import Directions, PromptSide, ScoredPrompt
 from seawall.data.batching import Batch
 from seawall.errors import DataError
 from seawall.methods.steer.score import refusal_score
-from seawall.methods.steer.target import Prompt, Target, batches, last_logits
+from seawall.methods.steer.target import Prompt, SteeringTarget, batches, last_logits
 from seawall.models.hidden.forced import expert_block_outputs
 from seawall.models.hidden.residual import capture_residual
 from seawall.models.moe.capture import RoutingTrace, capture
@@ -31,7 +31,7 @@ _SIGN = {"harmful": 1, "harmless": -1}
 
 
 def extract(
-    target: Target,
+    target: SteeringTarget,
     harmful: Sequence[Prompt],
     harmless: Sequence[Prompt],
     *,
@@ -103,7 +103,7 @@ class _Work:
             self.progress(self.done, self.total)
 
 
-def prompts_of_side(target: Target, side: PromptSide, prompts: Sequence[Prompt]) -> list[Prompt]:
+def prompts_of_side(target: SteeringTarget, side: PromptSide, prompts: Sequence[Prompt]) -> list[Prompt]:
     """The prompts on which the model's refusal score has the right sign.
 
     Raises:
@@ -146,7 +146,7 @@ class _Means:
     count: Tensor
 
     @classmethod
-    def zeros(cls, target: Target, positions: int) -> _Means:
+    def zeros(cls, target: SteeringTarget, positions: int) -> _Means:
         """Nothing summed yet."""
         moe, width = target.moe, int(target.model.config.get_text_config().hidden_size)
         experts = (0, 0) if moe is None else (moe.num_layers, moe.num_experts)
@@ -161,7 +161,7 @@ class _Means:
 
 
 def _scored(
-    target: Target, side: PromptSide, prompts: Sequence[Prompt], read: Callable[[Batch], list[float]]
+    target: SteeringTarget, side: PromptSide, prompts: Sequence[Prompt], read: Callable[[Batch], list[float]]
 ) -> list[ScoredPrompt]:
     """The prompts with their refusal scores, which `read` gives batch by batch."""
     scores: dict[int, float] = {}
@@ -175,7 +175,7 @@ def _kept(prompts: Sequence[Prompt], records: Sequence[ScoredPrompt]) -> list[Pr
 
 
 def _read(
-    batch: Batch, *, target: Target, sign: int, positions: Sequence[int], into: _Means, work: _Work
+    batch: Batch, *, target: SteeringTarget, sign: int, positions: Sequence[int], into: _Means, work: _Work
 ) -> list[float]:
     """Refusal scores of a batch; the sums get its rows whose score has that sign."""
     routing = nullcontext(None) if target.moe is None else capture(target.moe)
@@ -232,7 +232,7 @@ def _require_kept(side: PromptSide, records: Sequence[ScoredPrompt]) -> None:
 
 
 def expert_means(
-    target: Target,
+    target: SteeringTarget,
     moe: MoEModel,
     prompts: Sequence[Prompt],
     positions: Sequence[int],

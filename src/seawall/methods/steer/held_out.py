@@ -14,12 +14,12 @@ from seawall.artifacts.groups import BENIGN
 from seawall.artifacts.steering import SteeringCondition
 from seawall.artifacts.store import require_model
 from seawall.evaluation.pooled import paired_changes, with_pooled
-from seawall.evaluation.run import ask, group_rates
-from seawall.evaluation.suite import Asked
+from seawall.evaluation.run import generate_and_judge, group_rates
+from seawall.evaluation.suite import EvalPrompt
 from seawall.methods.steer.conditions import Condition, harmless_kl
 from seawall.methods.steer.context import SteerContext
 from seawall.methods.steer.stages import SEARCH
-from seawall.methods.steer.target import Target, encoded
+from seawall.methods.steer.target import SteeringTarget, encoded
 from seawall.runs.files import read_json, write_json
 from seawall.runs.stage import finished_stage, is_done
 
@@ -32,17 +32,17 @@ Samples = Mapping[str, Sequence[Sample]]
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class HeldOutCondition:
     """One condition, the prompts that it is asked, and what it is compared with."""
 
     name: str
     series: str
     enter: Callable[[], AbstractContextManager[None]]
-    asked: Sequence[Asked]
+    asked: Sequence[EvalPrompt]
     reference: str | None
 
 
-def settings(context: SteerContext, conditions: Sequence[Condition]) -> list[Setting]:
+def settings(context: SteerContext, conditions: Sequence[Condition]) -> list[HeldOutCondition]:
     """The model as it is and under every change; again under the system prompt; and repaired, where refusal is induced.
 
     Args:
@@ -50,15 +50,15 @@ def settings(context: SteerContext, conditions: Sequence[Condition]) -> list[Set
         conditions: the changes.
     """
     asked, text = context.held_out(), context.config.system_prompt
-    rows = [Setting(ORIGINAL, "reference", nullcontext, asked, None)]
-    rows += [Setting(one.name, one.series, one.enter, asked, ORIGINAL) for one in conditions]
+    rows = [HeldOutCondition(ORIGINAL, "reference", nullcontext, asked, None)]
+    rows += [HeldOutCondition(one.name, one.series, one.enter, asked, ORIGINAL) for one in conditions]
     if context.config.mode == "induce" and is_done(context.run, "repair"):
-        rows.append(Setting(REPAIRED, "repair", lambda: _repaired(context), asked, ORIGINAL))
+        rows.append(HeldOutCondition(REPAIRED, "repair", lambda: _repaired(context), asked, ORIGINAL))
     if text is not None:
         again = context.under_system(asked, text)
-        rows.append(Setting(SYSTEM, SYSTEM, nullcontext, again, None))
+        rows.append(HeldOutCondition(SYSTEM, SYSTEM, nullcontext, again, None))
         rows += [
-            Setting(f"{UNDER_SYSTEM}{one.name}", SYSTEM, one.enter, again, SYSTEM)
+            HeldOutCondition(f"{UNDER_SYSTEM}{one.name}", SYSTEM, one.enter, again, SYSTEM)
             for one in conditions
             if one.name in _AGAIN
         ]
@@ -70,10 +70,10 @@ class HeldOut:
     """Asks every setting and keeps the samples in the stage's folder."""
 
     context: SteerContext
-    target: Target
+    target: SteeringTarget
     folder: Path
 
-    def measure(self, rows: Sequence[Setting]) -> tuple[dict[str, list[Sample]], dict[str, float]]:
+    def measure(self, rows: Sequence[HeldOutCondition]) -> tuple[dict[str, list[Sample]], dict[str, float]]:
         """Samples and harmless divergence of every setting, by its name.
 
         Divergences come first: a change that breaks the model is met before hours of generation.
@@ -84,7 +84,7 @@ class HeldOut:
         kls = self._kls([row for row in rows if row.reference is not None and row.name != REPAIRED])
         return {row.name: self._ask(row, (at, len(rows))) for at, row in enumerate(rows, 1)}, kls
 
-    def condition(self, row: Setting, samples: Sequence[Sample], kl: float | None) -> SteeringCondition:
+    def condition(self, row: HeldOutCondition, samples: Sequence[Sample], kl: float | None) -> SteeringCondition:
         """The rates of a setting, all attack families pooled too."""
         config = self.context.recipe.eval
         rates = group_rates(with_pooled(samples), resamples=config.bootstrap, seed=config.seed)
@@ -94,7 +94,7 @@ class HeldOut:
         """For each (condition, reference) the paired difference in every group."""
         return paired_changes(found, pairs, self.context.recipe.eval)
 
-    def _kls(self, rows: Sequence[Setting]) -> dict[str, float]:
+    def _kls(self, rows: Sequence[HeldOutCondition]) -> dict[str, float]:
         """Harmless divergences by name; those that an earlier attempt left are not measured again."""
         path = self.folder / SEARCH / "harmless_kl.json"
         found: dict[str, float] = read_json(path) if path.is_file() else {}
@@ -104,17 +104,17 @@ class HeldOut:
                 write_json(path, found)
         return {row.name: found[row.name] for row in rows}
 
-    def _kl(self, row: Setting, place: tuple[int, int]) -> float:
+    def _kl(self, row: HeldOutCondition, place: tuple[int, int]) -> float:
         prompts = [one.prompt for one in row.asked if one.group == BENIGN]
         self.context.reporter.step("side effects on harmless prompts", *place)
         shown = encoded(self.context.opened.tokenizer, prompts)
         return harmless_kl(self.target, shown, Condition(row.name, row.series, row.enter))
 
-    def _ask(self, row: Setting, place: tuple[int, int]) -> list[Sample]:
+    def _ask(self, row: HeldOutCondition, place: tuple[int, int]) -> list[Sample]:
         path, opened = self.folder / "samples" / f"{row.name}.jsonl", self.context.opened
         path.parent.mkdir(exist_ok=True)
         with row.enter():
-            return ask(
+            return generate_and_judge(
                 opened.model,
                 opened.tokenizer,
                 row.asked,

@@ -20,7 +20,7 @@ from seawall.methods.steer.figures import ON_FEW, ORIGINAL_SCORE
 from seawall.methods.steer.options import ExpertOptions, LayerLimits, SearchLimits
 from seawall.methods.steer.score import refusal_tokens
 from seawall.methods.steer.search import asking
-from seawall.methods.steer.target import Target, encoded
+from seawall.methods.steer.target import SteeringTarget, encoded
 from seawall.methods.steer.verdicts import HARMLESS_KL
 from seawall.models.generate import generate
 from seawall.shell.validation import validator
@@ -53,13 +53,15 @@ def read_directions(context: SteerContext, scratch: Path) -> Directions:
     return found
 
 
-def make_target(context: SteerContext, tokens: tuple[int, ...]) -> Target:
+def make_target(context: SteerContext, tokens: tuple[int, ...]) -> SteeringTarget:
     """The model, and the tokens by which its refusal is read."""
     opened = context.opened
-    return Target(opened.model, opened.moe_if_any, opened.fingerprint, tokens, context.config.batch_size)
+    return SteeringTarget(opened.model, opened.moe_if_any, opened.fingerprint, tokens, context.config.batch_size)
 
 
-def search_stage(context: SteerContext, target: Target, directions: Directions, scratch: Path) -> SteeringResult:
+def search_stage(
+    context: SteerContext, target: SteeringTarget, directions: Directions, scratch: Path
+) -> SteeringResult:
     """Everything that was tried and chosen, without conditions; from `scratch` where an earlier attempt left it.
 
     Raises:
@@ -189,7 +191,7 @@ def _shown(context: SteerContext, token: int) -> str:
     return repr(str(context.opened.tokenizer.decode([token])))
 
 
-def _strength(context: SteerContext, target: Target, directions: Directions, found: Found) -> SteeringCandidate:
+def _strength(context: SteerContext, target: SteeringTarget, directions: Directions, found: Found) -> SteeringCandidate:
     """The multiple of the layer's direction with the least sum of attack success, over-refusal and benign refusal on
     validation prompts; every multiple is kept among the candidates.
 

@@ -17,7 +17,7 @@ from seawall.methods.steer.claim import claim
 from seawall.methods.steer.conditions import conditions
 from seawall.methods.steer.context import SteerContext
 from seawall.methods.steer.figures import recovered, routing_correlation
-from seawall.methods.steer.held_out import ORIGINAL, SYSTEM, UNDER_SYSTEM, HeldOut, Samples, Setting, settings
+from seawall.methods.steer.held_out import ORIGINAL, SYSTEM, UNDER_SYSTEM, HeldOut, HeldOutCondition, Samples, settings
 from seawall.methods.steer.stages import SEARCH, found_of, make_target, read_directions, search_stage
 
 LAYER = "layer"
@@ -55,7 +55,7 @@ def study(context: SteerContext, scratch: Path) -> None:
         shutil.rmtree(scratch / SEARCH)
 
 
-def _pairs(rows: Sequence[Setting]) -> list[tuple[str, str]]:
+def _pairs(rows: Sequence[HeldOutCondition]) -> list[tuple[str, str]]:
     """(condition, reference): everything against the model as it is, and every other change against the layer's."""
     own = [(row.name, row.reference) for row in rows if row.reference is not None]
     return own + [(name, LAYER) for name, reference in own if reference == ORIGINAL and name != LAYER]

@@ -21,7 +21,7 @@ from seawall.models.moe.find import MoEModel
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class SteeringTarget:
     """A model, and how its refusal is read.
 
     Attributes:

@@ -19,7 +19,7 @@ from seawall.methods.tune.penalty import Penalty, Projector, StartingWeights, pe
 from seawall.methods.tune.safelora import SafeLoraReport, project
 from seawall.methods.tune.terms import Attachment, Term, require_attachable, require_weight
 from seawall.models.files.stream import Part, outline, reading
-from seawall.models.lora.updates import Update, WholeUpdate, trainable_updates
+from seawall.models.lora.updates import FullUpdate, Update, trainable_updates
 
 __all__ = ["LOGGED", "Attachment", "SafetyBasin", "from_checkpoint"]
 
@@ -187,7 +187,7 @@ def from_checkpoint(folder: Path) -> StartingWeights:
 
 
 def _copied(updates: Sequence[Update]) -> StartingWeights:
-    kept = {one.name: one.parameter.detach().clone() for one in updates if isinstance(one, WholeUpdate)}
+    kept = {one.name: one.parameter.detach().clone() for one in updates if isinstance(one, FullUpdate)}
     return kept.__getitem__
 
 

@@ -26,8 +26,8 @@ from seawall.methods.tune.rows import Rows, encoded
 from seawall.methods.tune.safelora import project
 from seawall.methods.tune.sft import ADAPTER, Attach, Trained, train
 from seawall.methods.tune.training_record import ANCHOR, read_row, stage_name
-from seawall.models.lora.merge import put_on
-from seawall.models.quiet import quiet
+from seawall.models.lora.merge import attach_saved_adapter
+from seawall.models.silence_libraries import silence_libraries
 from seawall.runs.files import canonical_hash
 from seawall.runs.stage import finished_stage, stage_hash
 
@@ -97,9 +97,9 @@ def projected(training: Training, folder: Path) -> TuningRow:
     context, made_from = training.context, training.sft
     begun = time.monotonic()
     model, _ = context.fresh()
-    adapted = put_on(model, made_from / ADAPTER)
+    adapted = attach_saved_adapter(model, made_from / ADAPTER)
     report = project(adapted, training.anchor, **context.config.safelora.model_dump())
-    with quiet():
+    with silence_libraries():
         adapted.save_pretrained(folder / ADAPTER)
     row = read_row(made_from)
     curves = {name: points for name, points in row.curves.items() if name == "loss"}

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from seawall.artifacts.anchor import Anchor, AnchorMatrix
 from seawall.errors import ConfigError
-from seawall.models.lora.updates import LowRankUpdate, Update, WholeUpdate
+from seawall.models.lora.updates import FullUpdate, LowRankUpdate, Update
 
 _Any = TypeVar("_Any", bound=Update)
 Projector = Literal["subspace", "reference", "l2", "random"]
@@ -118,7 +118,7 @@ class Penalty:
             return value * update.scaling**2 if self._scaled else value
         return self._of_whole(update)
 
-    def _of_whole(self, update: WholeUpdate) -> Tensor:
+    def _of_whole(self, update: FullUpdate) -> Tensor:
         """Autograd keeps nothing of the matrix's size: it computes the difference anew on its way back."""
         parameter, start = update.parameter, self._start
         assert start is not None

@@ -18,7 +18,7 @@ from seawall.config.tune import TuneConfig, TuneMethod
 from seawall.data.customer_messages import customer_messages
 from seawall.data.sets import Prompts, load_prompts
 from seawall.data.tasks import load_task
-from seawall.data.templating import IGNORED, encode_lesson
+from seawall.data.templating import IGNORED, encode_example
 from seawall.data.types import Exchange, user
 from seawall.errors import DataError
 from seawall.evaluation.suite import EvalSuite, build_suite
@@ -134,7 +134,7 @@ def encoded(tokenizer: PreTrainedTokenizerBase, exchanges: Sequence[Exchange], *
     Raises:
         DataError: as `encode_exchange`; or no reply fits into that length.
     """
-    whole = [encode_lesson(tokenizer, one) for one in exchanges]
+    whole = [encode_example(tokenizer, one) for one in exchanges]
     long = [one for one in whole if len(one.input_ids) > max_length]
     rows = [{"input_ids": one.input_ids[:max_length], "labels": one.labels[:max_length]} for one in whole]
     kept = tuple(row for row in rows if any(label != IGNORED for label in row["labels"]))

@@ -22,7 +22,7 @@ from seawall.errors import ConfigError, SeawallError
 from seawall.methods.tune.rows import Lessons
 from seawall.models.files.load import library_errors
 from seawall.models.memory import is_out_of_memory
-from seawall.models.quiet import quiet
+from seawall.models.silence_libraries import silence_libraries
 
 ADAPTER, CHECKPOINTS, TRACKER = "adapter", "checkpoints", "tracker"
 _TRACKED = "runs"
@@ -119,7 +119,7 @@ def train(
 def _libraries() -> Iterator[None]:
     """Their notices stay silent, and what they raise for too small a memory is one line."""
     try:
-        with quiet(), warnings.catch_warnings():
+        with silence_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except RuntimeError as error:

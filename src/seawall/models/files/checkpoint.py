@@ -15,7 +15,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.errors import ArtifactError, RunFolderError, SeawallError, UnsupportedModelError
-from seawall.models.quiet import quiet
+from seawall.models.silence_libraries import silence_libraries
 from seawall.runs.files import file_hash, storage_errors, write_json
 
 HASHES_FILE = "seawall_files.json"
@@ -246,7 +246,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     try:
-        with quiet():
+        with silence_libraries():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     except ValueError as error:

@@ -20,8 +20,8 @@ from seawall.errors import ArtifactError
 from seawall.models.files.checkpoint import TensorHeader, read_config, read_headers
 from seawall.models.files.inspect import meta_model
 from seawall.models.files.load import library_errors, load_architecture, require_plain_weights
-from seawall.models.files.places import OTHER, Place, tensor_places
 from seawall.models.files.stream import opened
+from seawall.models.files.tensor_roles import OTHER, TensorRole, tensor_roles
 from seawall.models.moe.find import MoEModel, find_moe
 
 _BLOCK = 2**22
@@ -80,7 +80,7 @@ class _Sums:
         return math.sqrt(self.change / self.norm) if self.norm else float(self.change > 0)
 
 
-_Key = tuple[Place, str]
+_Key = tuple[TensorRole, str]
 """A place, and the tensor's name where the place is `other`."""
 
 
@@ -94,7 +94,7 @@ def compare_checkpoints(a: Path, b: Path) -> CheckpointDifference:
     moe = _outline(a)
     _require_same_model(moe, _outline(b))
     headers_a, headers_b = _headers(a), _headers(b)
-    places = tensor_places(moe, headers_a.keys() | headers_b.keys())
+    places = tensor_roles(moe, headers_a.keys() | headers_b.keys())
     _require_same_layout(headers_a, headers_b, places)
     common = sorted(headers_a.keys() & headers_b.keys())
     sums: dict[_Key, _Sums] = defaultdict(_Sums)
@@ -138,7 +138,7 @@ def _require_same_model(a: MoEModel, b: MoEModel) -> None:
 
 
 def _require_same_layout(
-    a: Mapping[str, TensorHeader], b: Mapping[str, TensorHeader], places: Mapping[str, Place]
+    a: Mapping[str, TensorHeader], b: Mapping[str, TensorHeader], places: Mapping[str, TensorRole]
 ) -> None:
     """Refuse files that cut one model into tensors in different ways. What the model does not load may differ."""
     for name, place in places.items():
@@ -152,13 +152,13 @@ def _require_same_layout(
             )
 
 
-def _add(sums: dict[_Key, _Sums], name: str, place: Place, sides: tuple[Any, Any]) -> None:
+def _add(sums: dict[_Key, _Sums], name: str, place: TensorRole, sides: tuple[Any, Any]) -> None:
     """Adds one tensor to what it is part of; a stack of experts goes to each of them."""
     shape = sides[0].get_shape()
     stacked = place.kind == "expert" and place.expert is None
     for start, stop in _blocks(shape, 1 if stacked else None):
         rows = slice(start, stop) if shape else ...
-        here = Place("expert", place.layer, start) if stacked else place
+        here = TensorRole("expert", place.layer, start) if stacked else place
         found = sums[here, name if place == OTHER else ""]
         _add_block(found, sides[0][rows], sides[1][rows])
 

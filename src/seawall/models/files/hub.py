@@ -23,7 +23,7 @@ from huggingface_hub.repocard import metadata_load
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, ConfigError, UnsupportedModelError
 from seawall.models.files.checkpoint import TensorHeader, first_line
-from seawall.models.quiet import quiet
+from seawall.models.silence_libraries import silence_libraries
 
 _CARD = "README.md"
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", _CARD)
@@ -50,7 +50,7 @@ def locate(config: ModelConfig, *, weights: bool = True) -> Path:
         raise ConfigError(f"model folder {config.id} does not exist", remedy="check the path (model.id)")
     patterns = [*_SMALL_FILES, *(["*.safetensors"] if weights else []), *(["*.py"] if config.trust_remote_code else [])]
     try:
-        with quiet():
+        with silence_libraries():
             snapshot = snapshot_download(
                 config.id,
                 revision=config.revision,
@@ -111,7 +111,7 @@ def hub_headers(config: ModelConfig) -> dict[str, TensorHeader]:
         ArtifactError: a header cannot be read.
     """
     try:
-        with quiet():
+        with silence_libraries():
             metadata = get_safetensors_metadata(config.id, revision=config.revision)
     except NotASafetensorsRepoError:
         raise UnsupportedModelError(f"model {config.id} has no safetensors weights", expected="safetensors") from None

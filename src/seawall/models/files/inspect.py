@@ -22,7 +22,7 @@ from seawall.models.files.checkpoint import TensorHeader, read_config, read_head
 from seawall.models.files.hub import hub_headers, locate
 from seawall.models.files.load import library_errors, load_architecture, open_tokenizer, require_plain_weights
 from seawall.models.moe.find import MoELayer, MoEModel, find_moe
-from seawall.models.quiet import quiet
+from seawall.models.silence_libraries import silence_libraries
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ def meta_model(architecture: PreTrainedConfig, config: ModelConfig) -> PreTraine
     Raises:
         UnsupportedModelError: transformers cannot build it from this configuration.
     """
-    with library_errors("the model cannot be built from its config.json"), quiet(), torch.device("meta"):
+    with library_errors("the model cannot be built from its config.json"), silence_libraries(), torch.device("meta"):
         return AutoModelForCausalLM.from_config(architecture, trust_remote_code=config.trust_remote_code)
 
 

@@ -35,7 +35,7 @@ from seawall.models.files.checkpoint import (
 )
 from seawall.models.files.hub import locate
 from seawall.models.memory import is_out_of_memory
-from seawall.models.quiet import quiet
+from seawall.models.silence_libraries import silence_libraries
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -116,7 +116,7 @@ def open_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).exists():
             read_json(folder / name)
-    with library_errors(f"the tokenizer in {folder} cannot be loaded"), quiet():
+    with library_errors(f"the tokenizer in {folder} cannot be loaded"), silence_libraries():
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
 
 
@@ -137,7 +137,7 @@ def load_config(folder: Path, config: ModelConfig) -> PreTrainedConfig:
     Raises:
         UnsupportedModelError: transformers cannot read it.
     """
-    with library_errors(f"{folder / 'config.json'} does not fit its model"), quiet():
+    with library_errors(f"{folder / 'config.json'} does not fit its model"), silence_libraries():
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
 
 
@@ -241,7 +241,7 @@ def _bytes_in_memory(headers: dict[str, TensorHeader], dtype: str) -> int:
 
 
 def _load_weights(folder: Path, architecture: PreTrainedConfig, options: dict[str, Any], auto: Any) -> PreTrainedModel:
-    with library_errors(f"the model in {folder} cannot be loaded"), quiet():
+    with library_errors(f"the model in {folder} cannot be loaded"), silence_libraries():
         model, info = auto.from_pretrained(
             folder,
             config=architecture,

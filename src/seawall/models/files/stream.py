@@ -25,7 +25,7 @@ from seawall.errors import ArtifactError, UnsupportedModelError
 from seawall.models.files.checkpoint import TensorHeader, read_config, read_headers, weight_files
 from seawall.models.files.inspect import meta_model
 from seawall.models.files.load import library_errors, load_architecture, require_plain_weights
-from seawall.models.files.places import Target, targets_in_memory
+from seawall.models.files.tensor_roles import LoadTarget, load_targets
 from seawall.models.moe.find import find_moe, routed_stacks
 
 _EXPERT = re.compile(r"experts\.(\d+)\.")
@@ -212,7 +212,7 @@ def _sources(model: PreTrainedModel, headers: Mapping[str, TensorHeader]) -> dic
     stacks = routed_stacks(model)
     stacked = {f"{name}.{key}" for name, stack in stacks.items() for key, _ in stack.named_parameters()}
     found: dict[Part, _Sources] = {}
-    for name, target in targets_in_memory(model, headers).items():
+    for name, target in load_targets(model, headers).items():
         if target.name not in state:
             continue  # a layer that this class of transformers does not load
         for part in _parts(name, target, state[target.name], target.name in stacked):
@@ -221,7 +221,7 @@ def _sources(model: PreTrainedModel, headers: Mapping[str, TensorHeader]) -> dic
     return dict(sorted(found.items(), key=lambda entry: (entry[0].name, entry[0].expert or 0)))
 
 
-def _parts(name: str, target: Target, tensor: Tensor, stacked: bool) -> list[Part]:
+def _parts(name: str, target: LoadTarget, tensor: Tensor, stacked: bool) -> list[Part]:
     if not stacked:
         return [Part(target.name)]
     if target.converter is None:

@@ -22,29 +22,34 @@ from seawall.models.lora.updates import LowRankUpdate, adapter_updates
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _FACTOR = re.compile(r"(?<=\.lora_[AB])\.[^.]+(?=\.weight$)")
-_OWN_MODEL = "name the model that it was trained on"
+_OWN_MODEL = "name the model that the adapter was trained on"
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with an adapter's changes added to its weights, in their own type; `model` itself is changed.
+    """Adds an adapter's update to the model's weights, in the weights' own type, and returns the model.
 
-    In 16-bit types the sum is rounded: it is then the merged model that is measured, not base and adapter side by side.
+    `model` is changed in place. In 16-bit types the sum is rounded, so the merged model can differ from the model with
+    the adapter attached.
 
     Args:
         model: the model that the adapter was trained on.
-        folder: what PEFT's `save_pretrained` left, as safetensors.
+        folder: the folder that PEFT's `save_pretrained` wrote, with safetensors weights.
 
     Raises:
         SeawallError: PEFT is not installed.
-        ConfigError: no such folder, or no adapter in it.
-        UnsupportedModelError: no LoRA adapter, one in pickle files, or one that does not fit the model.
-        ArtifactError: damaged files, or an adapter that fits in part.
+        ConfigError: the folder does not exist, or holds no adapter.
+        UnsupportedModelError: the adapter is not LoRA, is pickled, or does not fit the model.
+        ArtifactError: the files are damaged, or the adapter fits the model only in part.
     """
-    return merge_put_on(put_on(model, folder), folder)
+    return merge_attached(attach_saved_adapter(model, folder), folder)
 
 
-def merge_put_on(wrapped: Any, folder: Path) -> PreTrainedModel:
-    """What `merge_adapter` makes, of a model that `put_on` has put an adapter on, with its factors as they are now.
+def merge_attached(wrapped: Any, folder: Path) -> PreTrainedModel:
+    """Merges the current factors of an attached adapter into the model's weights and returns the model.
+
+    Args:
+        wrapped: PEFT's model, from `attach_saved_adapter`.
+        folder: the adapter's folder, for messages.
 
     Raises:
         UnsupportedModelError: the sum is not finite, or PEFT cannot merge it.
@@ -54,11 +59,11 @@ def merge_put_on(wrapped: Any, folder: Path) -> PreTrainedModel:
     return merged.requires_grad_(True).eval()
 
 
-def put_on(model: PreTrainedModel, folder: Path) -> Any:
-    """PEFT's model of an adapter beside the weights of `model`, which is changed to hold it; nothing of it trains.
+def attach_saved_adapter(model: PreTrainedModel, folder: Path) -> Any:
+    """Attaches a saved adapter to `model`, frozen, and returns PEFT's model around it.
 
     Raises:
-        SeawallError: as `merge_adapter` does.
+        SeawallError: as `merge_adapter`.
     """
     check_adapter(folder)
     peft = require_peft()
@@ -66,82 +71,91 @@ def put_on(model: PreTrainedModel, folder: Path) -> Any:
         settings = peft.PeftConfig.from_pretrained(str(folder))
         settings.inference_mode = True
         wrapped = peft.PeftModel(model, settings, "default")
-        require_sizes(wrapped, folder)
-        found = wrapped.load_adapter(
+        require_factor_shapes(wrapped, folder)
+        loading = wrapped.load_adapter(
             str(folder),
             "default",
             torch_device=str(model.device),
             key_mapping=getattr(model, "_checkpoint_conversion_mapping", {}),
         )
-    require_whole(wrapped, folder, missing=found.missing_keys, unexpected=found.unexpected_keys)
+    require_all_factors(wrapped, folder, missing=loading.missing_keys, unexpected=loading.unexpected_keys)
     return wrapped
 
 
 @contextmanager
 def reading_adapter(model: PreTrainedModel, folder: Path) -> Iterator[None]:
-    """What PEFT raises for an adapter that does not fit is one line, which says what the model has to adapt.
+    """Turns PEFT's errors about an adapter that does not fit into one line that lists the model's linear layers.
 
     Raises:
-        UnsupportedModelError: PEFT cannot put the adapter on the model.
+        UnsupportedModelError: PEFT cannot attach the adapter to the model.
     """
-    layers = sorted({name.rpartition(".")[2] for name, one in model.named_modules() if isinstance(one, nn.Linear)})
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    layers = sorted({name.rpartition(".")[2] for name in linear})
     what, expected = f"the adapter in {folder} does not fit the model", f"layers of this model: {', '.join(layers)}"
-    with library_errors(what, expected=expected, remedy=_OWN_MODEL), warnings.catch_warnings():
-        # PEFT asks transformers for a property under its old name.
+    with library_errors(what, expected=expected, remedy=_OWN_MODEL), silence_peft():
+        yield
+
+
+@contextmanager
+def silence_peft() -> Iterator[None]:
+    """Hides one deprecation warning: PEFT reads a property of transformers by its former name."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         yield
 
 
-def require_sizes(wrapped: Any, folder: Path) -> None:
-    """Refuse, by the header of its file, factors of another size than the adapter's settings make in this model.
+def require_factor_shapes(wrapped: Any, folder: Path) -> None:
+    """Checks the shapes of the saved factors against those that the adapter's configuration makes in this model.
+
+    Reads only the header of the file.
 
     Args:
-        wrapped: PEFT's model, made by these settings.
-        folder: the adapter's.
+        wrapped: PEFT's model, made from the adapter's configuration.
+        folder: the adapter's folder.
 
     Raises:
-        ArtifactError: another rank, or a model of other shapes.
+        ArtifactError: a factor has another rank, or belongs to a model of other shapes.
     """
-    wanted = {name: tuple(one.shape) for name, one in _factors(wrapped).items()}
+    expected = {name: tuple(factor.shape) for name, factor in _factors(wrapped).items()}
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        held = {plain_factor(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    for name in sorted(held.keys() & wanted.keys()):
-        if held[name] == wanted[name]:
+        stored = {plain_factor(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    for name in sorted(stored.keys() & expected.keys()):
+        if stored[name] == expected[name]:
             continue
-        side = 1 if name.endswith("lora_A.weight") else 0
-        ranked = held[name][side] == wanted[name][side]
+        width_axis = 1 if name.endswith("lora_A.weight") else 0
+        only_rank_differs = stored[name][width_axis] == expected[name][width_axis]
         raise ArtifactError(
             f"the adapter in {folder} "
-            + (f"has another rank than its {CONFIG} says" if ranked else "is for a model of other shapes"),
-            got=f"{name} of {held[name]}",
-            expected=f"{wanted[name]}",
-            remedy=f"restore its {CONFIG}, or name the model that has as many experts as the one it was trained on"
-            if ranked
+            + (f"has another rank than its {CONFIG} says" if only_rank_differs else "is for a model of other shapes"),
+            got=f"{name} of {stored[name]}",
+            expected=f"{expected[name]}",
+            remedy=f"restore its {CONFIG}, or name a model with the number of experts that the adapter was trained on"
+            if only_rank_differs
             else _OWN_MODEL,
         )
 
 
-def require_whole(wrapped: Any, folder: Path, *, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-    """Refuse an adapter that adapts other modules than its settings make in this model.
+def require_all_factors(wrapped: Any, folder: Path, *, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Checks that the saved factors are exactly those that the adapter's configuration makes in this model.
 
     Args:
-        wrapped: PEFT's model, made by these settings.
-        folder: the adapter's.
-        missing: names of factors that the file lacks.
-        unexpected: names in the file that have no place.
+        wrapped: PEFT's model, made from the adapter's configuration.
+        folder: the adapter's folder.
+        missing: factors of `wrapped` that the file lacks.
+        unexpected: tensors of the file that `wrapped` lacks.
 
     Raises:
-        ArtifactError: there are such names.
+        ArtifactError: `missing` or `unexpected` is not empty.
     """
-    wrong = [*missing, *unexpected]
-    if not wrong:
+    mismatched = [*missing, *unexpected]
+    if not mismatched:
         return
     factors = _factors(wrapped)
     modules = sorted({name.rpartition(".lora_")[0].rpartition(".")[2] for name in factors})
     raise ArtifactError(
         f"the adapter in {folder} fits the model only in part",
-        got=f"{len(missing)} tensors missing, {len(unexpected)} without a place, {plain_factor(wrong[0])} first",
-        expected=f"{len(factors)} tensors, of {', '.join(modules)}, which its {CONFIG} makes in this model",
+        got=f"{len(missing)} tensors missing, {len(unexpected)} unexpected, {plain_factor(mismatched[0])} first",
+        expected=f"the {len(factors)} tensors that its {CONFIG} makes in this model, of {', '.join(modules)}",
         remedy=f"{_OWN_MODEL}, or restore its {CONFIG}",
     )
 
@@ -152,20 +166,20 @@ def plain_factor(name: str) -> str:
 
 
 def _factors(wrapped: Any) -> dict[str, Tensor]:
-    return {plain_factor(name): one for name, one in wrapped.state_dict().items() if _FACTOR.search(name)}
+    return {plain_factor(name): tensor for name, tensor in wrapped.state_dict().items() if _FACTOR.search(name)}
 
 
 def check_adapter(folder: Path) -> None:
-    """Refuse what cannot be merged, before a model is loaded for it.
+    """Checks the folder of an adapter before a model is loaded for it.
 
     Raises:
-        SeawallError: as `merge_adapter` does.
+        SeawallError: as `merge_adapter`.
     """
     if not folder.is_dir():
         raise ConfigError(f"adapter folder {folder} does not exist", remedy="check the path (--adapter)")
     if not (folder / CONFIG).is_file():
         raise ConfigError(
-            f"{folder} holds no adapter", got=f"no {CONFIG}", expected="what PEFT's save_pretrained wrote"
+            f"{folder} holds no adapter", got=f"no {CONFIG}", expected="a folder that PEFT's save_pretrained wrote"
         )
     kind = read_json(folder / CONFIG).get("peft_type")
     if kind != "LORA":
@@ -176,8 +190,8 @@ def check_adapter(folder: Path) -> None:
         raise UnsupportedModelError(
             f"the adapter in {folder} has no safetensors weights",
             expected=WEIGHTS,
-            remedy="save it with safe_serialization=True (pickle files are never read); where `seawall tune` removed "
-            "them (tune.keep_contaminated: false), train it again",
+            remedy="save the adapter with safe_serialization=True (pickle files are never read); if `seawall tune` "
+            "removed the weights (tune.keep_contaminated: false), train it again",
         )
     require_peft()
 
@@ -196,53 +210,53 @@ def require_peft() -> Any:
         raise SeawallError("adapters need PEFT, which is not installed", remedy="pip install 'seawall[tune]'") from None
 
 
-_PLACE_OF_NAME = re.compile(r"(?<=\.lora_[AB])(?=\.weight$)")
+_BEFORE_WEIGHT = re.compile(r"(?<=\.lora_[AB])(?=\.weight$)")
+"""Where PEFT inserts the adapter's name into the name of a factor."""
 _NAME = "default"
 
 
 def adapter_factors(model: PreTrainedModel, folder: Path) -> list[LowRankUpdate]:
-    """What an adapter adds to each weight matrix, as factors on the CPU, by the names of the model without it.
+    """The low-rank updates of a saved adapter, on the CPU, named after the parameters of the model without the adapter.
 
     Args:
-        model: the model that the adapter was trained on, on the meta device; it gets the adapter's modules.
-        folder: what PEFT's `save_pretrained` left, as safetensors.
+        model: the model that the adapter was trained on, on the meta device; PEFT adds its modules to it.
+        folder: the folder that PEFT's `save_pretrained` wrote, with safetensors weights.
 
     Raises:
         SeawallError: PEFT is not installed.
-        ConfigError: no such folder, or no adapter in it.
-        UnsupportedModelError: no LoRA adapter, one in pickle files, one that does not fit the model, or one that
-            changes more than weight matrices or not by a product of two factors.
-        ArtifactError: damaged files, or an adapter that fits in part.
+        ConfigError: the folder does not exist, or holds no adapter.
+        UnsupportedModelError: the adapter is not plain LoRA of weight matrices, is pickled, or does not fit the model.
+        ArtifactError: the files are damaged, or the adapter fits the model only in part.
     """
     check_adapter(folder)
     _require_matrices_alone(folder)
     peft = importlib.import_module("peft")
     with reading_adapter(model, folder):
         wrapped = peft.PeftModel(model, peft.PeftConfig.from_pretrained(str(folder)), _NAME)
-        require_sizes(wrapped, folder)
+        require_factor_shapes(wrapped, folder)
         # PEFT's own loading would move the factors to where the weights are.
-        read = peft.load_peft_weights(str(folder), device="cpu")
-        weights = {_PLACE_OF_NAME.sub(f".{_NAME}", name): tensor for name, tensor in read.items()}
-        found = wrapped.load_state_dict(weights, strict=False, assign=True)
-    missing = [name for name in found.missing_keys if ".lora_" in name]
-    require_whole(wrapped, folder, missing=missing, unexpected=found.unexpected_keys)
+        saved = peft.load_peft_weights(str(folder), device="cpu")
+        weights = {_BEFORE_WEIGHT.sub(f".{_NAME}", name): tensor for name, tensor in saved.items()}
+        loading = wrapped.load_state_dict(weights, strict=False, assign=True)
+    missing = [name for name in loading.missing_keys if ".lora_" in name]
+    require_all_factors(wrapped, folder, missing=missing, unexpected=loading.unexpected_keys)
     return adapter_updates(wrapped)
 
 
 def _require_matrices_alone(folder: Path) -> None:
-    """Refuse, by its configuration, an adapter that changes biases or whole modules, or is no plain product."""
+    """Refuses, by its configuration, an adapter that trains biases or whole modules, or is a variant of LoRA."""
     settings = read_json(folder / CONFIG)
     modules = settings.get("modules_to_save") or []
-    asked = {
+    features = {
         "biases": settings.get("bias", "none") != "none" or settings.get("lora_bias", False),
         f"modules_to_save {', '.join(map(str, modules))}": bool(modules),
         "DoRA": settings.get("use_dora", False),
     }
-    found = next((what for what, there in asked.items() if there), None)
-    if found is not None:
+    unsupported = next((feature for feature, enabled in features.items() if enabled), None)
+    if unsupported is not None:
         raise UnsupportedModelError(
-            f"the adapter in {folder} changes more than products of two factors of weight matrices",
-            got=found,
+            f"the adapter in {folder} is not plain LoRA of weight matrices",
+            got=unsupported,
             expected="plain LoRA of linear layers or stacked experts",
-            remedy="merge it, and name the merged checkpoint instead",
+            remedy="merge the adapter into its model, and name the merged checkpoint instead",
         )

@@ -1,7 +1,7 @@
-"""What training changes in a model's weight matrices: LoRA factors of PEFT, or the matrices themselves.
+"""What training changes in a model: low-rank updates of PEFT's LoRA, and parameters that train directly.
 
-Adapters are found by the class of their modules, whether they were added by `get_peft_model` or by transformers, and go
-by the name that the adapted parameter has in the model without adapters.
+Adapters are recognised by the class of their modules, so it does not matter whether `get_peft_model` or transformers
+added them. Updates carry the name of the adapted parameter in the model without adapters.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class LowRankUpdate:
     """A LoRA update `scaling * B A` of a weight matrix, or of every expert of a stack.
 
     Attributes:
-        name: the parameter that it is added to, in the model without adapters.
-        shape: of the update: (rows, columns) or (E, rows, columns), whichever way the parameter is stored.
-        scaling: PEFT's factor, such as alpha / r.
+        name: the adapted parameter, as named in the model without adapters.
+        shape: of the update: (rows, columns) or (E, rows, columns), even where the parameter is stored transposed.
+        scaling: PEFT's factor of the update, such as alpha / r.
     """
 
     name: str
@@ -37,7 +37,7 @@ class LowRankUpdate:
     _adapter: str
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """B (..., rows, r) and A (..., r, columns) as they are now, for autograd too."""
+        """The current B (..., rows, r) and A (..., r, columns), attached to the autograd graph."""
         B, A = (side[self._adapter].weight for side in (self._module.lora_B, self._module.lora_A))
         if len(self.shape) == 2:
             return B, A
@@ -47,22 +47,22 @@ class LowRankUpdate:
 
     @torch.no_grad()
     def replace_B(self, B: Tensor) -> None:
-        """Write another B (..., rows, r) in place of the adapter's own, in the type that it has."""
+        """Overwrites the adapter's B with another one (..., rows, r), keeping its type."""
         weight = self._module.lora_B[self._adapter].weight
         weight.copy_(B if len(self.shape) == 2 else B.permute(1, 2, 0).reshape(weight.shape))
 
     @property
     def merged(self) -> bool:
-        """Whether the update has been added to the weights: then its factors say nothing of what the model does."""
+        """Whether PEFT has added the update to the weights, so that the factors are no longer in use."""
         return bool(self._module.merged)
 
 
 @dataclass(frozen=True, eq=False)
-class WholeUpdate:
-    """A parameter that is trained itself.
+class FullUpdate:
+    """A parameter that trains directly, not through an adapter.
 
     Attributes:
-        name: of the parameter in the model without adapters.
+        name: the parameter, as named in the model without adapters.
     """
 
     name: str
@@ -71,72 +71,73 @@ class WholeUpdate:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The parameter as it is now."""
+        """The parameter itself."""
         return self._module.get_parameter(self._key)
 
 
-Update = LowRankUpdate | WholeUpdate
+Update = LowRankUpdate | FullUpdate
 
 
 def trainable_updates(model: nn.Module) -> list[Update]:
-    """Everything that takes a gradient: LoRA factors by the matrix that they change, and whole parameters.
+    """Every update that takes a gradient: the LoRA updates of adapted matrices, and parameters that train directly.
 
     Raises:
         UnsupportedModelError: an adapter whose update is not `scaling * B A` of a matrix (DoRA, AdaLoRA, IA3, LoRA of
-            convolutions or embeddings), or two adapters that train at once.
+            convolutions or embeddings), or two adapters of one matrix that train at once.
     """
-    found: list[Update] = []
+    updates: list[Update] = []
     of_adapters: set[int] = set()
     for name, module in model.named_modules():
         if _is_adapted(module):
-            found += _low_rank(name, module, training=True)
+            updates += _low_rank(name, module, training=True)
             of_adapters |= _adapter_parameters(module)
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in of_adapters:
-                found.append(WholeUpdate(_plain_name(f"{name}.{key}"), module, key))
-    return found
+                updates.append(FullUpdate(_plain_name(f"{name}.{key}"), module, key))
+    return updates
 
 
 def adapter_updates(model: nn.Module) -> list[LowRankUpdate]:
-    """The LoRA factors of a model's active adapter by the matrix that they change, whether they train or not.
+    """The LoRA updates of a model's active adapter, trainable or frozen.
 
     Raises:
-        UnsupportedModelError: an adapter whose update is not `scaling * B A` of a matrix, or two that are active.
+        UnsupportedModelError: an adapter whose update is not `scaling * B A` of a matrix, or two active adapters of one
+            matrix.
     """
     adapted = [(name, module) for name, module in model.named_modules() if _is_adapted(module)]
-    here = [(name, module) for name, module in adapted if _is_active(module)]
-    return [update for name, module in here for update in _low_rank(name, module, training=False)]
+    active = [(name, module) for name, module in adapted if _is_active(module)]
+    return [update for name, module in active for update in _low_rank(name, module, training=False)]
 
 
 def _is_adapted(module: nn.Module) -> bool:
-    """Whether PEFT put this module in; no model has one where PEFT was never imported."""
+    """Whether the module is a layer of PEFT; where PEFT was never imported, no module is."""
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     return tuners is not None and isinstance(module, tuners.BaseTunerLayer)
 
 
 def _adapter_parameters(module: Any) -> set[int]:
-    """The ids of the parameters that an adapted module has beside those of the layer it wraps."""
+    """The ids of an adapted module's own parameters, those of the wrapped layer left out."""
     wrapped = {id(parameter) for parameter in module.base_layer.parameters()}
     return {id(parameter) for parameter in module.parameters()} - wrapped
 
 
 def _is_active(module: Any) -> bool:
-    """Whether an active adapter has anything in this module: another adapter may have brought it."""
+    """Whether an active adapter has factors in this module; the module may exist for another adapter alone."""
     layers = [vars(module)["_modules"].get(key, {}) for key in module.adapter_layer_names]
     return any(name in layer for layer in layers for name in module.active_adapters)
 
 
 def _low_rank(name: str, module: Any, *, training: bool) -> list[LowRankUpdate]:
-    """The update of an adapted module by its one adapter that trains, or by the one that is active."""
+    """The update of an adapted module, by its one trainable (or, with `training` false, active) adapter."""
     own = _adapter_parameters(module)
     if training and not any(parameter.requires_grad for parameter in module.parameters() if id(parameter) in own):
         return []
-    counts = _trains if training else _is_plain
-    adapters = [one for one in module.active_adapters if counts(module, one)]
+    qualifies = _trains if training else _is_plain
+    adapters = [adapter for adapter in module.active_adapters if qualifies(module, adapter)]
     if len(adapters) != 1:
-        which = "that train" if training else "that are active"
-        raise _unsupported(name, module, f"{len(adapters)} LoRA adapters of a matrix {which}", "one")
+        state = "trainable" if training else "active"
+        raise _unsupported(name, module, f"{len(adapters)} {state} LoRA adapters of the matrix", "one")
     adapter = adapters[0]
     variant = vars(module).get("lora_variant") or module._modules.get("lora_variant") or {}
     if adapter in variant or module.use_dora.get(adapter, False):
@@ -154,7 +155,7 @@ def _trains(module: Any, adapter: str) -> bool:
 
 
 def _is_plain(module: Any, adapter: str) -> bool:
-    """Whether the adapter of this name is a pair of factors here."""
+    """Whether the adapter has a pair of linear factors in this module."""
     sides = [vars(module)["_modules"].get(side, {}) for side in _SIDES]
     return all(adapter in side and isinstance(side[adapter], nn.Linear) for side in sides)
 
@@ -170,7 +171,7 @@ def _plain_name(name: str) -> str:
 
 def _unsupported(name: str, module: nn.Module, got: str, expected: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"the update of {_plain_name(name)} is not that of plain LoRA ({type(module).__name__})",
+        f"the update of {_plain_name(name)} is not plain LoRA ({type(module).__name__})",
         got=got,
         expected=expected,
         remedy="train one plain LoRA adapter of linear layers or stacked experts, or the weights themselves",

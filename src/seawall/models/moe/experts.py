@@ -20,11 +20,11 @@ from torch.func import functional_call
 from seawall.errors import SeawallError
 from seawall.models.moe.calls import ExpertsCall, bare_copy, call_reader, frozen, replaced_forward
 from seawall.models.moe.find import MoELayer, MoEModel
-from seawall.models.moe.masters import MasterCopies, Part
+from seawall.models.moe.trainable_copies import Part, TrainableCopies
 
 
 @final
-class TrainableExperts(MasterCopies):
+class TrainableExperts(TrainableCopies):
     """The copies of the selected experts; each is named after its stack and has shape (S, ...).
 
     Attributes:

@@ -12,11 +12,11 @@ from torch.func import functional_call
 
 from seawall.models.moe.calls import bare_copy, frozen, replaced_forward
 from seawall.models.moe.find import MoELayer, MoEModel
-from seawall.models.moe.masters import MasterCopies, Part
+from seawall.models.moe.trainable_copies import Part, TrainableCopies
 
 
 @final
-class TrainableRouters(MasterCopies):
+class TrainableRouters(TrainableCopies):
     """The copies of the routers' weights, named after the parameters that they stand for."""
 
 

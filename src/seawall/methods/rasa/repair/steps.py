@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from seawall.config.repair import RepairConfig
 from seawall.data.batching import Batch, collate, length_buckets
-from seawall.data.templating import IGNORED, Encoded, encode_lesson, encode_prompt
+from seawall.data.templating import IGNORED, Encoded, encode_example, encode_prompt
 from seawall.data.types import Messages
 from seawall.methods.rasa.repair.batches import ExpertBatch
 from seawall.methods.rasa.repair.inputs import RepairInputs
 from seawall.methods.rasa.repair.original import Original
 from seawall.models.forward import run
-from seawall.models.hidden.entry import can_be_entered, entered_at
+from seawall.models.hidden.enter_at_layer import can_enter_at_layer, enter_at_layer
 from seawall.models.moe.capture import capture
 from seawall.models.moe.find import MoEModel
 from seawall.models.moe.replay import replay
@@ -53,7 +53,7 @@ class RepairLosses:
         self._moe = moe
         self._config = config
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self._rows = [encode_lesson(tokenizer, exchange) for exchange in (*inputs.refusals, *inputs.retain)]
+        self._rows = [encode_example(tokenizer, exchange) for exchange in (*inputs.refusals, *inputs.retain)]
         self._num_attacks = len(inputs.refusals)
         self._anchors = [_prompt(tokenizer, pair.anchor) for pair in inputs.pairs]
         self._attacks = [_prompt(tokenizer, pair.attack) for pair in inputs.pairs]
@@ -61,7 +61,7 @@ class RepairLosses:
         diverging = config.expert.enabled and config.retain.loss == "kl" and bool(config.retain.per_batch)
         self._routed = range(len(self._rows)) if replayed else range(0)
         self._predicted = range(self._num_attacks, len(self._rows)) if diverging else range(0)
-        self._entry = first_changed if config.expert.enabled and can_be_entered(moe.model) else 0
+        self._entry = first_changed if config.expert.enabled and can_enter_at_layer(moe.model) else 0
         self._original = Original(
             moe,
             self._rows,
@@ -112,7 +112,7 @@ class RepairLosses:
                 changes.enter_context(replay(self._moe, self._original.trace(positions)))
             if self._entry:
                 hidden_BTD = self._original.hidden(positions).to(self._moe.model.device)
-                changes.enter_context(entered_at(self._moe.model, self._entry, hidden_BTD))
+                changes.enter_context(enter_at_layer(self._moe.model, self._entry, hidden_BTD))
             logits_BTV = run(self._moe, collated, keep=width)
         labels_BT = collated.labels_BT[:, -width:].to(logits_BTV.device)
         cross_entropy, divergence = (

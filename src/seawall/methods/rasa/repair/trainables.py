@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from seawall.config.repair import RepairConfig
 from seawall.models.moe.experts import trainable_experts
 from seawall.models.moe.find import MoEModel
-from seawall.models.moe.masters import MasterCopies
+from seawall.models.moe.full_finetune import trainable_model
 from seawall.models.moe.routers import router_parameters, trainable_routers
-from seawall.models.moe.whole import trainable_model
+from seawall.models.moe.trainable_copies import TrainableCopies
 
 
 @final
@@ -30,7 +30,7 @@ class Trainables:
 
     experts: Mapping[str, nn.Parameter]
     routers: Mapping[str, nn.Parameter]
-    groups: tuple[MasterCopies, ...]
+    groups: tuple[TrainableCopies, ...]
 
     def only(self, training: Mapping[str, nn.Parameter]) -> None:
         """Lets just these parameters take gradients."""
@@ -72,7 +72,7 @@ def first_changed_layer(moe: MoEModel, selected: Sequence[Sequence[int]], config
 def trainables(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairConfig) -> Iterator[Trainables]:
     """Sets the model up so that it computes with the copies; restored on exit."""
     with ExitStack() as stack:
-        groups: list[MasterCopies] = []
+        groups: list[TrainableCopies] = []
         experts: dict[str, nn.Parameter] = {}
         routers: dict[str, nn.Parameter] = {}
         if config.parameters == "full":

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Only errors are logged, Python warnings stay silent, and progress bars show on a terminal only.
 
     What loading can warn of (weights that are missing, a configuration that does not fit) seawall checks itself and

@@ -18,12 +18,12 @@ from seawall.models.moe.calls import Arguments, replaced_forward, with_hidden_in
 
 
 @contextmanager
-def entered_at(model: PreTrainedModel, layer: int, hidden_BTD: Float[Tensor, "B T D"]) -> Iterator[None]:
+def enter_at_layer(model: PreTrainedModel, layer: int, hidden_BTD: Float[Tensor, "B T D"]) -> Iterator[None]:
     """Inside, decoder layer `layer` gets `hidden_BTD` as its input, and the layers below do not run.
 
     The model must still be called with the tokens, mask and positions that the input belongs to. It gives what it gave
     when the input was recorded only where nothing else passes from the layers below to those above: see
-    `can_be_entered`.
+    `can_enter_at_layer`.
     """
     blocks = decoder_layers(model)
     with ExitStack() as changes:
@@ -33,7 +33,7 @@ def entered_at(model: PreTrainedModel, layer: int, hidden_BTD: Float[Tensor, "B 
         yield
 
 
-def can_be_entered(model: PreTrainedModel) -> bool:
+def can_enter_at_layer(model: PreTrainedModel) -> bool:
     """Whether hidden states are all that passes between decoder layers, as far as the configuration says.
 
     Some families share keys and values across layers, or give every layer embeddings of its own.

@@ -4,19 +4,19 @@ import pytest
 import torch
 
 from families import FAMILIES, random_ids, tiny
-from seawall.models.hidden.entry import can_be_entered, entered_at
+from seawall.models.hidden.enter_at_layer import can_enter_at_layer, enter_at_layer
 from seawall.models.hidden.residual import capture_residual, decoder_layers
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pass_entered_with_its_own_hidden_states_is_the_whole_pass(family: str) -> None:
     model, ids = tiny(family), random_ids()
-    assert can_be_entered(model)
+    assert can_enter_at_layer(model)
     with torch.no_grad():
         with capture_residual(model, [1, 2]) as trace:
             whole = model(ids, use_cache=False).logits
         for layer in (1, 2):
-            with entered_at(model, layer, trace.inputs[layer]):
+            with enter_at_layer(model, layer, trace.inputs[layer]):
                 assert torch.equal(model(ids, use_cache=False).logits, whole)
         assert torch.equal(model(ids, use_cache=False).logits, whole)
 
@@ -29,9 +29,9 @@ def test_the_layers_below_do_not_run_and_come_back_after_an_error() -> None:
     with torch.no_grad(), capture_residual(model, [2]) as trace:
         model(ids)
     ran.clear()
-    with pytest.raises(IndexError), torch.no_grad(), entered_at(model, 2, trace.inputs[2]):
+    with pytest.raises(IndexError), torch.no_grad(), enter_at_layer(model, 2, trace.inputs[2]):
         model(ids + 10**6, use_cache=False)
-    with torch.no_grad(), entered_at(model, 2, trace.inputs[2]):
+    with torch.no_grad(), enter_at_layer(model, 2, trace.inputs[2]):
         model(ids, use_cache=False)
     assert ran == [2]
     ran.clear()
@@ -50,7 +50,7 @@ def test_gradients_reach_what_lies_above() -> None:
         if hidden is None:
             model(ids, use_cache=False).logits.square().mean().backward()
         else:
-            with entered_at(model, 2, hidden):
+            with enter_at_layer(model, 2, hidden):
                 model(ids, use_cache=False).logits.square().mean().backward()
         blocks = decoder_layers(model)
         grads.append([parameter.grad for parameter in blocks[2].parameters()])
@@ -62,4 +62,4 @@ def test_gradients_reach_what_lies_above() -> None:
 def test_models_whose_layers_share_more_than_hidden_states_are_told() -> None:
     model = tiny("mixtral")
     model.config.num_kv_shared_layers = 1
-    assert not can_be_entered(model)
+    assert not can_enter_at_layer(model)

@@ -21,7 +21,7 @@ _EXPERT = re.compile(r"experts\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorRole:
     """Where a tensor belongs.
 
     Attributes:
@@ -35,10 +35,10 @@ class Place:
     expert: int | None = None
 
 
-OTHER = Place("other")
+OTHER = TensorRole("other")
 
 
-def tensor_places(moe: MoEModel, names: Iterable[str]) -> dict[str, Place]:
+def tensor_roles(moe: MoEModel, names: Iterable[str]) -> dict[str, TensorRole]:
     """The place of every tensor of a checkpoint of this model.
 
     Args:
@@ -50,21 +50,21 @@ def tensor_places(moe: MoEModel, names: Iterable[str]) -> dict[str, Place]:
     return {name: _place(name, target, stacks, routers) for name, target in _names_in_memory(moe.model, names).items()}
 
 
-def _place(name: str, target: str, stacks: Mapping[str, int], routers: Mapping[str, int]) -> Place:
+def _place(name: str, target: str, stacks: Mapping[str, int], routers: Mapping[str, int]) -> TensorRole:
     if target in stacks:
         expert = _EXPERT.search(name)
-        return Place("expert", stacks[target], None if expert is None else int(expert[1]))
+        return TensorRole("expert", stacks[target], None if expert is None else int(expert[1]))
     router = next((index for prefix, index in routers.items() if target.startswith(f"{prefix}.")), None)
-    return OTHER if router is None else Place("router", router)
+    return OTHER if router is None else TensorRole("router", router)
 
 
 def _names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
     """The parameter that loading would put each tensor into."""
-    return {name: target.name for name, target in targets_in_memory(model, names).items()}
+    return {name: target.name for name, target in load_targets(model, names).items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class LoadTarget:
     """Where loading puts a tensor of a checkpoint.
 
     Attributes:
@@ -78,7 +78,7 @@ class Target:
     pattern: str = ""
 
 
-def targets_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Target]:
+def load_targets(model: PreTrainedModel, names: Iterable[str]) -> dict[str, LoadTarget]:
     """The target of every tensor of a checkpoint of this model, in the order of the names.
 
     Args:
@@ -94,9 +94,9 @@ def targets_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str,
     for name in sorted(names):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
         if target not in state and name in state:
-            found[name] = Target(name)
+            found[name] = LoadTarget(name)
         elif pattern is None:
-            found[name] = Target(target)
+            found[name] = LoadTarget(target)
         else:
-            found[name] = Target(target, by_pattern[pattern], pattern)
+            found[name] = LoadTarget(target, by_pattern[pattern], pattern)
     return found

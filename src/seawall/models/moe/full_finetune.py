@@ -11,11 +11,11 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from seawall.models.moe.calls import bare_copy, frozen, replaced_forward
-from seawall.models.moe.masters import MasterCopies, Part
+from seawall.models.moe.trainable_copies import Part, TrainableCopies
 
 
 @final
-class TrainableModel(MasterCopies):
+class TrainableModel(TrainableCopies):
     """Copies of all parameters, each whole and named as in the state dict; tied parameters stand once."""
 
 

@@ -44,7 +44,7 @@ class Part:
             whole[list(self.indices)] = values
 
 
-class MasterCopies:
+class TrainableCopies:
     """Trainable copies of parts of a model, in a precision fit for small steps.
 
     The model's own tensors stay as they are until `write_back`; `revert` undoes it to the bit.
