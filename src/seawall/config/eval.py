@@ -24,16 +24,16 @@ __all__ = [
     "TransformersEngine",
 ]
 
-_MOST_ROWS = 4096
+_MAX_ROWS = 4096
 _SMALL_BATCH = 16
 
 
 def _batch_size(value: Any) -> int | str:
     if value == "auto":
         return "auto"
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_ROWS:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_ROWS:
         return value
-    raise wrong(f"a count from 1 to {_MOST_ROWS}, or auto")
+    raise wrong(f"a count from 1 to {_MAX_ROWS}, or auto")
 
 
 BatchSize = Annotated[int | Literal["auto"], PlainValidator(_batch_size)]

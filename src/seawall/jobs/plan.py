@@ -82,8 +82,8 @@ def plan_recipe(recipe: Recipe, tflops: float | None = None) -> Plan:
         validation_prompts=len(validation.prompts()),
         test_goals=len(prompts.goals.test),
         test_prompts=len(prompts.benign.test) + len(prompts.borderline.test),
-        seen=len(prompts.seen_families),
-        unseen=len(prompts.attacks_unseen),
+        seen_families=len(prompts.seen_families),
+        unseen_families=len(prompts.attacks_unseen),
     )
     rates = None if tflops is None else rates_from_flops(summary, tflops * 1e12)
     return plan_memory(summary, recipe_workload(summary, recipe, sizes), rates)

@@ -1,7 +1,7 @@
-"""How transformers builds a mixture of experts: the only place in seawall that knows.
+"""Models of transformers, and how they build a mixture of experts; no other package of seawall depends on that.
 
-Every family that seawall supports calls its routed experts as `experts(hidden_TD, indices_TK, weights_TK)`. That call
-is the seam: routing is recorded and replayed there, and a subset of the experts is trained there.
+Every supported family calls its routed experts as `experts(hidden_TD, indices_TK, weights_TK)`. At that call routing is
+recorded and replayed, and a subset of the experts is trained.
 
 Shapes: `T` tokens, `L` MoE layers, `E` routed experts of a layer, `K` experts per token, `S` selected experts of a
 layer, `D` model width, `I` expert width, `P` prompts.

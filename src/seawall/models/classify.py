@@ -1,4 +1,4 @@
-"""Sequence classification with any model that transformers knows, in batches. Legend: B rows, C classes."""
+"""Loads the models of judges (classifiers, generative guards), and classifies in batches. Legend: B rows, C classes."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from seawall.models.memory import unless_out_of_memory
 from seawall.models.silence_libraries import silence_libraries
 
 Row = dict[str, list[int]]
-"""One text as its tokenizer gives it: ids, mask, and what else the model takes."""
+"""One tokenised text: input ids, attention mask, and the model's other inputs."""
 
 
 def load_classifier(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model that gives one of its labels to a text, in evaluation mode on its device, and its tokenizer.
+    """A single-label classifier in evaluation mode on its device, and its tokenizer.
 
     Raises:
-        ConfigError: no such model, dtype or device.
-        UnsupportedModelError: it does not classify, gives several labels at once, or cannot be loaded.
-        ArtifactError: damaged or incomplete files, such as a model without a trained head.
+        ConfigError: the model, the type or the device does not exist.
+        UnsupportedModelError: the model does not classify, is multi-label, or cannot be loaded.
+        ArtifactError: files are damaged or incomplete, as those of a model without a trained head.
     """
     folder = locate(config)
     architecture, tokenizer = check_classifier(folder, config)
@@ -52,11 +52,11 @@ def load_classifier(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTok
 
 
 def check_classifier(folder: Path, config: ModelConfig) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Configuration and tokenizer of a model that gives one of its labels to a text; no weight is read.
+    """Configuration and tokenizer of a single-label classifier; no weight is read.
 
     Raises:
-        UnsupportedModelError: it does not classify, gives several labels at once, or cannot be loaded.
-        ArtifactError: damaged files.
+        UnsupportedModelError: the model does not classify, is multi-label, or cannot be loaded.
+        ArtifactError: files are damaged.
     """
     raw = read_config(folder)
     if raw.get("model_type") not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
@@ -64,15 +64,15 @@ def check_classifier(folder: Path, config: ModelConfig) -> tuple[PreTrainedConfi
             f"model {config.id} does not classify texts",
             got=f"model_type {raw.get('model_type')}",
             expected="sequence classification",
-            remedy="a guard that writes its answer needs eval.judge.format",
+            remedy="set eval.judge.format for a guard that generates its answer",
         )
     require_plain_weights(folder, raw)
     architecture = load_config(folder, config)
     if architecture.num_labels < 2 or architecture.problem_type == "multi_label_classification":
         raise UnsupportedModelError(
-            f"model {config.id} does not choose among labels",
+            f"model {config.id} is no single-label classifier",
             got=f"{architecture.num_labels} labels, problem_type {architecture.problem_type}",
-            expected="two or more, of which one holds",
+            expected="two or more labels, one of which applies to a text",
         )
     return architecture, open_tokenizer(folder, config)
 
@@ -80,25 +80,25 @@ def check_classifier(folder: Path, config: ModelConfig) -> tuple[PreTrainedConfi
 def class_probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, batch_size: int
 ) -> list[list[float]]:
-    """The probability of every label for every row, in their order.
+    """The probability of every label, for every row in order.
 
     Args:
         model: from `load_classifier`.
         tokenizer: its tokenizer. Without a padding token every row is a batch of its own.
-        rows: as the tokenizer gives them.
-        batch_size: rows of a forward pass, at most. It is halved for good when memory runs out.
+        rows: tokenised texts.
+        batch_size: maximum rows per forward pass; halved for the remaining batches when memory runs out.
 
     Raises:
-        SeawallError: memory is too small even for one row.
+        SeawallError: one row alone exceeds memory.
     """
     size = batch_size if tokenizer.pad_token_id is not None else 1
-    waiting = sorted(range(len(rows)), key=lambda at: -len(rows[at]["input_ids"]))
-    found: dict[int, list[float]] = {}
+    waiting = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))
+    probabilities: dict[int, list[float]] = {}
     while waiting:
         positions = waiting[:size]
-        scores = unless_out_of_memory(partial(_forward, model, tokenizer, [rows[at] for at in positions]))
+        scores = unless_out_of_memory(partial(_forward, model, tokenizer, [rows[index] for index in positions]))
         if scores is not None:
-            found.update(zip(positions, scores, strict=True))
+            probabilities.update(zip(positions, scores, strict=True))
             waiting = waiting[len(positions) :]
         elif len(positions) == 1:
             raise SeawallError(
@@ -108,7 +108,7 @@ def class_probabilities(
             )
         else:
             size = len(positions) // 2
-    return [found[at] for at in range(len(rows))]
+    return [probabilities[index] for index in range(len(rows))]
 
 
 @torch.no_grad()
@@ -123,31 +123,33 @@ def _forward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: S
 _NO_LIMIT = 1_000_000
 
 
-def load_writer(config: ModelConfig, *, chat: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in evaluation mode on its device, and its tokenizer.
+def load_generator(config: ModelConfig, *, chat: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in evaluation mode on its device, and its tokenizer.
 
     Args:
-        config: which model.
-        chat: whether it is asked in its own chat template.
+        config: the model.
+        chat: whether its tokenizer must have a chat template.
 
     Raises:
-        ConfigError: no such model, dtype or device.
-        UnsupportedModelError: no causal language model, or one that cannot be loaded.
-        DataError: it has no chat template, and needs one.
-        ArtifactError: damaged or incomplete files.
+        ConfigError: the model, the type or the device does not exist.
+        UnsupportedModelError: the model is no causal language model, or cannot be loaded.
+        DataError: the tokenizer lacks a required chat template.
+        ArtifactError: files are damaged or incomplete.
     """
     folder = locate(config)
-    architecture, tokenizer = check_writer(folder, config, chat=chat)
+    architecture, tokenizer = check_generator(folder, config, chat=chat)
     return load_weights(folder, architecture, config), tokenizer
 
 
-def check_writer(folder: Path, config: ModelConfig, *, chat: bool) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Configuration and tokenizer of a model that writes; no weight is read.
+def check_generator(
+    folder: Path, config: ModelConfig, *, chat: bool
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer of a causal language model; no weight is read.
 
     Raises:
-        UnsupportedModelError: no causal language model, or one that cannot be loaded.
-        DataError: it has no chat template, and needs one.
-        ArtifactError: damaged files.
+        UnsupportedModelError: the model is no causal language model, or cannot be loaded.
+        DataError: the tokenizer lacks a required chat template.
+        ArtifactError: files are damaged.
     """
     architecture = load_architecture(folder, config)
     require_plain_weights(folder, read_config(folder))
@@ -158,7 +160,7 @@ def check_writer(folder: Path, config: ModelConfig, *, chat: bool) -> tuple[PreT
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that a model can read; where nothing says so, a million."""
+    """The longest input of a model, in tokens; a million where neither model nor tokenizer states a limit."""
     configured = model.config.get_text_config()
     positions = getattr(configured, "max_position_embeddings", None) or _NO_LIMIT
     return int(min(positions, tokenizer.model_max_length, _NO_LIMIT))

@@ -24,12 +24,12 @@ from seawall.models.memory import automatic_batch_size, unless_out_of_memory
 
 TokenIds = tuple[int, ...]
 BatchSize = int | Literal["auto"]
-"""Rows of a forward pass, at most; `auto`: what the free memory holds."""
+"""Maximum rows per forward pass; `auto`: as many as fit in free memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One reply. `token_ids` holds neither padding nor the end token; `ended` says whether an end token came."""
+    """One reply. `token_ids` excludes padding and the end token; `ended`: whether the model wrote an end token."""
 
     text: str
     token_ids: TokenIds
@@ -38,14 +38,14 @@ class Completion:
 
 
 Progress = Callable[[int, int], None]
-"""Told, after every batch, how many prompts are done and how many there are."""
+"""Called after every batch with the number of prompts done and in total."""
 OnBatch = Callable[[Sequence[int], Sequence[Completion]], None]
-"""Given, after every batch, the positions of its prompts and their completions: the place to checkpoint."""
+"""Called after every batch with the positions of its prompts and their completions, to save them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """When replies end, and which token fills up a batch (it is masked)."""
+    """Length limit and end tokens of replies, and the padding token (which is masked)."""
 
     max_new_tokens: int
     eos_ids: frozenset[int]
@@ -53,7 +53,7 @@ class Decoding:
 
 
 def decoding_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Decoding:
-    """The end tokens of the tokenizer and of the model's generation config; any token pads where none is declared."""
+    """End tokens from the tokenizer and the model's generation config; without a padding token, an end token pads."""
     declared = [tokenizer.eos_token_id]
     if model.generation_config is not None:
         configured = model.generation_config.eos_token_id
@@ -73,71 +73,69 @@ def generate(
     progress: Progress | None = None,
     on_batch: OnBatch | None = None,
 ) -> list[Completion]:
-    """Greedy replies to `prompts`, in their order.
+    """Greedy replies to `prompts`, in order.
 
-    Sampling settings of the model's generation config (temperature, repetition penalty, forced tokens) are not used:
-    every token is the argmax, so the same weights give the same text. In 16-bit precision the rows of a batch can still
-    differ in the last bits with the batch's make-up, and a tie can fall the other way.
+    Every token is the argmax; sampling settings of the model's generation config are ignored, so equal weights give
+    equal text. In 16-bit precision a row's last bits can depend on the other rows of its batch, and a tie can then
+    resolve differently.
 
     Args:
         model: any causal language model with a key-value cache.
         tokenizer: its tokenizer, with a chat template.
         prompts: conversations that end with a user turn.
-        max_new_tokens: length at which a reply is cut, in tokens.
-        batch_size: rows of a forward pass, at most; `auto` for what the free memory holds. It is halved for good when
-            memory runs out.
-        progress: told how many prompts are done after every batch.
-        on_batch: given the positions and completions of every batch as it ends; batches run longest prompt first.
+        max_new_tokens: maximum length of a reply, in tokens.
+        batch_size: maximum rows per forward pass, or `auto`; halved for the remaining batches when memory runs out.
+        progress: see `Progress`.
+        on_batch: see `OnBatch`; batches run longest prompt first.
 
     Raises:
-        UnsupportedModelError: the model keeps no key-value cache.
-        SeawallError: memory is too small even for one prompt.
+        UnsupportedModelError: the model has no key-value cache.
+        SeawallError: one prompt alone exceeds memory.
     """
     decoding = decoding_for(model, tokenizer, max_new_tokens)
     encoded = [tuple(encode_prompt(tokenizer, prompt)) for prompt in prompts]
     replies: dict[int, Completion] = {}
     for positions, rows in greedy_batches(model, encoded, decoding, batch_size=batch_size):
-        done = [
-            _completion(tokenizer, encoded[at], row, decoding.eos_ids) for at, row in zip(positions, rows, strict=True)
-        ]
-        replies.update(zip(positions, done, strict=True))
+        pairs = zip(positions, rows, strict=True)
+        completions = [_completion(tokenizer, encoded[index], row, decoding.eos_ids) for index, row in pairs]
+        replies.update(zip(positions, completions, strict=True))
         if on_batch is not None:
-            on_batch(positions, done)
+            on_batch(positions, completions)
         if progress is not None:
             progress(len(replies), len(prompts))
-    return [replies[at] for at in range(len(prompts))]
+    return [replies[index] for index in range(len(prompts))]
 
 
 def _completion(
     tokenizer: PreTrainedTokenizerBase, prompt_ids: TokenIds, row: TokenIds, eos_ids: frozenset[int]
 ) -> Completion:
     ended = row[-1] in eos_ids
-    kept = row[:-1] if ended else row
-    return Completion(str(tokenizer.decode(list(kept), skip_special_tokens=True)), kept, prompt_ids, ended)
+    reply_ids = row[:-1] if ended else row
+    return Completion(str(tokenizer.decode(list(reply_ids), skip_special_tokens=True)), reply_ids, prompt_ids, ended)
 
 
 def greedy_batches(
     model: PreTrainedModel, prompts: Sequence[TokenIds], decoding: Decoding, *, batch_size: BatchSize
 ) -> Iterator[tuple[list[int], list[TokenIds]]]:
-    """Greedy decoding of token sequences, yielded batch by batch as (positions in `prompts`, new tokens of each).
+    """Decodes token sequences greedily; yields (positions in `prompts`, new tokens of each) batch by batch.
 
-    A row's tokens end with the end token, if one came. Batches hold prompts of like length, the longest first: memory
-    runs out in the first batch or never, and a remaining time taken from the first batches errs on the long side.
+    A row includes its end token, if the model wrote one. Batches group prompts of similar length, longest first, so
+    that memory runs out in the first batch or never, and early estimates of the remaining time are upper bounds.
 
     Raises:
-        UnsupportedModelError: the model keeps no key-value cache.
-        SeawallError: memory is too small even for one prompt.
+        UnsupportedModelError: the model has no key-value cache.
+        SeawallError: one prompt alone exceeds memory.
     """
     assert decoding.max_new_tokens > 0
     if batch_size == "auto":
         longest = max(map(len, prompts), default=0)
         batch_size = automatic_batch_size(model, longest + decoding.max_new_tokens)
     assert batch_size > 0
-    waiting = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
+    waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     while waiting:
         positions = waiting[:batch_size]
         with _evaluating(model), contiguous_output_layer(model):
-            batch = [prompts[at] for at in positions]
+            batch = [prompts[index] for index in positions]
             rows = unless_out_of_memory(partial(decode_batch, model, batch, decoding))
         if rows is not None:
             waiting = waiting[len(positions) :]
@@ -154,12 +152,12 @@ def greedy_batches(
 
 @torch.no_grad()
 def decode_batch(model: PreTrainedModel, prompts: Sequence[TokenIds], decoding: Decoding) -> list[TokenIds]:
-    """The new tokens of each prompt, all in one batch; a row leaves the batch and the cache in the step it ends.
+    """The new tokens of each prompt, decoded in one batch; a row leaves the batch and the cache at its end token.
 
-    That is why this is not `model.generate`, whose rows are computed until the slowest one ends. Measured on random
-    models (12 layers, D=320, Llama and GLM-4-MoE; 96 prompts, batch 16, at most 64 new tokens, processor time on one
-    core): equal when nearly all replies run to the limit (mean length 56), 1.2 to 1.3 times as fast at a mean length of
-    34, 1.35 to 1.5 times at 13 to 19. The tokens were the same in all cases.
+    `model.generate`, in contrast, computes every row until the longest one ends. Measured against it on random models
+    (12 layers, D=320, Llama and GLM-4-MoE; 96 prompts, batch 16, at most 64 new tokens, processor time on one core):
+    equal when nearly all replies reach the limit (mean length 56), 1.2 to 1.3 times as fast at a mean length of 34,
+    1.35 to 1.5 times at 13 to 19. The tokens were identical.
     """
     batch = _GreedyBatch(model, prompts, decoding.pad_id)
     rows: list[list[int]] = [[] for _ in prompts]
@@ -168,31 +166,31 @@ def decode_batch(model: PreTrainedModel, prompts: Sequence[TokenIds], decoding: 
         new = batch.step()
         for row, token in zip(alive, new, strict=True):
             rows[row].append(token)
-        keep = [at for at, token in enumerate(new) if token not in decoding.eos_ids]
-        if not keep:
+        unfinished = [position for position, token in enumerate(new) if token not in decoding.eos_ids]
+        if not unfinished:
             break
-        if len(keep) < len(alive):
-            batch.keep(keep)
-            alive = [alive[at] for at in keep]
+        if len(unfinished) < len(alive):
+            batch.keep(unfinished)
+            alive = [alive[position] for position in unfinished]
     return [tuple(row) for row in rows]
 
 
 class _GreedyBatch:
-    """Rows under way, with the cache that the model itself made: every kind of layer gets the right one."""
+    """The unfinished rows and their cache, which the model creates itself, so that every kind of layer gets its own."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[TokenIds], pad_id: int) -> None:
-        # The class's forward: an instance's may be wrapped, and then it does not tell its arguments.
+        # The class's forward: an instance's may be wrapped, and then its signature hides the arguments.
         accepted = inspect.signature(type(model).forward).parameters
         if "past_key_values" not in accepted:
             raise UnsupportedModelError(
-                f"{type(model).__name__} cannot generate here",
+                f"{type(model).__name__} cannot generate with seawall",
                 got="a forward pass without past_key_values",
                 expected="a causal language model with a key-value cache",
             )
         self._model = model
         self._cache: Any = None
         self._takes_positions = "position_ids" in accepted
-        # The output layer over every token of the prompt would cost more than the rest of a small model's prefill.
+        # The output layer over every prompt token would cost more than all other layers of a small model's prefill.
         self._options = {"use_cache": True} | ({"logits_to_keep": 1} if "logits_to_keep" in accepted else {})
         self._tokens_BT, self._mask_BT = _left_pad(prompts, pad_id, device=model.device)
         self._positions_BT = (self._mask_BT.cumsum(-1) - 1).clamp(min=0)
@@ -215,7 +213,7 @@ class _GreedyBatch:
         return [int(token) for token in next_B.tolist()]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all other rows. A reordering of the cache by fewer rows is the call that every kind of layer has."""
+        """Drops all other rows, by reordering the cache with fewer rows: the one call that every kind of layer has."""
         rows_B = torch.tensor(rows, device=self._mask_BT.device)
         self._cache.reorder_cache(rows_B)
         self._tokens_BT = self._tokens_BT[rows_B]
@@ -233,7 +231,7 @@ def _left_pad(prompts: Sequence[TokenIds], pad_id: int, *, device: torch.device)
 
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout and router jitter; the mode the model was in comes back afterwards."""
+    """Evaluation mode inside (no dropout, no router jitter); the former mode is restored on exit."""
     was_training = model.training
     model.eval()
     try:

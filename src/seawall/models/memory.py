@@ -1,4 +1,4 @@
-"""Telling an exhausted memory from other failures, and how many rows of a batch the free memory holds."""
+"""Detects exhausted memory, and estimates how many rows of a batch fit in free memory."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from transformers import PreTrainedModel
 
 T = TypeVar("T")
 
-MOST_ROWS = {"cpu": 64}
-"""Rows of an automatic batch by type of device: more bring no more tokens per second."""
-_MOST_ROWS = 256
+MAX_ROWS = {"cpu": 64}
+"""Maximum rows of an automatic batch by type of device: larger batches do not raise the tokens per second."""
+_DEFAULT_MAX_ROWS = 256
 _SHARE = 0.5
-"""Of the free memory, for all rows; the rest is for what the estimate leaves out."""
+"""Share of free memory for all rows; the other half covers what the estimate leaves out."""
 _ACTIVATIONS = 64
-"""Vectors of the model's width that a token needs while the prompt is read; on the large side."""
+"""Vectors of the model's width per token during prefill; a generous estimate."""
 _MEMINFO = Path("/proc/meminfo")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether PyTorch ran out of memory: CUDA has a class for it, the CPU and MPS only a message."""
+    """Whether PyTorch ran out of memory: CUDA has an error class for it, the CPU and MPS only a message."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     message = str(error)
@@ -31,7 +31,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def unless_out_of_memory(work: Callable[[], T]) -> T | None:
-    """What `work` gives, or None when memory ran out; what the attempt held is freed by then, its frames being gone."""
+    """The result of `work`, or None where memory ran out; the memory of the failed attempt is freed on return."""
     try:
         return work()
     except RuntimeError as error:
@@ -43,20 +43,20 @@ def unless_out_of_memory(work: Callable[[], T]) -> T | None:
 
 
 def automatic_batch_size(model: PreTrainedModel, tokens: int) -> int:
-    """How many rows of `tokens` tokens (prompt and reply) to generate at once: a power of two.
+    """Rows to generate at once, a power of two, for rows of `tokens` tokens (prompt and reply).
 
-    A row needs about `tokens x width x bytes x (2 x layers + 64)`: the cache, as if every attention head had keys and
-    values of its own, and the activations of the prompt. Half of the free memory is given to the rows.
+    A row needs about `tokens x width x bytes x (2 x layers + 64)`: the cache, as if every attention head had its own
+    keys and values, and the activations of the prompt. The rows share half of the free memory.
     """
     config = model.config.get_text_config()
     row = tokens * config.hidden_size * model.dtype.itemsize * (2 * config.num_hidden_layers + _ACTIVATIONS)
     fitting = max(1, int(_SHARE * free_memory(model.device)) // row)
-    most = MOST_ROWS.get(model.device.type, _MOST_ROWS)
-    return int(min(most, 2 ** (fitting.bit_length() - 1)))
+    limit = MAX_ROWS.get(model.device.type, _DEFAULT_MAX_ROWS)
+    return int(min(limit, 2 ** (fitting.bit_length() - 1)))
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; on the CPU, what the system can give without swapping."""
+    """Free bytes on a device; on the CPU, the memory available without swapping."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached

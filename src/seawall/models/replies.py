@@ -1,4 +1,4 @@
-"""Replies that survive an interruption: every finished batch is on disk before the next begins."""
+"""Generation that survives an interruption: every finished batch is on disk before the next begins."""
 
 from __future__ import annotations
 
@@ -23,45 +23,49 @@ def resumable_replies(
     batch_size: BatchSize,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
-    """`generate`, with replies appended to `path` batch by batch; a second call goes on where the first stopped.
+    """`generate`, with completions appended to `path` batch by batch; a second call resumes where the first stopped.
 
-    The caller vouches that `path` belongs to the same model, prompts and settings (a stage's fingerprint does).
+    The caller ensures that `path` belongs to the same model, prompts and settings (a stage's fingerprint does).
     """
-    found = _read(path)
-    missing = [at for at in range(len(prompts)) if at not in found]
+    completions = _read(path)
+    missing = [index for index in range(len(prompts)) if index not in completions]
     with path.open("a", encoding="utf-8") as file:
 
-        def keep(positions: Sequence[int], replies: Sequence[Completion]) -> None:
-            for at, reply in zip(positions, replies, strict=True):
-                found[missing[at]] = reply
-                row = {"at": missing[at], "text": reply.text, "ended": reply.ended}
-                row |= {"token_ids": list(reply.token_ids), "prompt_ids": list(reply.prompt_ids)}
-                file.write(json.dumps(row) + "\n")
+        def save(positions: Sequence[int], batch: Sequence[Completion]) -> None:
+            indices = [missing[position] for position in positions]
+            completions.update(zip(indices, batch, strict=True))
+            file.writelines(_to_line(index, completions[index]) for index in indices)
             file.flush()
             os.fsync(file.fileno())
             if progress is not None:
-                progress(len(found), len(prompts))
+                progress(len(completions), len(prompts))
 
         generate(
             model,
             tokenizer,
-            [prompts[at] for at in missing],
+            [prompts[index] for index in missing],
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
-            on_batch=keep,
+            on_batch=save,
         )
-    return [found[at] for at in range(len(prompts))]
+    return [completions[index] for index in range(len(prompts))]
+
+
+def _to_line(index: int, completion: Completion) -> str:
+    row = {"at": index, "text": completion.text, "ended": completion.ended}
+    row |= {"token_ids": list(completion.token_ids), "prompt_ids": list(completion.prompt_ids)}
+    return json.dumps(row) + "\n"
 
 
 def _read(path: Path) -> dict[int, Completion]:
-    """What an earlier call left; a last line that was cut is taken off the file."""
+    """The completions of an earlier call; an incomplete last line is removed from the file."""
     if not path.is_file():
         return {}
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    content, _, _ = path.read_bytes().rpartition(b"\n")
     with path.open("wb") as file:
-        file.write(whole + b"\n" if whole else b"")
-    found = {}
-    for line in whole.decode().split("\n") if whole else ():
-        row = json.loads(line)
-        found[row["at"]] = Completion(row["text"], tuple(row["token_ids"]), tuple(row["prompt_ids"]), row["ended"])
-    return found
+        file.write(content + b"\n" if content else b"")
+    rows = map(json.loads, content.decode().split("\n") if content else ())
+    return {
+        row["at"]: Completion(row["text"], tuple(row["token_ids"]), tuple(row["prompt_ids"]), row["ended"])
+        for row in rows
+    }

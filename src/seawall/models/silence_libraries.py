@@ -1,4 +1,4 @@
-"""Keeping transformers from talking while seawall shows its own progress."""
+"""Silences transformers while seawall shows its own progress."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from transformers.utils import logging
 
 @contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Only errors are logged, Python warnings stay silent, and progress bars show on a terminal only.
+    """Inside, transformers logs errors alone, Python warnings are hidden, and progress bars need a terminal.
 
-    What loading can warn of (weights that are missing, a configuration that does not fit) seawall checks itself and
-    raises. Everything is as before on exit.
+    The problems that loading would warn about (missing weights, a configuration that does not fit) are checked and
+    raised by seawall. All settings are restored on exit.
     """
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

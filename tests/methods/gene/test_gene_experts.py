@@ -32,7 +32,7 @@ from seawall.methods.gene.lessons import Lesson, Taught, teach
 from seawall.methods.gene.tools import select_gene
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
-from seawall.models.files.rewrite import add_to_checkpoint, put_back
+from seawall.models.files.rewrite import add_to_checkpoint, restore_originals
 from seawall.models.files.stream import outline
 from seawall.models.lora.attach import attach_adapter, load_peft_model
 from seawall.models.moe.find import find_moe
@@ -273,7 +273,7 @@ def test_other_experts_keep_every_bit_in_a_merged_checkpoint(
     stacks = [key for key in kept if "experts" in key and "shared" not in key]
     whole = [key for key in _keys(tmp_path / "task") if "experts" in key and "shared" not in key and "bias" not in key]
     assert len(stacks) == (len(whole) // 4 if apart else len(whole))
-    put_back(tmp_path / "out", tmp_path / "originals", tmp_path / "back")
+    restore_originals(tmp_path / "out", tmp_path / "originals", tmp_path / "back")
     for path in (tmp_path / "task").glob("*.safetensors"):
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()
 

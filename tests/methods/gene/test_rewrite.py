@@ -17,7 +17,7 @@ from families import tiny, tiny_tokenizer
 from seawall.errors import ArtifactError, UnsupportedModelError
 from seawall.models.files.checkpoint import HASHES_FILE, verify_hashes, weight_files
 from seawall.models.files.fingerprint import model_fingerprint
-from seawall.models.files.rewrite import add_to_checkpoint, checkpoint_fingerprint, put_back
+from seawall.models.files.rewrite import add_to_checkpoint, checkpoint_fingerprint, restore_originals
 from seawall.models.files.stream import outline
 from siblings import added, random_gene
 
@@ -42,9 +42,9 @@ def test_merging_is_adding_and_taking_back_is_exact(tmp_path: Path, family: str,
     old = tiny(family).to(dtype).state_dict()
     assert all(not torch.equal(new[name], old[name]) for name in gene.points)
 
-    put_back(tmp_path / "out", tmp_path / "originals", tmp_path / "back")
+    restore_originals(tmp_path / "out", tmp_path / "originals", tmp_path / "back")
     with pytest.raises(ArtifactError, match="does not belong to"):
-        put_back(tmp_path / "out", _strange(tmp_path, task), tmp_path / "wrong")
+        restore_originals(tmp_path / "out", _strange(tmp_path, task), tmp_path / "wrong")
     assert all(filecmp.cmp(path, tmp_path / "back" / path.name, shallow=False) for path in task.iterdir())
     assert {path.name for path in (tmp_path / "back").iterdir()} == {path.name for path in task.iterdir()} | {
         HASHES_FILE

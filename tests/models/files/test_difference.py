@@ -170,7 +170,7 @@ def test_one_model_in_two_layouts_is_refused(tmp_path: Path) -> None:
         tensors["model.layers.0.mlp.experts.down_proj"] = torch.stack(down)
 
     a = write_checkpoint(tmp_path / "a")
-    refused(a, rewritten(write_checkpoint(tmp_path / "b"), stack), ArtifactError, "lay out one model in different ways")
+    refused(a, rewritten(write_checkpoint(tmp_path / "b"), stack), ArtifactError, "differs; got .* in A")
 
 
 def test_damaged_quantised_and_missing_weights_are_refused(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from families import random_ids, tiny
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, ConfigError, DataError, SeawallError, UnsupportedModelError
 from seawall.models.files import hub
-from seawall.models.files.load import load_model, load_tokenizer, requested_device, requested_dtype
+from seawall.models.files.load import load_model, load_tokenizer
+from seawall.models.files.placement import requested_device, requested_dtype
 
 
 def test_a_checkpoint_loads_ready_to_use(tmp_path: Path) -> None:
@@ -254,10 +255,10 @@ REFUSED: list[tuple[Callable[[Path], None], type[SeawallError], str]] = [
     (_listed_config, ArtifactError, r"config\.json is damaged; got list"),
     (_wrong_field, UnsupportedModelError, r"config\.json does not fit its model.*hidden_size"),
     (_wrong_size, UnsupportedModelError, "cannot be loaded"),
-    (_unknown, UnsupportedModelError, "unknown architecture; got model_type from_next_year; a newer transformers"),
-    (_no_type, UnsupportedModelError, "unknown architecture"),
+    (_unknown, UnsupportedModelError, "got model_type from_next_year; upgrade transformers"),
+    (_no_type, UnsupportedModelError, "got model_type None"),
     (_seq2seq, UnsupportedModelError, "not a causal language model; got model_type t5"),
-    (_own_code, UnsupportedModelError, r"its own Python code.*trust_remote_code=true"),
+    (_own_code, UnsupportedModelError, r"Python code.*got model_type theirs.*trust_remote_code=true"),
     (_quantized, UnsupportedModelError, "quantised; got mxfp4"),
     (_no_tokenizer, UnsupportedModelError, "no tokenizer in"),
     (_broken_tokenizer, ArtifactError, r"tokenizer\.json is damaged"),
@@ -308,7 +309,10 @@ def _response() -> Any:
 
 HUB_ERRORS: list[tuple[Callable[[], Exception], str]] = [
     (lambda: GatedRepoError("gated", response=_response()), "is gated on the Hub.*hf auth login"),
-    (lambda: RepositoryNotFoundError("404", response=_response()), "no folder some/model here and no model some/model"),
+    (
+        lambda: RepositoryNotFoundError("404", response=_response()),
+        "no local folder some/model and no model some/model",
+    ),
     (lambda: RevisionNotFoundError("404", response=_response()), "the Hub has no some/model at revision v9"),
     (lambda: LocalEntryNotFoundError("offline"), "the Hub cannot be reached"),
     (lambda: OfflineModeIsEnabled("offline"), "the Hub cannot be reached"),

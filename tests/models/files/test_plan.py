@@ -72,8 +72,8 @@ SIZES = DataSizes(
     validation_prompts=30,
     test_goals=10,
     test_prompts=40,
-    seen=2,
-    unseen=3,
+    seen_families=2,
+    unseen_families=3,
     prompt_tokens=50,
     response_tokens=14,
 )

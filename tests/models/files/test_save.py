@@ -88,7 +88,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "mine.txt").write_text("keep me")
-    with pytest.raises(RunFolderError, match="is not an empty folder; name a new one"):
+    with pytest.raises(RunFolderError, match="is not an empty folder"):
         save_model(tiny("mixtral"), tiny_tokenizer(), folder)
     assert [path.name for path in folder.iterdir()] == ["mine.txt"]
     with pytest.raises(RunFolderError, match="is not an empty folder"):

@@ -43,7 +43,7 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hook() -> None:
             harden(model, vector_D, layer=layer, coefficient=1.0)
     assert not is_hardened(model)
     harden(model, VECTOR_D, layer=2, coefficient=1.0)
-    with pytest.raises(ConfigError, match="hardened already"):
+    with pytest.raises(ConfigError, match="expected a model without hardening"):
         harden(model, VECTOR_D, layer=0, coefficient=1.0)
 
 

@@ -298,7 +298,7 @@ def test_written_copies_are_the_model_that_training_ends_with(family: str) -> No
             with copies.written():
                 raise RuntimeError("stop")
         assert all(torch.equal(tensor, before[name]) for name, tensor in moe.model.state_dict().items())
-        assert not copies.aside
+        assert not copies.bypassed
     with trainable_experts(moe, SELECTED) as copies:
         _train(moe, copies, steps=2)
         copies.write_back()

@@ -52,7 +52,7 @@ def test_a_dense_model_is_refused() -> None:
 
 def test_a_dense_model_may_be_asked_for() -> None:
     assert find_moe_if_any(tiny("llama")) is None
-    with pytest.raises(UnsupportedModelError, match="cannot be reached"):
+    with pytest.raises(UnsupportedModelError, match=r"Llama4TextExperts at .*; got parameters"):
         find_moe_if_any(tiny("llama4_text"))
 
 
@@ -103,7 +103,7 @@ def test_layers_of_different_size_are_refused() -> None:
 def test_a_configuration_without_top_k_is_refused() -> None:
     model = tiny("gemma4_text")
     model.config.top_k_experts = None
-    with pytest.raises(UnsupportedModelError, match="Gemma4TextConfig does not say how many experts"):
+    with pytest.raises(UnsupportedModelError, match=r"Gemma4TextConfig .*num_experts_per_tok"):
         find_moe(model)
 
 

@@ -18,10 +18,10 @@ from seawall.evaluation.judges.formats import FORMATS, GuardFormat, as_text, fil
 from seawall.models.classify import (
     Row,
     check_classifier,
-    check_writer,
+    check_generator,
     class_probabilities,
     load_classifier,
-    load_writer,
+    load_generator,
     longest_input,
 )
 from seawall.models.files.hub import locate
@@ -46,7 +46,7 @@ def open_guard(config: GuardJudge) -> Judge:
         meanings = _meanings(config, classifier.config.id2label)
         return ClassifyingGuard(config, classifier, tokenizer, meanings)
     asked = _asked(config)
-    return WritingGuard(config, asked, *load_writer(model, chat=asked.text is None))
+    return WritingGuard(config, asked, *load_generator(model, chat=asked.text is None))
 
 
 def check_guard(config: GuardJudge) -> None:
@@ -61,7 +61,7 @@ def check_guard(config: GuardJudge) -> None:
         architecture, _ = check_classifier(folder, model)
         _meanings(config, architecture.id2label)
     else:
-        check_writer(folder, model, chat=_asked(config).text is None)
+        check_generator(folder, model, chat=_asked(config).text is None)
 
 
 def _model(config: GuardJudge) -> ModelConfig:

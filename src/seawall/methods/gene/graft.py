@@ -31,7 +31,7 @@ from seawall.methods.gene.task_model import (
     vocabulary_hash,
 )
 from seawall.models.files.checkpoint import verify_hashes
-from seawall.models.files.rewrite import add_to_checkpoint, checkpoint_fingerprint, put_back
+from seawall.models.files.rewrite import add_to_checkpoint, checkpoint_fingerprint, restore_originals
 from seawall.models.files.stream import CheckpointOutline, outline
 from seawall.models.lora.merge import require_peft
 from seawall.runs.files import file_hash, storage_errors
@@ -124,7 +124,7 @@ def revert_graft(folder: Path, output: Path, *, reporter: Reporter = _SILENT) ->
     verify_hashes(folder)
     reporter.stage("Revert")
     with storage_errors(output), published(output) as scratch:
-        put_back(
+        restore_originals(
             folder,
             originals,
             scratch,

@@ -1,6 +1,6 @@
-"""A checkpoint folder as it lies on disk: what its safetensors headers say, and whether its files are whole.
+"""A checkpoint folder on disk: its safetensors headers, the integrity of its files, and writing it.
 
-Nothing here loads a weight or imports a model class, so it is what `doctor` and `plan` can ask of a model of any size.
+Reading needs neither weights nor model classes, so `doctor` and `plan` work on models of any size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from seawall.models.silence_libraries import silence_libraries
 from seawall.runs.files import file_hash, storage_errors, write_json
 
 HASHES_FILE = "seawall_files.json"
-"""Beside a checkpoint that seawall wrote: {"files": {file name: "sha256:..."}}. Checked before every load."""
+"""Written into every checkpoint of seawall: {"files": {file name: "sha256:..."}}. Checked before every load."""
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -40,7 +40,7 @@ _BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """One tensor as its safetensors header describes it: type (as safetensors names it), shape, size in bytes."""
+    """One tensor in a safetensors header: type (by safetensors' name), shape, size in bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -48,12 +48,12 @@ class TensorHeader:
 
     @property
     def elements(self) -> int:
-        """How many numbers the tensor holds."""
+        """Number of elements of the tensor."""
         return math.prod(self.shape)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a checkpoint.
+    """The JSON object in a checkpoint's file.
 
     Raises:
         ArtifactError: the file is missing, cannot be read, or holds no JSON object.
@@ -75,8 +75,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The model's config.json.
 
     Raises:
-        UnsupportedModelError: the folder has none.
-        ArtifactError: it is damaged.
+        UnsupportedModelError: the folder has no config.json.
+        ArtifactError: config.json is damaged.
     """
     if not (folder / "config.json").exists():
         raise UnsupportedModelError(
@@ -86,32 +86,32 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
-    """The tensors of a checkpoint by name; every file is checked against its own header, none is loaded.
+    """The headers of a checkpoint's tensors by name; every file's size is checked against its header.
 
     Raises:
-        UnsupportedModelError: no safetensors weights, or only pickled ones.
-        ArtifactError: a file is truncated, longer than its header says, or missing.
+        UnsupportedModelError: the folder has no safetensors weights, or only pickled ones.
+        ArtifactError: a file is missing, truncated, or longer than its header says.
     """
     if (folder / _SINGLE).exists():
         return _file_headers(folder / _SINGLE)
     headers: dict[str, TensorHeader] = {}
     for path in weight_files(folder):
         headers |= _file_headers(path)
-    lost = sorted(set(_weight_map(folder)) - set(headers))
-    if lost:
+    missing = sorted(set(_weight_map(folder)) - set(headers))
+    if missing:
         raise ArtifactError(
             f"the weights in {folder} are incomplete",
-            got=f"{len(lost)} tensors of {_INDEX} in no file, {lost[0]} first",
+            got=f"{len(missing)} tensors of {_INDEX} in no file, {missing[0]} first",
             remedy="copy or download the model again",
         )
     return headers
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights; other safetensors files may lie beside them.
+    """The files that hold a checkpoint's weights; other safetensors files of the folder are left out.
 
     Raises:
-        UnsupportedModelError: no safetensors weights, or only pickled ones.
+        UnsupportedModelError: the folder has no safetensors weights, or only pickled ones.
         ArtifactError: the index is damaged.
     """
     if (folder / _SINGLE).exists():
@@ -120,7 +120,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    """File name by tensor, as the index has it."""
+    """Tensor -> file name, from the index."""
     if not (folder / _INDEX).exists():
         raise _no_safetensors(folder)
     weight_map = read_json(folder / _INDEX).get("weight_map")
@@ -130,7 +130,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _is_file_name(value: object) -> bool:
-    """No path: an index must not lead out of its folder."""
+    """Whether the value is a bare file name; an index with paths could lead out of its folder."""
     return isinstance(value, str) and Path(value).name == value
 
 
@@ -138,10 +138,10 @@ def _no_safetensors(folder: Path) -> SeawallError:
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
     if pickled:
         return UnsupportedModelError(
-            f"the weights in {folder} are pickled, and a pickle can run any code when it is opened",
+            f"the weights in {folder} are pickled, and opening a pickle can run any code",
             got=pickled[0],
             expected="safetensors",
-            remedy="convert them where you trust the author: load in transformers, then save_pretrained",
+            remedy="if you trust the author, convert them: load the model in transformers, then save_pretrained",
         )
     return UnsupportedModelError(
         f"no weights in {folder}", expected=f"{_SINGLE} or {_INDEX} with its files", remedy="check model.id"
@@ -149,7 +149,7 @@ def _no_safetensors(folder: Path) -> SeawallError:
 
 
 def _file_headers(path: Path) -> dict[str, TensorHeader]:
-    """The header of one safetensors file: 8 bytes of length, JSON, then tensors without a gap to the file's end."""
+    """The headers of one safetensors file: 8 bytes of length, JSON, then the tensors without gaps to the file's end."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -160,18 +160,18 @@ def _file_headers(path: Path) -> dict[str, TensorHeader]:
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read", got=error.strerror) from None
     if not text:
-        raise _damaged(path, f"{size} bytes", "a safetensors file that holds its whole header")
+        raise _damaged(path, f"{size} bytes", "a safetensors file with a complete header")
     try:
         entries = json.loads(text)
         entries.pop("__metadata__", None)
         headers = {name: _tensor_header(entry) for name, entry in entries.items()}
         spans = sorted((int(start), int(end)) for start, end in (entry["data_offsets"] for entry in entries.values()))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise _damaged(path, "a header that cannot be read", "a safetensors header") from None
+        raise _damaged(path, "an unreadable header", "a safetensors header") from None
     end = 0
     for start, stop in spans:
         if start != end:
-            raise _damaged(path, f"tensors that overlap or leave a gap at byte {end}", "tensors side by side")
+            raise _damaged(path, f"tensors that overlap or leave a gap at byte {end}", "contiguous tensors")
         end = stop
     if size != 8 + length + end:
         raise _damaged(path, f"{size} bytes", f"{8 + length + end} bytes by its header")
@@ -193,7 +193,7 @@ def _damaged(path: Path, got: str, expected: str) -> ArtifactError:
 
 
 def verify_hashes(folder: Path) -> None:
-    """Check a checkpoint that seawall wrote against the hashes it left; other checkpoints have none and pass.
+    """Checks the files of a checkpoint that seawall wrote against their hashes; other checkpoints have none and pass.
 
     Raises:
         ArtifactError: a file is missing or changed.
@@ -209,22 +209,22 @@ def verify_hashes(folder: Path) -> None:
                 f"{path} is not the file that seawall wrote",
                 got="another sha256",
                 expected=expected,
-                remedy=f"copy the model again, or delete {HASHES_FILE} if you changed it on purpose",
+                remedy=f"copy the model again, or delete {HASHES_FILE} if you changed the file on purpose",
             )
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error of another library that says something."""
+    """The first line with text of another library's error; the error's class where there is none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
-    """Write weights (safetensors), configuration, generation settings, tokenizer and chat template to `folder`.
+    """Writes weights (safetensors), configuration, generation settings, tokenizer and chat template to `folder`.
 
-    transformers may write stacked experts as one tensor per expert, as the family's published checkpoints have them;
-    loading stacks the same bits again. Tied weights are written once. The hashes are left in the folder too, where
-    loading checks them. When this is interrupted, half a checkpoint is left: write into a scratch folder.
+    transformers may write stacked experts as one tensor per expert, like the family's published checkpoints; loading
+    stacks the same bits again. Tied weights are written once. The hashes of all files are written too, and checked by
+    loading. An interruption leaves a partial checkpoint, so write into a scratch folder.
 
     Returns:
         `sha256:...` of every file, by its path in the folder.
@@ -234,7 +234,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         UnsupportedModelError: transformers refuses to write this model's settings.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunFolderError(f"{folder} exists and is not an empty folder", remedy="name a new one")
+        raise RunFolderError(f"{folder} exists and is not an empty folder", remedy="name a new folder")
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _write(model, tokenizer, folder)

@@ -1,6 +1,6 @@
-"""What differs between two checkpoints of one model: which experts, which routers, what else.
+"""The difference between two checkpoints of one model: which experts, routers and other tensors changed.
 
-Both are read tensor by tensor and in blocks of rows, so that neither is ever in memory.
+Both are read tensor by tensor, in blocks of rows; neither is loaded as a whole.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from seawall.models.files.tensor_roles import OTHER, TensorRole, tensor_roles
 from seawall.models.moe.find import MoEModel, find_moe
 
 _BLOCK = 2**22
-"""Elements that are compared at once, more where a single row has more."""
+"""Elements compared at once; a row with more elements is compared as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerDifference:
-    """What changed in one MoE layer, as the Frobenius norm of the change over that of A's weights.
+    """The changes of one MoE layer, each as the Frobenius norm of B - A over that of A.
 
     Attributes:
         layer: position among the MoE layers.
         decoder_layer: position among all decoder layers.
-        experts: the changed experts, all tensors of an expert taken together.
-        router: the router's change; None where it is the same.
+        experts: changed expert -> its change, over all tensors of the expert.
+        router: the router's change; None where the router is identical.
     """
 
     layer: int
@@ -47,17 +47,17 @@ class LayerDifference:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointDifference:
-    """Everything that differs between the checkpoints A and B.
+    """The difference between the checkpoints A and B.
 
-    A tensor is changed when a bit of it is (or, where the two store it in different types, a value). Changes are
+    A tensor is changed where any bit differs (or, if A and B store it in different types, any value). Changes are
     relative: the Frobenius norm of B - A over that of A; 1 where A is zero.
 
     Attributes:
-        layers: every MoE layer.
-        others: changed tensors that are no expert's and no router's, by their names on disk.
+        layers: every MoE layer, changed or not.
+        others: change of every changed tensor outside experts and routers, by its name on disk.
         num_experts: E.
-        tensors: how many both have.
-        only_a, only_b: names that one of them lacks, such as of layers that transformers does not load.
+        tensors: number of tensors that both checkpoints hold.
+        only_a, only_b: tensors that only one checkpoint holds, such as of layers that transformers does not load.
     """
 
     layers: tuple[LayerDifference, ...]
@@ -70,7 +70,7 @@ class CheckpointDifference:
 
 @dataclass(slots=True)
 class _Sums:
-    """Of one expert, router or other tensor: squares of the change and of A's weights, and whether a bit differs."""
+    """Sums over one expert, router or other tensor: squares of B - A, squares of A, and whether any bit differs."""
 
     change: float = 0.0
     norm: float = 0.0
@@ -81,30 +81,32 @@ class _Sums:
 
 
 _Key = tuple[TensorRole, str]
-"""A place, and the tensor's name where the place is `other`."""
+"""A role, and the tensor's name where the role is `other`."""
 
 
 def compare_checkpoints(a: Path, b: Path) -> CheckpointDifference:
     """Compares two checkpoint folders (config.json and safetensors) of one mixture-of-experts model.
 
     Raises:
-        UnsupportedModelError: no mixture of experts that seawall understands; quantised or pickled weights.
-        ArtifactError: damaged files, or checkpoints of different models.
+        UnsupportedModelError: the model is no mixture of experts that seawall supports, or its weights are quantised or
+            pickled.
+        ArtifactError: files are damaged, or the checkpoints belong to different models.
     """
     moe = _outline(a)
     _require_same_model(moe, _outline(b))
     headers_a, headers_b = _headers(a), _headers(b)
-    places = tensor_roles(moe, headers_a.keys() | headers_b.keys())
-    _require_same_layout(headers_a, headers_b, places)
+    roles = tensor_roles(moe, headers_a.keys() | headers_b.keys())
+    _require_same_layout(headers_a, headers_b, roles)
     common = sorted(headers_a.keys() & headers_b.keys())
     sums: dict[_Key, _Sums] = defaultdict(_Sums)
-    with library_errors(f"the weights in {a} and {b} cannot be compared"), opened(a) as left, opened(b) as right:
+    what = f"the weights in {a} and {b} cannot be compared"
+    with library_errors(what), opened(a) as tensors_a, opened(b) as tensors_b:
         for name in common:
-            _add(sums, name, places[name], (left[name], right[name]))
-    changed = {key: found.relative() for key, found in sums.items() if found.changed}
+            _add(sums, name, roles[name], (tensors_a[name], tensors_b[name]))
+    changed = {key: total.relative() for key, total in sums.items() if total.changed}
     return CheckpointDifference(
         layers=_layers(moe, changed),
-        others={name: moved for (place, name), moved in changed.items() if place == OTHER},
+        others={name: change for (role, name), change in changed.items() if role == OTHER},
         num_experts=moe.num_experts,
         tensors=len(common),
         only_a=tuple(sorted(headers_a.keys() - headers_b.keys())),
@@ -113,7 +115,7 @@ def compare_checkpoints(a: Path, b: Path) -> CheckpointDifference:
 
 
 def _outline(folder: Path) -> MoEModel:
-    """The model with shapes and no numbers."""
+    """The model on the meta device."""
     config = ModelConfig(id=str(folder))
     return find_moe(meta_model(load_architecture(folder, config), config))
 
@@ -124,59 +126,59 @@ def _headers(folder: Path) -> dict[str, TensorHeader]:
 
 
 def _require_same_model(a: MoEModel, b: MoEModel) -> None:
-    """Refuse two models that differ in a parameter's name or shape, by their configurations."""
+    """Refuses models whose configurations give parameters of different names or shapes."""
     shapes = [{name: tuple(value.shape) for name, value in moe.model.state_dict().items()} for moe in (a, b)]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        left, right = (side.get(name, "no such tensor") for side in shapes)
-        if left != right:
+        shape_a, shape_b = (side.get(name, "no such tensor") for side in shapes)
+        if shape_a != shape_b:
             raise ArtifactError(
                 f"the checkpoints are of different models: {name} differs",
-                got=f"{left} in A, {right} in B",
+                got=f"{shape_a} in A, {shape_b} in B",
                 expected="equal shapes",
                 remedy="compare two checkpoints of one model, such as a base model and its repair",
             )
 
 
 def _require_same_layout(
-    a: Mapping[str, TensorHeader], b: Mapping[str, TensorHeader], places: Mapping[str, TensorRole]
+    a: Mapping[str, TensorHeader], b: Mapping[str, TensorHeader], roles: Mapping[str, TensorRole]
 ) -> None:
-    """Refuse files that cut one model into tensors in different ways. What the model does not load may differ."""
-    for name, place in places.items():
-        left, right = (side[name].shape if name in side else "no such tensor" for side in (a, b))
-        if left != right and not (place == OTHER and "no such tensor" in (left, right)):
+    """Refuses files that split one model into tensors differently; tensors that the model does not load may differ."""
+    for name, role in roles.items():
+        shape_a, shape_b = (side[name].shape if name in side else "no such tensor" for side in (a, b))
+        if shape_a != shape_b and not (role == OTHER and "no such tensor" in (shape_a, shape_b)):
             raise ArtifactError(
-                f"the checkpoints lay out one model in different ways: {name} differs",
-                got=f"{left} in A, {right} in B",
-                expected="equal tensors",
-                remedy="load both in transformers and save_pretrained them anew, then compare those",
+                f"the checkpoints store one model in different layouts: {name} differs",
+                got=f"{shape_a} in A, {shape_b} in B",
+                expected="equal shapes",
+                remedy="load both in transformers, save each with save_pretrained, and compare the new checkpoints",
             )
 
 
-def _add(sums: dict[_Key, _Sums], name: str, place: TensorRole, sides: tuple[Any, Any]) -> None:
-    """Adds one tensor to what it is part of; a stack of experts goes to each of them."""
+def _add(sums: dict[_Key, _Sums], name: str, tensor_role: TensorRole, sides: tuple[Any, Any]) -> None:
+    """Adds one tensor to the sums of its role; a stack of experts is added expert by expert."""
     shape = sides[0].get_shape()
-    stacked = place.kind == "expert" and place.expert is None
+    stacked = tensor_role.kind == "expert" and tensor_role.expert is None
     for start, stop in _blocks(shape, 1 if stacked else None):
         rows = slice(start, stop) if shape else ...
-        here = TensorRole("expert", place.layer, start) if stacked else place
-        found = sums[here, name if place == OTHER else ""]
-        _add_block(found, sides[0][rows], sides[1][rows])
+        role = TensorRole("expert", tensor_role.layer, start) if stacked else tensor_role
+        total = sums[role, name if tensor_role == OTHER else ""]
+        _add_block(total, sides[0][rows], sides[1][rows])
 
 
 def _blocks(shape: list[int], rows: int | None) -> Iterator[tuple[int, int]]:
-    """Where blocks of rows begin and end; a scalar is one block."""
+    """(start, stop) of the blocks of rows; a scalar is one block."""
     height = shape[0] if shape else 1
     step = rows or max(1, _BLOCK // max(1, math.prod(shape[1:])))
     return ((start, min(start + step, height)) for start in range(0, height, step))
 
 
-def _add_block(found: _Sums, a: Tensor, b: Tensor) -> None:
+def _add_block(total: _Sums, a: Tensor, b: Tensor) -> None:
     wide_a, wide_b = a.double(), b.double()
-    found.norm += float(wide_a.square().sum())
+    total.norm += float(wide_a.square().sum())
     same = torch.equal(_bits(a), _bits(b)) if a.dtype == b.dtype else torch.equal(wide_a, wide_b)
     if not same:
-        found.changed = True
-        found.change += float((wide_b - wide_a).square().sum())
+        total.changed = True
+        total.change += float((wide_b - wide_a).square().sum())
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -186,11 +188,11 @@ def _bits(tensor: Tensor) -> Tensor:
 def _layers(moe: MoEModel, changed: Mapping[_Key, float]) -> tuple[LayerDifference, ...]:
     experts: dict[int | None, dict[int, float]] = defaultdict(dict)
     routers = {}
-    for (place, _), moved in changed.items():
-        if place.expert is not None:
-            experts[place.layer][place.expert] = moved
-        elif place.kind == "router":
-            routers[place.layer] = moved
+    for (role, _), change in changed.items():
+        if role.expert is not None:
+            experts[role.layer][role.expert] = change
+        elif role.kind == "router":
+            routers[role.layer] = change
     return tuple(
         LayerDifference(
             layer.index, layer.decoder_layer, dict(sorted(experts[layer.index].items())), routers.get(layer.index)

@@ -1,4 +1,4 @@
-"""Telling whether two models are the same to the last bit."""
+"""Fingerprints: hashes that are equal exactly for bit-identical weights."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _WORKERS = 4
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """`sha256:` and a hex digest of everything in the model's state dict; equal exactly when all of it is.
+    """`sha256:` and a hex digest over the model's state dict; equal exactly for bit-identical state dicts.
 
-    It depends neither on the device nor on how a checkpoint is cut into files, but on how this version of transformers
-    names and stacks the weights.
+    The fingerprint is independent of the device and of the checkpoint's files, but depends on how this version of
+    transformers names and stacks the weights.
     """
     return state_fingerprint(model.state_dict())
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """`sha256:` and a hex digest of the vocabulary and the chat template: what text becomes is told by no weight."""
+    """`sha256:` and a hex digest of the vocabulary and the chat template, which no fingerprint of weights covers."""
     words = {"vocabulary": tokenizer.get_vocab(), "template": tokenizer.chat_template}
     return f"sha256:{hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()}"
 
@@ -33,29 +33,29 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def state_fingerprint(state: Mapping[str, Tensor]) -> str:
     """The fingerprint of named tensors: a hash over `name dtype shape digest` lines, sorted by name.
 
-    Tensors that share memory (tied embeddings) are read once, and count like equal copies. One tensor per thread is
-    brought to the CPU at a time; nothing else is copied.
+    Tensors that share memory (tied embeddings) are read once, and count like equal copies. Each thread copies one
+    tensor at a time to the CPU.
     """
-    unique = {_place(tensor): tensor for tensor in state.values()}
+    unique = {_identity(tensor): tensor for tensor in state.values()}
     with ThreadPoolExecutor(_WORKERS) as pool:
         digests = dict(zip(unique, pool.map(tensor_digest, unique.values()), strict=True))
     return _summary(
-        {name: (tensor.dtype, tuple(tensor.shape), digests[_place(tensor)]) for name, tensor in state.items()}
+        {name: (tensor.dtype, tuple(tensor.shape), digests[_identity(tensor)]) for name, tensor in state.items()}
     )
 
 
 class StreamedFingerprint:
-    """`state_fingerprint` of tensors that come one after the other, or in pieces along dimension 0, and do not stay."""
+    """`state_fingerprint` of tensors that arrive one by one, or in pieces along dimension 0; none is kept."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[torch.dtype, tuple[int, ...], Any]] = {}
 
     def add(self, name: str, piece: Tensor, shape: tuple[int, ...]) -> None:
-        """Count a tensor, or its next piece.
+        """Adds a tensor, or its next piece.
 
         Args:
-            name: the tensor's.
-            piece: all of it, or the next rows.
+            name: name of the tensor.
+            piece: the whole tensor, or its next rows.
             shape: of the whole tensor.
         """
         if name not in self._seen:
@@ -64,9 +64,13 @@ class StreamedFingerprint:
         self._seen[name][2].update(flat.view(torch.uint8).numpy().data)
 
     def value(self, aliases: Mapping[str, str]) -> str:
-        """The fingerprint of everything that was added; `aliases` are further names, and the names they stand for."""
+        """The fingerprint of all tensors added so far.
+
+        Args:
+            aliases: further names of added tensors -> the name under which each was added.
+        """
         lines = {name: (dtype, shape, digest.hexdigest()) for name, (dtype, shape, digest) in self._seen.items()}
-        return _summary(lines | {other: lines[name] for other, name in aliases.items()})
+        return _summary(lines | {alias: lines[name] for alias, name in aliases.items()})
 
 
 def _summary(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...], str]]) -> str:
@@ -83,11 +87,11 @@ def tensor_fingerprint(tensor: Tensor) -> str:
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """Hex digest of a tensor's bytes in row order, whatever its strides and device. hashlib works without the GIL."""
+    """Hex digest of a tensor's bytes in row order, independent of strides and device. hashlib releases the GIL."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 
 
-def _place(tensor: Tensor) -> tuple[object, ...]:
-    """What two tensors share exactly when they are the same numbers in the same memory."""
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    """A key that is equal exactly for tensors that are the same view of the same memory."""
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())

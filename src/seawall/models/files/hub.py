@@ -1,4 +1,4 @@
-"""Where a model is: a folder here, or a model on the Hugging Face Hub."""
+"""Locates a model: a local folder, or a repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", _CARD)
 
 
 def locate(config: ModelConfig, *, weights: bool = True) -> Path:
-    """The folder of a model: the one that `config.id` names, or a snapshot from the Hub (cached there).
+    """The folder of a model: the local folder that `config.id` names, or the Hub's cached snapshot.
 
     Args:
-        config: which model.
-        weights: fetch the weights too. Without them only the small files come over the network.
+        config: the model.
+        weights: whether to download the weights too; otherwise only configuration, tokenizer and model card.
 
     Raises:
-        ConfigError: no such folder; no such model or revision on the Hub; a login is needed; the Hub is out of reach.
+        ConfigError: the folder, model or revision does not exist; the Hub asks for a login, or cannot be reached.
     """
     path = Path(config.id).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise ConfigError(
-            f"model {config.id} is a file", expected="a folder with config.json and safetensors files, or a Hub id"
+            f"model {config.id} is a file",
+            expected="a folder with config.json and safetensors files, or a Hub id",
+            remedy="check the path (model.id)",
         )
     if config.id.startswith((".", "~", os.sep)) or config.id.count("/") > 1 or "\\" in config.id:
         raise ConfigError(f"model folder {config.id} does not exist", remedy="check the path (model.id)")
@@ -63,9 +65,9 @@ def locate(config: ModelConfig, *, weights: bool = True) -> Path:
 
 
 def stated_licence(folder: Path) -> str | None:
-    """The licence that a checkpoint's model card names in its front matter (`apache-2.0`); None where it names none.
+    """The licence in the front matter of a checkpoint's model card (`apache-2.0`); None where there is none.
 
-    A card that cannot be read says nothing: it is a description, and no run should fail by it.
+    An unreadable card counts as a card without a licence: a description must not make a run fail.
     """
     card = folder / _CARD
     if not card.is_file():
@@ -74,41 +76,42 @@ def stated_licence(folder: Path) -> str | None:
         data = metadata_load(str(card))
     except (ValueError, yaml.YAMLError):
         return None
-    found = (data or {}).get("license")
-    return found if isinstance(found, str) else None
+    licence = (data or {}).get("license")
+    return licence if isinstance(licence, str) else None
 
 
 def hub_error(config: ModelConfig, error: Exception) -> ConfigError:
-    """What a failed request to the Hub means for the person who named the model."""
-    shown = config.id if config.revision is None else f"{config.id} at revision {config.revision}"
+    """The message for a failed request to the Hub."""
+    model = config.id if config.revision is None else f"{config.id} at revision {config.revision}"
     if isinstance(error, HFValidationError):
-        return ConfigError(f"{shown} is neither a folder nor a Hub id", remedy="give an existing folder or OWNER/NAME")
+        return ConfigError(f"{model} is neither a folder nor a Hub id", remedy="name an existing folder or OWNER/NAME")
     if isinstance(error, GatedRepoError):
         return ConfigError(
-            f"model {shown} is gated on the Hub", remedy="accept its licence on its page, then run `hf auth login`"
+            f"model {model} is gated on the Hub",
+            remedy="accept the licence on the model's page, then run `hf auth login`",
         )
     if isinstance(error, RepositoryNotFoundError):
         return ConfigError(
-            f"no folder {config.id} here and no model {shown} on the Hub",
+            f"there is no local folder {config.id} and no model {model} on the Hub",
             remedy="check model.id; a private model needs `hf auth login`",
         )
     if isinstance(error, RevisionNotFoundError):
-        return ConfigError(f"the Hub has no {shown}", remedy="check model.revision")
+        return ConfigError(f"the Hub has no {model}", remedy="check model.revision")
     if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
         return ConfigError(
-            f"no folder {config.id} here, and {shown} is not in the local Hub cache while the Hub cannot be reached",
-            remedy="download it where there is a network, and give its folder as model.id",
+            f"there is no local folder {config.id}, the Hub cannot be reached, and its local cache lacks {model}",
+            remedy="download the model on a machine with network access, and name its folder as model.id",
         )
-    return ConfigError(f"model {shown} could not be fetched from the Hub", got=first_line(error), remedy="try again")
+    return ConfigError(f"model {model} could not be fetched from the Hub", got=first_line(error), remedy="try again")
 
 
 def hub_headers(config: ModelConfig) -> dict[str, TensorHeader]:
-    """`read_headers` of a model on the Hub, by requests for the headers alone.
+    """`read_headers` of a model on the Hub; downloads the headers alone.
 
     Raises:
         UnsupportedModelError: the model has no safetensors weights.
         ConfigError: the Hub cannot be reached.
-        ArtifactError: a header cannot be read.
+        ArtifactError: a header is damaged.
     """
     try:
         with silence_libraries():

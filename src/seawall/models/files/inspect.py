@@ -1,6 +1,6 @@
-"""What seawall sees in a model, without loading a weight: the facts behind `seawall doctor` and `seawall plan`.
+"""Facts about a model, found without loading a weight: the source of `seawall doctor` and `seawall plan`.
 
-The configuration gives the model on the meta device (shapes only), the safetensors headers give types and sizes.
+The configuration gives the model on the meta device (shapes only); the safetensors headers give types and sizes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class MoESummary:
         first_layer: the first of them among all decoder layers, from 0.
         experts: E, routed experts per layer.
         top_k: K, routed experts per token.
-        shared_experts: what every token passes through beside them, in units of one routed expert.
+        shared_experts: size of the network that every token passes through, in units of one routed expert.
         expert_tensors: stacked tensors of one layer, by name, with their shapes.
         expert_parameters: parameters of one routed expert of one layer.
         shared_parameters: parameters of the shared experts of one layer.
@@ -57,30 +57,30 @@ class MoESummary:
 
     @property
     def idle_parameters(self) -> int:
-        """Parameters that one token does not use: the experts it is not sent to."""
+        """Parameters that one token does not use: those of the experts that the router did not choose for it."""
         return self.layers * (self.experts - self.top_k) * self.expert_parameters
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """A model as `doctor` shows it. Numbers that could not be found out are 0, names are empty.
+    """A model as `doctor` shows it. Unknown numbers are 0, unknown names are empty.
 
     Attributes:
-        id: folder or Hub id, as it was asked for.
+        id: folder or Hub id, as given.
         architecture: class in transformers.
         family: transformers' model_type.
         parameters: all parameters, tied ones once.
-        active_parameters: those that one token uses: all but the experts it is not sent to. Embeddings included.
-        decoder_layers: dense ones included.
+        active_parameters: parameters that one token uses: all but the experts not chosen for it, embeddings included.
+        decoder_layers: number of decoder layers, dense ones included.
         width: D.
         vocabulary: V.
-        cache_elements: numbers that the key-value cache keeps per token and decoder layer.
-        moe: the routed experts, if seawall can reach them.
+        cache_elements: numbers in the key-value cache per token and decoder layer.
+        moe: the routed experts; None where seawall cannot reach any.
         dtype: type of most of the weights on disk.
         bytes_on_disk: size of the weights.
-        tokenizer: whether there is one.
-        chat_template: whether the tokenizer has one.
-        refusals: why seawall cannot work on the model; empty when it can.
+        tokenizer: whether the model has a tokenizer.
+        chat_template: whether the tokenizer has a chat template.
+        refusals: reasons why seawall cannot work on the model; empty where it can.
     """
 
     id: str
@@ -106,36 +106,36 @@ class ModelSummary:
 
     @property
     def verdict(self) -> str:
-        """`supported`, or `refused: ` and every reason."""
+        """`supported`, or `refused: ` followed by every reason."""
         return "supported" if self.supported else f"refused: {' | '.join(self.refusals)}"
 
 
 def inspect_model(config: ModelConfig) -> ModelSummary:
-    """What seawall sees in a model. What is wrong with it becomes a refusal in the summary, all reasons at once.
+    """Summarises a model. Every problem becomes a refusal in the summary, so that all are reported at once.
 
     Raises:
-        ConfigError: no such model.
-        UnsupportedModelError: a folder without config.json.
+        ConfigError: the model does not exist.
+        UnsupportedModelError: the folder has no config.json.
         ArtifactError: config.json is damaged.
     """
     folder = locate(config, weights=False)
     raw = read_config(folder)
-    return _summary(config, raw, _look(folder, raw, config))
+    return _summary(config, raw, _collect_facts(folder, raw, config))
 
 
 def meta_model(architecture: PreTrainedConfig, config: ModelConfig) -> PreTrainedModel:
-    """The model with shapes and no numbers, in milliseconds per layer and without memory.
+    """The model on the meta device: shapes without values. Takes milliseconds per layer and no memory.
 
     Raises:
-        UnsupportedModelError: transformers cannot build it from this configuration.
+        UnsupportedModelError: transformers cannot build the model from this configuration.
     """
     with library_errors("the model cannot be built from its config.json"), silence_libraries(), torch.device("meta"):
         return AutoModelForCausalLM.from_config(architecture, trust_remote_code=config.trust_remote_code)
 
 
 @dataclass(slots=True)
-class _Findings:
-    """What each question about a model gave, and the reasons for refusing it that came up."""
+class _Facts:
+    """The facts about a model, and the reasons for refusing it."""
 
     architecture: PreTrainedConfig | None = None
     headers: Mapping[str, TensorHeader] = field(default_factory=dict)
@@ -145,42 +145,42 @@ class _Findings:
     moe: MoEModel | None = None
     refusals: list[str] = field(default_factory=list)
 
-    def ask(self, question: Callable[[], T], default: T) -> T:
-        """The answer, or the default where the answer is a reason to refuse the model."""
+    def collect(self, find: Callable[[], T], default: T) -> T:
+        """The result of `find`; where it raises a SeawallError, the default, and the error becomes a refusal."""
         try:
-            return question()
+            return find()
         except SeawallError as error:
             self.refusals.append(str(error))
             return default
 
 
-def _look(folder: Path, raw: Mapping[str, Any], config: ModelConfig) -> _Findings:
-    found = _Findings()
-    found.architecture = found.ask(lambda: load_architecture(folder, config), None)
-    found.ask(lambda: require_plain_weights(folder, raw), None)
-    found.headers = found.ask(lambda: _headers(folder, config), {})
-    found.tokenizer = found.ask(lambda: open_tokenizer(folder, config), None)
-    if found.tokenizer is not None:
-        found.chat_template = bool(found.tokenizer.chat_template)
-        found.ask(lambda: check_chat_template(found.tokenizer), None)
-    if found.architecture is not None:
-        found.model = found.ask(lambda: meta_model(found.architecture, config), None)
-    if found.model is not None:
-        found.moe = found.ask(lambda: find_moe(found.model), None)
-    return found
+def _collect_facts(folder: Path, raw: Mapping[str, Any], config: ModelConfig) -> _Facts:
+    facts = _Facts()
+    facts.architecture = facts.collect(lambda: load_architecture(folder, config), None)
+    facts.collect(lambda: require_plain_weights(folder, raw), None)
+    facts.headers = facts.collect(lambda: _headers(folder, config), {})
+    facts.tokenizer = facts.collect(lambda: open_tokenizer(folder, config), None)
+    if facts.tokenizer is not None:
+        facts.chat_template = bool(facts.tokenizer.chat_template)
+        facts.collect(lambda: check_chat_template(facts.tokenizer), None)
+    if facts.architecture is not None:
+        facts.model = facts.collect(lambda: meta_model(facts.architecture, config), None)
+    if facts.model is not None:
+        facts.moe = facts.collect(lambda: find_moe(facts.model), None)
+    return facts
 
 
 def _headers(folder: Path, config: ModelConfig) -> Mapping[str, TensorHeader]:
     return read_headers(folder) if Path(config.id).expanduser().is_dir() else hub_headers(config)
 
 
-def _summary(config: ModelConfig, raw: Mapping[str, Any], found: _Findings) -> ModelSummary:
-    moe = None if found.moe is None else _summarize_moe(found.moe)
-    text = None if found.architecture is None else found.architecture.get_text_config()
-    parameters = _parameters(found)
+def _summary(config: ModelConfig, raw: Mapping[str, Any], facts: _Facts) -> ModelSummary:
+    moe = None if facts.moe is None else _summarize_moe(facts.moe)
+    text = None if facts.architecture is None else facts.architecture.get_text_config()
+    parameters = _parameters(facts)
     return ModelSummary(
         id=config.id,
-        architecture=type(found.model).__name__ if found.model is not None else "",
+        architecture=type(facts.model).__name__ if facts.model is not None else "",
         family=str(raw.get("model_type", "")),
         parameters=parameters,
         active_parameters=parameters - (0 if moe is None else moe.idle_parameters),
@@ -189,19 +189,19 @@ def _summary(config: ModelConfig, raw: Mapping[str, Any], found: _Findings) -> M
         vocabulary=_number(text, "vocab_size"),
         cache_elements=_cache_elements(text),
         moe=moe,
-        dtype=_main_dtype(found.headers) or str(raw.get("dtype") or raw.get("torch_dtype") or ""),
-        bytes_on_disk=sum(header.bytes for header in found.headers.values()),
-        tokenizer=found.tokenizer is not None,
-        chat_template=found.chat_template,
-        refusals=tuple(found.refusals),
+        dtype=_main_dtype(facts.headers) or str(raw.get("dtype") or raw.get("torch_dtype") or ""),
+        bytes_on_disk=sum(header.bytes for header in facts.headers.values()),
+        tokenizer=facts.tokenizer is not None,
+        chat_template=facts.chat_template,
+        refusals=tuple(facts.refusals),
     )
 
 
-def _parameters(found: _Findings) -> int:
-    """All parameters, tied ones once; what lies on disk where the model could not be built."""
-    if found.model is None:
-        return sum(header.elements for header in found.headers.values())
-    return sum(parameter.numel() for parameter in found.model.parameters())
+def _parameters(facts: _Facts) -> int:
+    """Number of parameters, tied ones once; that of the files where the model could not be built."""
+    if facts.model is None:
+        return sum(header.elements for header in facts.headers.values())
+    return sum(parameter.numel() for parameter in facts.model.parameters())
 
 
 def _summarize_moe(moe: MoEModel) -> MoESummary:
@@ -223,9 +223,9 @@ def _summarize_moe(moe: MoEModel) -> MoESummary:
 
 
 def _shared_parameters(model: nn.Module, layer: MoELayer) -> int:
-    """Parameters of the networks that every token passes through: they lie beside the routed experts, named `shared`.
+    """Parameters of the shared experts: siblings of the routed experts with `shared` in their name.
 
-    A gate in front of them, a single row, does not count.
+    A gate in front of a shared expert, a single row, does not count.
     """
     block = model.get_submodule(layer.experts_name.rpartition(".")[0])
     shared = [child for name, child in block.named_children() if "shared" in name]
@@ -234,7 +234,7 @@ def _shared_parameters(model: nn.Module, layer: MoELayer) -> int:
 
 
 def _cache_elements(text: PreTrainedConfig | None) -> int:
-    """Per token and decoder layer: keys and values of every key-value head, or one latent vector."""
+    """Cached numbers per token and decoder layer: keys and values of every key-value head, or one latent vector."""
     latent = _number(text, "kv_lora_rank")
     if latent:
         return latent + _number(text, "qk_rope_head_dim")
@@ -244,15 +244,15 @@ def _cache_elements(text: PreTrainedConfig | None) -> int:
 
 
 def _number(text: PreTrainedConfig | None, name: str) -> int:
-    """A whole number of the configuration, 0 where it has none of this name."""
+    """An integer of the configuration; 0 where there is none of this name."""
     value = getattr(text, name, None)
     return value if isinstance(value, int) else 0
 
 
 def _main_dtype(headers: Mapping[str, TensorHeader]) -> str:
-    """The type of most of the stored bytes, by PyTorch's name where it has one."""
+    """The type of most of the stored bytes, by its name in PyTorch where known."""
     stored: Counter[str] = Counter()
     for header in headers.values():
         stored[header.dtype] += header.bytes
-    most = stored.most_common(1)
-    return _DTYPE_NAMES.get(most[0][0], most[0][0]) if most else ""
+    commonest = stored.most_common(1)
+    return _DTYPE_NAMES.get(commonest[0][0], commonest[0][0]) if commonest else ""

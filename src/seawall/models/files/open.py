@@ -1,4 +1,4 @@
-"""A checkpoint that is opened once and handed down: what is read from it is read at first use, and kept."""
+"""A checkpoint that is opened once and passed on; each of its parts is read at first use and cached."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Checkpoint:
     """The files of a model.
 
     Attributes:
-        config: which model, and how it is loaded; `id` is a folder or a Hub id, no name of an embedded model.
+        config: the model and how to load it; `id` is a folder or a Hub id, not the name of an embedded model.
     """
 
     config: ModelConfig
@@ -33,25 +33,25 @@ class Checkpoint:
 
     @cached_property
     def small_files(self) -> Path:
-        """The folder with configuration and tokenizer; from the Hub without the weights.
+        """The folder with configuration and tokenizer; from the Hub, without the weights.
 
         Raises:
-            ConfigError: there is no such model, or the Hub is out of reach.
+            ConfigError: the model does not exist, or the Hub cannot be reached.
         """
         return locate(self.config, weights=False)
 
     @cached_property
     def folder(self) -> Path:
-        """The folder with everything.
+        """The folder with all files, weights included.
 
         Raises:
-            ConfigError: there is no such model, or the Hub is out of reach.
+            ConfigError: the model does not exist, or the Hub cannot be reached.
         """
         return locate(self.config)
 
     @cached_property
     def outline(self) -> CheckpointOutline:
-        """Configuration and headers; no weight is read."""
+        """The outline: configuration and file headers; no weight is read."""
         return outline(self.folder)
 
     @cached_property
@@ -61,24 +61,24 @@ class Checkpoint:
 
     @cached_property
     def wording(self) -> str:
-        """Fingerprint of what makes tokens of text: vocabulary and chat template."""
+        """Fingerprint of the vocabulary and the chat template."""
         return tokenizer_fingerprint(self.tokenizer)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the weights as the files store them, read a tensor at a time."""
+        """Fingerprint of the stored weights, read one tensor at a time."""
         return checkpoint_fingerprint(self.outline)
 
     @cached_property
     def licence(self) -> str | None:
-        """As the model card states it (`apache-2.0`), where it does."""
+        """The licence that the model card states (`apache-2.0`); None where it states none."""
         return stated_licence(self.small_files)
 
     def load(self, *, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model in evaluation mode on its device, and its tokenizer; loaded anew at every call.
+        """The model in evaluation mode on its device, and its tokenizer; every call loads them again.
 
         Args:
-            dtype: in place of the configuration's.
+            dtype: overrides the configuration's.
 
         Raises:
             SeawallError: as `load_model`.
@@ -86,5 +86,5 @@ class Checkpoint:
         return load_model(self.config if dtype is None else self.config.model_copy(update={"dtype": dtype}))
 
     def at(self, folder: Path) -> Checkpoint:
-        """Another checkpoint, in a folder, with this one's settings."""
+        """The checkpoint in another folder, with the same settings."""
         return Checkpoint(self.config.model_copy(update={"id": str(folder), "revision": None}))

@@ -1,7 +1,7 @@
-"""What a run will need: memory, disk and time, from numbers alone, before anything is loaded.
+"""Estimates the memory, disk and time of a run, before anything is loaded.
 
-Every formula is written in the docstring of the function that computes it. Where a quantity depends on what the model
-will answer (reply lengths, pairs kept), the upper bound is taken. Bytes are bytes, times are seconds.
+The docstring of each function gives its formula. Quantities that depend on the model's replies (their lengths, the
+number of pairs kept) are replaced by upper bounds. Sizes are in bytes, times in seconds.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ MASTER_BYTES = 4
 """Trained parameters, their gradients and each of AdamW's two moments are float32."""
 MOMENTS = 2
 DECODE_SHARE = 1 / 8
-"""Decoding one token per row reaches about this share of the arithmetic rate of a forward pass over whole prompts."""
+"""Token-by-token decoding reaches about this share of the arithmetic rate of a forward pass over whole prompts."""
 SAMPLE_BYTES = 8
-"""A generated token in a samples file: its text, and its part of the prompt and the verdict."""
+"""Bytes in a samples file per generated token: its text, and a share of the prompt and the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataSizes:
-    """How many prompts a run has, and how long they are.
+    """Numbers and lengths of a run's prompts.
 
     Attributes:
         train_goals: harmful goals whose pairs are profiled and repaired.
         validation_prompts: prompts answered after every round of the repair.
-        test_goals: harmful goals that are evaluated plainly and under every attack.
-        test_prompts: harmless and borderline prompts that are evaluated.
-        seen: attack families that are trained on.
-        unseen: attack families that only the evaluation uses.
+        test_goals: harmful goals evaluated plainly and under every attack.
+        test_prompts: harmless and borderline prompts evaluated.
+        seen_families: attack families that the repair trains on.
+        unseen_families: attack families that only the evaluation uses.
         prompt_tokens: length of a templated prompt.
         response_tokens: length of a reply that is trained on.
     """
@@ -41,30 +41,30 @@ class DataSizes:
     validation_prompts: int
     test_goals: int
     test_prompts: int
-    seen: int
-    unseen: int
+    seen_families: int
+    unseen_families: int
     prompt_tokens: int = 160
     response_tokens: int = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a run asks of the machine.
+    """The work of a run.
 
     Attributes:
-        element_bytes: of a weight in memory.
+        element_bytes: size of one weight in memory.
         trained_parameters: parameters with a float32 copy, a gradient and an optimizer state.
-        trained_layers: decoder layers that the backward pass goes through.
-        training_rows: sequences of one update.
-        generation_rows: prompts of one generation batch.
-        training_length: tokens of a sequence that is trained on.
+        trained_layers: decoder layers that the backward pass runs through.
+        training_rows: sequences per forward pass in training.
+        generation_rows: prompts per generation batch.
+        training_length: tokens of a training sequence.
         generation_length: tokens of a prompt with its longest reply.
         generated_tokens: tokens decoded one by one, in the whole run.
-        forward_tokens: tokens read in forward passes without a gradient.
-        trained_tokens: tokens read in forward and backward passes.
-        checkpoints: states of the repair that are kept on disk.
+        forward_tokens: tokens in forward passes without a gradient.
+        trained_tokens: tokens in forward and backward passes.
+        checkpoints: states of the repair kept on disk.
         delta: whether the changed tensors are written.
-        export: whether the whole model is written.
+        export: whether the full model is written.
     """
 
     element_bytes: int
@@ -84,7 +84,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Tokens per second, measured or assumed: decoded, read without a gradient, trained on."""
+    """Tokens per second, measured or assumed: in decoding, in forward passes without a gradient, in training."""
 
     generate: float
     forward: float
@@ -93,7 +93,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run will need. Memory and disk in bytes; `seconds` is None where no rate is known."""
+    """The needs of a run: memory and disk in bytes; `seconds` is None where no rate is known."""
 
     weights: int
     trainable: int
@@ -112,17 +112,17 @@ class Plan:
 
     @property
     def generation_peak(self) -> int:
-        """Memory while generating, when trainable copies and optimizer states are kept meanwhile (validation)."""
+        """Memory while generating, with trainable copies and optimizer states in memory (validation)."""
         return self.weights + self.trainable + self.optimizer + self.cache
 
     @property
     def peak(self) -> int:
-        """The larger of the two."""
+        """Peak memory of the run: the larger of training and generation."""
         return max(self.training_peak, self.generation_peak)
 
     @property
     def disk(self) -> int:
-        """Run folder and export together."""
+        """Disk space of run folder and export."""
         return self.run_folder + self.export
 
 
@@ -131,9 +131,9 @@ def plan_memory(summary: ModelSummary, work: Workload, rates: Rates | None = Non
 
     - weights: parameters x element bytes
     - trainable copies and gradients: 4 bytes per trained parameter each; optimizer: 8 (AdamW's two moments)
-    - run folder: each kept checkpoint has the copies and the optimizer, 12 bytes per trained parameter; the delta has
-      every trained parameter once at the weights' own size; samples have 8 bytes per generated token
-    - export: as many bytes as the weights
+    - run folder: 12 bytes per trained parameter for each checkpoint (copies and optimizer); the trained parameters once
+      in the weights' own type for the delta; 8 bytes per generated token for the samples
+    - export: the size of the weights
     - seconds: generated / rate + read / rate + trained / rate
 
     Raises:
@@ -157,18 +157,18 @@ def plan_memory(summary: ModelSummary, work: Workload, rates: Rates | None = Non
 
 
 def activation_bytes(summary: ModelSummary, moe: MoESummary, work: Workload) -> int:
-    """What the backward pass needs of one forward pass, without activation checkpointing.
+    """Activations of one forward pass that the backward pass needs, without activation checkpointing.
 
-    tokens x (layers x (8 D + 2 C + 2 K D + 4 F) x bytes + V x (bytes + 8)), with D the width, C what the cache keeps
-    per token and layer, F the width of the feed-forward network that a token meets (its K experts and the shared one):
-    the block's norms and projections hold 8 D and 2 C, the copies for and from K experts 2 K D, and gate, up,
-    activation and product 4 F. The logits V are held in the model's type, and as float32 with their gradient.
-    Counted after Korthikanti et al. 2022 (arXiv 2205.05198), section 4, for gated experts and fused attention; within a
-    factor of 0.8 to 1.2 of what autograd saves in the eleven tested families.
+    tokens x (layers x (8 D + 2 C + 2 K D + 4 F) x bytes + V x (bytes + 8)), with D the width, C the cached numbers per
+    token and layer, F the width of a token's feed-forward network (its K experts and the shared one): norms and
+    projections hold 8 D and 2 C, the inputs and outputs of K experts 2 K D, and gate, up, activation and product 4 F.
+    The logits V are held in the model's type, and as float32 with their gradient. Counted after Korthikanti et al. 2022
+    (arXiv 2205.05198), section 4, for gated experts and fused attention; within a factor of 0.8 to 1.2 of autograd's
+    saved tensors in the eleven tested families.
     """
     tokens = work.training_rows * work.training_length
-    met = (moe.top_k * moe.expert_parameters + moe.shared_parameters) // (3 * summary.width)
-    per_layer = (8 + 2 * moe.top_k) * summary.width + 2 * summary.cache_elements + 4 * met
+    feed_forward = (moe.top_k * moe.expert_parameters + moe.shared_parameters) // (3 * summary.width)
+    per_layer = (8 + 2 * moe.top_k) * summary.width + 2 * summary.cache_elements + 4 * feed_forward
     logits = summary.vocabulary * (work.element_bytes + 2 * MASTER_BYTES)
     return tokens * (work.trained_layers * per_layer * work.element_bytes + logits)
 
@@ -176,35 +176,35 @@ def activation_bytes(summary: ModelSummary, moe: MoESummary, work: Workload) -> 
 def cache_bytes(summary: ModelSummary, work: Workload) -> int:
     """Keys and values of a full batch: rows x tokens x decoder layers x cache elements x bytes.
 
-    Exact for full attention; more than what sliding windows and linear attention keep.
+    Exact for full attention; an upper bound for sliding windows and linear attention.
     """
     tokens = work.generation_rows * work.generation_length
     return tokens * summary.decoder_layers * summary.cache_elements * work.element_bytes
 
 
 def run_seconds(work: Workload, rates: Rates) -> float:
-    """Time of a run: every kind of token by its own rate."""
+    """Time of a run: the tokens of each kind over their rate, summed."""
     return (
         work.generated_tokens / rates.generate + work.forward_tokens / rates.forward + work.trained_tokens / rates.train
     )
 
 
 def rates_from_flops(summary: ModelSummary, flops: float) -> Rates:
-    """Rates assumed from what the machine multiplies per second: 2 operations per active parameter and token.
+    """Rates assumed from the machine's operations per second: 2 operations per active parameter and token.
 
-    A backward pass costs twice the forward pass. Decoding is slower than reading by `DECODE_SHARE`, as measured with
-    the embedded model on two cores. Right within a factor of about two; a measured rate is better.
+    A backward pass costs twice the forward pass. Decoding runs at `DECODE_SHARE` of the forward rate, as measured with
+    the embedded model on two cores. The estimate is good to a factor of about two; prefer a measured rate.
     """
     forward = flops / (2 * summary.active_parameters)
     return Rates(generate=forward * DECODE_SHARE, forward=forward, train=forward / 3)
 
 
 def recipe_workload(summary: ModelSummary, recipe: Recipe, sizes: DataSizes) -> Workload:
-    """The work of `seawall run`, at most: every reply runs to its limit, every pair is kept, every round is done.
+    """Upper bound of the work of `seawall run`: every reply has maximum length, every pair is kept, every round runs.
 
     - generated: profile, goals x (1 + seen) x its limit; validation, prompts x rounds x the evaluation's limit;
       evaluation before and after, (goals x (1 + seen + unseen) + other prompts) x its limit
-    - read: the prompts of all those, and once more each profiled prompt with its reply
+    - read: the prompts of all these, and once more each profiled prompt with its reply
     - trained: per round, expert epochs over the pairs with their share of retain prompts, and router epochs over the
       pairs with their plain requests
 
@@ -212,8 +212,8 @@ def recipe_workload(summary: ModelSummary, recipe: Recipe, sizes: DataSizes) -> 
         UnsupportedModelError: seawall cannot work on the model.
     """
     moe = _require_moe(summary)
-    profiled = sizes.train_goals * (1 + sizes.seen)
-    evaluated = 2 * (sizes.test_goals * (1 + sizes.seen + sizes.unseen) + sizes.test_prompts)
+    profiled = sizes.train_goals * (1 + sizes.seen_families)
+    evaluated = 2 * (sizes.test_goals * (1 + sizes.seen_families + sizes.unseen_families) + sizes.test_prompts)
     validated = recipe.repair.rounds * sizes.validation_prompts
     reply, limit = recipe.profile.max_new_tokens, recipe.eval.max_new_tokens
     prompts = sizes.prompt_tokens * (2 * profiled + validated + evaluated)
@@ -238,7 +238,7 @@ def recipe_workload(summary: ModelSummary, recipe: Recipe, sizes: DataSizes) -> 
 
 
 def _trained_parameters(summary: ModelSummary, moe: MoESummary, recipe: Recipe) -> int:
-    """Experts and routers that the recipe trains; the optimizer states of both steps are kept between rounds."""
+    """Number of parameters that the recipe trains; the optimizer states of both steps stay in memory between rounds."""
     repair, total = recipe.repair, moe.layers * moe.experts
     if repair.parameters == "full":
         return summary.parameters
@@ -249,8 +249,8 @@ def _trained_parameters(summary: ModelSummary, moe: MoESummary, recipe: Recipe) 
 
 
 def _trained_sequences(recipe: Recipe, sizes: DataSizes) -> int:
-    """Sequences that are trained on in all rounds; `max_steps` bounds the updates of a round's step."""
-    repair, pairs = recipe.repair, sizes.train_goals * sizes.seen
+    """Training sequences of all rounds; `max_steps` bounds the updates of each step of a round."""
+    repair, pairs = recipe.repair, sizes.train_goals * sizes.seen_families
     total = 0
     for step, rows in (
         (repair.expert, repair.batch_size + repair.retain.per_batch),
@@ -263,5 +263,5 @@ def _trained_sequences(recipe: Recipe, sizes: DataSizes) -> int:
 
 def _require_moe(summary: ModelSummary) -> MoESummary:
     if summary.moe is None:
-        raise UnsupportedModelError(f"model {summary.id} cannot be planned for", got=summary.verdict)
+        raise UnsupportedModelError(f"no plan for model {summary.id}", got=summary.verdict)
     return summary.moe

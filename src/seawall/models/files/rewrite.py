@@ -1,7 +1,7 @@
-"""A checkpoint with something added to some weights, written file by file: no model is ever in memory.
+"""Writes a checkpoint with updates added to some of its weights, file by file; the model is never loaded.
 
-What is added is named and stacked as in memory; the files may name and cut tensors otherwise. Where each number of a
-file's tensor ends up is asked of the very converter that loading uses, by loading numbers that count positions.
+Updates are named and stacked as in memory, while the files may name and split tensors differently. The mapping from
+file positions to model positions comes from the converter that loading uses: it converts a tensor of position numbers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from seawall.models.files.stream import CheckpointOutline, Part, reading
 from seawall.runs.files import file_hash, write_json
 
 Change = Callable[[str, int | None], Tensor]
-"""(parameter, expert of a stack or None) -> what is added to it, as the model stores it, float32."""
+"""(parameter, expert of a stack or None) -> the update to add, in the parameter's layout, float32."""
 Progress = Callable[[int, int], None]
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".gguf")
 
@@ -42,45 +42,51 @@ def add_to_checkpoint(
     unchanged: Collection[tuple[str, int]] = (),
     progress: Progress | None = None,
 ) -> None:
-    """Writes the checkpoint with `change` added to the parameters `names`; sums are rounded to the files' own type.
+    """Writes the checkpoint with `change` added to the parameters `names`; sums are rounded to the stored type.
 
-    At most one file's tensors are in memory, and one part's change.
+    Memory holds the tensors of one file and the update of one part.
 
     Args:
         outline: the checkpoint.
         names: the parameters that change.
-        change: what is added to them.
-        output: an empty folder; gets every other file of the checkpoint too.
-        originals: a folder for the changed tensors as they were, under the names of their files; None keeps none.
-        unchanged: experts of stacks to which nothing is added, as (parameter, expert): tensors of theirs alone are left
-            as they are, and not kept.
-        progress: told after every file how many are done and how many there are.
+        change: gives their updates.
+        output: an empty folder; receives the checkpoint's other files too.
+        originals: folder for the original values of the changed tensors, in files named like the checkpoint's; None
+            saves none.
+        unchanged: (parameter, expert) of stacked experts whose update is zero. Tensors that belong to these experts
+            alone are copied and not saved to `originals`.
+        progress: called after every file with the number of files done and in total.
 
     Raises:
-        UnsupportedModelError: a changed weight has no place of its own in the files.
-        ArtifactError: damaged files.
+        UnsupportedModelError: a changed weight is not stored as a tensor of its own.
+        ArtifactError: files are damaged.
     """
     parts = _parts_by_tensor(outline, names, unchanged)
     placement = _Placement(outline, change, names)
     files = weight_files(outline.folder)
     copy_other_files(outline.folder, output)
     for number, path in enumerate(files, start=1):
-        with _file(path) as (file, metadata):
-            touched = sorted(file.keys() & parts.keys(), key=lambda name: (parts[name], name))
-            if originals is not None and touched:
-                originals.mkdir(parents=True, exist_ok=True)
-                save_file({name: file.get_tensor(name) for name in touched}, originals / path.name)
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys() - parts.keys())}
-            for name in touched:
-                tensors[name] = _sum(file.get_tensor(name), placement.of(parts[name], name))
-        save_file(tensors, output / path.name, metadata=metadata)
-        del tensors
+        _add_to_file(path, output, parts, placement, originals=originals)
         if progress is not None:
             progress(number, len(files))
     write_hashes(output)
 
 
-def put_back(
+def _add_to_file(
+    path: Path, output: Path, parts: Mapping[str, Part], placement: _Placement, *, originals: Path | None
+) -> None:
+    with _file(path) as (file, metadata):
+        changed = sorted(file.keys() & parts.keys(), key=lambda name: (parts[name], name))
+        if originals is not None and changed:
+            originals.mkdir(parents=True, exist_ok=True)
+            save_file({name: file.get_tensor(name) for name in changed}, originals / path.name)
+        tensors = {name: file.get_tensor(name) for name in sorted(file.keys() - parts.keys())}
+        for name in changed:
+            tensors[name] = _sum(file.get_tensor(name), placement.of(parts[name], name))
+    save_file(tensors, output / path.name, metadata=metadata)
+
+
+def restore_originals(
     folder: Path,
     originals: Path,
     output: Path,
@@ -88,49 +94,54 @@ def put_back(
     without: Collection[str] = (),
     progress: Progress | None = None,
 ) -> None:
-    """Writes a checkpoint with tensors in place of its own: those that `add_to_checkpoint` kept.
+    """Writes a checkpoint with its changed tensors replaced by the originals that `add_to_checkpoint` saved.
 
     Args:
         folder: the checkpoint.
-        originals: the kept tensors, in files that are called as the checkpoint's.
+        originals: the saved tensors, in files named like the checkpoint's.
         output: an empty folder.
-        without: files that are not taken along.
-        progress: told after every file.
+        without: names of files to leave out.
+        progress: called after every file with the number of files done and in total.
 
     Raises:
-        ArtifactError: the files do not belong to each other.
+        ArtifactError: the originals belong to another checkpoint.
     """
     copy_other_files(folder, output, without=without)
     files = weight_files(folder)
     for number, path in enumerate(files, start=1):
-        kept: dict[str, Tensor] = {}
-        if (originals / path.name).is_file():
-            with _file(originals / path.name) as (file, _):
-                kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a file is no mapping
+        saved = _all_tensors(originals / path.name)
         with _file(path) as (file, metadata):
-            if not kept.keys() <= file.keys():
+            if not saved.keys() <= file.keys():
                 raise ArtifactError(
                     f"{originals / path.name} does not belong to {path}", remedy="restore the folder from a copy"
                 )
-            tensors = {name: kept[name] if name in kept else file.get_tensor(name) for name in sorted(file.keys())}
+            tensors = {name: saved[name] if name in saved else file.get_tensor(name) for name in sorted(file.keys())}
         save_file(tensors, output / path.name, metadata=metadata)
         if progress is not None:
             progress(number, len(files))
     write_hashes(output)
 
 
+def _all_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name; empty where the file does not exist."""
+    if not path.is_file():
+        return {}
+    with _file(path) as (file, _):
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a file is no mapping
+
+
 def checkpoint_fingerprint(outline: CheckpointOutline) -> str:
-    """`model_fingerprint` of a checkpoint as its files store it, a tensor at a time."""
-    shapes, found = outline.shapes, StreamedFingerprint()
+    """`model_fingerprint` of the stored weights, computed one tensor at a time."""
+    shapes, fingerprint = outline.shapes, StreamedFingerprint()
     with reading(outline) as reader:
         for part in outline.sources:
             for name, tensor in reader.read(part).items():
-                found.add(name, tensor, shapes[name])
-    return found.value(outline.aliases())
+                fingerprint.add(name, tensor, shapes[name])
+    return fingerprint.value(outline.aliases())
 
 
 def copy_other_files(folder: Path, output: Path, *, without: Collection[str] = ()) -> None:
-    """Everything in a checkpoint's folder but weights of any kind, seawall's own hashes, subfolders and `without`."""
+    """Copies a checkpoint's files, except weights of any format, seawall's hashes, subfolders and `without`."""
     output.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name not in (HASHES_FILE, *without) and path.suffix not in _WEIGHTS:
@@ -138,7 +149,7 @@ def copy_other_files(folder: Path, output: Path, *, without: Collection[str] = (
 
 
 def write_hashes(folder: Path) -> None:
-    """Leaves the hash of every file of a checkpoint in it, where loading checks them."""
+    """Writes the hash of every file of a checkpoint into its folder; loading checks them."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != HASHES_FILE)
     write_json(folder / HASHES_FILE, {"files": {path.name: file_hash(path) for path in files}})
 
@@ -146,39 +157,39 @@ def write_hashes(folder: Path) -> None:
 def _parts_by_tensor(
     outline: CheckpointOutline, names: frozenset[str], unchanged: Collection[tuple[str, int]]
 ) -> dict[str, Part]:
-    """The part that each tensor on disk is read for, of the parts that change."""
-    found = {
+    """For each tensor on disk that changes, the part it belongs to."""
+    parts = {
         name: part
         for part, sources in outline.sources.items()
         if part.name in names or outline.cut(part)
         for name, _ in sources.names
     }
-    reached = {part.name for part in found.values()}
-    lost = sorted(names - reached - set(_cut_names(outline, names)))
-    if lost:
+    stored = {part.name for part in parts.values()}
+    missing = sorted(names - stored - set(_split_off(outline, names)))
+    if missing:
         raise UnsupportedModelError(
-            f"{lost[0]} has no tensor of its own in {outline.folder}",
+            f"{missing[0]} has no tensor of its own in {outline.folder}",
             expected="weights that are not tied to others",
-            remedy="leave it out of the gene (gene.targets), or graft as an adapter",
+            remedy=f"leave {missing[0]} out of the gene (gene.targets), or graft as an adapter",
         )
-    apart = [part for part, sources in outline.sources.items() if not (sources.sliced or outline.cut(part))]
-    alone = set(unchanged).intersection(apart)
-    return {name: part for name, part in found.items() if part not in alone}
+    separate = [part for part, sources in outline.sources.items() if not (sources.sliced or outline.cut(part))]
+    untouched = set(unchanged).intersection(separate)
+    return {name: part for name, part in parts.items() if part not in untouched}
 
 
-def _cut_names(outline: CheckpointOutline, names: frozenset[str]) -> Iterator[str]:
-    """The changed parameters that are made of a tensor which several are cut from."""
-    ends = tuple(
-        end
+def _split_off(outline: CheckpointOutline, names: frozenset[str]) -> Iterator[str]:
+    """The changed parameters that loading splits off a larger tensor."""
+    suffixes = tuple(
+        suffix
         for sources in outline.sources.values()
         if sources.converter is not None
-        for end in sources.converter.target_patterns[1:]
+        for suffix in sources.converter.target_patterns[1:]
     )
-    yield from (name for name in names if name.endswith(ends))
+    yield from (name for name in names if name.endswith(suffixes))
 
 
 class _Placement:
-    """What is added to the tensors of a part; that of the last part is kept, as its tensors mostly come together."""
+    """The updates of the tensors on disk; those of the latest part are cached, since its tensors mostly follow."""
 
     def __init__(self, outline: CheckpointOutline, change: Change, names: frozenset[str]) -> None:
         self._outline, self._change, self._names = outline, change, names
@@ -187,10 +198,10 @@ class _Placement:
 
     def of(self, part: Part, name: str) -> Tensor:
         if self._last is None or self._last[0] != part:
-            self._last = (part, self._placed(part))
+            self._last = (part, self._updates(part))
         return self._last[1][name]
 
-    def _placed(self, part: Part) -> dict[str, Tensor]:
+    def _updates(self, part: Part) -> dict[str, Tensor]:
         sources = self._outline.sources[part]
         if sources.converter is None:
             name = sources.names[0][0]
@@ -209,27 +220,27 @@ class _Placement:
             size = math.prod(shapes[name])
             counting.add_tensor(part.name, name, pattern, torch.arange(start, start + size).reshape(shapes[name]))
             start += size
-        with library_errors(f"the place of {part.name} in the files cannot be found"):
-            made: dict[str, Any] = counting.convert(
+        with library_errors(f"the layout of {part.name} in the files cannot be determined"):
+            converted: dict[str, Any] = counting.convert(
                 part.name, model=self._outline.model, config=self._outline.model.config
             )
         flat = torch.zeros(start)
-        for name, value in made.items():
+        for name, value in converted.items():
             if name not in self._names:
                 continue
-            places = value[0] if isinstance(value, list) else value
-            places = places if part.expert is None else places.squeeze(0)
+            positions = value[0] if isinstance(value, list) else value
+            positions = positions if part.expert is None else positions.squeeze(0)
             change = self._change(name, part.expert)
-            _require_rearranged(places, change, name)
-            flat[places.reshape(-1)] = change.reshape(-1)
-        cut = torch.split(flat, [math.prod(shape) for shape in shapes.values()])
-        return {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), cut, strict=True)}
+            _require_rearranged(positions, change, name)
+            flat[positions.reshape(-1)] = change.reshape(-1)
+        pieces = torch.split(flat, [math.prod(shape) for shape in shapes.values()])
+        return {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
 
 
-def _require_rearranged(places: Tensor, change: Tensor, name: str) -> None:
-    if places.shape != change.shape or torch.unique(places).numel() != places.numel():
+def _require_rearranged(positions: Tensor, change: Tensor, name: str) -> None:
+    if positions.shape != change.shape or torch.unique(positions).numel() != positions.numel():
         raise UnsupportedModelError(
-            f"loading does more to {name} than to rearrange what the files hold",
+            f"loading changes the values of {name}, and does not only rearrange them",
             remedy="graft as an adapter instead",
         )
 
@@ -241,7 +252,7 @@ def _sum(tensor: Tensor, change: Tensor) -> Tensor:
 
 @contextmanager
 def _file(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """The tensors of a file, and its metadata. Only what reading raises is said to be the file's fault."""
+    """The tensors of a file, and its metadata. Only errors raised by reading are reported as errors of the file."""
     with ExitStack() as stack:
         with library_errors(f"{path} cannot be read"):
             file = stack.enter_context(safe_open(path, framework="pt"))
@@ -250,7 +261,7 @@ def _file(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
 
 
 class _Tensors:
-    """A safetensors file whose names are a set."""
+    """A safetensors file whose `keys()` is a set."""
 
     def __init__(self, file: Any, path: Path) -> None:
         self._file, self._path = file, path

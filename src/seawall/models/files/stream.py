@@ -1,7 +1,7 @@
-"""The weights of a checkpoint, named and stacked as in memory, read one tensor or one expert at a time.
+"""Reads the weights of a checkpoint one tensor or one expert at a time, named and stacked as in memory.
 
-What transformers would load at once comes in parts: a stack of experts in slices, whether it lies on disk as a stack or
-as tensors of its experts. Nothing stays in memory, and no tensor is read twice.
+A stack of experts is read in slices, whether the files store one stacked tensor or one tensor per expert. Nothing stays
+in memory, and no tensor is read twice.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class Part(NamedTuple):
-    """What is read at once: the tensor of a name, or the slice of one expert of a stack."""
+    """The unit of reading: a whole tensor, or one expert's slice of a stack."""
 
     name: str
     expert: int | None = None
 
 
 class Matrix(NamedTuple):
-    """A weight matrix of a model, or a stack of its experts'; `transposed`: it is stored as (columns, rows)."""
+    """The shape of a weight matrix or of a stack of expert matrices; `transposed`: stored as (columns, rows)."""
 
     shape: tuple[int, ...]
     transposed: bool
@@ -48,7 +48,7 @@ class Matrix(NamedTuple):
 
 @dataclass(slots=True)
 class _Sources:
-    """The tensors on disk that a part is made of, with the pattern of the converter that each stands for."""
+    """The tensors on disk that make up a part: (name, pattern of the converter that the name matches)."""
 
     converter: WeightConverter | None = None
     sliced: bool = False
@@ -57,12 +57,12 @@ class _Sources:
 
 @dataclass(frozen=True, eq=False)
 class CheckpointOutline:
-    """A checkpoint by its configuration and its headers, no weight read.
+    """A checkpoint as its configuration and file headers describe it; no weight is read.
 
     Attributes:
-        folder: where it is.
-        model: on the meta device.
-        sources: what each part is made of, experts of a stack in their order.
+        folder: the checkpoint's folder.
+        model: the model on the meta device.
+        sources: for each part, the tensors on disk that make it up; experts of a stack in order.
     """
 
     folder: Path
@@ -71,15 +71,15 @@ class CheckpointOutline:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of every tensor, as in memory."""
+        """The shape of every tensor of the loaded model."""
         return {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
 
     def cut(self, part: Part) -> bool:
-        """Whether several tensors of the model are made of this part."""
-        return bool(_further(self.sources[part]))
+        """Whether loading splits this part into several tensors of the model."""
+        return bool(_extra_suffixes(self.sources[part]))
 
     def aliases(self) -> dict[str, str]:
-        """Names that stand for a tensor which the files hold under another name (tied weights)."""
+        """Names of tied weights that the files hold under another name, with that name."""
         tensors = dict(self.model.named_parameters(remove_duplicate=False))
         read = {part.name for part in self.sources}
         by_identity = {id(tensors[name]): name for name in read if name in tensors}
@@ -91,76 +91,76 @@ class CheckpointOutline:
 
 
 def outline(folder: Path) -> CheckpointOutline:
-    """What a checkpoint holds.
+    """The outline of the checkpoint in a folder.
 
     Raises:
-        UnsupportedModelError: no causal language model, quantised weights, or no safetensors.
-        ArtifactError: damaged, missing or incomplete files.
+        UnsupportedModelError: the model is no causal language model, is quantised, or has no safetensors weights.
+        ArtifactError: files are damaged, missing or incomplete.
     """
     require_plain_weights(folder, read_config(folder))
     config = ModelConfig(id=str(folder))
     model = meta_model(load_architecture(folder, config), config)
     headers = read_headers(folder)
-    found = CheckpointOutline(folder, model, _sources(model, headers))
-    _require_floats(found, headers)
-    lost = _lost(found)
-    if lost:
+    checkpoint = CheckpointOutline(folder, model, _sources(model, headers))
+    _require_floats(checkpoint, headers)
+    missing = _missing_tensors(checkpoint)
+    if missing:
         raise ArtifactError(
             f"the weights in {folder} are incomplete",
-            got=f"no values for {len(lost)} tensors, {lost[0]} first",
+            got=f"no values for {len(missing)} tensors, {missing[0]} first",
             remedy="copy or download the model again",
         )
-    return found
+    return checkpoint
 
 
 def matrices(model: PreTrainedModel) -> dict[str, Matrix]:
-    """The weight matrices between embeddings and output layer: of linear layers and of stacked experts.
+    """The weight matrices of linear layers and stacked experts, between the embeddings and the output layer.
 
-    Routers are no such matrices: their output is a choice and not a part of the residual stream.
+    Routers are left out: their output is a choice of experts, not a part of the residual stream.
 
     Args:
-        model: on the meta device will do.
+        model: may be on the meta device.
     """
     stacks = routed_stacks(model)
     routers = [layer.router_name for layer in find_moe(model).layers] if stacks else []
     output = model.get_output_embeddings()
-    found = {}
+    by_name = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and module is not output and not _inside(name, routers):
-            found[f"{name}.weight"] = Matrix(tuple(module.weight.shape), isinstance(module, Conv1D))
+            by_name[f"{name}.weight"] = Matrix(tuple(module.weight.shape), isinstance(module, Conv1D))
     for name, module in stacks.items():
         transposed = bool(vars(module).get("is_transposed", False))
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3:
-                found[f"{name}.{key}"] = Matrix(tuple(parameter.shape), transposed)
-    return found
+                by_name[f"{name}.{key}"] = Matrix(tuple(parameter.shape), transposed)
+    return by_name
 
 
 class WeightReader:
-    """Reads the parts of one checkpoint; made by `reading`."""
+    """Reads the parts of one checkpoint; created by `reading`."""
 
     def __init__(self, outline: CheckpointOutline, files: Mapping[str, Any]) -> None:
         self._outline, self._files = outline, files
         self._shapes = outline.shapes
 
     def read(self, part: Part) -> dict[str, Tensor]:
-        """The tensors that loading makes of a part, as stored: one, except where a tensor on disk is cut into several.
+        """The tensors that loading makes of a part, in their stored type: several only where loading splits the part.
 
-        An expert's slice comes without the dimension of the stack.
+        An expert's slice comes without the stack dimension.
 
         Raises:
-            UnsupportedModelError: safetensors or transformers cannot make sense of the files.
-            ArtifactError: a shape that its configuration does not have.
+            UnsupportedModelError: safetensors or transformers cannot read the files.
+            ArtifactError: a tensor's shape differs from the model's configuration.
         """
         with _readable(self._outline.folder):
-            made = self._made(part, self._outline.sources[part])
-        for name, tensor in made.items():
-            wanted = self._shapes.get(name, ())[0 if part.expert is None else 1 :]
-            if tuple(tensor.shape) != wanted:
-                raise _wrong_shape(self._outline.folder, name, got=tuple(tensor.shape), expected=wanted)
-        return made
+            tensors = self._load(part, self._outline.sources[part])
+        for name, tensor in tensors.items():
+            expected = self._shapes.get(name, ())[0 if part.expert is None else 1 :]
+            if tuple(tensor.shape) != expected:
+                raise _wrong_shape(self._outline.folder, name, got=tuple(tensor.shape), expected=expected)
+        return tensors
 
-    def _made(self, part: Part, sources: _Sources) -> dict[str, Tensor]:
+    def _load(self, part: Part, sources: _Sources) -> dict[str, Tensor]:
         if sources.converter is not None:
             return self._convert(part, sources, sources.converter)
         source = self._files[sources.names[0][0]]
@@ -170,21 +170,21 @@ class WeightReader:
         return {part.name: source[...]}
 
     def _convert(self, part: Part, sources: _Sources, converter: WeightConverter) -> dict[str, Tensor]:
-        fresh = copy.deepcopy(converter)
+        fresh_converter = copy.deepcopy(converter)
         for name, pattern in sources.names:
-            fresh.add_tensor(part.name, name, pattern, self._files[name][...])
+            fresh_converter.add_tensor(part.name, name, pattern, self._files[name][...])
         model = self._outline.model
-        made: dict[str, Any] = fresh.convert(part.name, model=model, config=model.config)
-        tensors = {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+        converted: dict[str, Any] = fresh_converter.convert(part.name, model=model, config=model.config)
+        tensors = {name: value[0] if isinstance(value, list) else value for name, value in converted.items()}
         return tensors if part.expert is None else {name: tensor.squeeze(0) for name, tensor in tensors.items()}
 
 
 @contextmanager
 def reading(outline: CheckpointOutline) -> Iterator[WeightReader]:
-    """Inside, parts of the checkpoint can be read.
+    """Inside, the reader reads parts of the checkpoint.
 
     Raises:
-        UnsupportedModelError: safetensors or transformers cannot make sense of the files.
+        UnsupportedModelError: safetensors or transformers cannot read the files.
     """
     with ExitStack() as stack:
         with _readable(outline.folder):
@@ -198,27 +198,27 @@ def _readable(folder: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every tensor of a checkpoint by its name on disk, as a slice that reads when it is indexed."""
+    """Every tensor of a checkpoint by its name on disk, as a lazy slice that reads when indexed."""
     with ExitStack() as stack:
-        found: dict[str, Any] = {}
+        slices: dict[str, Any] = {}
         for path in weight_files(folder):
             file = stack.enter_context(safe_open(path, framework="pt"))
-            found |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - a file is no mapping
-        yield found
+            slices |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - a file is no mapping
+        yield slices
 
 
 def _sources(model: PreTrainedModel, headers: Mapping[str, TensorHeader]) -> dict[Part, _Sources]:
     state = model.state_dict()
     stacks = routed_stacks(model)
     stacked = {f"{name}.{key}" for name, stack in stacks.items() for key, _ in stack.named_parameters()}
-    found: dict[Part, _Sources] = {}
+    sources: dict[Part, _Sources] = {}
     for name, target in load_targets(model, headers).items():
         if target.name not in state:
             continue  # a layer that this class of transformers does not load
         for part in _parts(name, target, state[target.name], target.name in stacked):
             sliced = target.converter is None and part.expert is not None
-            found.setdefault(part, _Sources(target.converter, sliced)).names.append((name, target.pattern))
-    return dict(sorted(found.items(), key=lambda entry: (entry[0].name, entry[0].expert or 0)))
+            sources.setdefault(part, _Sources(target.converter, sliced)).names.append((name, target.pattern))
+    return dict(sorted(sources.items(), key=lambda entry: (entry[0].name, entry[0].expert or 0)))
 
 
 def _parts(name: str, target: LoadTarget, tensor: Tensor, stacked: bool) -> list[Part]:
@@ -230,38 +230,38 @@ def _parts(name: str, target: LoadTarget, tensor: Tensor, stacked: bool) -> list
     return [Part(target.name, None if expert is None else int(expert[1]))]
 
 
-def _further(sources: _Sources) -> tuple[str, ...]:
-    """How the names of the tensors end that a converter makes besides the first."""
+def _extra_suffixes(sources: _Sources) -> tuple[str, ...]:
+    """Name suffixes of the tensors, after the first, that the converter splits off."""
     return () if sources.converter is None else tuple(sources.converter.target_patterns[1:])
 
 
 def _inside(name: str, modules: list[str]) -> bool:
-    return any(name == one or name.startswith(f"{one}.") for one in modules)
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
-def _require_floats(found: CheckpointOutline, headers: Mapping[str, TensorHeader]) -> None:
-    state = found.model.state_dict()
-    for part, sources in found.sources.items():
+def _require_floats(checkpoint: CheckpointOutline, headers: Mapping[str, TensorHeader]) -> None:
+    state = checkpoint.model.state_dict()
+    for part, sources in checkpoint.sources.items():
         name = next((name for name, _ in sources.names if headers[name].dtype not in _FLOATS), None)
         if name is not None and state[part.name].is_floating_point():
             raise UnsupportedModelError(
-                f"the weights in {found.folder} are quantised",
+                f"the weights in {checkpoint.folder} are quantised",
                 got=f"{name} in {headers[name].dtype}",
                 expected="float32, bfloat16 or float16",
                 remedy="use the model's unquantised version, or dequantise it first",
             )
 
 
-def _lost(found: CheckpointOutline) -> list[str]:
-    """Tensors of the model, and experts of its stacks, that no file has."""
-    state = found.model.state_dict()
-    further = tuple(end for sources in found.sources.values() for end in _further(sources))
-    known = {part.name for part in found.sources} | found.aliases().keys()
-    lost = [name for name in state if name not in known and not name.endswith(further)]
-    for name in sorted({part.name for part in found.sources if part.expert is not None}):
+def _missing_tensors(checkpoint: CheckpointOutline) -> list[str]:
+    """Tensors of the model, and experts of its stacks, that no file holds."""
+    state = checkpoint.model.state_dict()
+    split_off = tuple(suffix for sources in checkpoint.sources.values() for suffix in _extra_suffixes(sources))
+    readable = {part.name for part in checkpoint.sources} | checkpoint.aliases().keys()
+    missing = [name for name in state if name not in readable and not name.endswith(split_off)]
+    for name in sorted({part.name for part in checkpoint.sources if part.expert is not None}):
         experts = (Part(name, expert) for expert in range(state[name].shape[0]))
-        lost += [f"{name}[{part.expert}]" for part in experts if part not in found.sources]
-    return lost
+        missing += [f"{name}[{part.expert}]" for part in experts if part not in checkpoint.sources]
+    return missing
 
 
 def _wrong_shape(folder: Path, name: str, *, got: tuple[int, ...], expected: tuple[int, ...]) -> ArtifactError:

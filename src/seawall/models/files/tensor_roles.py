@@ -1,7 +1,7 @@
-"""Which part of a mixture of experts a tensor of its checkpoint belongs to.
+"""The role of a checkpoint's tensor in a mixture of experts: part of an expert, of a router, or neither.
 
-Published checkpoints name tensors otherwise than the model in memory does, and most have one tensor per expert where
-memory has a stack. transformers knows how to get from the one to the other, for every model that it loads.
+Published checkpoints name tensors differently from the model in memory, and most store one tensor per expert where the
+model has a stack. The mapping between the two is transformers' own, for every model that it loads.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _EXPERT = re.compile(r"experts\.(\d+)\.")
 
 @dataclass(frozen=True, slots=True)
 class TensorRole:
-    """Where a tensor belongs.
+    """What a tensor is part of.
 
     Attributes:
-        kind: part of the routed experts, of a router, or of the rest.
-        layer: position among the MoE layers; None for the rest.
-        expert: whose tensor it is; None for a stack of all experts, and where it is no expert's.
+        kind: a routed expert (or a stack of them), a router, or anything else.
+        layer: position among the MoE layers; None for `other`.
+        expert: index of the expert; None for a stack of all experts, and for other kinds.
     """
 
     kind: Literal["expert", "router", "other"]
@@ -39,18 +39,19 @@ OTHER = TensorRole("other")
 
 
 def tensor_roles(moe: MoEModel, names: Iterable[str]) -> dict[str, TensorRole]:
-    """The place of every tensor of a checkpoint of this model.
+    """The role of every tensor of a checkpoint of this model.
 
     Args:
-        moe: the model; on the meta device will do.
-        names: tensors as the checkpoint's files name them. Those that the model does not have are `other`.
+        moe: the model; may be on the meta device.
+        names: tensors as the checkpoint's files name them. Tensors that the model lacks are `other`.
     """
     stacks = {layer.full_name(weight): layer.index for layer in moe.layers for weight in layer.weights}
     routers = {layer.router_name: layer.index for layer in moe.layers}
-    return {name: _place(name, target, stacks, routers) for name, target in _names_in_memory(moe.model, names).items()}
+    targets = load_targets(moe.model, names)
+    return {name: _role(name, target.name, stacks, routers) for name, target in targets.items()}
 
 
-def _place(name: str, target: str, stacks: Mapping[str, int], routers: Mapping[str, int]) -> TensorRole:
+def _role(name: str, target: str, stacks: Mapping[str, int], routers: Mapping[str, int]) -> TensorRole:
     if target in stacks:
         expert = _EXPERT.search(name)
         return TensorRole("expert", stacks[target], None if expert is None else int(expert[1]))
@@ -58,19 +59,14 @@ def _place(name: str, target: str, stacks: Mapping[str, int], routers: Mapping[s
     return OTHER if router is None else TensorRole("router", router)
 
 
-def _names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
-    """The parameter that loading would put each tensor into."""
-    return {name: target.name for name, target in load_targets(model, names).items()}
-
-
 @dataclass(frozen=True, slots=True)
 class LoadTarget:
-    """Where loading puts a tensor of a checkpoint.
+    """The parameter that loading writes a checkpoint's tensor to.
 
     Attributes:
-        name: the parameter; where a converter makes several, the first of them.
-        converter: what makes it out of this tensor and others; None where it is taken as it is.
-        pattern: which of the converter's inputs the tensor is; empty without a converter.
+        name: the parameter; where a converter makes several, the first one.
+        converter: combines this tensor with others into the parameter; None where the tensor is loaded unchanged.
+        pattern: the converter's input that the tensor matches; empty without a converter.
     """
 
     name: str
@@ -79,24 +75,25 @@ class LoadTarget:
 
 
 def load_targets(model: PreTrainedModel, names: Iterable[str]) -> dict[str, LoadTarget]:
-    """The target of every tensor of a checkpoint of this model, in the order of the names.
+    """The load target of every tensor of a checkpoint of this model, sorted by name.
 
     Args:
-        model: on the meta device will do.
-        names: tensors as the checkpoint's files name them. What the model does not have keeps a name of no parameter.
+        model: may be on the meta device.
+        names: tensors as the checkpoint's files name them. The target of a tensor that the model lacks is a name that
+            matches no parameter.
     """
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     state = model.state_dict()
-    found = {}
+    targets = {}
     for name in sorted(names):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
         if target not in state and name in state:
-            found[name] = LoadTarget(name)
+            targets[name] = LoadTarget(name)
         elif pattern is None:
-            found[name] = LoadTarget(target)
+            targets[name] = LoadTarget(target)
         else:
-            found[name] = LoadTarget(target, by_pattern[pattern], pattern)
-    return found
+            targets[name] = LoadTarget(target, by_pattern[pattern], pattern)
+    return targets

@@ -1,4 +1,4 @@
-"""Beginning a forward pass in the middle of a model, where what the layers below give is known already.
+"""Starts forward passes at an inner layer from a recorded hidden state, without running the layers below.
 
 Legend: B rows, T positions, D model width.
 """
@@ -19,11 +19,10 @@ from seawall.models.moe.calls import Arguments, replaced_forward, with_hidden_in
 
 @contextmanager
 def enter_at_layer(model: PreTrainedModel, layer: int, hidden_BTD: Float[Tensor, "B T D"]) -> Iterator[None]:
-    """Inside, decoder layer `layer` gets `hidden_BTD` as its input, and the layers below do not run.
+    """Inside, decoder layer `layer` receives `hidden_BTD` as its input, and the layers below do not run.
 
-    The model must still be called with the tokens, mask and positions that the input belongs to. It gives what it gave
-    when the input was recorded only where nothing else passes from the layers below to those above: see
-    `can_enter_at_layer`.
+    Call the model with the tokens, mask and positions that the hidden states were recorded with. The output equals that
+    of a full pass only where hidden states are all that passes between layers: see `can_enter_at_layer`.
     """
     blocks = decoder_layers(model)
     with ExitStack() as changes:
@@ -34,9 +33,9 @@ def enter_at_layer(model: PreTrainedModel, layer: int, hidden_BTD: Float[Tensor,
 
 
 def can_enter_at_layer(model: PreTrainedModel) -> bool:
-    """Whether hidden states are all that passes between decoder layers, as far as the configuration says.
+    """Whether, by its configuration, hidden states are all that passes between the model's decoder layers.
 
-    Some families share keys and values across layers, or give every layer embeddings of its own.
+    Some families share keys and values across layers, or feed separate embeddings to every layer.
     """
     config = model.config.get_text_config()
     shared = getattr(config, "num_kv_shared_layers", 0) or getattr(config, "hidden_size_per_layer_input", 0)

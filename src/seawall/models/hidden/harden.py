@@ -1,4 +1,4 @@
-"""A hardened model: a direction is added to its residual stream for as long as it lives.
+"""Hardens a model: adds a direction to its residual stream for as long as the model is in memory.
 
 Shapes: B rows, T positions, D model width.
 """
@@ -18,22 +18,22 @@ from seawall.models.moe.calls import Arguments, hidden_input, with_hidden_input
 
 
 def harden(model: PreTrainedModel, vector_D: Float[Tensor, " D"], *, layer: int, coefficient: float) -> RemovableHandle:
-    """`x <- x + coefficient * vector` at the input of a decoder layer, on every token of every call from now on.
+    """`x <- x + coefficient * vector` at the input of a decoder layer, on every token of every later call.
 
-    No weight changes, so a checkpoint saved from the model is that of the model without it.
+    No weight changes: a checkpoint saved from the model has no hardening.
 
     Args:
         model: any model with one stack of decoder layers.
         vector_D: the direction.
         layer: decoder layer, counted from 0.
-        coefficient: how much of it; above 0.
+        coefficient: multiple of the direction; above 0.
 
     Returns:
-        a handle whose `remove()` ends it.
+        A handle whose `remove()` ends the hardening.
 
     Raises:
-        ArtifactError: the direction does not fit the model.
-        ConfigError: the model is hardened already.
+        ArtifactError: the layer or the direction does not fit the model.
+        ConfigError: the model is already hardened.
     """
     assert coefficient > 0
     blocks, width = decoder_layers(model), int(model.config.get_text_config().hidden_size)
@@ -42,33 +42,33 @@ def harden(model: PreTrainedModel, vector_D: Float[Tensor, " D"], *, layer: int,
             "the hardening does not fit the model",
             got=f"layer {layer} and a direction of {tuple(vector_D.shape)} numbers",
             expected=f"a layer from 0 to {len(blocks) - 1} and {width} numbers",
-            remedy="use the model it was made from",
+            remedy="use the model that the hardening was made from",
         )
     if is_hardened(model):
         raise ConfigError(
-            "the model is hardened already",
+            "the model is already hardened",
             expected="a model without hardening",
-            remedy="load it again: two hardenings together were never measured",
+            remedy="load the model again; two hardenings at once were never measured",
         )
     added_D = coefficient * vector_D.detach().float()
     return blocks[layer].register_forward_pre_hook(_Addition(added_D), with_kwargs=True)
 
 
 def is_hardened(model: PreTrainedModel) -> bool:
-    """Whether `harden` was called on this model and not undone."""
+    """Whether the model is hardened: `harden` was called, and the handle not removed."""
     hooks = (hook for block in decoder_layers(model) for hook in block._forward_pre_hooks.values())
     return any(isinstance(hook, _Addition) for hook in hooks)
 
 
 @final
 class _Addition:
-    """The hook; a class of its own, so that a hardened model can be told."""
+    """The hook; its class marks a model as hardened."""
 
     def __init__(self, added_D: Tensor) -> None:
         self.added_D = added_D
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         hidden_BTD = hidden_input(args, kwargs)
-        # In float32 and rounded once, as `models.intervene.added` does, so that what is loaded is what was measured.
+        # In float32 and rounded once, as in `models.hidden.intervene.added`, so that loading gives the measured model.
         changed_BTD = (hidden_BTD + self.added_D.to(hidden_BTD.device)).to(hidden_BTD.dtype)
         return with_hidden_input(changed_BTD, args, kwargs)

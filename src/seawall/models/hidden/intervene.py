@@ -1,9 +1,9 @@
-"""Moving a model's hidden states along directions while it runs. Every change lives in a `with`; no weight is touched.
+"""Moves hidden states along directions while a model runs. Every change lives in a `with`; weights never change.
 
 The changes compose with each other, with generation and with `capture`. They are computed in float32 and rounded once
-to the model's precision. Each row of a batch is changed by itself: a coefficient that makes NaN or infinity shows as
-logits of that row that are not finite (`torch.isfinite(logits)`), and no other row is touched. Greedy generation does
-not show it (the argmax of NaN is a token), so look at the logits of one forward pass first.
+to the model's precision. Each row of a batch changes independently: a coefficient that causes NaN or infinity gives
+non-finite logits in its own row alone. Greedy generation hides this (the argmax of NaN is a token), so check
+`torch.isfinite(logits)` of one forward pass first.
 
 Legend: B rows of the batch, T positions, D model width, E routed experts of a layer, K experts per token, X experts of
 an addition.
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, final
 
 import torch
@@ -34,20 +35,20 @@ from seawall.models.moe.calls import call_reader, logits_reader
 from seawall.models.moe.find import MoELayer, MoEModel
 
 Site = Literal["residual", "attention", "mlp"]
-"""What enters a decoder layer; what its attention adds to the residual stream; what its MLP or MoE block adds."""
+"""The input of a decoder layer; the output of its attention, or of its MLP or MoE block, to the residual stream."""
 SITES: tuple[Site, ...] = ("residual", "attention", "mlp")
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Addition:
-    """A direction added to every token at one place.
+    """A direction added to every token at one site.
 
     Attributes:
         layer: decoder layer.
-        vector_D: the direction, as it is: not normalised.
-        coefficient: what it is multiplied by; negative to suppress. A tensor (B,) has one for each row of the batch
-            and is for single forward passes: rows leave a batch that generates.
+        vector_D: the direction; it is not normalised.
+        coefficient: factor of the direction; negative to suppress. A tensor (B,) gives each row of the batch its own,
+            in single forward passes only, because rows leave a batch during generation.
         site: where in the layer.
     """
 
@@ -59,12 +60,12 @@ class Addition:
 
 @contextmanager
 def added(model: PreTrainedModel, additions: Sequence[Addition]) -> Iterator[None]:
-    """Inside, `x <- x + coefficient * vector` on every token at each addition's place, padding included.
+    """Inside, `x <- x + coefficient * vector` on every token, padding included, at each addition's site.
 
     Raises:
-        UnsupportedModelError: the decoder layers or their halves cannot be told.
-        ConfigError: a layer that the model does not have, or a vector of another width.
-        SeawallError (in the forward pass): one coefficient per row, and another number of rows, or generation.
+        UnsupportedModelError: the decoder layers or their halves cannot be identified.
+        ConfigError: the model lacks a layer, or a vector has another width.
+        SeawallError (in the forward pass): per-row coefficients with another number of rows, or with generation.
     """
     blocks = decoder_blocks(model)
     for addition in additions:
@@ -82,14 +83,14 @@ def added(model: PreTrainedModel, additions: Sequence[Addition]) -> Iterator[Non
 @final
 @dataclass(frozen=True, eq=False)
 class ExpertAddition:
-    """Directions of experts, added to the output of their MoE block as far as the router asks for these experts.
+    """Directions of experts, added to the output of their MoE block in proportion to the experts' router probability.
 
     Attributes:
-        layer: MoE layer, counted among the MoE layers.
-        experts: their indices in the layer, each once.
-        vectors_XD: one direction per expert, as they are.
+        layer: position among the MoE layers.
+        experts: indices in the layer, each once.
+        vectors_XD: one direction per expert; they are not normalised.
         coefficient: as in `Addition`.
-        top_k_only: an expert that a token is not sent to adds nothing to it.
+        top_k_only: add an expert's direction only to tokens that are routed to it.
     """
 
     layer: int
@@ -103,14 +104,14 @@ class ExpertAddition:
 def experts_added(moe: MoEModel, additions: Sequence[ExpertAddition]) -> Iterator[None]:
     """Inside, `y <- y + coefficient * sum over e of p_e(x) v_e` on every token at the output of MoE blocks.
 
-    `p_e` is the softmax of the router's logits over all experts of the layer, whatever rule the family itself uses,
-    and whether or not the token is sent to e (unless `top_k_only`). The output is that of the whole block, before any
-    norm behind it: where the directions of `models.forced` come from.
+    `p_e` is the softmax of the router's logits over all experts of the layer, in every family, whether or not the token
+    is routed to e (unless `top_k_only`). The output is that of the block, before any norm that follows it: the site
+    where `models.hidden.forced` measures the directions of experts.
 
     Raises:
-        UnsupportedModelError: the decoder layers or their halves cannot be told.
-        ConfigError: a layer or an expert that the model does not have, an expert twice, or vectors of another shape.
-        SeawallError (in the forward pass): one coefficient per row, and another number of rows, or generation.
+        UnsupportedModelError: the decoder layers or their halves cannot be identified.
+        ConfigError: the model lacks a layer or an expert, an expert is named twice, or the vectors have another shape.
+        SeawallError (in the forward pass): per-row coefficients with another number of rows, or with generation.
     """
     blocks = decoder_blocks(moe.model)
     for addition in additions:
@@ -130,7 +131,7 @@ def experts_added(moe: MoEModel, additions: Sequence[ExpertAddition]) -> Iterato
 
 @final
 class _ExpertsAdding:
-    """One addition at one MoE layer: what the router says of a pass, until the block gives its output."""
+    """One addition at one MoE layer: holds the router's probabilities of a pass until the block's output."""
 
     def __init__(self, layer: MoELayer, addition: ExpertAddition) -> None:
         self._read_logits = logits_reader(layer)
@@ -163,20 +164,20 @@ def ablated(
     layers: Collection[int] | None = None,
     sites: Collection[Site] = SITES,
 ) -> Iterator[None]:
-    """Inside, hidden states have no component along the direction at the places named.
+    """Inside, hidden states have no component along the direction at the given sites.
 
-    With all sites in all layers nothing along the direction reaches the output. With `residual` alone the last layer
-    can still write it.
+    With all sites in all layers, nothing along the direction reaches the output. With `residual` alone, the last layer
+    can still write along it.
 
     Args:
         model: any model whose decoder layers have an attention and an MLP.
-        direction_D: its length does not matter.
-        layers: decoder layers; all by default.
-        sites: where in each of them.
+        direction_D: the direction, of any length.
+        layers: decoder layers; None means all.
+        sites: where in each layer.
 
     Raises:
-        UnsupportedModelError: the decoder layers or their halves cannot be told.
-        ConfigError: a layer that the model does not have, or a direction of another width or without length.
+        UnsupportedModelError: the decoder layers or their halves cannot be identified.
+        ConfigError: the model lacks a layer, or the direction has another width or no length.
     """
     blocks = decoder_blocks(model)
     chosen = range(len(blocks)) if layers is None else sorted(set(layers))
@@ -185,11 +186,10 @@ def ablated(
     direction_D = direction_D.detach().float()
     length = direction_D.norm()
     if not (length.isfinite() and length > 0):
-        raise ConfigError("a direction to ablate must have a length", got=f"{length.item():g}", expected="above 0")
+        raise ConfigError("the direction to ablate has no length", got=f"{length.item():g}", expected="above 0")
     change = _ablating(direction_D / length)
-    places = [(layer, site) for layer in chosen for site in SITES if site in sites]
     with ExitStack() as stack:
-        for layer, site in places:
+        for layer, site in product(chosen, (site for site in SITES if site in sites)):
             stack.enter_context(_changed(blocks[layer], site, change))
         yield
 
@@ -222,10 +222,10 @@ def _is_per_row(coefficient: float | Tensor) -> bool:
 
 
 def per_row(coefficient: float | Tensor, hidden_BTD: Tensor) -> float | Tensor:
-    """A coefficient in a shape that multiplies hidden states.
+    """The coefficient, shaped for multiplication with hidden states.
 
     Raises:
-        SeawallError: one per row, and another number of rows.
+        SeawallError: per-row coefficients, and another number of rows.
     """
     if not isinstance(coefficient, Tensor):
         return coefficient
@@ -236,22 +236,22 @@ def per_row(coefficient: float | Tensor, hidden_BTD: Tensor) -> float | Tensor:
         raise SeawallError(
             "the coefficients belong to another batch",
             got=f"coefficients {tuple(coefficient.shape)} for {len(hidden_BTD)} rows",
-            expected="one number, or one for each row of the batch",
+            expected="one number, or one per row of the batch",
         )
     return coefficient[:, None, None]
 
 
 @contextmanager
 def single_passes_only(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, a forward pass that goes on from a key-value cache is an error."""
+    """Inside, a forward pass that continues a key-value cache is an error."""
 
     def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs.get("past_key_values") is not None:
             raise SeawallError(
-                "one coefficient per row cannot be used while generating",
-                got="a forward pass that goes on from a key-value cache",
+                "per-row coefficients cannot be used in generation",
+                got="a forward pass that continues a key-value cache",
                 expected="single forward passes",
-                remedy="use one number for all rows, and generate once for each",
+                remedy="generate once per coefficient, with one number for all rows",
             )
 
     handle = model.register_forward_pre_hook(hook, with_kwargs=True)
@@ -264,16 +264,16 @@ def single_passes_only(model: PreTrainedModel) -> Iterator[None]:
 def _require_experts(moe: MoEModel, addition: ExpertAddition) -> None:
     if not 0 <= addition.layer < moe.num_layers:
         raise ConfigError(f"MoE layer {addition.layer} does not exist", expected=f"0 to {moe.num_layers - 1}")
-    wrong = [expert for expert in addition.experts if not 0 <= expert < moe.num_experts]
-    if wrong:
-        raise ConfigError(f"expert {wrong[0]} does not exist", expected=f"0 to {moe.num_experts - 1}")
+    unknown = [expert for expert in addition.experts if not 0 <= expert < moe.num_experts]
+    if unknown:
+        raise ConfigError(f"expert {unknown[0]} does not exist", expected=f"0 to {moe.num_experts - 1}")
     if len(set(addition.experts)) < len(addition.experts):
         raise ConfigError("an expert is named twice", got=f"experts {list(addition.experts)}", expected="each once")
     if addition.vectors_XD.ndim != 2 or len(addition.vectors_XD) != len(addition.experts):
         raise ConfigError(
             "the directions do not fit the experts",
             got=f"shape {tuple(addition.vectors_XD.shape)}",
-            expected=f"one row for each of {len(addition.experts)} experts",
+            expected=f"{len(addition.experts)} rows, one per expert",
         )
     _require_width(moe.model, addition.vectors_XD[0])
 
@@ -282,7 +282,7 @@ def _require_width(model: PreTrainedModel, vector_D: Tensor) -> None:
     width = int(model.config.get_text_config().hidden_size)
     if vector_D.shape != (width,):
         raise ConfigError(
-            "a direction does not fit the model",
+            "the direction does not fit the model",
             got=f"shape {tuple(vector_D.shape)}",
             expected=f"({width},), the model's width",
             remedy="extract directions from this model",

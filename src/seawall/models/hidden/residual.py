@@ -1,4 +1,4 @@
-"""The residual stream: what enters each decoder layer.
+"""The residual stream: the inputs of the decoder layers.
 
 Shapes: `B` prompts, `T` positions, `D` model width.
 """
@@ -32,16 +32,16 @@ class ResidualTrace:
 def capture_residual(
     model: PreTrainedModel, layers: Sequence[int] | None = None, *, detach: bool = True
 ) -> Iterator[ResidualTrace]:
-    """Records the input of decoder layers while the model runs; each forward pass replaces the one before.
+    """Records the inputs of decoder layers while the model runs; each forward pass replaces the previous record.
 
     Args:
         model: any model with one stack of decoder layers.
-        layers: which ones, counted from 0; none records all.
-        detach: cut the recorded tensors from the graph.
+        layers: decoder layers, counted from 0; None records all.
+        detach: detach the recorded tensors from the autograd graph.
 
     Raises:
-        UnsupportedModelError: the decoder layers cannot be told from other modules.
-        ConfigError: a layer that the model does not have.
+        UnsupportedModelError: the decoder layers cannot be identified.
+        ConfigError: the model lacks a layer.
     """
     blocks = decoder_layers(model)
     chosen = range(len(blocks)) if layers is None else layers
@@ -55,14 +55,14 @@ def capture_residual(
 
 
 def require_layers(layers: Iterable[int], count: int) -> None:
-    """Checks that a model of `count` decoder layers has these.
+    """Checks that a model of `count` decoder layers has these layers.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: it lacks one.
     """
-    wrong = [layer for layer in layers if not 0 <= layer < count]
-    if wrong:
-        raise ConfigError(f"decoder layer {wrong[0]} does not exist", expected=f"0 to {count - 1}")
+    unknown = [layer for layer in layers if not 0 <= layer < count]
+    if unknown:
+        raise ConfigError(f"decoder layer {unknown[0]} does not exist", expected=f"0 to {count - 1}")
 
 
 def _recorder(trace: ResidualTrace, layer: int, *, detach: bool) -> Callable[..., None]:
@@ -74,10 +74,10 @@ def _recorder(trace: ResidualTrace, layer: int, *, detach: bool) -> Callable[...
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers: the one outermost list of modules that is as long as the configuration says.
+    """The decoder layers: the only outermost module list of the configured length.
 
     Raises:
-        UnsupportedModelError: there is none, or there are several.
+        UnsupportedModelError: the model has no such list, or several.
     """
     expected = int(model.config.get_text_config().num_hidden_layers)
     lists = {
@@ -85,11 +85,11 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == expected
     }
-    outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+    outer = [name for name in lists if not any(name.startswith(f"{parent}.") for parent in lists)]
     if len(outer) != 1:
         raise UnsupportedModelError(
-            f"the decoder layers of {type(model).__name__} cannot be told",
+            f"the decoder layers of {type(model).__name__} cannot be identified",
             got=f"{len(outer)} lists of {expected} modules ({', '.join(outer) or 'none'})",
-            expected="one list as long as num_hidden_layers",
+            expected="one list of num_hidden_layers modules",
         )
     return lists[outer[0]]

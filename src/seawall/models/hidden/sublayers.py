@@ -22,7 +22,7 @@ Change = Callable[[Tensor], Tensor]
 """Hidden states (B, T, D) -> hidden states (B, T, D)."""
 
 _TOKEN_MIXING = frozenset({"attention_mask", "past_key_values", "cache_params", "position_embeddings", "layer_past"})
-"""Arguments of a forward that looks at other tokens."""
+"""Arguments of the forward of a module that reads other tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,9 @@ class Block:
 
     Attributes:
         index: position among the decoder layers.
-        block: the whole layer.
-        attention: the part that looks at other tokens.
-        mlp: the part that looks at each token alone: a dense MLP, or the whole MoE block with its router.
+        block: the layer itself.
+        attention: the half that reads other tokens.
+        mlp: the half that reads each token alone: a dense MLP, or the MoE block with its router.
     """
 
     index: int
@@ -43,10 +43,10 @@ class Block:
 
 
 def decoder_blocks(model: PreTrainedModel) -> tuple[Block, ...]:
-    """The decoder layers and their halves, of dense and MoE models, told by their forwards and not by names.
+    """The decoder layers and their halves, in dense and MoE models, identified by the signatures of their forwards.
 
     Raises:
-        UnsupportedModelError: the decoder layers cannot be told, or one is not made of one attention and one MLP.
+        UnsupportedModelError: the decoder layers cannot be identified, or one is not an attention and an MLP.
     """
     return tuple(_block(index, layer) for index, layer in enumerate(decoder_layers(model)))
 
@@ -57,7 +57,7 @@ def _block(index: int, layer: nn.Module) -> Block:
     mlp = [name for name in parts if name not in attention]
     if len(attention) != 1 or len(mlp) != 1:
         raise UnsupportedModelError(
-            f"the halves of decoder layer {index} ({type(layer).__name__}) cannot be told",
+            f"the halves of decoder layer {index} ({type(layer).__name__}) cannot be identified",
             got=f"attention {', '.join(attention) or 'none'}; MLP {', '.join(mlp) or 'none'}",
             expected="one attention and one MLP or mixture of experts",
             remedy="use a model whose decoder layers are attention followed by an MLP, such as Llama, Qwen or Mixtral",
@@ -66,7 +66,7 @@ def _block(index: int, layer: nn.Module) -> Block:
 
 
 def _has_matrix(module: nn.Module) -> bool:
-    """Norms have vectors only, dropout and activations nothing."""
+    """Whether the module has a weight matrix; norms, dropout and activations have none."""
     return any(parameter.ndim >= 2 for parameter in module.parameters())
 
 
@@ -75,19 +75,19 @@ def _mixes_tokens(module: nn.Module) -> bool:
 
 
 def first_output(output: Any) -> Tensor:
-    """The hidden states in what a module gave; some give a tuple that begins with them."""
+    """The hidden states in a module's output, which may be a tuple that begins with them."""
     tensor: Tensor = output[0] if isinstance(output, tuple) else output
     return tensor
 
 
 def with_first_output(output: Any, hidden: Tensor) -> Any:
-    """The same output with other hidden states."""
+    """The output with its hidden states replaced."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 @contextmanager
 def output_changed(module: nn.Module, change: Change) -> Iterator[None]:
-    """Inside, the module gives `change(its hidden states)`, before what `written_changed` does to them."""
+    """Inside, the module returns `change(its hidden states)`; `written_changed` acts after this."""
 
     def hook(_: nn.Module, inputs: Any, output: Any) -> Any:
         return with_first_output(output, change(first_output(output)))
@@ -101,7 +101,7 @@ def output_changed(module: nn.Module, change: Change) -> Iterator[None]:
 
 @contextmanager
 def input_changed(block: Block, change: Change) -> Iterator[None]:
-    """Inside, the decoder layer is given `change(its input)`, and adds its own output to that."""
+    """Inside, the decoder layer receives `change(its input)`, and adds its own output to that."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return with_hidden_input(change(hidden_input(args, kwargs)), args, kwargs)
@@ -115,17 +115,17 @@ def input_changed(block: Block, change: Change) -> Iterator[None]:
 
 @contextmanager
 def written_changed(block: Block, half: nn.Module, change: Change) -> Iterator[None]:
-    """Inside, what the half adds to the residual stream is changed: its output, or that of a norm right behind it.
+    """Inside, the half's contribution to the residual stream is changed: its output, or that of a norm after it.
 
-    Gemma 2 and 3, OLMo 2 and GLM-4 (dense) put a norm between a half and the stream, which would undo a change before
-    it. It shows itself in the forward pass: it is given the very tensor that the half gave out.
+    Gemma 2 and 3, OLMo 2 and GLM-4 (dense) have a norm between a half and the stream, which would undo a change before
+    it. Such a norm is identified in the forward pass: its input is the very tensor that the half returned.
     """
     writing = _Writing(change)
     with ExitStack() as hooks:
         hooks.callback(half.register_forward_hook(writing.after_half).remove)
         for child in block.block.children():
             if child not in (block.attention, block.mlp):
-                # First the latest change: it is given the output of the ones before.
+                # The latest change runs first here, because it received the output of the earlier ones.
                 hooks.callback(child.register_forward_pre_hook(writing.before_norm, prepend=True).remove)
                 hooks.callback(child.register_forward_hook(writing.after_norm).remove)
         yield

@@ -1,4 +1,4 @@
-"""The call `experts(hidden_TD, indices_TK, weights_TK)`: reading it, changing it, and standing in for a forward."""
+"""The call `experts(hidden_TD, indices_TK, weights_TK)`: reading it, changing it, and replacing a module's forward."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ class ExpertsCall:
     """The arguments of one call of a stack of experts.
 
     Attributes:
-        hidden_TD: what the experts transform.
-        indices_TK: which experts each token goes to.
-        weights_TK: how much each of them counts.
-        rest: arguments after these three, which seawall passes on untouched.
+        hidden_TD: the tokens' hidden states.
+        indices_TK: the experts of each token.
+        weights_TK: their gate weights.
+        extra: arguments after these three, which seawall passes on unchanged.
     """
 
     hidden_TD: Tensor
     indices_TK: Tensor
     weights_TK: Tensor
-    rest: Arguments
+    extra: Arguments
 
     def with_routing(self, indices_TK: Tensor, weights_TK: Tensor) -> Arguments:
-        """The same call with other routing, as a forward pre-hook returns it."""
-        positional, named = self.rest
+        """The call with other routing, in the form that a forward pre-hook returns."""
+        positional, named = self.extra
         return (self.hidden_TD, indices_TK, weights_TK, *positional), named
 
 
 def call_reader(experts: nn.Module) -> Callable[[tuple[Any, ...], Mapping[str, Any]], ExpertsCall]:
-    """A function that understands the arguments of this module's calls, by position or by name.
+    """A function that parses the arguments of this module's calls, given by position or by name.
 
     Raises (at a call):
-        UnsupportedModelError: the weights are not given per chosen expert, or tokens are not flattened.
+        UnsupportedModelError: the weights are not one per chosen expert, or the tokens are not flattened.
     """
     names = call_arguments(experts)[:CALL_ARGUMENTS]
     class_name = type(experts).__name__
@@ -56,22 +56,22 @@ def call_reader(experts: nn.Module) -> Callable[[tuple[Any, ...], Mapping[str, A
         hidden_TD, indices_TK, weights_TK = (*args[:CALL_ARGUMENTS], *(kwargs[name] for name in by_name))
         if hidden_TD.ndim != 2 or indices_TK.ndim != 2 or indices_TK.shape != weights_TK.shape:
             raise UnsupportedModelError(
-                f"{class_name} is called in a way that seawall does not know",
+                f"{class_name} is called with arguments that seawall does not support",
                 got=f"hidden {_shape(hidden_TD)}, indices {_shape(indices_TK)}, weights {_shape(weights_TK)}",
                 expected="hidden (T, D), indices (T, K) and one weight per index (T, K)",
-                remedy="use a newer transformers (>= 5.17), where the weights come per chosen expert",
+                remedy="upgrade transformers to 5.17 or newer, which passes one weight per chosen expert",
             )
-        rest = {key: value for key, value in kwargs.items() if key not in by_name}
-        return ExpertsCall(hidden_TD, indices_TK, weights_TK, (args[CALL_ARGUMENTS:], rest))
+        extra = {key: value for key, value in kwargs.items() if key not in by_name}
+        return ExpertsCall(hidden_TD, indices_TK, weights_TK, (args[CALL_ARGUMENTS:], extra))
 
     return read
 
 
 def logits_reader(layer: MoELayer) -> Callable[[Any], Tensor]:
-    """A function that takes the router's output and gives logits (T, E).
+    """A function from the router's output to logits (T, E).
 
-    Some routers (Gemma 4) give out probabilities: these become their logarithm, whose softmax they are. The first
-    output decides, so that an accelerator is asked once only.
+    Some routers (Gemma 4) return probabilities; their logarithm serves as logits. The first output decides which, so
+    that an accelerator synchronises only once.
     """
     probabilities: list[bool] = []
 
@@ -86,13 +86,13 @@ def logits_reader(layer: MoELayer) -> Callable[[Any], Tensor]:
 
 
 def hidden_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The hidden states that a decoder layer or a feed-forward block is called with, by position or by name."""
+    """The hidden states in the arguments of a decoder layer or feed-forward block, given by position or by name."""
     hidden_BTD: Tensor = args[0] if args else kwargs["hidden_states"]
     return hidden_BTD
 
 
 def with_hidden_input(hidden_BTD: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """The same call with other hidden states, as a forward pre-hook returns it."""
+    """The call with other hidden states, in the form that a forward pre-hook returns."""
     return ((hidden_BTD, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden_BTD})
 
 
@@ -106,10 +106,10 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Lets `forward` stand in for the module's own; hooks on the module keep working. Restored on exit.
+    """Inside, `forward` replaces the module's own; hooks on the module keep working.
 
-    An attribute of the instance hides the method of the class. It may hold a forward already (Accelerate's
-    device placement does that), which is put back.
+    The instance attribute hides the method of the class. One that exists already (Accelerate's device placement sets
+    it) is restored on exit.
     """
     attributes = vars(module)
     previous = attributes.get("forward")
@@ -124,9 +124,9 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 
 def bare_copy(module: nn.Module) -> nn.Module:
-    """A shallow copy that shares parameters and children, but has no hooks and no forward put in by `replaced_forward`.
+    """A shallow copy that shares parameters and children, without hooks and without a forward of `replaced_forward`.
 
-    Its parameters can be exchanged without touching the original's.
+    Replacing the copy's parameters leaves the original's unchanged.
     """
     twin = copy.copy(module)
     attributes = vars(twin)
@@ -138,7 +138,7 @@ def bare_copy(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter of the module takes a gradient; each gets its own flag back on exit."""
+    """Inside, no parameter of the module takes a gradient; each parameter's flag is restored on exit."""
     flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     module.requires_grad_(False)
     try:

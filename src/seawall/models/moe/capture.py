@@ -1,4 +1,4 @@
-"""Recording where tokens are routed, at the experts' call: the same in every family and every version."""
+"""Records routing at the experts' call, which is the same in every family and version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seawall.models.moe.calls import call_reader, logits_reader
 from seawall.models.moe.find import MoELayer, MoEModel
 
 RoutingSink = Callable[[int, Tensor, Tensor, Tensor | None], None]
-"""Takes (MoE layer, indices (T, K), weights (T, K), router logits (T, E) or None) as each layer runs."""
+"""Called as each layer runs, with (MoE layer, indices (T, K), weights (T, K), router logits (T, E) or None)."""
 
 
 @final
@@ -27,8 +27,8 @@ class RoutingTrace:
         num_layers: L.
         num_experts: E.
         indices: chosen experts (T, K).
-        weights: gate weights of the chosen experts (T, K), as the experts got them.
-        logits: router logits (T, E); empty unless asked for.
+        weights: gate weights of the chosen experts (T, K), as passed to the experts.
+        logits: router logits (T, E); empty unless requested.
     """
 
     num_layers: int
@@ -38,21 +38,21 @@ class RoutingTrace:
     logits: list[Tensor] = field(default_factory=list)
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Empties the trace."""
         self.indices.clear()
         self.weights.clear()
         self.logits.clear()
 
     def require_complete(self) -> None:
-        """Checks that a whole forward pass was seen.
+        """Checks that the trace holds a complete forward pass.
 
         Raises:
-            UnsupportedModelError: some layer never called its experts, e.g. because a fused kernel replaced its block.
+            UnsupportedModelError: a layer never called its experts, e.g. because a fused kernel replaced its block.
         """
         if len(self.indices) == self.num_layers:
             return
         raise UnsupportedModelError(
-            "no whole forward pass was recorded",
+            "the recorded forward pass is incomplete",
             got=f"the routing of {len(self.indices)} of {self.num_layers} MoE layers",
             expected="one call of the experts in every MoE layer",
             remedy="run the model inside capture(), without kernels that replace whole MoE blocks (use_kernels=False)",
@@ -65,15 +65,15 @@ def capture(
 ) -> Iterator[RoutingTrace]:
     """Records routing while the model runs.
 
-    The trace holds one forward pass; the next one replaces it. With a `sink` nothing is kept: each layer's routing is
-    handed over as it happens. What is recorded is what the experts get, so inside `replay` it is the replayed routing.
-    A layer that gradient checkpointing runs again in the backward pass is not recorded twice.
+    The trace holds the latest forward pass. With a `sink` the trace stays empty: each layer's routing is passed on as
+    it happens. Recorded is the routing that the experts receive; inside `replay` that is the replayed routing. A layer
+    that gradient checkpointing runs again in the backward pass is recorded once.
 
     Args:
         moe: the model.
         logits: record the routers' logits too.
-        detach: cut the recorded tensors from the graph; False lets a loss on logits or weights reach the routers.
-        sink: where to stream to.
+        detach: detach the recorded tensors from the graph; False lets a loss on logits or weights reach the routers.
+        sink: receives the routing in place of the trace.
     """
     trace = RoutingTrace(moe.num_layers, moe.num_experts)
     recorder = _Recorder(trace, detach=detach, sink=sink)
@@ -131,7 +131,7 @@ class _Recorder:
                 "the MoE layers do not run in order",
                 got=f"layer {layer} after {len(trace.indices)} layers",
                 expected="each layer once per forward pass, from the first to the last",
-                remedy="turn layer dropping off, or stream the routing with a sink",
+                remedy="turn off layer dropping, or stream the routing with a sink",
             )
         trace.indices.append(indices_TK)
         trace.weights.append(weights_TK)
@@ -140,22 +140,22 @@ class _Recorder:
 
 
 def _in_backward() -> bool:
-    """True while autograd runs, that is, when gradient checkpointing computes a layer a second time.
+    """Whether autograd is running, that is, whether gradient checkpointing is computing a layer a second time.
 
-    torch.utils.checkpoint asks the same question in the same way.
+    torch.utils.checkpoint uses the same test.
     """
     return bool(torch._C._current_graph_task_id() != -1)
 
 
 def routing_counts(trace: RoutingTrace, mask_T: Tensor) -> tuple[Tensor, Tensor]:
-    """How often each expert was chosen, and with how much gate weight in all, over the tokens of a mask.
+    """How often each expert was chosen, and its total gate weight, over the tokens of a mask.
 
     Args:
         trace: a recorded forward pass.
-        mask_T: true (or 1) for tokens that count: no padding.
+        mask_T: true (or 1) for tokens to count; false for padding.
 
     Returns:
-        (counts_LE, mass_LE), float64 on the trace's device. Each row of counts sums to K times the tokens that count.
+        (counts_LE, mass_LE), float64 on the trace's device. Each row of counts sums to K times the masked-in tokens.
     """
     counts_PLE, mass_PLE = routing_counts_by_row(trace, mask_T, torch.zeros_like(mask_T, dtype=torch.long), num_rows=1)
     return counts_PLE[0], mass_PLE[0]
@@ -166,12 +166,12 @@ def routing_counts_by_row(
 ) -> tuple[Tensor, Tensor]:
     """`routing_counts` for each prompt of a batch.
 
-    A matrix product rather than a scatter, so that the sums do not depend on the order of threads.
+    Computed by a matrix product, not by scattering, so that the sums do not depend on the order of threads.
 
     Args:
         trace: a recorded forward pass.
-        mask_T: true (or 1) for tokens that count.
-        row_ids_T: which prompt each token belongs to, 0 to P-1.
+        mask_T: true (or 1) for tokens to count.
+        row_ids_T: prompt of each token, 0 to P-1.
         num_rows: P.
 
     Returns:

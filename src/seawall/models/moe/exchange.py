@@ -1,4 +1,4 @@
-"""Running a model with some of its parameters exchanged, or with the routing that it had before it was changed."""
+"""Runs a model with some parameters replaced, or with the routing that other parameters give."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from seawall.models.moe.replay import replay
 
 @contextmanager
 def exchanged(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Inside, parameters have other values; the bits that they had, which it gives, come back on exit.
+    """Inside, parameters have other values; yields the original values, which are restored bit for bit on exit.
 
     Args:
         model: the model.
-        tensors: the other values, whole, by their names in the model's state dict.
+        tensors: full tensors with the other values, by name in the model's state dict.
     """
     state = model.state_dict()
     own = {name: state[name].clone() for name in tensors}
@@ -37,27 +37,28 @@ def exchanged(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Iterator
 
 @contextmanager
 def routed_as(moe: MoEModel, parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, every token goes where the model with `parameters` would send it, with that model's gate weights.
+    """Inside, every token is routed as the model with `parameters` would route it, with that model's gate weights.
 
-    Each forward pass runs twice on the same tokens: with `parameters`, to record the routing, and as the model is,
-    under that routing. Both keep a cache of their own, so this holds while text is generated: prompt and reply alike
-    are routed as the other model routes the very same text. It costs two passes, two caches, and the memory of
-    `parameters`. Hooks on the experts see both passes, the recording one first.
+    Each forward pass runs twice on the same tokens: with `parameters`, to record the routing, and with the model's own
+    parameters, under that routing. Each keeps its own cache, so prompts and generated replies alike are routed as the
+    source model routes the same text. The cost is two passes, two caches, and the memory of `parameters`. Hooks on the
+    experts see both passes, the recording one first.
 
     Args:
         moe: the model.
-        parameters: the other model's, whole, by name, as far as they differ; more do no harm.
+        parameters: full parameters of the source model, by name; those equal to the model's own may be left out.
     """
-    own, other = moe.model.forward, bare_copy(moe.model)
+    own, source_model = moe.model.forward, bare_copy(moe.model)
 
     def forward(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
         caches = past_key_values or _Caches(None, None)
+        source_kwargs = {**kwargs, "past_key_values": caches.source}
         with capture(moe) as trace:
-            source = functional_call(other, dict(parameters), args, {**kwargs, "past_key_values": caches.other})
+            source_output = functional_call(source_model, dict(parameters), args, source_kwargs)
         with replay(moe, trace):
             output = own(*args, past_key_values=caches.own, **kwargs)
         if output.past_key_values is not None:
-            output.past_key_values = _Caches(source.past_key_values, output.past_key_values)
+            output.past_key_values = _Caches(source_output.past_key_values, output.past_key_values)
         return output
 
     with replaced_forward(moe.model, forward):
@@ -68,12 +69,12 @@ def routed_as(moe: MoEModel, parameters: Mapping[str, Tensor]) -> Iterator[None]
 class _Caches:
     """The key-value caches of the two passes, handled as one."""
 
-    other: Any
+    source: Any
     own: Any
 
     def reorder_cache(self, rows_B: Tensor) -> None:
-        """Keep these rows of both."""
-        self.other.reorder_cache(rows_B)
+        """Reorders both caches."""
+        self.source.reorder_cache(rows_B)
         self.own.reorder_cache(rows_B)
 
 

@@ -1,10 +1,10 @@
-"""Training some of the routed experts, as small copies, with everything else exactly as it was.
+"""Trains selected routed experts as small copies, and leaves every other weight bit-identical.
 
-Masking the gradient of the whole stack would not do: AdamW's weight decay moves masked slices too (9.5 % measured at
-learning rate 1e-2, decay 0.1, 100 steps), and gradients and optimizer state would stay as large as the stack. Here
-each layer's forward splits its token-expert rows: rows of selected experts go to a copy of the experts module that
-holds only the S selected slices, the others to the frozen stack. Every row is computed once, so the work of a forward
-pass is that of the plain model, and gradients, optimizer state and the result are proportional to S.
+Masking the gradient of the full stack is not enough: AdamW's weight decay moves masked slices too (9.5 % measured at
+learning rate 1e-2, decay 0.1, 100 steps), and gradients and optimizer state stay as large as the stack. Here each
+layer's forward splits its token-expert rows: rows of selected experts go to a copy of the experts module that holds
+only the S selected slices, all other rows to the frozen stack. Every row is computed once, so a forward pass costs as
+much as the plain model's, and gradients, optimizer state and the saved change are proportional to S.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ class TrainableExperts(TrainableCopies):
     """The copies of the selected experts; each is named after its stack and has shape (S, ...).
 
     Attributes:
-        aside: whether the model computes with its own stacks instead.
+        bypassed: whether the model computes with its own stacks in place of the copies.
     """
 
-    aside: bool = False
+    bypassed: bool = False
 
     @contextmanager
     def written(self) -> Iterator[None]:
-        """Inside, the model is what it would be if training ended here: its own stacks hold the copies, rounded, and
-        compute as ever. The bits that they had come back on exit.
+        """Inside, the model computes with its own stacks, which hold the rounded copies, as after the end of training.
+
+        The stacks' former bits are restored on exit.
         """
         try:
             self.write_back()
-            self.aside = True
+            self.bypassed = True
             yield
         finally:
-            self.aside = False
+            self.bypassed = False
             self.revert()
 
 
@@ -51,15 +52,15 @@ class TrainableExperts(TrainableCopies):
 def trainable_experts(
     moe: MoEModel, selected: Sequence[Sequence[int]], *, master_dtype: torch.dtype = torch.float32
 ) -> Iterator[TrainableExperts]:
-    """Only the selected experts train; inside, the model computes with their copies.
+    """Inside, only the selected experts train, as copies with which the model computes.
 
-    No parameter of the model itself takes a gradient inside. Leaving the block, by the end or by an error, restores
-    the model; what was trained is kept only by `write_back`. Works with gradient checkpointing.
+    The model's own parameters take no gradient. Leaving the block, normally or by an error, restores the model; only
+    `write_back` keeps the trained values. Works with gradient checkpointing.
 
     Args:
         moe: the model.
-        selected: for each MoE layer, the experts to train; an empty layer runs as ever.
-        master_dtype: the copies' dtype. They are rounded to the model's dtype in the forward pass.
+        selected: the experts to train, for each MoE layer; a layer may have none.
+        master_dtype: dtype of the copies; the forward pass rounds them to the model's dtype.
 
     Raises:
         SeawallError: no expert is selected, or the selection does not fit the model.
@@ -80,7 +81,7 @@ def trainable_experts(
 
 def _checked(moe: MoEModel, selected: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     chosen = tuple(tuple(sorted(set(layer))) for layer in selected)
-    remedy = "select experts on this model"
+    remedy = "select experts of this model"
     if len(chosen) != moe.num_layers:
         raise SeawallError(
             "the selected experts do not fit the model",
@@ -88,10 +89,10 @@ def _checked(moe: MoEModel, selected: Sequence[Sequence[int]]) -> tuple[tuple[in
             expected=f"{moe.num_layers} MoE layers",
             remedy=remedy,
         )
-    wrong = next((expert for layer in chosen for expert in layer if not 0 <= expert < moe.num_experts), None)
-    if wrong is not None:
+    unknown = next((expert for layer in chosen for expert in layer if not 0 <= expert < moe.num_experts), None)
+    if unknown is not None:
         expected = f"experts from 0 to {moe.num_experts - 1}"
-        raise SeawallError("the selected experts do not fit the model", got=wrong, expected=expected, remedy=remedy)
+        raise SeawallError("the selected experts do not fit the model", got=unknown, expected=expected, remedy=remedy)
     if not any(chosen):
         raise SeawallError("no expert is selected", expected="at least one expert in one layer", remedy=remedy)
     return chosen
@@ -106,9 +107,8 @@ def _parts(layer: MoELayer, experts: tuple[int, ...]) -> list[Part]:
 class _RowSplit:
     """A layer's forward inside `trainable_experts`.
 
-    Both halves are called with one expert per row (K = 1) and weight 1, whatever the implementation; the gate weights
-    are applied here and the K rows of a token summed in their order, as transformers' batched and grouped
-    implementations do it.
+    Both halves are called with one expert per row (K = 1) of weight 1. The gate weights are applied here, and the K
+    rows of a token summed in order, as in transformers' batched and grouped implementations.
     """
 
     def __init__(self, layer: MoELayer, experts: tuple[int, ...], copies: TrainableExperts) -> None:
@@ -119,18 +119,18 @@ class _RowSplit:
         self._masters = {name: copies.get(layer.full_name(name)) for name in layer.weights}
         self._dtypes = {name: layer.parameter(name).dtype for name in layer.weights}
         # One entry more than there are experts: expert parallelism marks rows of other devices with the index E.
-        self._place_E = torch.full((layer.num_experts + 1,), -1, dtype=torch.long)
-        self._place_E[list(experts)] = torch.arange(len(experts))
+        self._copy_index_E = torch.full((layer.num_experts + 1,), -1, dtype=torch.long)
+        self._copy_index_E[list(experts)] = torch.arange(len(experts))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._frozen(*args, **kwargs) if self._copies.aside else self._split(*args, **kwargs)
+        return self._frozen(*args, **kwargs) if self._copies.bypassed else self._split(*args, **kwargs)
 
     def _split(self, *args: Any, **kwargs: Any) -> Tensor:
         call = self._read(args, kwargs)
         ids_R = call.indices_TK.reshape(-1)
-        self._place_E = self._place_E.to(ids_R.device)
-        place_R = self._place_E[ids_R]
-        frozen_rows, small_rows = (place_R < 0).nonzero().squeeze(1), (place_R >= 0).nonzero().squeeze(1)
+        self._copy_index_E = self._copy_index_E.to(ids_R.device)
+        copy_index_R = self._copy_index_E[ids_R]
+        frozen_rows, small_rows = (copy_index_R < 0).nonzero().squeeze(1), (copy_index_R >= 0).nonzero().squeeze(1)
         order_R = torch.cat([frozen_rows, small_rows])
         hidden_RD = call.hidden_TD.index_select(0, order_R // call.indices_TK.shape[1])
         frozen_RD, small_RD = hidden_RD[: len(frozen_rows)], hidden_RD[len(frozen_rows) :]
@@ -138,7 +138,7 @@ class _RowSplit:
         if len(frozen_rows):
             outputs.append(self._frozen(*_single(call, frozen_RD, ids_R[frozen_rows])))
         if len(small_rows):
-            outputs.append(self._trained(*_single(call, small_RD, place_R[small_rows])))
+            outputs.append(self._trained(*_single(call, small_RD, copy_index_R[small_rows])))
         total_TD = _combine(torch.cat(outputs), order_R, call)
         return total_TD if len(small_rows) else total_TD + self._zero().to(total_TD.dtype)
 
@@ -148,27 +148,27 @@ class _RowSplit:
         return output
 
     def _zero(self) -> Tensor:
-        """A zero that depends on the copies, so that a batch that meets none of them still has a gradient: zero."""
+        """A zero that depends on the copies, so that a batch without selected experts still has a (zero) gradient."""
         return torch.stack([master.flatten()[0] for master in self._masters.values()]).sum() * 0.0
 
 
 def _single(call: ExpertsCall, hidden_RD: Tensor, ids_R: Tensor) -> tuple[Any, ...]:
-    """Arguments of a call with one expert per row, of weight 1."""
+    """Arguments of a call with one expert of weight 1 per row."""
     ones_R1 = torch.ones(len(ids_R), 1, dtype=call.weights_TK.dtype, device=hidden_RD.device)
     return hidden_RD, ids_R.unsqueeze(1), ones_R1
 
 
 def _combine(output_RD: Tensor, order_R: Tensor, call: ExpertsCall) -> Tensor:
-    """Brings the rows back into token order and sums each token's K rows by gate weight."""
-    place_R = torch.empty_like(order_R)
-    place_R[order_R] = torch.arange(len(order_R), device=order_R.device)
-    weighted_RD = output_RD.index_select(0, place_R) * call.weights_TK.reshape(-1, 1)
+    """Sorts the rows back into token order, and sums each token's K rows weighted by gate weight."""
+    row_of_R = torch.empty_like(order_R)
+    row_of_R[order_R] = torch.arange(len(order_R), device=order_R.device)
+    weighted_RD = output_RD.index_select(0, row_of_R) * call.weights_TK.reshape(-1, 1)
     num_tokens, top_k = call.indices_TK.shape
     return weighted_RD.view(num_tokens, top_k, -1).sum(dim=1).to(call.hidden_TD.dtype)
 
 
 def _narrowed(experts: nn.Module, num_experts: int) -> nn.Module:
-    """A copy of an experts module that believes to have fewer experts, for `functional_call` to fill."""
+    """A copy of an experts module with a smaller `num_experts`, whose parameters `functional_call` supplies."""
     small = bare_copy(experts)
     vars(small)["num_experts"] = num_experts
     return small

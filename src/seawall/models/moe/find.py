@@ -1,7 +1,7 @@
-"""Finding the mixture-of-experts layers of a model by their structure, with no table of families.
+"""Finds the mixture-of-experts layers of a model by structure, without a table of families.
 
-A module is a stack of routed experts when it holds at least two 3-D parameters, dimension 0 of all its own parameters
-is its `num_experts`, and it is called with three arguments: hidden states, expert indices, expert weights.
+A module is a stack of routed experts if it has at least two 3-D parameters, dimension 0 of all its own parameters
+equals its `num_experts`, and its forward takes three arguments: hidden states, expert indices, expert weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from seawall.errors import UnsupportedModelError
 
 CALL_ARGUMENTS = 3
 TOP_K_KEYS = ("num_experts_per_tok", "top_k_experts")
-"""Where a configuration says K, for the few routers that do not keep it themselves (DeepSeek-V2, Gemma 4)."""
+"""Configuration keys of K, for the few routers without a `top_k` attribute (DeepSeek-V2, Gemma 4)."""
 _WRAPPED = ".base_layer"
 _REMEDY = (
     "use a mixture-of-experts model whose class in transformers calls its experts with three arguments, such as "
@@ -33,11 +33,11 @@ class MoELayer:
     Attributes:
         index: position among the MoE layers, 0 to L-1.
         decoder_layer: position among all decoder layers, dense ones included.
-        experts_name: where the stack of experts is in the model.
+        experts_name: the stack's module path in the model.
         experts: the stack; called as `experts(hidden_TD, indices_TK, weights_TK)`.
-        router_name: where the router is in the model.
+        router_name: the router's module path in the model.
         router: the module that scores the experts.
-        router_logits_index: which element of the router's output holds the scores (T, E).
+        router_logits_index: index of the scores (T, E) in the router's output.
         num_experts: E.
         top_k: K.
         weights: names of the parameters of `experts` whose dimension 0 is E, biases included.
@@ -65,12 +65,12 @@ class MoELayer:
 
 @dataclass(frozen=True, eq=False)
 class MoEModel:
-    """A model and its MoE layers, in the order in which a forward pass meets them.
+    """A model and its MoE layers, in forward order.
 
     Attributes:
         model: the model.
         layers: its MoE layers; all have the same E and K.
-        skipped: other modules with 3-D parameters, which no method of seawall touches (`name (Class)`).
+        skipped: other modules with 3-D parameters, as `name (Class)`; seawall leaves them alone.
     """
 
     model: PreTrainedModel
@@ -89,7 +89,7 @@ class MoEModel:
 
     @property
     def top_k(self) -> int:
-        """K, the number of experts that each token is sent to."""
+        """K, the number of experts per token."""
         return self.layers[0].top_k
 
     @property
@@ -98,7 +98,7 @@ class MoEModel:
         return self.num_layers * self.num_experts
 
     def describe(self) -> str:
-        """One line for people: `15 MoE layers x 32 experts, top-4, 0 skipped`."""
+        """A one-line summary: `15 MoE layers x 32 experts, top-4, 0 skipped`."""
         return (
             f"{self.num_layers} MoE layers x {self.num_experts} experts, top-{self.top_k}, {len(self.skipped)} skipped"
         )
@@ -107,52 +107,52 @@ class MoEModel:
 def find_moe(model: PreTrainedModel) -> MoEModel:
     """The MoE layers of a model.
 
-    Works on a model on the meta device too: only shapes are read.
+    Reads only shapes, so the model may be on the meta device.
 
     Raises:
-        UnsupportedModelError: the model is dense, or it has expert stacks that seawall cannot reach.
+        UnsupportedModelError: the model is dense, or has expert stacks that seawall does not support.
     """
-    found = find_moe_if_any(model)
-    if found is None:
+    moe = find_moe_if_any(model)
+    if moe is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} is a dense model",
             got="no module with stacked 3-D expert parameters",
             expected="mixture-of-experts layers",
             remedy=_REMEDY,
         )
-    return found
+    return moe
 
 
 def find_moe_if_any(model: PreTrainedModel) -> MoEModel | None:
-    """The MoE layers of a model; None where it is dense.
+    """The MoE layers of a model; None for a dense model.
 
     Raises:
-        UnsupportedModelError: it has expert stacks that seawall cannot reach.
+        UnsupportedModelError: the model has expert stacks that seawall does not support.
     """
     stacks = dict(_stacks(model))
-    found = {name: module for name, module in stacks.items() if _is_routed_experts(module)}
-    blocks = {_parent(name) for name in found}
+    routed = {name: module for name, module in stacks.items() if _is_routed_experts(module)}
+    blocks = {_parent(name) for name in routed}
     skipped = []
     for name, module in stacks.items():
-        if name in found:
+        if name in routed:
             continue
         if _looks_like_experts(name, module) and _parent(name) not in blocks:
             raise _unreachable(name, module)
         skipped.append(f"{name} ({type(module).__name__})")
-    if not found:
+    if not routed:
         return None
-    layers = tuple(_layer(model, index, name) for index, name in enumerate(found))
+    layers = tuple(_layer(model, index, name) for index, name in enumerate(routed))
     _require_one_size(model, layers)
     return MoEModel(model=model, layers=layers, skipped=tuple(skipped))
 
 
 def routed_stacks(model: nn.Module) -> dict[str, nn.Module]:
-    """The stacks of routed experts by their names in the model; none in a dense model."""
+    """The stacks of routed experts by module path; empty for a dense model."""
     return {name: module for name, module in _stacks(model) if _is_routed_experts(module)}
 
 
 def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that own a 3-D parameter, convolutions and other modules of PyTorch itself left out."""
+    """Modules with a 3-D parameter of their own, except convolutions and other modules of PyTorch itself."""
     for name, module in model.named_modules():
         if type(module).__module__.startswith("torch.nn."):
             continue
@@ -172,7 +172,7 @@ def _is_routed_experts(module: nn.Module) -> bool:
 
 
 def call_arguments(module: nn.Module) -> tuple[str, ...]:
-    """Names of the arguments of a module's forward that can be given by position."""
+    """Names of the positional arguments of a module's forward."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(type(module).forward).parameters.values()
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)[1:]
@@ -185,7 +185,7 @@ def _looks_like_experts(name: str, module: nn.Module) -> bool:
 def _unreachable(name: str, module: nn.Module) -> UnsupportedModelError:
     shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in module.named_parameters(recurse=False))
     return UnsupportedModelError(
-        f"the experts of this model cannot be reached: {type(module).__name__} at {name}",
+        f"the experts of this model are not supported: {type(module).__name__} at {name}",
         got=f"parameters {shapes} and the call forward({', '.join(call_arguments(module))})",
         expected="parameters stacked by expert and the call forward(hidden_states, top_k_index, top_k_weights)",
         remedy=_REMEDY,
@@ -215,10 +215,9 @@ def _layer(model: PreTrainedModel, index: int, experts_name: str) -> MoELayer:
 
 
 def _router(model: PreTrainedModel, block: nn.Module, num_experts: int) -> tuple[str, int]:
-    """Name of the router in its block, and which of its outputs holds the logits.
+    """The router's name in its block, and the index of the logits in its output.
 
-    transformers declares both for its own models; for other code the router is the one child that holds
-    a matrix (E, D).
+    transformers declares both for its own models; in other code the router is the only child with a matrix (E, D).
     """
     for target, logits_index in _declared_routers(model):
         names = [name for name, child in block.named_modules() if name and _is_a(child, target)]
@@ -236,7 +235,7 @@ def _router(model: PreTrainedModel, block: nn.Module, num_experts: int) -> tuple
 
 
 def _declared_routers(model: PreTrainedModel) -> Iterator[tuple[type[nn.Module] | str, int]]:
-    """What transformers records as `router_logits`: a class or its name, and the index in that module's output."""
+    """The modules that transformers records as `router_logits`: (class or its name, index in the module's output)."""
     for module in model.modules():
         if not isinstance(module, PreTrainedModel):
             continue
@@ -258,12 +257,13 @@ def _scores_experts(child: nn.Module, num_experts: int) -> bool:
 
 def _top_k(model: PreTrainedModel, block: nn.Module, router: nn.Module) -> int:
     config = model.config.get_text_config()
-    said = [vars(router).get("top_k"), vars(block).get("top_k"), *(getattr(config, key, None) for key in TOP_K_KEYS)]
-    top_k = next((value for value in said if isinstance(value, int)), None)
+    configured = [getattr(config, key, None) for key in TOP_K_KEYS]
+    candidates = [vars(router).get("top_k"), vars(block).get("top_k"), *configured]
+    top_k = next((value for value in candidates if isinstance(value, int)), None)
     if top_k is None:
         raise UnsupportedModelError(
-            f"{type(config).__name__} does not say how many experts a token is sent to",
-            got=f"no number at any of {', '.join(TOP_K_KEYS)}",
+            f"{type(config).__name__} gives no number of experts per token",
+            got=f"no number under {' or '.join(TOP_K_KEYS)}",
             expected="the top-k of the router",
             remedy="add num_experts_per_tok to the model's config.json",
         )
@@ -271,7 +271,7 @@ def _top_k(model: PreTrainedModel, block: nn.Module, router: nn.Module) -> int:
 
 
 def _parent(name: str) -> str:
-    """Where a module is; the layers that PEFT puts around it are no place of their own."""
+    """The path of a module's parent; PEFT's wrappers around the module are skipped."""
     while name.endswith(_WRAPPED):
         name = name.removesuffix(_WRAPPED)
     return name.rpartition(".")[0]
@@ -293,5 +293,5 @@ def _require_one_size(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> N
 
 
 def stacked_weights(layer: MoELayer) -> dict[str, Tensor]:
-    """The stacked parameters (E, ...) of a layer by their name in the model's state dict."""
+    """The stacked parameters (E, ...) of a layer, by name in the model's state dict."""
     return {layer.full_name(weight): layer.parameter(weight) for weight in layer.weights}

@@ -1,4 +1,4 @@
-"""Training every parameter of a model, as copies in a precision fit for small steps: the full-parameter baseline."""
+"""Trains every parameter of a model, as copies in a precision fit for small steps: the full fine-tuning baseline."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from seawall.models.moe.trainable_copies import Part, TrainableCopies
 
 @final
 class TrainableModel(TrainableCopies):
-    """Copies of all parameters, each whole and named as in the state dict; tied parameters stand once."""
+    """Copies of all parameters, named as in the state dict; tied parameters are copied once."""
 
 
 @contextmanager
 def trainable_model(model: PreTrainedModel, *, master_dtype: torch.dtype = torch.float32) -> Iterator[TrainableModel]:
-    """Every parameter trains; inside, the model computes with the copies, rounded to its own dtype.
+    """Inside, every parameter trains, as a copy with which the model computes, rounded to the model's dtype.
 
-    Leaving the block restores the model; what was trained is kept only by `write_back`.
+    Leaving the block restores the model; only `write_back` keeps the trained values.
     """
     copies = TrainableModel([Part(name, parameter) for name, parameter in model.named_parameters()], master_dtype)
     dtypes = {part.name: part.target.dtype for part in copies.parts}

@@ -1,4 +1,4 @@
-"""How a family turns router logits into gate weights, found out from a recorded forward pass instead of a table."""
+"""The formula by which a family turns router logits into gate weights, inferred from a recorded forward pass."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @final
 @dataclass(frozen=True)
 class GateRule:
-    """One layer's way from logits to weights: `scale x formula(logits, indices)`."""
+    """The gate weights of one layer: `scale x formula(logits, indices)`."""
 
     formula: str
     scale: float
@@ -53,13 +53,13 @@ class GateRule:
 
 
 def gate_rules(trace: RoutingTrace) -> tuple[GateRule, ...]:
-    """The rule of each layer: the one formula and factor that give back the recorded weights.
+    """The rule of each layer: the formula and factor that reproduce the recorded weights.
 
     Args:
         trace: a forward pass recorded with `capture(moe, logits=True)`.
 
     Raises:
-        UnsupportedModelError: the trace has no logits, or no formula gives back what was recorded.
+        UnsupportedModelError: the trace has no logits, or no formula reproduces the recorded weights.
     """
     if len(trace.logits) != trace.num_layers:
         raise UnsupportedModelError(
@@ -72,13 +72,13 @@ def gate_rules(trace: RoutingTrace) -> tuple[GateRule, ...]:
 
 
 def _fit(layer: int, logits_TE: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> GateRule:
-    wanted = weights_TK.detach().double()
-    tolerance = 16 * torch.finfo(weights_TK.dtype).eps * wanted.abs().max()
+    recorded = weights_TK.detach().double()
+    tolerance = 16 * torch.finfo(weights_TK.dtype).eps * recorded.abs().max()
     closest = float("inf")
     for name, formula in FORMULAS.items():
-        given = formula(logits_TE.detach().float(), indices_TK).double()
-        scale = (wanted * given).sum() / (given * given).sum()
-        error = (wanted - scale * given).abs().max()
+        computed = formula(logits_TE.detach().float(), indices_TK).double()
+        scale = (recorded * computed).sum() / (computed * computed).sum()
+        error = (recorded - scale * computed).abs().max()
         if error <= tolerance:
             return GateRule(name, scale.item())
         closest = min(closest, error.item())

@@ -1,4 +1,4 @@
-"""Running a model with the routing of another forward pass, whatever its routers now say."""
+"""Runs a model with the routing of a recorded forward pass, in place of its routers' choice."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Choose = Callable[[ExpertsCall], tuple[Tensor, Tensor]]
 
 @contextmanager
 def replay(moe: MoEModel, trace: RoutingTrace, *, weights: ReplayWeights = "recorded") -> Iterator[None]:
-    """Sends every token to the experts of the trace. Inputs inside must have the trace's tokens, in the same order.
+    """Inside, every token is routed to the experts of the trace. Inputs must have the trace's tokens, in its order.
 
     Args:
         moe: the model.
-        trace: one recorded forward pass; it may be overwritten afterwards, the replay keeps its own references.
-        weights: `recorded` uses the recorded gate weights: with unchanged experts the output is the recorded one to
-            the bit. `live` fixes only the choice of experts and computes their weights from the routers as they are
-            now, so that gradients reach the routers; it needs a trace with logits.
+        trace: one recorded forward pass; it may be overwritten meanwhile.
+        weights: `recorded` uses the recorded gate weights, so that unchanged experts reproduce the recorded output bit
+            for bit. `live` fixes only the choice of experts and recomputes their weights from the current routers, so
+            that gradients reach the routers; it needs a trace with logits.
 
     Raises:
-        UnsupportedModelError: the trace is not complete, or (live) the family's gate weights cannot be recomputed.
-        SeawallError: the input has another number of tokens than the trace.
+        UnsupportedModelError: the trace is incomplete, or (live) the family's gate weights cannot be recomputed.
+        SeawallError (in the forward pass): the input has another number of tokens than the trace.
     """
     trace.require_complete()
     rules = gate_rules(trace) if weights == "live" else (None,) * moe.num_layers
@@ -53,7 +53,7 @@ def _substitute(layer: MoELayer, choose: Choose, *, num_tokens: int) -> Callable
                 "the routing to replay belongs to another input",
                 got=f"{len(call.hidden_TD)} tokens",
                 expected=f"the {num_tokens} tokens of the trace",
-                remedy="run the same batch that was recorded, as one forward pass",
+                remedy="run the recorded batch, as one forward pass",
             )
         return call.with_routing(*choose(call))
 

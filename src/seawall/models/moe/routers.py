@@ -1,4 +1,4 @@
-"""Training the routers alone, as copies precise enough for the small steps that routers need."""
+"""Trains the routers alone, as copies precise enough for the small steps of routers."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from seawall.models.moe.trainable_copies import Part, TrainableCopies
 
 @final
 class TrainableRouters(TrainableCopies):
-    """The copies of the routers' weights, named after the parameters that they stand for."""
+    """The copies of the routers' weights, named like the originals."""
 
 
 def router_parameters(moe: MoEModel) -> dict[str, nn.Parameter]:
-    """The parameters that make the routers' logits, by their names in the model's state dict.
+    """The parameters of the routers' logits, by name in the model's state dict.
 
-    These have one row per expert: the weight (E, D) and, in some families, a bias or scale (E,). Biases that only
-    steer the choice (DeepSeek's and ERNIE's score correction) take no gradient and are left out.
+    Each has one row per expert: the weight (E, D) and, in some families, a bias or scale (E,). Biases that only affect
+    the choice of experts (DeepSeek's and ERNIE's score correction) take no gradient and are left out.
     """
     return {part.name: part.target for layer in moe.layers for part in _parts(layer)}
 
 
 @contextmanager
 def trainable_routers(moe: MoEModel, *, master_dtype: torch.dtype = torch.float32) -> Iterator[TrainableRouters]:
-    """Only the routers train; inside, the model routes with their copies.
+    """Inside, only the routers train, as copies with which the model routes.
 
-    The forward pass sees the copies rounded to the model's dtype, that is, what `write_back` would export, while the
-    optimizer moves them in `master_dtype`: at a learning rate of 1e-6 most single steps are lost in bfloat16. Leaving
-    the block, by the end or by an error, restores the model.
+    The forward pass rounds the copies to the model's dtype, as `write_back` does, while the optimizer updates them in
+    `master_dtype`: at a learning rate of 1e-6, bfloat16 would lose most steps. Leaving the block, normally or by an
+    error, restores the model.
     """
     copies = TrainableRouters([part for layer in moe.layers for part in _parts(layer)], master_dtype)
     with ExitStack() as changes:

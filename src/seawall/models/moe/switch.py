@@ -1,4 +1,4 @@
-"""Running a model with some experts never or always chosen, whatever its routers say.
+"""Runs a model with some experts switched off or always on, whatever its routers choose.
 
 Legend: T tokens, K top-k.
 """
@@ -16,17 +16,17 @@ from seawall.models.moe.calls import Arguments, ExpertsCall, call_reader
 from seawall.models.moe.find import MoELayer, MoEModel
 
 Experts = Sequence[Collection[int]]
-"""Expert indices of each MoE layer; a layer's may be empty."""
+"""Expert indices for each MoE layer; a layer may have none."""
 
 
 @contextmanager
 def steered(moe: MoEModel, *, off: Experts | None = None, on: Experts | None = None) -> Iterator[None]:
-    """Inside, no token uses the experts `off`, and every token uses the experts `on`. No weight is changed.
+    """Inside, no token uses the experts `off`, and every token uses the experts `on`. No weight changes.
 
-    It happens at the experts' call, the same in every family. An expert that is off weighs 0 and the token's others
-    are scaled up to the sum of weights that the token had; a token whose experts are all off gets nothing from them.
-    An expert that is on takes the place of the token's weakest one and weighs as much as its strongest, scaled to the
-    same sum. Tokens that neither concerns are computed to the bit as before.
+    The routing is changed at the experts' call, which is the same in every family. An expert that is off gets gate
+    weight 0, and the token's other experts are rescaled to the token's former sum of weights; a token whose experts are
+    all off gets nothing from the routed experts. An expert that is on replaces the token's weakest one with the gate
+    weight of its strongest, rescaled to the same sum. All other tokens are computed bit for bit as before.
 
     Args:
         moe: the model.
@@ -63,7 +63,7 @@ def _routing(call: ExpertsCall) -> tuple[Tensor, Tensor]:
 
 
 def _activated(indices_TK: Tensor, weights_TK: Tensor, on: list[int]) -> tuple[Tensor, Tensor]:
-    """Each expert of `on` among every token's experts, with the token's largest weight."""
+    """Routing in which every token uses each expert of `on`, with the token's largest weight."""
     indices_TK, largest_T1 = indices_TK.clone(), weights_TK.amax(-1, keepdim=True)
     for expert in on:
         absent_T1 = (indices_TK != expert).all(-1, keepdim=True)
@@ -74,7 +74,7 @@ def _activated(indices_TK: Tensor, weights_TK: Tensor, on: list[int]) -> tuple[T
 
 
 def _scaled(weights_TK: Tensor, total_T1: Tensor) -> Tensor:
-    """The weights with another sum; zeros stay zeros."""
+    """The weights, rescaled to another sum; zeros stay zeros."""
     sum_T1 = weights_TK.sum(-1, keepdim=True)
     return weights_TK * torch.where(sum_T1 > 0, total_T1 / sum_T1.where(sum_T1 > 0, 1), 0)
 

@@ -1,4 +1,4 @@
-"""Small trainable copies of parts of a model's parameters, and their way back into the model."""
+"""Trainable copies of parts of a model's parameters, and writing them back into the model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _TRAINABLE = (torch.float32, torch.bfloat16, torch.float16)
 @final
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A parameter of the model, or some slices of it along dimension 0, that a copy stands for.
+    """A parameter of the model, or slices of it along dimension 0, with a trainable copy.
 
     Attributes:
         name: the parameter's name in the model's state dict.
         target: the parameter itself.
-        indices: the slices, in the copy's order; None for the whole parameter.
+        indices: the slices, in the copy's order; None for the full parameter.
     """
 
     name: str
@@ -31,23 +31,23 @@ class Part:
 
     def read(self) -> Tensor:
         """A new tensor with the part's values in the model's dtype."""
-        whole = self.target.detach()
-        return whole.clone() if self.indices is None else whole[list(self.indices)]
+        tensor = self.target.detach()
+        return tensor.clone() if self.indices is None else tensor[list(self.indices)]
 
     def write(self, values: Tensor) -> None:
-        """Puts values into the model, rounded to its dtype; nothing outside the part is touched."""
-        whole = self.target.detach()
-        values = values.detach().to(device=whole.device, dtype=whole.dtype)
+        """Writes values into the model, rounded to its dtype; nothing outside the part changes."""
+        tensor = self.target.detach()
+        values = values.detach().to(device=tensor.device, dtype=tensor.dtype)
         if self.indices is None:
-            whole.copy_(values)
+            tensor.copy_(values)
         else:
-            whole[list(self.indices)] = values
+            tensor[list(self.indices)] = values
 
 
 class TrainableCopies:
     """Trainable copies of parts of a model, in a precision fit for small steps.
 
-    The model's own tensors stay as they are until `write_back`; `revert` undoes it to the bit.
+    The model's own tensors are unchanged until `write_back`; `revert` undoes it bit for bit.
     """
 
     def __init__(self, parts: Sequence[Part], dtype: torch.dtype) -> None:
@@ -58,11 +58,11 @@ class TrainableCopies:
         self._before: dict[str, Tensor] = {}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The copies by the name of the parameter that each stands for."""
+        """The copies, by the name of the copied parameter."""
         yield from self._masters.items()
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The copies: what an optimizer takes."""
+        """The copies, for an optimizer."""
         yield from self._masters.values()
 
     def get(self, name: str) -> nn.Parameter:
@@ -71,30 +71,30 @@ class TrainableCopies:
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers train."""
+        """Number of elements in all copies."""
         return sum(master.numel() for master in self._masters.values())
 
     def write_back(self) -> None:
-        """Rounds the copies to the model's dtype and puts them into the model; nothing else in the model changes."""
+        """Writes the copies into the model, rounded to its dtype; nothing else in the model changes."""
         for part in self.parts:
             self._before.setdefault(part.name, part.read())
             part.write(self._masters[part.name])
 
     def revert(self) -> None:
-        """Puts back the bits that the model had before the first `write_back`. The copies keep their values."""
+        """Restores the model's bits from before the first `write_back`; the copies keep their values."""
         for part in self.parts:
             if part.name in self._before:
                 part.write(self._before.pop(part.name))
 
     def state(self) -> dict[str, Tensor]:
-        """The copies' values for a checkpoint, by name. They share memory with the copies."""
+        """The copies' values for a checkpoint, by name; they share memory with the copies."""
         return {name: master.detach() for name, master in self._masters.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the values of a checkpoint made by `state`.
+        """Loads the values of a checkpoint made by `state`.
 
         Raises:
-            ArtifactError: the checkpoint holds other parameters or shapes than are trained here.
+            ArtifactError: the checkpoint holds other parameters or shapes.
         """
         got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         expected = {name: tuple(master.shape) for name, master in self._masters.items()}
@@ -104,7 +104,7 @@ class TrainableCopies:
                 f"the checkpoint belongs to other parameters: {name}",
                 got=f"shape {got.get(name, 'none')}",
                 expected=f"shape {expected.get(name, 'none')}",
-                remedy="resume with the recipe and the selected experts that the checkpoint was made with",
+                remedy="resume with the recipe and the selected experts of the checkpoint",
             )
         with torch.no_grad():
             for name, master in self._masters.items():
