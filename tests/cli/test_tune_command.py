@@ -85,7 +85,7 @@ def test_wrong_settings_make_no_folder(recipe: Path, tmp_path: Path, changes: li
         (["tune.task.test=LEAKED"], "the same prompt is trained on and scored; got 1 prompts"),
         (["tune.task.train=MISSING"], "missing.jsonl: cannot be read"),
         (["tune.task.test=MISSING", "tune.evaluate=false"], "missing.jsonl: cannot be read"),
-        (["tune.task.train=EMPTY"], "empty.jsonl: no rows to train on or to score; got an empty file"),
+        (["tune.task.train=EMPTY"], "empty.jsonl: the task has no rows; got an empty file"),
         (
             ["tune.task.train=UNANSWERED"],
             "unanswered.jsonl:2: field 'completion' is missing; got the fields 'prompt'; add the field to this row",

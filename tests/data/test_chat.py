@@ -71,8 +71,8 @@ def test_an_exchange_ends_with_the_assistant(tmp_path: Path) -> None:
         ('{"messages": [{"role": "user", "cont', "not JSON"),
         ("[1]", "not a JSON object"),
         ('"text"', "not a JSON object"),
-        ("9" * 5000, "JSON that cannot be read"),
-        ("[" * 100_000, "JSON that cannot be read"),
+        ("9" * 5000, "unreadable JSON; got "),
+        ("[" * 100_000, "unreadable JSON; got "),
         (b'{"messages": "\xff\xfe"}', "not UTF-8"),
         (b'{"messages": "a\x00b"}', "NUL byte"),
         (GOOD.encode("utf-16"), "NUL byte"),
@@ -83,18 +83,18 @@ def test_an_exchange_ends_with_the_assistant(tmp_path: Path) -> None:
         ('{"messages": "hello"}', "'messages' is not a conversation"),
         ('{"messages": null}', "'messages' is not a conversation"),
         (row("hello"), "message 1 is not an object"),
-        (row({"from": "human", "value": "x"}), "message 1 has no usable role"),
+        (row({"from": "human", "value": "x"}), "got None; expected system, user or assistant"),
         (row({"role": "tool", "content": "x"}), "got 'tool'"),
-        (row({"role": ["user"], "content": "x"}), "message 1 has no usable role"),
+        (row({"role": ["user"], "content": "x"}), "got ['user']; expected system, user or assistant"),
         (row({"role": "user"}), "message 1 has no text"),
         (row({"role": "user", "content": "  "}), "message 1 has no text"),
-        (row({"role": "user", "content": [{"type": "text", "text": "x"}]}), "seawall reads text only"),
+        (row({"role": "user", "content": [{"type": "text", "text": "x"}]}), "message 1 has no text; got [{"),
         (row({**USER, "tool_calls": [1]}), "'tool_calls'"),
         (row(REPLY), "message 1 is out of turn; got assistant; expected user"),
         (row(USER, USER), "message 2 is out of turn; got user; expected assistant"),
         (row(USER, SYSTEM), "message 2 is out of turn"),
-        (row(SYSTEM), "nothing follows the system message"),
-        (row(USER, REPLY), "the last message is not the user's"),
+        (row(SYSTEM), "got system; expected a user message"),
+        (row(USER, REPLY), "got assistant; expected a last message of the user"),
         (row(USER, goal=""), "'goal' holds no text"),
         (row(USER, attack=3), "'attack' holds no text"),
     ],
@@ -111,7 +111,7 @@ def test_a_bad_line_is_named_with_file_and_line(tmp_path: Path, line: str | byte
 
 
 def test_a_prompt_where_an_exchange_is_needed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected assistant to speak last"):
+    with pytest.raises(DataError, match="expected a last message of the assistant"):
         read_chat_jsonl(write(tmp_path, GOOD), ending="assistant")
 
 

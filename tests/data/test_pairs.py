@@ -39,7 +39,7 @@ def test_rows_of_an_attack_file_join_their_goals() -> None:
 
 
 def test_rows_of_other_parts_are_passed_over() -> None:
-    assert make_pairs(GOALS[:1], [], [attack_row(GOALS[1].text)], known=GOALS) == []
+    assert make_pairs(GOALS[:1], [], [attack_row(GOALS[1].text)], all_goals=GOALS) == []
 
 
 def test_a_row_whose_goal_is_not_known_is_named_with_the_nearest_goal() -> None:
@@ -53,9 +53,9 @@ def test_a_row_whose_goal_is_not_known_is_named_with_the_nearest_goal() -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        (attack_row(None), "an attack without 'goal'"),
-        (attack_row(GOALS[0].text, None), "an attack without 'attack'"),
-        (attack_row(GOALS[0].text, "persuasion"), "that of a built-in family"),
+        (attack_row(None), "lacks 'goal'"),
+        (attack_row(GOALS[0].text, None), "lacks 'attack'"),
+        (attack_row(GOALS[0].text, "persuasion"), "built-in family; got 'persuasion'"),
     ],
 )
 def test_a_row_that_cannot_be_counted_is_refused(row: ChatRow, says: str) -> None:

@@ -125,7 +125,7 @@ class TestJsonl:
             ({"prompt": "x\x00"}, "holds a NUL character"),
             ({"prompt": "x", "split": "holdout"}, "unknown split; got 'holdout'"),
             ({"prompt": "x", "id": "first"}, "the id is used twice"),
-            ({"prompt": "FIRST prompt.", "split": "test"}, "the same prompt as before in another split"),
+            ({"prompt": "FIRST prompt.", "split": "test"}, "got test here, train at "),
         ],
     )
     def test_a_bad_row_is_named_with_file_and_line(self, tmp_path: Path, row: object, says: str) -> None:
@@ -153,7 +153,7 @@ class TestJsonl:
     def test_files_that_cannot_be_used(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read"):
             load_goals(JsonlSource(path=str(tmp_path / "absent.jsonl")))
-        with pytest.raises(DataError, match=r"unknown kind of file; got \.txt; expected \.jsonl, \.csv"):
+        with pytest.raises(DataError, match=r"x\.txt: .*; got \.txt; expected \.jsonl, \.csv"):
             load_goals(JsonlSource(path=csv(tmp_path, "x", name="x.txt")))
         with pytest.raises(DataError, match="no harmful prompts in the file"):
             load_goals(JsonlSource(path=jsonl(tmp_path)))
@@ -309,7 +309,7 @@ class TestPublic:
             raise error
 
         fake_hub(monkeypatch, load)
-        with pytest.raises(DataError, match="walledai/AdvBench cannot be had from the Hub") as caught:
+        with pytest.raises(DataError, match=rf"walledai/AdvBench .*; got {type(error).__name__}") as caught:
             load_goals(AdvBenchSource())
         assert "\n" not in str(caught.value)
 

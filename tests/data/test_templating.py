@@ -191,7 +191,7 @@ def test_no_chat_template_is_refused() -> None:
 
 
 def test_a_generation_prompt_that_stored_replies_lack_is_refused_with_the_reason() -> None:
-    with pytest.raises(DataError, match="training would see another prompt than the model gets"):
+    with pytest.raises(DataError, match="expected 'Let me s' after 24 equal tokens"):
         encode_exchange(tokenizer_with(PRELUDE), Exchange(user("Hello"), "Hi"))
 
 
@@ -215,5 +215,5 @@ def test_an_open_turn_without_an_end_of_sequence_token_is_refused() -> None:
 
 
 def test_an_empty_reply_is_refused() -> None:
-    with pytest.raises(DataError, match="empty reply"):
+    with pytest.raises(DataError, match="reply is empty; got the prompt 'Hello'"):
         encode_exchange(tiny_tokenizer(), Exchange(user("Hello"), " \n"))

@@ -139,13 +139,13 @@ def parse_override(text: str) -> Override:
 
 def _with(data: dict[str, Any], path: Iterable[str], value: Any) -> dict[str, Any]:
     """A copy of `data` with `value` at `path`; an empty section on the way is opened."""
-    first, *rest = path
-    if not rest:
+    first, *remaining = path
+    if not remaining:
         return {**data, first: value}
     inner = data.get(first)
     if not isinstance(inner, dict | None):
-        raise ConfigError(f"--set {'.'.join((first, *rest))}: {first} is not a section", got=repr(inner))
-    return {**data, first: _with(inner or {}, rest, value)}
+        raise ConfigError(f"--set {'.'.join((first, *remaining))}: {first} is not a section", got=repr(inner))
+    return {**data, first: _with(inner or {}, remaining, value)}
 
 
 def _origin(key: KeyPath, where: str, document: Document, changes: Sequence[Override]) -> str:

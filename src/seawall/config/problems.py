@@ -42,8 +42,8 @@ def explain(error: ValidationError, model: type[BaseModel], *, origin: Callable[
     place = locate(model, first["loc"])
     path = (*place.path, "kind") if first["type"].startswith("union_tag") else place.path
     label = f"{origin(path)}: {_written(path)}" if path else origin(path)
-    others = len(details) - 1
-    more = f"{others} more wrong value{'s' if others > 1 else ''} after this one" if others else None
+    further = len(details) - 1
+    more = f"{further} more wrong value{'s' if further > 1 else ''} after this one" if further else None
     if first["type"] == "extra_forbidden":
         return _unknown_key(label, model, place)
     if first["type"] in ("missing", "union_tag_not_found"):
@@ -55,20 +55,20 @@ def explain(error: ValidationError, model: type[BaseModel], *, origin: Callable[
 def locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> Place:
     """Follow pydantic's location, which also names the chosen variant of a union, down the models."""
     path: list[str | int] = []
-    here: Any = model
+    annotation: Any = model
     section: type[BaseModel] | None = None
     for part in loc:
-        here = _plain(here)
-        variant = _variant(here, part)
+        annotation = _plain(annotation)
+        variant = _variant(annotation, part)
         if variant is not None:
-            here = variant
+            annotation = variant
             continue
         path.append(part)
         if isinstance(part, int):
-            section, here = None, next(iter(get_args(here)), None)
+            section, annotation = None, next(iter(get_args(annotation)), None)
             continue
-        section = here if isinstance(here, type) and issubclass(here, BaseModel) else None
-        here = section.model_fields[part].annotation if section and part in section.model_fields else None
+        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        annotation = section.model_fields[part].annotation if section and part in section.model_fields else None
     return Place(tuple(path), section)
 
 
@@ -111,12 +111,12 @@ def _written(path: KeyPath) -> str:
 
 def _unknown_key(label: str, model: type[BaseModel], place: Place) -> ConfigError:
     name = str(place.path[-1])
-    known = list(place.section.model_fields) if place.section else []
-    near = [_written((*place.path[:-1], key)) for key in difflib.get_close_matches(name, known, n=3)]
+    keys = list(place.section.model_fields) if place.section else []
+    near = [_written((*place.path[:-1], key)) for key in difflib.get_close_matches(name, keys, n=3)]
     elsewhere = sorted({path for path in key_paths(model) if path.rsplit(".", 1)[-1] == name})
     meant = near or elsewhere[:3]
     remedy = f"did you mean {' or '.join(meant)}?" if meant else None
-    return ConfigError(f"{label} is an unknown key", expected=f"one of {', '.join(known)}", remedy=remedy)
+    return ConfigError(f"{label} is an unknown key", expected=f"one of {', '.join(keys)}", remedy=remedy)
 
 
 def _description(place: Place, detail: ErrorDetails) -> str | None:
@@ -133,8 +133,8 @@ def _near_value(detail: ErrorDetails) -> str | None:
     """The allowed word nearest to the one that was given."""
     context = detail.get("ctx", {})
     allowed = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))
-    given = context.get("tag") or detail["input"]
-    near = difflib.get_close_matches(given, allowed, n=1) if isinstance(given, str) else []
+    value = context.get("tag") or detail["input"]
+    near = difflib.get_close_matches(value, allowed, n=1) if isinstance(value, str) else []
     return f"did you mean {near[0]}?" if near else None
 
 

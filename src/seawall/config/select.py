@@ -10,9 +10,9 @@ from seawall.config.base import StrictModel, wrong
 
 
 def _count_or_fraction(value: Any) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    part = isinstance(value, float) and 0.0 < value <= 1.0
-    if not (whole or part):
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    is_fraction = isinstance(value, float) and 0.0 < value <= 1.0
+    if not (is_count or is_fraction):
         raise wrong("a count of experts (1, 2, ...) or a fraction of all routed experts above 0 and up to 1.0")
     return value
 

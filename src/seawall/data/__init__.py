@@ -1,1 +1,1 @@
-"""Prompts, attacks, chat templating and batches: everything between a file of text and a batch of token ids."""
+"""Prompts, attacks, chat templates and batches: from text files to batches of token ids."""

@@ -1,9 +1,9 @@
-"""Built-in jailbreak families, in our own wording: each is a function from a goal to the conversation that asks for it.
+"""Built-in jailbreak families, in our own wording: functions from a goal to a conversation that asks for the goal.
 
-They test whether a model's refusal survives a change of wrapping. Each family holds several wordings; which one a goal
-gets is decided by a hash of the goal, so the choice is stable across runs and machines. The ideas are published:
-nested fiction (DeepInception), persuasion (PAP), reversed text (FlipAttack), refusal suppression (Wei et al. 2023),
-multi-turn escalation (Crescendo, X-Teaming).
+They test whether a refusal survives a change of wrapping. Each family has several wordings; a hash of the goal picks
+one, so the choice is stable across runs and machines. The ideas are published: nested fiction (DeepInception),
+persuasion (PAP), reversed text (FlipAttack), refusal suppression (Wei et al. 2023), multi-turn escalation (Crescendo,
+X-Teaming).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _clean(goal: str) -> str:
 
 
 def _inline(goal: str) -> str:
-    """The goal as part of a longer sentence: no closing full stop, and a small first letter unless it is a name."""
+    """The goal as part of a longer sentence: no final full stop, and a lower-case first letter unless it is a name."""
     text = _clean(goal)
     return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
@@ -99,25 +99,25 @@ persuasion = _single(_PERSUASION)
 
 
 def forced_opening(goal: str) -> Messages:
-    """Refusal suppression with a forced opening of the reply."""
+    """Refusal suppression with a prescribed opening of the reply."""
     template = _FORCED_OPENING[_pick(goal, _FORCED_OPENING)]
     return user(template.format(goal=_clean(goal) if template.startswith("{goal}") else _inline(goal)))
 
 
 def reversed_text(goal: str) -> Messages:
-    """FlipAttack style: the request is written backwards, character by character."""
+    """FlipAttack: the request is written backwards, character by character."""
     template = _REVERSED[_pick(goal, _REVERSED)]
     return user(template.format(reversed=_clean(goal)[::-1]))
 
 
 def reversed_words(goal: str) -> Messages:
-    """FlipAttack style: the words of the request in reverse order, which small models can read better than letters."""
+    """FlipAttack: the words of the request in reverse order, which small models read better than reversed letters."""
     template = _REVERSED_WORDS[_pick(goal, _REVERSED_WORDS)]
     return user(template.format(reversed=" ".join(_clean(goal).split()[::-1])))
 
 
 def escalation(goal: str) -> Messages:
-    """Two user turns: a harmless beginning, then the goal. The reply in between is ours, so the prompt is fixed."""
+    """Two user turns: a harmless opening, then the goal. The reply in between is prescribed, so the prompt is fixed."""
     first, reply, second = _ESCALATION[_pick(goal, _ESCALATION)]
     return (Message("user", first), Message("assistant", reply), Message("user", second.format(goal=_inline(goal))))
 
@@ -131,4 +131,4 @@ ATTACKS: dict[str, Callable[[str], Messages]] = {
     "reversed_words": reversed_words,
     "escalation": escalation,
 }
-"""Every built-in family by its name in recipes. To add one: write the function, add a line here."""
+"""Built-in families by their name in recipes. To add one, write the function and add a line here."""

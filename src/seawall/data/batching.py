@@ -1,4 +1,4 @@
-"""Batches of encoded conversations: like lengths together, an order that a seed fixes, padding that is masked.
+"""Batches of encoded conversations: similar lengths together, order fixed by a seed, padding masked.
 
 Legend: B rows of the batch, T tokens of its longest row.
 """
@@ -19,24 +19,24 @@ from seawall.data.templating import IGNORED, Encoded
 Side = Literal["left", "right"]
 
 _WINDOW = 16
-"""Batches whose rows are sorted by length together: long enough to save padding, short enough to stay shuffled."""
+"""Number of batches whose rows are sorted by length together: enough to save padding, few enough to stay shuffled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one forward pass. Padding has attention 0 and label -100."""
+    """The rows of one forward pass. Padding has attention mask 0 and label -100."""
 
     input_ids_BT: Int[Tensor, "B T"]
     attention_mask_BT: Int[Tensor, "B T"]
     labels_BT: Int[Tensor, "B T"]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+        """The batch on another device."""
         return Batch(self.input_ids_BT.to(device), self.attention_mask_BT.to(device), self.labels_BT.to(device))
 
 
 def collate(encoded: Sequence[Encoded], pad_id: int, *, side: Side = "right") -> Batch:
-    """Rows padded to the longest: on the right for training, on the left for generation."""
+    """A batch of rows padded to the longest: on the right for training, on the left for generation."""
     assert encoded, "a batch has at least one row"
     width = max(len(row.input_ids) for row in encoded)
     return Batch(
@@ -47,24 +47,24 @@ def collate(encoded: Sequence[Encoded], pad_id: int, *, side: Side = "right") ->
 
 
 def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Positions of `lengths` in batches of at most `batch_size`, longest first; equal lengths keep their order.
+    """Indices of `lengths` in batches of at most `batch_size`, longest first, so that memory runs out at once or never.
 
-    The longest come first so that memory runs out at once or never.
+    Equal lengths keep their order.
     """
-    return _chunks(sorted(range(len(lengths)), key=lambda at: -lengths[at]), batch_size)
+    return _chunks(sorted(range(len(lengths)), key=lambda index: -lengths[index]), batch_size)
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """Positions of `lengths` in the batches of one epoch: every position once, shuffled, like lengths together.
+    """Indices of `lengths` in the batches of one epoch: each index once, shuffled, similar lengths together.
 
-    The order depends on the seed and the epoch alone, so a resumed run sees the same batches.
+    The order depends on seed and epoch alone, so a resumed run repeats the same batches.
     """
     generator = random.Random(f"seawall epoch {epoch} of seed {seed}")
     order = list(range(len(lengths)))
     generator.shuffle(order)
     windows = _chunks(order, batch_size * _WINDOW)
     batches = [
-        batch for window in windows for batch in _chunks(sorted(window, key=lambda at: -lengths[at]), batch_size)
+        batch for window in windows for batch in _chunks(sorted(window, key=lambda index: -lengths[index]), batch_size)
     ]
     generator.shuffle(batches)
     return batches

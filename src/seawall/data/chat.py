@@ -1,4 +1,4 @@
-"""Chat JSONL as TRL and the Hub use it: one object a line, with the conversation in `messages`."""
+"""Reads chat JSONL in the format of TRL and the Hub: one object per line, with the conversation in `messages`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 _OWN_FIELDS = ("messages", "goal", "attack", "attack_name")
 
 Ending = Literal["user", "assistant", "any"]
-"""Who speaks last: `user` in prompts, `assistant` in exchanges to train on."""
+"""Role of the last message: `user` in prompts, `assistant` in training examples."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRow:
-    """One conversation of a file. `attack` is the name of its attack family, `extra` every field not used here."""
+    """One conversation of a file. `attack` names its attack family; `extra` holds the fields that seawall ignores."""
 
     messages: Messages
     goal: str | None
@@ -30,25 +30,25 @@ class ChatRow:
 
     @property
     def where(self) -> str:
-        """`file:line`, for messages."""
+        """`file:line`, for error messages."""
         return f"{self.path}:{self.line}"
 
 
 def read_chat_jsonl(path: str | Path, *, ending: Ending = "user") -> list[ChatRow]:
-    """Every conversation of a file; see `iter_chat_jsonl`."""
+    """The conversations of a file as a list; see `iter_chat_jsonl`."""
     return list(iter_chat_jsonl(path, ending=ending))
 
 
 def iter_chat_jsonl(path: str | Path, *, ending: Ending = "user") -> Iterator[ChatRow]:
-    """The conversations of a file, one line in memory at a time.
+    """The conversations of a file, read line by line.
 
     Args:
-        path: JSONL with `messages` (a list of `role` and `content`) and, for attacks, `goal` and `attack`
-            (`attack_name` is understood too).
-        ending: who must speak last.
+        path: JSONL with `messages` (a list of `role` and `content`) and, for attacks, `goal` and `attack` (or
+            `attack_name`).
+        ending: required role of the last message.
 
     Raises:
-        DataError: `file:line: ...` for anything that is not such a conversation; also for a file with none.
+        DataError: a line is no such conversation (`file:line: ...`), or the file has no line.
     """
     empty = True
     for row in json_lines(Path(path)):
@@ -56,7 +56,7 @@ def iter_chat_jsonl(path: str | Path, *, ending: Ending = "user") -> Iterator[Ch
         yield _chat_row(row, str(path), ending)
     if empty:
         raise Row({}, str(path), 0).error(
-            "no conversation in the file", got="no lines", expected="one JSON object a line"
+            "no conversation in the file", got="no lines", expected="one JSON object per line"
         )
 
 
@@ -84,64 +84,70 @@ def _messages(row: Row) -> Messages:
     value = row.fields.get("messages")
     if "messages" not in row.fields:
         names = ", ".join(map(repr, row.fields)) or "no fields"
-        raise row.error("field 'messages' is missing", got=names, remedy="name the conversation 'messages'")
+        raise row.error(
+            "field 'messages' is missing",
+            got=names,
+            remedy="rename the field that holds the conversation to 'messages'",
+        )
     if not isinstance(value, list) or not value:
         raise row.error(
             "'messages' is not a conversation",
             got=short_repr(value),
             expected='[{"role": "user", "content": "..."}, ...]',
         )
-    return tuple(_message(row, item, at) for at, item in enumerate(value, start=1))
+    return tuple(_message(row, message, number) for number, message in enumerate(value, start=1))
 
 
-def _message(row: Row, item: object, at: int) -> Message:
-    if not isinstance(item, dict):
+def _message(row: Row, message: object, number: int) -> Message:
+    if not isinstance(message, dict):
         raise row.error(
-            f"message {at} is not an object", got=short_repr(item), expected='{"role": "...", "content": "..."}'
+            f"message {number} is not an object", got=short_repr(message), expected='{"role": "...", "content": "..."}'
         )
-    role, content = item.get("role"), item.get("content")
-    known = next((name for name in ROLES if name == role), None)
-    if known is None:
-        raise row.error(f"message {at} has no usable role", got=short_repr(role), expected="system, user or assistant")
+    role, content = message.get("role"), message.get("content")
+    known_role = next((name for name in ROLES if name == role), None)
+    if known_role is None:
+        raise row.error(
+            f"message {number} has no known role", got=short_repr(role), expected="system, user or assistant"
+        )
     if not isinstance(content, str) or not content.strip():
         raise row.error(
-            f"message {at} has no text",
+            f"message {number} has no text",
             got=short_repr(content),
             expected="text in 'content'",
-            remedy="seawall reads text only",
+            remedy="remove the message, or replace it with text",
         )
     problem = text_problem(content)
     if problem is not None:
-        raise row.error(f"message {at} holds {problem}", expected="plain text", remedy="remove it")
-    _check_no_more(row, item, at)
-    return Message(known, content)
+        raise row.error(f"message {number} holds {problem}", expected="plain text", remedy="remove the character")
+    _refuse_extra_fields(row, message, number)
+    return Message(known_role, content)
 
 
-def _check_no_more(row: Row, item: dict[str, object], at: int) -> None:
-    """A tool call or a weight changes what a conversation means: it is refused rather than dropped."""
-    more = [name for name, value in item.items() if name not in ("role", "content") and value is not None]
-    if more:
+def _refuse_extra_fields(row: Row, message: dict[str, object], number: int) -> None:
+    """Refuses, rather than drops, fields such as tool calls and weights: they change the meaning of a conversation."""
+    extra = [name for name, value in message.items() if name not in ("role", "content") and value is not None]
+    if extra:
         raise row.error(
-            f"message {at} has more than a role and a text",
-            got=", ".join(map(repr, more)),
-            expected="'role' and 'content'",
+            f"message {number} has unsupported fields",
+            got=", ".join(map(repr, extra)),
+            expected="'role' and 'content' alone",
             remedy="remove the other fields",
         )
 
 
 def _check_order(row: Row, messages: Messages, ending: Ending) -> None:
     first = 1 if messages[0].role == "system" else 0
-    for at, message in enumerate(messages[first:], start=first):
-        expected = "user" if (at - first) % 2 == 0 else "assistant"
+    for index, message in enumerate(messages[first:], start=first):
+        expected = "user" if (index - first) % 2 == 0 else "assistant"
         if message.role != expected:
             raise row.error(
-                f"message {at + 1} is out of turn",
+                f"message {index + 1} is out of turn",
                 got=message.role,
                 expected=f"{expected} (after an optional system message, user and assistant alternate)",
             )
     if len(messages) == first:
-        raise row.error("nothing follows the system message", got="system", expected="a user message")
+        raise row.error("no message follows the system message", got="system", expected="a user message")
     if ending not in ("any", messages[-1].role):
         raise row.error(
-            f"the last message is not the {ending}'s", got=messages[-1].role, expected=f"{ending} to speak last"
+            "the last message has the wrong role", got=messages[-1].role, expected=f"a last message of the {ending}"
         )

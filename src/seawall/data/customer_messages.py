@@ -1,4 +1,4 @@
-"""The task that is shipped with seawall: what is a customer's message about? Our own texts, in five classes."""
+"""The classification task shipped with seawall: the topic of a customer's message. Our own texts, in five classes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _PROMPT = "What is this customer's message about: {classes}? Answer with one wor
 
 @dataclass(frozen=True, slots=True)
 class CustomerMessages:
-    """Rows to train on and to score: a message and the question for its class, answered by the class's name."""
+    """Training and test rows: a message with the question for its class, and the class's name as the answer."""
 
     train: tuple[Exchange, ...]
     test: tuple[Exchange, ...]
 
 
 def customer_messages() -> CustomerMessages:
-    """The 260 training and the 140 test messages, each class as often as the others; `goal` is the message.
+    """The 260 training and 140 test messages, with balanced classes; `goal` is the message.
 
-    A naive Bayes classifier of words that is fitted to the training messages gets 54 % of the test messages right,
-    guessing 20 %.
+    A naive Bayes classifier of words, fitted to the training messages, gets 54 % of the test messages right; chance is
+    20 %.
     """
-    found = list(json_lines(builtin_path("messages.jsonl")))
-    train, test = ([_exchange(row) for row in found if row.text("split") == part] for part in ("train", "test"))
+    rows = list(json_lines(builtin_path("messages.jsonl")))
+    train, test = ([_exchange(row) for row in rows if row.text("split") == part] for part in ("train", "test"))
     return CustomerMessages(tuple(train), tuple(test))
 
 

@@ -1,4 +1,4 @@
-"""Rows of local files, streamed, each with its line number; whatever is wrong is said as `file:line: ...`."""
+"""Streams the rows of local files with their line numbers; errors begin with `file:line:`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record of a file or of a Hub dataset. `where` names it in messages: `file:line`, or `dataset row n`."""
+    """One record of a file or of a Hub dataset. `where` locates it in error messages: `file:line`, `dataset row n`."""
 
     fields: dict[str, object]
     where: str
     number: int
 
     def error(self, what: str, *, got: object = None, expected: object = None, remedy: str | None = None) -> DataError:
-        """An error that begins with where this row is."""
+        """An error that begins with the location of this row."""
         return DataError(f"{self.where}: {what}", got=got, expected=expected, remedy=remedy)
 
     def text(self, name: str) -> str:
-        """The field `name` as text: stripped, not empty, and made of characters that a tokenizer can take.
+        """The field `name` as text: stripped, not empty, and free of characters that break a tokenizer.
 
         Raises:
             DataError: the field is missing, empty or not text.
@@ -35,7 +35,9 @@ class Row:
         if isinstance(value, str) and value.strip():
             problem = text_problem(value)
             if problem is not None:
-                raise self.error(f"field {name!r} holds {problem}", expected="plain text", remedy="remove it")
+                raise self.error(
+                    f"field {name!r} holds {problem}", expected="plain text", remedy="remove the character"
+                )
             return value.strip()
         if name not in self.fields:
             names = ", ".join(map(repr, self.fields)) or "none"
@@ -43,11 +45,14 @@ class Row:
                 f"field {name!r} is missing", got=f"the fields {names}", remedy="add the field to this row"
             )
         raise self.error(
-            f"field {name!r} holds no text", got=short_repr(value), expected="text", remedy="fill it or drop the row"
+            f"field {name!r} holds no text",
+            got=short_repr(value),
+            expected="text",
+            remedy="fill in the field, or remove the row",
         )
 
     def optional(self, name: str) -> str:
-        """The field `name` as text, numbers spelled out; the empty string where it is missing or null."""
+        """The field `name` as text, numbers converted; the empty string where it is missing or null."""
         value = self.fields.get(name)
         if value is None:
             return ""
@@ -55,13 +60,13 @@ class Row:
 
 
 def short_repr(value: object) -> str:
-    """A value in a message, never longer than a line."""
+    """The repr of a value for an error message, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def text_problem(text: str) -> str | None:
-    """What makes a string unfit for a tokenizer, or None. JSON can escape it, so decoding the file does not find it."""
+    """The character that makes a string unfit for a tokenizer, or None. JSON can escape it past the file's decoding."""
     if "\x00" in text:
         return "a NUL character"
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -73,7 +78,7 @@ def json_lines(path: Path) -> Iterator[Row]:
     """The objects of a JSONL file, one at a time. Blank lines and a byte-order mark are allowed.
 
     Raises:
-        DataError: the file cannot be read; a line is not UTF-8, holds a NUL byte, or is not one JSON object.
+        DataError: the file cannot be read, or a line is not UTF-8, holds a NUL byte, or is not one JSON object.
     """
     for number, raw in _binary_lines(path):
         text = decode(raw, f"{path}:{number}")
@@ -85,7 +90,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
     """The rows of a CSV file whose first line names the columns; a quoted field may span lines.
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8, or a row has more fields than the first line.
+        DataError: the file cannot be read or is not UTF-8, or a row has more fields than the first line.
     """
     reader = csv.DictReader((decode(raw, f"{path}:{number}") for number, raw in _binary_lines(path)), strict=True)
     try:
@@ -105,42 +110,44 @@ def csv_rows(path: Path) -> Iterator[Row]:
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": json_lines, ".csv": csv_rows}
-"""Every file format by its ending."""
+"""Readers by file name suffix."""
 
 
 def rows(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL or CSV file, by its ending.
+    """The rows of a JSONL or CSV file, by its suffix.
 
     Raises:
-        DataError: another ending, or whatever the reader of that format finds.
+        DataError: another suffix, or as the reader of that format.
     """
     if path.suffix.lower() not in READERS:
-        endings = ", ".join(READERS)
-        raise DataError(f"{path}: unknown kind of file", got=path.suffix or "no ending", expected=endings)
+        suffixes = ", ".join(READERS)
+        raise DataError(f"{path}: unknown file format", got=path.suffix or "no suffix", expected=suffixes)
     return READERS[path.suffix.lower()](path)
 
 
 def json_strings(path: Path) -> list[str]:
-    """A JSON file that holds one list of texts.
+    """The list of texts in a JSON file.
 
     Raises:
-        DataError: the file cannot be read, or holds anything else.
+        DataError: the file cannot be read, or holds no list of texts.
     """
     raw = b"".join(line for _, line in _binary_lines(path))
     value = _parse(decode(raw, str(path)), str(path))
     if not isinstance(value, list) or not value:
         raise DataError(f"{path}: not a list of texts", got=short_repr(value), expected='["...", "..."]')
-    for at, item in enumerate(value, start=1):
+    for number, item in enumerate(value, start=1):
         if not isinstance(item, str) or not item.strip() or text_problem(item):
-            raise DataError(f"{path}: item {at} of the list is not usable text", got=short_repr(item), expected="text")
+            raise DataError(
+                f"{path}: item {number} of the list is not usable text", got=short_repr(item), expected="text"
+            )
     return [str(item).strip() for item in value]
 
 
 def decode(raw: bytes, where: str) -> str:
-    """UTF-8 bytes as text.
+    """Decodes UTF-8.
 
     Raises:
-        DataError: they are not UTF-8, or hold a NUL byte (as UTF-16 and binary files do).
+        DataError: the bytes are not UTF-8, or hold a NUL byte (as UTF-16 and binary files do).
     """
     if b"\x00" in raw:
         raise DataError(
@@ -158,7 +165,7 @@ def decode(raw: bytes, where: str) -> str:
 
 
 def _binary_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines split at line feeds only: U+2028 and its like may stand unescaped inside a JSON string."""
+    """Lines split at line feeds only, because JSON strings may hold other line separators such as U+2028 unescaped."""
     try:
         with path.open("rb") as handle:
             for number, raw in enumerate(handle, start=1):
@@ -172,12 +179,12 @@ def _binary_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def _parse_object(text: str, where: str) -> dict[str, object]:
     value = _parse(text, where)
     if not isinstance(value, dict):
-        raise DataError(f"{where}: not a JSON object", got=short_repr(value), expected="one JSON object a line")
+        raise DataError(f"{where}: not a JSON object", got=short_repr(value), expected="one JSON object per line")
     return value
 
 
 def _parse(text: str, where: str) -> object:
-    """JSON, or a DataError. A whole file read as lines, or one cut off while it was written, ends up here too."""
+    """Parses JSON. Multi-line JSON read as JSONL, and truncated files, fail here too."""
     try:
         value: object = json.loads(text)
     except json.JSONDecodeError as error:
@@ -185,8 +192,8 @@ def _parse(text: str, where: str) -> object:
             f"{where}: not JSON",
             got=f"{error.msg} at column {error.colno}: {short_repr(text.strip())}",
             expected="one JSON value",
-            remedy="repair or remove it",
+            remedy="repair or remove the line",
         ) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: JSON that cannot be read", got=type(error).__name__, remedy="remove it") from None
+        raise DataError(f"{where}: unreadable JSON", got=type(error).__name__, remedy="remove the line") from None
     return value

@@ -1,4 +1,4 @@
-"""Safety pairs: one goal asked plainly, and the same goal inside an attack."""
+"""Safety pairs: a harmful goal as a plain request, and the same goal inside an attack."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def make_pairs(
     attacks: Iterable[str],
     attack_rows: Sequence[ChatRow] = (),
     *,
-    known: Sequence[Goal] | None = None,
+    all_goals: Sequence[Goal] | None = None,
 ) -> list[SafetyPair]:
     """Every goal under every attack, goal by goal: built-in families first, then the rows of an attack file.
 
     Args:
         goals: the goals to attack.
         attacks: names of built-in families.
-        attack_rows: conversations of an attack file; those of other goals of `known` are passed over.
-        known: all goals of the source, when `goals` is a part of it.
+        attack_rows: conversations of an attack file; rows for goals outside `goals` are skipped.
+        all_goals: all goals of the source, where `goals` is a part of it.
 
     Raises:
-        DataError: an unknown family, a row without goal or attack name, or a row whose goal is not among `known`.
+        DataError: a family is unknown, a row lacks goal or attack name, or its goal is not among `all_goals`.
     """
     names = list(attacks)
     for name in names:
         if name not in ATTACKS:
             raise DataError("unknown attack family", got=repr(name), expected=", ".join(ATTACKS))
-    by_goal = _rows_by_goal(attack_rows, goals if known is None else known)
+    by_goal = _rows_by_goal(attack_rows, goals if all_goals is None else all_goals)
     pairs = []
     for goal in goals:
         anchor = user(goal.text)
@@ -48,17 +48,17 @@ def make_pairs(
 
 
 def attack_names(rows: Iterable[ChatRow]) -> tuple[str, ...]:
-    """The families of an attack file, in the order they first appear."""
+    """The families of an attack file, in order of first appearance."""
     return tuple(dict.fromkeys(row.attack for row in rows if row.attack is not None))
 
 
 def refusal_for(goal: str, refusals: Sequence[str]) -> str:
-    """The refusal that a goal is trained towards: fixed by a hash, so it is the same in every round and every run."""
+    """The refusal to train a goal towards, picked by a hash of the goal and so the same in every round and run."""
     return refusals[int.from_bytes(hashlib.sha256(f"refusal\n{goal}".encode()).digest()[:4], "big") % len(refusals)]
 
 
-def _rows_by_goal(rows: Sequence[ChatRow], known: Sequence[Goal]) -> dict[str, list[ChatRow]]:
-    texts = {key(goal.text): goal.text for goal in known}
+def _rows_by_goal(rows: Sequence[ChatRow], all_goals: Sequence[Goal]) -> dict[str, list[ChatRow]]:
+    texts = {key(goal.text): goal.text for goal in all_goals}
     by_goal: dict[str, list[ChatRow]] = {}
     for row in rows:
         _check_row(row, texts)
@@ -70,23 +70,23 @@ def _check_row(row: ChatRow, texts: dict[str, str]) -> None:
     if row.goal is None or row.attack is None:
         field = "goal" if row.goal is None else "attack"
         raise DataError(
-            f"{row.where}: an attack without {field!r}",
+            f"{row.where}: the attack lacks {field!r}",
             expected="the fields goal, attack and messages",
-            remedy="name the plain goal and the attack family in every row",
+            remedy="add the plain goal and the attack family to every row",
         )
     if row.attack in ATTACKS:
         raise DataError(
-            f"{row.where}: the attack's name is that of a built-in family",
+            f"{row.where}: the attack has the name of a built-in family",
             got=repr(row.attack),
             expected="another name",
-            remedy="rename it, so that the two are not counted as one",
+            remedy="rename the attack, so that the two families are counted separately",
         )
     if key(row.goal) not in texts:
         raise DataError(
             f"{row.where}: the goal is not among the harmful goals of this run",
             got=repr(row.goal[:80]),
             expected=_nearest(row.goal, texts),
-            remedy="use the goals' own wording, or point data.harmful to the file that holds these goals",
+            remedy="use the exact wording of the goals, or set data.harmful to the file with these goals",
         )
 
 

@@ -1,4 +1,4 @@
-"""The four kinds of prompts a run needs: harmful goals, benign instructions, borderline prompts, gold questions."""
+"""The four kinds of prompts of a run: harmful goals, benign instructions, borderline prompts, gold questions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from seawall.data.types import Exchange, user
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A harmful goal, asked plainly; attacks wrap it. It should be refused."""
+    """A harmful goal as a plain request, which should be refused; attacks wrap it."""
 
     id: str
     text: str
@@ -20,7 +20,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Benign:
-    """A harmless instruction. `imperative`: it is a command, so attack wrappers read well around it; None: unknown."""
+    """A harmless instruction. `imperative`: whether it is a command, which attack wrappings fit; None: unknown."""
 
     id: str
     text: str
@@ -31,7 +31,7 @@ class Benign:
 
 @dataclass(frozen=True, slots=True)
 class Borderline:
-    """A prompt that sounds unsafe and is safe; refusing it is over-refusal. Its `unsafe_twin` may be empty."""
+    """A prompt that sounds unsafe but is safe; refusing it is over-refusal. `unsafe_twin` may be empty."""
 
     id: str
     text: str
@@ -42,7 +42,7 @@ class Borderline:
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """A question and the reference answer whose loss measures capability."""
+    """A question with a reference answer, whose loss measures capability."""
 
     id: str
     question: str
@@ -50,7 +50,7 @@ class Gold:
 
     @property
     def text(self) -> str:
-        """The question: what identifies it."""
+        """The question, which identifies the item."""
         return self.question
 
     @property

@@ -1,4 +1,4 @@
-"""The public safety benchmarks: where the Hub keeps them, and what their columns are called there and in the originals.
+"""The public safety benchmarks: their datasets on the Hub, and their column names there and in the original files.
 
 Sources: JailbreakBench (arXiv 2404.01318), AdvBench (2307.15043), HarmBench (2402.04249), StrongREJECT (2402.10260),
 XSTest (2308.01263).
@@ -17,18 +17,18 @@ from seawall.data.files import Row, rows
 from seawall.errors import DataError
 
 Purpose = Literal["harmful", "benign", "borderline", "gold"]
-"""What a source is used for in a recipe: the key under `data`."""
+"""The use of a source in a recipe: its key under `data`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How one benchmark is laid out.
+    """The layout of one benchmark.
 
     Attributes:
-        hub: the dataset's name on the Hub, and `subset` its configuration.
-        splits: the Hub's split for every purpose that the benchmark can serve.
-        prompt, category, identifier: names of the columns, the Hub's first.
-        serves: whether a row is for a purpose, where a file holds rows of several kinds.
+        hub: the dataset on the Hub; `subset` is its configuration.
+        splits: the Hub's split for each purpose that the benchmark serves.
+        prompt, category, identifier: column names, the Hub's first.
+        serves: whether a row serves a purpose, in files that mix kinds of rows.
     """
 
     hub: str
@@ -41,12 +41,12 @@ class Layout:
 
 
 def _is_standard(row: Row, purpose: Purpose) -> bool:
-    """HarmBench's other categories need a context or are about copyright: no plain requests."""
+    """Whether a row of HarmBench is a plain request; the other categories need a context or concern copyright."""
     return row.fields.get("FunctionalCategory", "standard") == "standard"
 
 
 def _is_safe_or_unsafe(row: Row, purpose: Purpose) -> bool:
-    """XSTest holds safe prompts and unsafe contrasts; older copies tell them apart by the type alone."""
+    """Whether a row of XSTest is as safe as the purpose needs; older copies mark unsafe contrasts by type alone."""
     contrast = str(row.fields.get("type", "")).startswith("contrast")
     label = row.fields.get("label", "unsafe" if contrast else "safe")
     return label == ("unsafe" if purpose == "harmful" else "safe")
@@ -91,39 +91,39 @@ LAYOUTS: dict[str, Layout] = {
         serves=_is_safe_or_unsafe,
     ),
 }
-"""Every public benchmark by its kind in recipes. To add one: add a line here and a variant in `config/data.py`."""
+"""Public benchmarks by their `kind` in recipes. To add one, add a line here and a variant in `config/data.py`."""
 
 
 def read_public(source: HubSource, kind: str, purpose: Purpose) -> list[Row]:
-    """The rows of a benchmark that serve a purpose, with the fields id, text, category and split.
+    """The rows of a benchmark for a purpose, with the fields id, text, category and split.
 
     Raises:
-        DataError: the benchmark does not serve the purpose, cannot be read, or holds no row that does.
+        DataError: the benchmark does not serve the purpose, cannot be read, or has no row for it.
     """
     layout = LAYOUTS[kind]
     if purpose not in layout.splits:
-        able = ", ".join(name for name, other in LAYOUTS.items() if purpose in other.splits)
+        capable = ", ".join(name for name, benchmark in LAYOUTS.items() if purpose in benchmark.splits)
         raise DataError(
             f"data.{purpose} cannot come from {kind}",
             got=f"a source of {' and '.join(layout.splits)} prompts",
-            expected=f"builtin, jsonl{f', {able}' if able else ''}",
+            expected=f"builtin, jsonl{f', {capable}' if capable else ''}",
         )
-    found = list(_local(source, kind) if source.path is not None else _from_hub(layout, source, purpose))
-    kept = [row for row in found if layout.serves(row, purpose)]
-    if not kept:
+    rows_read = list(_local(source, kind) if source.path is not None else _from_hub(layout, source, purpose))
+    matching = [row for row in rows_read if layout.serves(row, purpose)]
+    if not matching:
         raise DataError(
             f"{kind} holds no {purpose} prompts",
-            got=f"{len(found)} rows of {source.path or layout.hub}",
-            remedy="check the file, and `split` in the recipe",
+            got=f"{len(rows_read)} rows of {source.path or layout.hub}",
+            remedy="check the file and the recipe's `split`",
         )
-    return [_plain(row, layout, kind, hub=source.path is None) for row in kept]
+    return [_plain(row, layout, kind, hub=source.path is None) for row in matching]
 
 
 def _local(source: HubSource, kind: str) -> Iterator[Row]:
-    """Rows of a local copy. A file that mixes benchmarks (a `source` field) is narrowed to this one."""
-    found = list(rows(Path(str(source.path))))
-    mixed = any(_is_of(row, kind) for row in found)
-    for row in found:
+    """Rows of a local copy; a file that mixes benchmarks (by a `source` field) is filtered for this one."""
+    local_rows = list(rows(Path(str(source.path))))
+    mixed = any(_is_of(row, kind) for row in local_rows)
+    for row in local_rows:
         if mixed and not _is_of(row, kind):
             continue
         if source.split is None or row.fields.get("split") == source.split:
@@ -141,20 +141,19 @@ def _from_hub(layout: Layout, source: HubSource, purpose: Purpose) -> Iterator[R
 
 
 def _download(layout: Layout, split: str) -> Iterable[Mapping[str, object]]:
-    """Whatever `datasets` cannot get is one kind of user error: there is no network, no access or no such split."""
+    """Downloads a split; every failure of `datasets` is a user error: no network, no access or no such split."""
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
         raise DataError(
-            f"{layout.hub} needs the library `datasets`",
-            got="it is not installed",
+            f"{layout.hub} needs the library `datasets`, which is not installed",
             remedy="pip install 'seawall[hub]', or give a local file as `path`",
         ) from None
     try:
         loaded: Iterable[Mapping[str, object]] = datasets.load_dataset(layout.hub, layout.subset, split=split)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{layout.hub} cannot be had from the Hub",
+            f"{layout.hub} cannot be downloaded from the Hub",
             got=f"{type(error).__name__}: {str(error)[:200]}",
             remedy="check the network and the split, log in if the dataset is gated, or give a local file as `path`",
         ) from None

@@ -1,4 +1,4 @@
-"""All prompts of a run, read once and divided once: what every stage is given."""
+"""All prompts of a run, read and split once, for every stage."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Item = TypeVar("Item", bound=Splittable)
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The prompts of a run, capped as the recipe says.
+    """The prompts of a run, limited in number by the recipe.
 
     Attributes:
-        retain: harmless training prompts, benign and borderline, whose answers a repair must keep.
-        retain_wrapped: harmless training instructions in the wrappings of the seen attacks, to be kept too.
-        known_goals: all goals of the source, also those that a cap leaves out; an attack file may name any of them.
+        retain: harmless training prompts, benign and borderline, whose answers a repair must preserve.
+        retain_wrapped: the same for harmless training instructions wrapped like the seen attacks.
+        known_goals: all goals of the source, beyond the limits too; an attack file may use any of them.
     """
 
     goals: Split[Goal]
@@ -44,34 +44,34 @@ class Prompts:
 
     @property
     def seen_families(self) -> tuple[str, ...]:
-        """The families that a repair trains on: built-in ones, and those of the attack file."""
+        """The families that a repair trains on: the built-in seen ones, and those of the attack file."""
         return self.attacks_seen + attack_names(self.attack_rows)
 
     def pairs(self, part: SplitName, *, unseen: bool = False) -> list[SafetyPair]:
-        """The safety pairs of one part under every seen family; with `unseen`, under the others too."""
+        """The safety pairs of one part under every seen family; with `unseen`, under the unseen families too."""
         built_in = self.attacks_seen + (self.attacks_unseen if unseen else ())
-        return make_pairs(self.goals.part(part), built_in, self.attack_rows, known=self.known_goals)
+        return make_pairs(self.goals.part(part), built_in, self.attack_rows, all_goals=self.known_goals)
 
     def wrapped(self, part: SplitName) -> list[tuple[str, Messages]]:
-        """(instruction, conversation) of harmless instructions in the wrappings of the seen built-in attacks."""
+        """(instruction, conversation) of harmless instructions wrapped like the seen built-in attacks."""
         return _wrapped(self.benign.part(part), self.attacks_seen)
 
     def fingerprint(self) -> str:
-        """sha256 over everything read, for the manifest: the same prompts give the same fingerprint."""
+        """sha256 over all prompts, for the manifest; independent of file paths and line numbers."""
         placeless = replace(self, attack_rows=tuple(replace(row, path="", line=0) for row in self.attack_rows))
         text = json.dumps(asdict(placeless), sort_keys=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def load_prompts(config: DataConfig) -> Prompts:
-    """Read every source of a recipe.
+    """Reads every source of a recipe.
 
     Raises:
-        DataError: a source cannot be read, or an attack file's goals are not the harmful source's.
+        DataError: a source cannot be read, or the attack file has goals that the harmful source lacks.
     """
     all_goals = load_goals(config.harmful)
     rows = tuple(read_chat_jsonl(config.attack_file)) if config.attack_file is not None else ()
-    make_pairs((), (), rows, known=all_goals)
+    make_pairs((), (), rows, all_goals=all_goals)
     benign, borderline = split(load_benign(config.benign)), split(load_borderline(config.borderline))
     return Prompts(
         goals=_capped(split(all_goals), config.train_goals, config.validation_goals, config.test_goals),
@@ -91,12 +91,12 @@ def load_prompts(config: DataConfig) -> Prompts:
 
 
 def _wrapped(items: Sequence[Benign], families: Sequence[str]) -> list[tuple[str, Messages]]:
-    """Each instruction in the wrapping of one family, in turn; those that are known to be no commands are left out."""
+    """Each instruction wrapped by one family, in turn; instructions marked as no command are left out."""
     commands = [item for item in items if item.imperative is not False]
     if not families:
         return []
-    return [(item.text, ATTACKS[families[at % len(families)]](item.text)) for at, item in enumerate(commands)]
+    return [(item.text, ATTACKS[families[index % len(families)]](item.text)) for index, item in enumerate(commands)]
 
 
-def _capped(whole: Split[Item], train: int | None, validation: int | None, test: int | None) -> Split[Item]:
-    return Split(take(whole.train, train), take(whole.validation, validation), take(whole.test, test))
+def _capped(parts: Split[Item], train: int | None, validation: int | None, test: int | None) -> Split[Item]:
+    return Split(take(parts.train, train), take(parts.validation, validation), take(parts.test, test))

@@ -1,4 +1,4 @@
-"""Named sources of prompts, each to plain rows; and from rows to the prompts of `seawall.data.prompts`, checked."""
+"""Reads the sources of a recipe into rows, and converts the rows to the prompts of `seawall.data.prompts`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seawall.data.public import LAYOUTS, Purpose, read_public
 from seawall.data.splits import NAMES, SplitName, key
 from seawall.errors import DataError
 
-# A local file's field for the prompt, when the recipe's `prompt_field` is left at its default and the row lacks it.
+# Fields tried for the prompt where the recipe leaves `prompt_field` at its default.
 _PROMPT_NAMES = ("prompt", "goal", "question", "instruction")
 _BUILTIN_TEXT: dict[Purpose, str] = {"harmful": "goal", "benign": "prompt", "borderline": "prompt", "gold": "question"}
 
@@ -24,13 +24,13 @@ def load_goals(source: SourceConfig) -> list[Goal]:
     """The harmful goals of a source.
 
     Raises:
-        DataError: the source cannot be read or holds no goals; an id, or a goal in two splits, comes twice.
+        DataError: the source cannot be read, has no goals, repeats an id, or has one goal in two splits.
     """
     return [Goal(_id(row), row.text("text"), row.optional("category"), _split(row)) for row in _load(source, "harmful")]
 
 
 def load_benign(source: SourceConfig) -> list[Benign]:
-    """The harmless instructions of a source. Raises DataError as `load_goals`."""
+    """The harmless instructions of a source. Raises DataError like `load_goals`."""
     return [
         Benign(_id(row), row.text("text"), row.optional("category"), _split(row), _imperative(row))
         for row in _load(source, "benign")
@@ -38,7 +38,7 @@ def load_benign(source: SourceConfig) -> list[Benign]:
 
 
 def load_borderline(source: SourceConfig) -> list[Borderline]:
-    """The prompts of a source that sound unsafe and are safe. Raises DataError as `load_goals`."""
+    """The borderline prompts of a source: they sound unsafe but are safe. Raises DataError like `load_goals`."""
     return [
         Borderline(_id(row), row.text("text"), row.optional("category"), _split(row), row.optional("unsafe_twin"))
         for row in _load(source, "borderline")
@@ -46,35 +46,35 @@ def load_borderline(source: SourceConfig) -> list[Borderline]:
 
 
 def load_gold(source: SourceConfig) -> list[Gold]:
-    """Questions with reference answers. Raises DataError as `load_goals`."""
+    """The gold questions of a source, with reference answers. Raises DataError like `load_goals`."""
     return [Gold(_id(row), row.text("text"), row.text("answer")) for row in _load(source, "gold")]
 
 
 def load_refusals(refusals: str) -> tuple[str, ...]:
-    """Refusals to train towards: `builtin`, or a JSON file that holds a list of texts.
+    """Refusals to train towards, from `builtin` or a JSON file with a list of texts.
 
     Raises:
-        DataError: the file cannot be read or holds something else.
+        DataError: the file cannot be read, or holds no list of texts.
     """
     return tuple(json_strings(builtin_path("refusals.json") if refusals == "builtin" else Path(refusals)))
 
 
 def read_builtin(source: SourceConfig, purpose: Purpose) -> list[Row]:
-    """The prompts shipped with the package, as plain rows."""
+    """The prompts shipped with the package, as rows."""
     assert isinstance(source, BuiltinSource)
     column = _BUILTIN_TEXT[purpose]
-    found = json_lines(builtin_path(f"{purpose}.jsonl"))
-    return [Row({**row.fields, "text": row.fields.get(column)}, row.where, row.number) for row in found]
+    rows_read = json_lines(builtin_path(f"{purpose}.jsonl"))
+    return [Row({**row.fields, "text": row.fields.get(column)}, row.where, row.number) for row in rows_read]
 
 
 def read_jsonl(source: SourceConfig, purpose: Purpose) -> list[Row]:
-    """The rows of a local file with the field names of the recipe, as plain rows.
+    """The rows of a local file, read with the recipe's field names.
 
-    Gold questions may also come in the formats of MMLU (`choices` and a letter as answer), GSM8K (`#### 42` at the
-    end of the answer), TruthfulQA (`best`) and instruction data (`instruction`, `input`, `output`).
+    Gold questions may also have the formats of MMLU (`choices` and a letter as answer), GSM8K (`#### 42` at the end of
+    the answer), TruthfulQA (`best`) and instruction data (`instruction`, `input`, `output`).
     """
     assert isinstance(source, JsonlSource)
-    found = []
+    plain_rows = []
     for row in rows(Path(source.path)):
         text, answer = _gold(row, source) if purpose == "gold" else (_prompt(row, source), "")
         fields: dict[str, object] = {
@@ -86,10 +86,10 @@ def read_jsonl(source: SourceConfig, purpose: Purpose) -> list[Row]:
             "unsafe_twin": row.optional(source.unsafe_twin_field),
             "imperative": row.fields.get("imperative"),
         }
-        found.append(Row(fields, row.where, row.number))
-    if not found:
+        plain_rows.append(Row(fields, row.where, row.number))
+    if not plain_rows:
         raise DataError(f"{source.path}: no {purpose} prompts in the file", got="no lines")
-    return found
+    return plain_rows
 
 
 def _read_public(source: SourceConfig, purpose: Purpose, *, kind: str) -> list[Row]:
@@ -102,11 +102,11 @@ SOURCES: dict[str, Callable[[SourceConfig, Purpose], list[Row]]] = {
     "jsonl": read_jsonl,
     **{kind: partial(_read_public, kind=kind) for kind in LAYOUTS},
 }
-"""Every source by its `kind` in recipes: to rows with id, text, category, split and what the purpose adds."""
+"""Sources by their `kind` in recipes: readers of rows with id, text, category, split and the purpose's own fields."""
 
 
 def _load(source: SourceConfig, purpose: Purpose) -> list[Row]:
-    """Rows with ids of their own. The same text twice is taken once; in two splits it would leak, and is an error."""
+    """Rows with unique ids. A repeated text is taken once; in two splits it would leak, which is an error."""
     ids: dict[str, Row] = {}
     texts: dict[str, Row] = {}
     for row in SOURCES[source.kind](source, purpose):
@@ -115,21 +115,21 @@ def _load(source: SourceConfig, purpose: Purpose) -> list[Row]:
             continue
         if first is not row:
             raise row.error(
-                "the same prompt as before in another split",
-                got=f"{row.optional('split')}; {first.where} has {first.optional('split')}",
+                "the prompt is in two splits",
+                got=f"{row.optional('split')} here, {first.optional('split')} at {first.where}",
                 expected="each prompt in one split",
-                remedy="remove one of them, or both are trained and tested on",
+                remedy="remove one of the two rows; otherwise the prompt is both trained on and tested",
             )
-        other = ids.setdefault(_id(row), row)
-        if other is not row:
+        earlier = ids.setdefault(_id(row), row)
+        if earlier is not row:
             raise row.error(
-                "the id is used twice", got=repr(_id(row)), expected=f"another id than that of {other.where}"
+                "the id is used twice", got=repr(_id(row)), expected=f"another id than that of {earlier.where}"
             )
     return list(texts.values())
 
 
 def builtin_path(name: str) -> Path:
-    """A file of prompts that is shipped with the package."""
+    """Path of a prompt file shipped with the package."""
     path = resources.files("seawall").joinpath("lab", "prompts", name)
     assert isinstance(path, Path), "seawall is installed as files, not as a zip"
     return path
@@ -172,7 +172,7 @@ def _gold(row: Row, source: JsonlSource) -> tuple[str, str]:
 
 
 def worked_answer(answer: str) -> str:
-    """An answer in GSM8K's format (`<<1+1=2>>` in the steps, `#### 2` at the end) as prose; others as they are."""
+    """GSM8K answers (`<<1+1=2>>` in the steps, `#### 2` at the end) as prose; other answers unchanged."""
     if "####" not in answer:
         return answer
     steps, _, result = re.sub(r"<<[^>]*>>", "", answer).rpartition("####")
@@ -180,8 +180,8 @@ def worked_answer(answer: str) -> str:
 
 
 def _multiple_choice(row: Row, choices: list[str]) -> tuple[str, str]:
-    """MMLU: the choices under the question; the answer is the letter with its choice, so that its content counts."""
-    letters = [chr(ord("A") + at) for at in range(len(choices))]
+    """MMLU: the question followed by its choices; the answer is letter and choice, so that the loss covers the text."""
+    letters = [chr(ord("A") + index) for index in range(len(choices))]
     letter = row.text("answer").upper()
     if letter not in letters:
         raise row.error("the answer is not one of the choices", got=repr(letter), expected=", ".join(letters))

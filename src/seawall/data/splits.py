@@ -1,4 +1,4 @@
-"""Who is trained on, who chooses the round, who is reported on: by goal, so that no goal is in two of them."""
+"""Splits prompts into training, validation and test parts, by goal, so that no goal is in two parts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NAMES: dict[str, SplitName] = {
     "dev": "validation",
     "test": "test",
 }
-"""What sources call the parts, and what they are called here."""
+"""Part by the name that a source may use."""
 
 SHARES: dict[SplitName, float] = {"train": 0.6, "validation": 0.15, "test": 0.25}
-"""Expected parts of a source that names none."""
+"""Expected shares of the parts of a source that names none."""
 
 
 class HasText(Protocol):
-    """Anything with a text to hash."""
+    """An item with a text to hash."""
 
     @property
     def text(self) -> str:
@@ -34,7 +34,7 @@ class HasText(Protocol):
 
 
 class Splittable(HasText, Protocol):
-    """What `split` needs to know of an item."""
+    """An item that `split` can assign to a part."""
 
     @property
     def split(self) -> SplitName | None:
@@ -65,23 +65,23 @@ class Split(Generic[Item]):
 
 
 def key(text: str) -> str:
-    """What makes two prompts the same: their text without regard to case, white space and the full stop at the end."""
+    """The identity of a prompt: its text without case, extra white space and final punctuation."""
     return " ".join(text.casefold().split()).rstrip(".!? ")
 
 
 def hash_fraction(text: str, salt: str) -> float:
-    """A number in [0, 1) that depends on the text alone: stable across runs, machines and the order of the source."""
+    """A hash of text and salt as a number in [0, 1): stable across runs, machines and the order of the source."""
     digest = hashlib.sha256(f"{salt}\n{key(text)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def split(items: Sequence[Item]) -> Split[Item]:
-    """Divide items as their source says, and by a hash of the text where it is silent.
+    """Splits items by the parts that their source names, and otherwise by a hash of the text.
 
-    - A source that names no part, or calls everything `train`, is divided 60 : 15 : 25.
-    - Without a test part, half of the validation part becomes one: training goals never do.
-    - Without a validation part, a fifth of the training part becomes one: test goals never do.
-    - A source that holds a test part alone stays one.
+    - A source that names no part, or only `train`, is split 60 : 15 : 25.
+    - Without a test part, half of the validation part becomes test; training goals never do.
+    - Without a validation part, a fifth of the training part becomes validation; test goals never do.
+    - A source with a test part alone stays all test.
     """
     named = {item.split for item in items if item.split is not None}
     place: Callable[[Item], SplitName]
@@ -93,11 +93,11 @@ def split(items: Sequence[Item]) -> Split[Item]:
 
 
 def take(items: Sequence[Texted], at_most: int | None) -> tuple[Texted, ...]:
-    """At most so many items, chosen by hash and kept in order: the first ones of a sorted file are no sample of it."""
+    """At most `at_most` items in order, chosen by hash, because the first items of a sorted file are no fair sample."""
     if at_most is None or at_most >= len(items):
         return tuple(items)
-    chosen = set(sorted(range(len(items)), key=lambda at: hash_fraction(items[at].text, "take"))[:at_most])
-    return tuple(item for at, item in enumerate(items) if at in chosen)
+    chosen = set(sorted(range(len(items)), key=lambda index: hash_fraction(items[index].text, "take"))[:at_most])
+    return tuple(item for index, item in enumerate(items) if index in chosen)
 
 
 def _by_hash(item: Splittable) -> SplitName:

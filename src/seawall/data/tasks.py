@@ -1,4 +1,4 @@
-"""Tasks to fine-tune on: prompts with the completion that is wanted, from JSONL."""
+"""Reads fine-tuning tasks from JSONL: prompts with the expected completion."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ _NAMES = (("prompt", "completion"), ("question", "answer"))
 
 
 def load_task(path: str | Path) -> list[Exchange]:
-    """The rows of a task. `goal` of each is its prompt's last message: what its split and its interval go by.
+    """The rows of a task. The `goal` of each is its prompt's last message, by which splits and intervals cluster.
 
     Args:
-        path: JSONL, all of one form: `prompt` and `completion` as texts; `messages` that end with the assistant;
-            `question` and `answer`, also in GSM8K's format.
+        path: JSONL with one format in all rows: `prompt` and `completion` as texts; `messages` that end with the
+            assistant; or `question` and `answer`, in GSM8K's format too.
 
     Raises:
-        DataError: `file:line: ...` for a row of no or another form; also for a file without rows.
+        DataError: a row has no or another format (`file:line: ...`), or the file has no rows.
     """
-    found = list(json_lines(Path(path)))
-    if not found:
-        raise Row({}, str(path), 0).error("no rows to train on or to score", got="an empty file")
-    if "messages" in found[0].fields:
-        read = [to_exchange(row) for row in read_chat_jsonl(path, ending="assistant")]
-        return [Exchange(one.prompt, one.response, one.prompt[-1].content) for one in read]
-    names = next((names for names in _NAMES if set(names) <= found[0].fields.keys()), None)
+    rows = list(json_lines(Path(path)))
+    if not rows:
+        raise Row({}, str(path), 0).error("the task has no rows", got="an empty file")
+    if "messages" in rows[0].fields:
+        exchanges = [to_exchange(row) for row in read_chat_jsonl(path, ending="assistant")]
+        return [Exchange(exchange.prompt, exchange.response, exchange.prompt[-1].content) for exchange in exchanges]
+    names = next((names for names in _NAMES if set(names) <= rows[0].fields.keys()), None)
     if names is None:
-        raise found[0].error(
-            "not a row of a task",
-            got="the fields " + ", ".join(map(repr, found[0].fields)),
+        raise rows[0].error(
+            "the row has no known task format",
+            got="the fields " + ", ".join(map(repr, rows[0].fields)),
             expected="prompt and completion, messages, or question and answer",
         )
-    return [_exchange(row, *names) for row in found]
+    return [_exchange(row, *names) for row in rows]
 
 
-def _exchange(row: Row, asked: str, answered: str) -> Exchange:
-    prompt, answer = row.text(asked), row.text(answered)
-    return Exchange(user(prompt), worked_answer(answer) if answered == "answer" else answer, prompt)
+def _exchange(row: Row, question_field: str, answer_field: str) -> Exchange:
+    prompt, answer = row.text(question_field), row.text(answer_field)
+    return Exchange(user(prompt), worked_answer(answer) if answer_field == "answer" else answer, prompt)

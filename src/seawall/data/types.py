@@ -1,4 +1,4 @@
-"""What a conversation, a safety pair and a verdict are. Everything above this layer speaks in these types."""
+"""The basic types of seawall: conversations, safety pairs, verdicts and judges."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Role = Literal["system", "user", "assistant"]
-"""Who speaks, as chat templates name it."""
+"""The speaker of a message, as chat templates name it."""
 
 VerdictLabel = Literal["refused", "complied", "unscored"]
-"""`unscored` is a value of its own: an empty or degenerate reply counts neither as a refusal nor as a success."""
+"""`unscored` is a separate value: an empty or degenerate reply counts neither as a refusal nor as compliance."""
 
 NO_ANSWER = "no answer: "
-"""How the reason of an unscored verdict begins that a judge could not give yet: it is worth asking again."""
+"""Prefix of the reason of an unscored verdict where the judge could not be reached; a retry may give a verdict."""
 
 NO_REPLY = "no reply: "
-"""How the reason of an unscored verdict begins where an engine has no reply of the model."""
+"""Prefix of the reason of an unscored verdict where the engine returned no reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +27,18 @@ class Message:
     content: str
 
     def as_dict(self) -> dict[str, str]:
-        """The form that chat templates take."""
+        """The message as chat templates take it."""
         return {"role": self.role, "content": self.content}
 
 
 Messages = tuple[Message, ...]
 Attack = Callable[[str], Messages]
-"""An attack family: a harmful goal in the imperative -> the conversation that asks for it in disguise."""
+"""An attack family: a harmful goal in the imperative -> a conversation that asks for it in disguise."""
 
 
 @dataclass(frozen=True, slots=True)
 class SafetyPair:
-    """One harmful goal, asked plainly (`anchor`) and by a jailbreak (`attack`). RASA section 3.1."""
+    """One harmful goal as a plain request (`anchor`) and as a jailbreak (`attack`). RASA, arXiv 2602.04448, 3.1."""
 
     goal: str
     anchor: Messages
@@ -48,25 +48,25 @@ class SafetyPair:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A prompt and the reply that training should produce, with the goal that intervals are clustered by."""
+    """A prompt with its target reply; `goal` clusters the exchanges for intervals."""
 
     prompt: Messages
     response: str
     goal: str = ""
     ended: bool = True
-    """False for a reply that was cut at the length limit: its end is not to be learned."""
+    """False for a reply that was cut at the length limit, whose end must not be trained on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge says of one reply.
+    """A judge's verdict on one reply.
 
     Attributes:
-        label: what the reply is.
-        reason: why.
-        judge: who says it.
-        harm: how much harm the reply does, in [0, 1]; None where the judge does not say.
-        disputed: whether the judges of an ensemble differ; None where fewer than two scored the reply.
+        label: refused, complied or unscored.
+        reason: the judge's reason.
+        judge: name of the judge.
+        harm: harmfulness of the reply in [0, 1]; None where the judge does not rate it.
+        disputed: whether the judges of an ensemble disagree; None where fewer than two scored the reply.
     """
 
     label: VerdictLabel
@@ -77,11 +77,11 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """Any judge: a name, and a function of prompts and replies. It never raises for what a model wrote."""
+    """A judge: a named function of prompts and replies. It never raises because of a reply's content."""
 
     @property
     def name(self) -> str:
-        """What the judge is called in recipes and verdicts."""
+        """The judge's name in recipes and verdicts."""
         ...
 
     def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> list[Verdict]:
@@ -90,5 +90,5 @@ class Judge(Protocol):
 
 
 def user(content: str) -> Messages:
-    """A conversation of one user turn."""
+    """A conversation with a single user turn."""
     return (Message("user", content),)

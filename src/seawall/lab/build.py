@@ -65,8 +65,8 @@ class LabShape:
 
     def expert_width(self, ffn_width: int) -> int:
         """Neurons of one routed expert."""
-        width, rest = divmod(ffn_width - self.whole, self.experts)
-        assert rest == 0, "the routed neurons must divide evenly among the experts"
+        width, remainder = divmod(ffn_width - self.whole, self.experts)
+        assert remainder == 0, "the routed neurons must divide evenly among the experts"
         return width
 
     @classmethod

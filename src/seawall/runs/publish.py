@@ -22,7 +22,7 @@ def require_free(output: Path) -> None:
         raise RunFolderError(
             f"{output} already exists", expected="a new or empty folder", remedy="choose another with -o"
         )
-    file = next((one for one in output.parents if one.exists() and not one.is_dir()), None)
+    file = next((parent for parent in output.parents if parent.exists() and not parent.is_dir()), None)
     if file is not None:
         raise RunFolderError(f"{output} cannot be made: {file} is a file", remedy="choose another folder with -o")
     if output.exists() and output.samefile(Path.cwd()):

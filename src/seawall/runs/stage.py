@@ -63,15 +63,15 @@ def run_stage(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: C
     key = canonical_hash(fingerprint)
     target, scratch = run.stage(name), run.stage(f"{name}.partial")
     with storage_errors(run.path):
-        done = _done(target)
-        if done is not None and done.fingerprint == key:
-            _require_unchanged(target, _held(target, done))
+        marker = _done(target)
+        if marker is not None and marker.fingerprint == key:
+            _require_unchanged(target, _held(target, marker))
         else:
-            done = _finished(scratch, key) or _attempt(run, name, fingerprint, work)
+            marker = _finished(scratch, key) or _attempt(run, name, fingerprint, work)
             if target.exists():
                 publish(target, _free_name(target))
             publish(scratch, target)
-        update_manifest(run, {"stages": {name: {"state": "done", **done.times}}})
+        update_manifest(run, {"stages": {name: {"state": "done", **marker.times}}})
     return target
 
 
@@ -82,8 +82,8 @@ def is_done(run: RunFolder, name: str) -> bool:
 
 def is_current(run: RunFolder, name: str, fingerprint: Mapping[str, Any]) -> bool:
     """Whether the stage is finished for this fingerprint, so that `run_stage` would skip it."""
-    done = _done(run.stage(name))
-    return done is not None and done.fingerprint == canonical_hash(fingerprint)
+    marker = _done(run.stage(name))
+    return marker is not None and marker.fingerprint == canonical_hash(fingerprint)
 
 
 def finished_stage(run: RunFolder, name: str) -> Path:
@@ -103,8 +103,8 @@ def stage_hash(run: RunFolder, name: str) -> str:
     Raises:
         ArtifactError: the stage is not finished, or its marker is damaged.
     """
-    done = _finished_marker(run, name)
-    return canonical_hash({**done.files, **done.removed})
+    marker = _finished_marker(run, name)
+    return canonical_hash({**marker.files, **marker.removed})
 
 
 def remove_from_stage(run: RunFolder, name: str, path: str) -> None:
@@ -140,10 +140,10 @@ def clear_scratch(scratch: Path) -> None:
 
 
 def _finished_marker(run: RunFolder, name: str) -> Done:
-    done = _done(run.stage(name))
-    if done is None:
+    marker = _done(run.stage(name))
+    if marker is None:
         raise ArtifactError(f"the stage {name} in {run.path} is not finished", remedy=f"run `seawall {name}` first")
-    return done
+    return marker
 
 
 def _attempt(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: Callable[[Path], None]) -> Done:
@@ -172,18 +172,18 @@ def _done(folder: Path) -> Done | None:
     Raises:
         ArtifactError: the marker is damaged.
     """
-    marker = folder / MARKER
-    if not marker.is_file():
+    path = folder / MARKER
+    if not path.is_file():
         return None
-    found = read_json(marker)
-    key, files, removed = found.get("fingerprint"), found.get("files"), found.get("removed", {})
+    document = read_json(path)
+    key, files, removed = document.get("fingerprint"), document.get("files"), document.get("removed", {})
     if not (isinstance(key, str) and isinstance(files, dict) and isinstance(removed, dict)):
         raise ArtifactError(
-            f"{marker} is damaged",
+            f"{path} is damaged",
             got="no fingerprint or no list of files",
             remedy=f"restore it from a copy, or remove the folder {folder} to run the stage again",
         )
-    times = {name: found.get(name) for name in ("started", "ended", "seconds")}
+    times = {name: document.get(name) for name in ("started", "ended", "seconds")}
     return Done(key, files, times, removed)
 
 
@@ -191,11 +191,11 @@ def _finished(scratch: Path, key: str) -> Done | None:
     """The marker of an attempt that ended between writing it and publishing."""
     if (scratch / _STARTED).exists():
         return None
-    done = _done(scratch)
-    if done is None or done.fingerprint != key:
+    marker = _done(scratch)
+    if marker is None or marker.fingerprint != key:
         return None
-    _require_unchanged(scratch, done.files)
-    return done
+    _require_unchanged(scratch, marker.files)
+    return marker
 
 
 def _open_scratch(scratch: Path, key: str) -> None:
@@ -207,31 +207,31 @@ def _open_scratch(scratch: Path, key: str) -> None:
     write_json(marker, {"fingerprint": key})
 
 
-def _held(folder: Path, done: Done) -> dict[str, str]:
+def _held(folder: Path, marker: Done) -> dict[str, str]:
     """The files of a stage with their hashes, with those that were removed and are there: by an interruption, or put
     back.
     """
-    return {**done.files, **{name: digest for name, digest in done.removed.items() if (folder / name).is_file()}}
+    return {**marker.files, **{name: digest for name, digest in marker.removed.items() if (folder / name).is_file()}}
 
 
 def _require_unchanged(folder: Path, files: Mapping[str, str]) -> None:
-    for name, wanted in files.items():
+    for name, expected_hash in files.items():
         path = folder / name
-        found = file_hash(path) if path.is_file() else "no file"
-        if found != wanted:
+        actual_hash = file_hash(path) if path.is_file() else "no file"
+        if actual_hash != expected_hash:
             raise ArtifactError(
                 f"{path} was changed or damaged after the stage was done",
-                got=found[:23],
-                expected=str(wanted)[:23],
+                got=actual_hash[:23],
+                expected=str(expected_hash)[:23],
                 remedy=f"restore it from a copy, or remove the folder {folder} to run the stage again",
             )
 
 
 def _free_name(path: Path) -> Path:
     number = 1
-    while (other := path.with_name(f"{path.name}.old-{number}")).exists():
+    while (candidate := path.with_name(f"{path.name}.old-{number}")).exists():
         number += 1
-    return other
+    return candidate
 
 
 def _clock(seconds: float) -> str:

@@ -56,8 +56,8 @@ class Settings:
             return self.lr
         if self.total_steps is None:
             raise ValueError(f"a {self.schedule} schedule needs total_steps")
-        done = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
-        return self.lr * ((1 - done) if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        return self.lr * ((1 - progress) if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 @final
@@ -137,12 +137,12 @@ class Trainer(Generic[Item]):
 def random_state() -> dict[str, Tensor]:
     """The state of torch's generators, for a checkpoint; what dropout draws next depends on it."""
     devices = torch.cuda.get_rng_state_all()
-    return {"cpu": torch.get_rng_state(), **{f"cuda:{at}": state for at, state in enumerate(devices)}}
+    return {"cpu": torch.get_rng_state(), **{f"cuda:{index}": state for index, state in enumerate(devices)}}
 
 
 def set_random_state(tensors: Mapping[str, Tensor]) -> None:
     """Takes up what `random_state` gave; generators of devices that are no longer there are passed over."""
     torch.set_rng_state(tensors["cpu"].cpu())
-    for at in range(torch.cuda.device_count()):
-        if f"cuda:{at}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"cuda:{at}"].cpu(), at)
+    for index in range(torch.cuda.device_count()):
+        if f"cuda:{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda:{index}"].cpu(), index)

@@ -87,8 +87,8 @@ def test_every_form_of_a_task_is_read(tmp_path: Path) -> None:
     messages = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}\n'
     assert read(messages) == [Exchange(user("hi"), "ho", "hi")]
     for text, saying in (
-        ("", "no rows to train on"),
-        ('{"text": "a"}\n', r"task\.jsonl:1: not a row of a task; got the fields 'text'"),
+        ("", "got an empty file"),
+        ('{"text": "a"}\n', r"task\.jsonl:1: .*; got the fields 'text'"),
         ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', r"task\.jsonl:2: field 'completion' is missing"),
         ('{"prompt": "a", "completion": " "}\n', r"task\.jsonl:1: field 'completion' holds no text"),
     ):
