@@ -40,7 +40,7 @@ def test_wrong_input_is_one_line(tmp_path: Path) -> None:
         (("audit", "NONE"), "is no run folder, so it is audited as a model, which needs --output"),
         (("audit", "RUN", "--output", "x"), "is a run; got --recipe or --output"),
         (("audit", "RUN", "--only", "loud"), "--only names an unknown audit; got 'loud'"),
-        (("audit", "RUN", "--set", "eval.seed=2"), "a finished run keeps its settings"),
+        (("audit", "RUN", "--set", "eval.seed=2"), "expected settings of `audit` alone"),
         (("audit", "lab", "--output", "NONE", "--only", "routing_shortcut"), "routing_shortcut needs a finished run"),
         (("report", "RUN", "--set", "eval.seed=2"), "is a run; got --set or --output"),
         (("report", "EMPTY"), "is no run folder"),

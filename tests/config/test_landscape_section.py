@@ -26,7 +26,7 @@ def test_the_recipes_seed_is_its_seed_unless_it_names_one() -> None:
     [
         (
             ["landscape.amounts=[0.5, 1.0]"],
-            r"landscape\.amounts is wrong; got .*; expected ascending amounts, .* 0",
+            r"landscape\.amounts is wrong; got .*; expected ascending amounts .* 0",
         ),
         (["landscape.amounts=[1.0, 0.0]"], r"landscape\.amounts is wrong; got .*; expected ascending amounts"),
         (["landscape.amounts=[0.0]"], r"landscape\.amounts is wrong; got .*; expected two or more"),

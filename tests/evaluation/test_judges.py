@@ -71,7 +71,7 @@ def test_judges_and_config_agree() -> None:
         ({**RUBRIC, "base_url": "http://me:secret@127.0.0.1/v1"}, "without user"),
         ({**RUBRIC, "base_url": "http://127.0.0.1/v1?key=secret"}, "without user"),
         ({**RUBRIC, "base_url": "http://127.0.0.1:port/v1"}, "http or https"),
-        ({**RUBRIC, "key_env": "sk-1234"}, "never the key itself"),
+        ({**RUBRIC, "key_env": "sk-1234"}, "key_env"),
         ({**RUBRIC, "attempts": 0}, "greater than"),
         ({**RUBRIC, "key": "x"}, "Extra inputs"),
         ({"kind": "ensemble", "judges": [{"kind": "keyword"}]}, "at least 2"),

@@ -1,4 +1,4 @@
-"""Recipes: one pydantic model per stage, unknown keys are errors, every default is the recommended setting."""
+"""Recipes: one pydantic model per section. Unknown keys are errors; every default is the recommended setting."""
 
 from seawall.config.audit import AuditConfig
 from seawall.config.base import StrictModel

@@ -1,4 +1,4 @@
-"""Which checkpoints an anchor is made from, and how much of their difference it keeps."""
+"""The two checkpoints of an anchor, and how much of their difference it keeps."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from seawall.config.model import ModelConfig
 class AnchorConfig(StrictModel):
     """The alignment directions of AsFT (arXiv 2506.08473, section 3), from two checkpoints of one architecture."""
 
-    aligned: ModelConfig = Field(description="The aligned (chat, instruct) model: the one that is fine-tuned later.")
-    base: ModelConfig = Field(description="The model that it was aligned from.")
+    aligned: ModelConfig = Field(description="The aligned (chat, instruct) model, which is fine-tuned later.")
+    base: ModelConfig = Field(description="The base model that the aligned model was trained from.")
     targets: Tuple[str] | None = Field(
         default=None,
         min_length=1,
-        description="Ends of the names of the modules or stacked parameters to keep, as PEFT takes them: "
-        "`[q_proj, v_proj]`, `[experts.down_proj]`. None: every linear layer and every stack of experts.",
+        description="Name suffixes of the modules or stacked parameters to keep, in PEFT's notation: "
+        "`[q_proj, v_proj]`, `[experts.down_proj]`. Null: every linear layer and every stack of experts.",
     )
-    rank: int | None = Field(default=64, ge=1, description="Directions to keep of each matrix, at most.")
+    rank: int | None = Field(default=64, ge=1, description="Maximum number of directions per matrix.")
     energy: float | None = Field(
         default=None,
         gt=0.0,
         le=1.0,
-        description="Keep the fewest directions that hold this part of the difference's squared norm, "
+        description="Keep the fewest directions that hold this share of the difference's squared norm, "
         "at most `rank` of them.",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the randomised decomposition.")
@@ -32,5 +32,5 @@ class AnchorConfig(StrictModel):
     @model_validator(mode="after")
     def _truncated(self) -> AnchorConfig:
         if self.rank is None and self.energy is None:
-            raise wrong("rank or energy, or both; energy: 1.0 keeps everything")
+            raise wrong("rank, energy or both; energy: 1.0 keeps everything")
         return self

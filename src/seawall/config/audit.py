@@ -1,4 +1,4 @@
-"""The audits: is a repair real, and what does it rest on?"""
+"""Settings of the audits: whether a repair is real, and what it rests on."""
 
 from __future__ import annotations
 
@@ -13,87 +13,92 @@ AUDITS: tuple[AuditName, ...] = get_args(AuditName)
 
 
 class RoutingShortcutConfig(StrictModel):
-    """The repaired model with its original routing: does the repair live in the experts or around them?"""
+    """The repaired model with its original routing: whether the repair is in the experts or in the routing."""
 
     goals: int | None = Field(
-        default=None, ge=2, le=100_000, description="Goals of each evaluation group that are asked; none means all."
+        default=None, ge=2, le=100_000, description="Number of goals per evaluation group; null takes all."
     )
 
 
 class SilencingConfig(StrictModel):
-    """Masking the experts that refusals use most: do refusals rest on a few experts?"""
+    """The experts that refusals use most are masked: whether refusals rest on a few experts."""
 
     goals: int | None = Field(
-        default=16, ge=2, le=100_000, description="Goals of each evaluation group that are asked; none means all."
+        default=16, ge=2, le=100_000, description="Number of goals per evaluation group; null takes all."
     )
     largest: float = Field(
-        default=0.125, gt=0, le=1, description="Most experts masked at once, as a share of all routed experts."
+        default=0.125, gt=0, le=1, description="Maximum share of all routed experts that are masked at once."
     )
 
 
 class LocalisationConfig(StrictModel):
-    """The gap between attacks and plain requests, beside that between harmless requests and their unsafe twins."""
+    """The routing gap between attacks and plain requests, compared with that of borderline prompts and unsafe twins."""
 
-    twins: int = Field(default=48, ge=2, le=100_000, description="Borderline prompts with an unsafe twin, at most.")
-    bootstrap: int = Field(default=500, ge=100, le=100_000, description="Resamples of the goals for its intervals.")
+    twins: int = Field(
+        default=48, ge=2, le=100_000, description="Maximum number of borderline prompts with an unsafe twin."
+    )
+    bootstrap: int = Field(default=500, ge=100, le=100_000, description="Resamples of the goals for the intervals.")
 
 
 class SteeringConfig(StrictModel):
-    """Experts switched at inference, after SteerMoE (arXiv 2509.09660): what a repair must beat."""
+    """Experts switched at inference, after SteerMoE (arXiv 2509.09660): the baseline that a repair must beat."""
 
     amounts: Tuple[Annotated[int, Field(ge=1, le=1_000_000)]] = Field(
         default=(4, 16, 64),
-        description="Experts switched off, and as many on (at most top-k of each layer); fewer where fewer differ.",
+        description="Numbers of experts to switch off and on, ascending: each number off, and the same number on (at "
+        "most top-k per layer).",
     )
     goals: int | None = Field(
-        default=16, ge=2, le=100_000, description="Goals of each evaluation group that are asked; none means all."
+        default=16, ge=2, le=100_000, description="Number of goals per evaluation group; null takes all."
     )
 
     @field_validator("amounts")
     @classmethod
     def _ascending(cls, amounts: tuple[int, ...]) -> tuple[int, ...]:
         if not amounts or list(amounts) != sorted(set(amounts)):
-            raise wrong("ascending numbers of experts, each once, such as [4, 16, 64]")
+            raise wrong("ascending numbers of experts without repeats, such as [4, 16, 64]")
         return amounts
 
 
 class TamperConfig(StrictModel):
-    """Harmless fine-tuning of all experts: how soon is the safety gone that a repair brought?"""
+    """Harmless fine-tuning of all experts: how fast the repair's safety is lost."""
 
     steps: Tuple[Annotated[int, Field(ge=0, le=100_000)]] = Field(
-        default=(0, 10, 30, 100), description="After how many updates the models are asked; begins with 0."
+        default=(0, 10, 30, 100),
+        description="Numbers of updates after which both models are evaluated, ascending from 0.",
     )
     lr: float | None = Field(
-        default=None, gt=0, le=1, description="AdamW learning rate; none means that of the repair's expert step."
+        default=None, gt=0, le=1, description="AdamW learning rate; null takes that of the repair's expert step."
     )
-    batch_size: int = Field(default=8, ge=1, le=4096, description="Harmless exchanges per update.")
+    batch_size: int = Field(default=8, ge=1, le=4096, description="Harmless examples per update.")
     goals: int | None = Field(
-        default=16, ge=2, le=100_000, description="Goals of each evaluation group that are asked; none means all."
+        default=16, ge=2, le=100_000, description="Number of goals per evaluation group; null takes all."
     )
 
     @field_validator("steps")
     @classmethod
     def _from_zero(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
         if len(steps) < 2 or steps[0] != 0 or list(steps) != sorted(set(steps)):
-            raise wrong("ascending numbers of updates that begin with 0, such as [0, 10, 30, 100]")
+            raise wrong("ascending numbers of updates from 0, such as [0, 10, 30, 100]")
         return steps
 
 
 class AuditConfig(StrictModel):
-    """What `seawall audit` does. It changes nothing that a run has measured, so a finished run can be audited again."""
+    """`seawall audit`. Audits leave a run's measurements unchanged, so a finished run can be audited again."""
 
     routing_shortcut: RoutingShortcutConfig = Field(
-        default=RoutingShortcutConfig(), description="The original routers put back, and the original routing replayed."
+        default=RoutingShortcutConfig(), description="Restores the original routers, and replays the original routing."
     )
-    silencing: SilencingConfig = Field(default=SilencingConfig(), description="Experts masked by number.")
+    silencing: SilencingConfig = Field(
+        default=SilencingConfig(), description="Masks the experts that refusals use most."
+    )
     localisation: LocalisationConfig = Field(
-        default=LocalisationConfig(), description="How far apart attacks are routed, and why."
+        default=LocalisationConfig(), description="Measures how differently attacks are routed, and why."
     )
-    steering: SteeringConfig = Field(default=SteeringConfig(), description="Experts switched at inference instead.")
-    tamper: TamperConfig = Field(default=TamperConfig(), description="Harmless fine-tuning of both models.")
+    steering: SteeringConfig = Field(
+        default=SteeringConfig(), description="Switches experts at inference, in place of a repair."
+    )
+    tamper: TamperConfig = Field(default=TamperConfig(), description="Fine-tunes both models on harmless examples.")
     seed: int = Field(
-        default=0,
-        ge=0,
-        lt=2**63,
-        description="Seed of controls and of the order of batches; the recipe's seed unless given.",
+        default=0, ge=0, lt=2**63, description="Seed of controls and batch order; defaults to the recipe's seed."
     )

@@ -1,4 +1,4 @@
-"""What every section of a recipe has in common: unknown keys, wrong types and non-finite numbers are errors."""
+"""The base of all recipe sections: unknown keys, wrong types and non-finite numbers are errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic_core import PydanticCustomError
 
 Item = TypeVar("Item")
 Tuple = Annotated[tuple[Item, ...], Field(strict=False)]
-"""A list in YAML, a tuple in Python; the items stay strictly typed."""
+"""A list in YAML, a tuple in Python; items are strictly typed."""
 
 
 class StrictModel(BaseModel):
-    """Base of every section: frozen, no unknown key, no silent conversion (`"16"` is not 16, `true` is not 1)."""
+    """Base of every section: frozen, no unknown keys, no silent conversion (`"16"` is not 16, `true` is not 1)."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
@@ -22,12 +22,12 @@ class StrictModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _empty_section(cls, data: Any) -> Any:
-        """A section whose keys are all commented out is `null` in YAML: it means its defaults."""
+        """Reads null as the defaults: YAML gives null for a section whose keys are all commented out."""
         return {} if data is None else data
 
 
 def wrong(expected: str) -> PydanticCustomError:
-    """The error that a validator raises; `expected` completes "expected ..." in the message the user sees."""
+    """The error of a failed validation; `expected` completes "expected ..." in the user's message."""
     return PydanticCustomError("seawall", "{expected}", {"expected": expected})
 
 

@@ -1,4 +1,4 @@
-"""Where prompts come from, which attacks wrap them, and how many are used."""
+"""The prompts of a run: their sources, the attacks that wrap them, and their numbers."""
 
 from __future__ import annotations
 
@@ -15,38 +15,40 @@ AttackName = Literal[
 
 
 class BuiltinSource(StrictModel):
-    """The prompts that seawall ships for the embedded model."""
+    """The prompts shipped with seawall for the embedded model."""
 
     kind: Literal["builtin"] = Field(default="builtin", description="The prompts shipped with seawall.")
 
 
 class JsonlSource(StrictModel):
-    """A local JSONL file, one prompt a line; a field that a row lacks is left empty, except the prompt."""
+    """A local JSONL file with one prompt per line; all fields but the prompt are optional."""
 
-    kind: Literal["jsonl"] = Field(default="jsonl", description="A local JSONL file, one JSON object a line.")
+    kind: Literal["jsonl"] = Field(default="jsonl", description="A local JSONL file with one JSON object per line.")
     path: str = Field(min_length=1, description="The file; relative to the current directory.")
-    prompt_field: str = Field(default="prompt", min_length=1, description="Field of the request, goal or question.")
+    prompt_field: str = Field(default="prompt", min_length=1, description="Field with the request, goal or question.")
     answer_field: str = Field(
-        default="answer", min_length=1, description="Field of the reference answer (gold questions)."
+        default="answer", min_length=1, description="Field with the reference answer (gold questions)."
     )
     unsafe_twin_field: str = Field(
-        default="unsafe_twin", min_length=1, description="Field of the unsafe twin of a borderline prompt."
+        default="unsafe_twin", min_length=1, description="Field with the unsafe twin of a borderline prompt."
     )
-    id_field: str = Field(default="id", min_length=1, description="Field of the row's identifier.")
-    category_field: str = Field(default="category", min_length=1, description="Field of the row's category.")
-    split_field: str = Field(default="split", min_length=1, description="Field that says train, validation or test.")
+    id_field: str = Field(default="id", min_length=1, description="Field with the row's identifier.")
+    category_field: str = Field(default="category", min_length=1, description="Field with the row's category.")
+    split_field: str = Field(
+        default="split", min_length=1, description="Field with the row's split: train, validation or test."
+    )
 
 
 class HubSource(StrictModel):
-    """What the named public sources share: a local file when given, the Hub otherwise."""
+    """The common keys of the named public sources, read from a local copy or from the Hub."""
 
     path: str | None = Field(
         default=None,
         min_length=1,
-        description="A local copy (CSV or JSONL); none downloads it from the Hub (needs `datasets`).",
+        description="A local copy (CSV or JSONL); null downloads it from the Hub (needs `datasets`).",
     )
     split: str | None = Field(
-        default=None, min_length=1, description="Use only the rows of this split; none uses the source's usual split."
+        default=None, min_length=1, description="Split to use; null takes the source's usual split."
     )
 
 
@@ -78,7 +80,7 @@ class XSTestSource(HubSource):
     """XSTest safe and unsafe prompts (arXiv 2308.01263)."""
 
     kind: Literal["xstest"] = Field(
-        default="xstest", description="XSTest: prompts that sound unsafe but are safe, and twins."
+        default="xstest", description="XSTest: prompts that sound unsafe but are safe, and their unsafe twins."
     )
 
 
@@ -92,74 +94,76 @@ SourceConfig = Annotated[
     | XSTestSource,
     Field(discriminator="kind"),
 ]
-"""Any source of prompts, told apart by `kind`."""
+"""A source of prompts; `kind` selects the variant."""
 
 Cap = Annotated[int, Field(ge=1)]
 
 
 class DataConfig(StrictModel):
-    """The prompts of a run. Goals are split by goal, so that no goal is both trained on and tested."""
+    """The prompts of a run, split by goal, so that no goal is both trained on and tested."""
 
-    harmful: SourceConfig = Field(
-        default=BuiltinSource(), description="Harmful goals, the requests that should be refused."
+    harmful: SourceConfig = Field(default=BuiltinSource(), description="Harmful goals, which should be refused.")
+    benign: SourceConfig = Field(
+        default=BuiltinSource(), description="Harmless instructions, which should be followed."
     )
-    benign: SourceConfig = Field(default=BuiltinSource(), description="Harmless instructions that should be followed.")
     borderline: SourceConfig = Field(
         default=BuiltinSource(), description="Prompts that sound unsafe but are safe; refusing them is over-refusal."
     )
     gold: SourceConfig = Field(
-        default=BuiltinSource(), description="Questions with reference answers, for capability loss."
+        default=BuiltinSource(), description="Questions with reference answers, whose loss measures capability."
     )
     refusals: str = Field(
         default="builtin",
         min_length=1,
-        description="Refusals to train towards: `builtin`, or a JSON file holding a list.",
+        description="Refusals to train towards: `builtin`, or a JSON file with a list of texts.",
     )
     attacks_seen: Tuple[AttackName] = Field(
         default=("role_play", "nested_fiction"), description="Attack families that the repair trains on."
     )
     attacks_unseen: Tuple[AttackName] = Field(
         default=("persuasion", "escalation", "forced_opening", "reversed_text"),
-        description="Attack families that only the evaluation uses, to measure transfer.",
+        description="Attack families used in the evaluation alone, to measure transfer.",
     )
     attack_file: str | None = Field(
         default=None,
         min_length=1,
-        description="Chat JSONL of ready attacks (goal, messages, attack) on the harmful goals; joins the seen ones.",
+        description="Chat JSONL with prepared attacks (goal, messages, attack) on the harmful goals, added to the seen "
+        "families.",
     )
     train_goals: Cap | None = Field(
-        default=None, description="At most this many goals to find and repair; none uses all."
+        default=None, description="Maximum number of goals to profile and repair; null takes all."
     )
     validation_goals: Cap | None = Field(
-        default=None, description="At most this many goals to choose the round; none uses all."
+        default=None, description="Maximum number of goals that choose the round of the repair; null takes all."
     )
-    test_goals: Cap | None = Field(default=None, description="At most this many goals to report on; none uses all.")
+    test_goals: Cap | None = Field(default=None, description="Maximum number of goals to report on; null takes all.")
     retain_examples: Cap | None = Field(
         default=None,
-        description="At most this many harmless prompts whose answers the repair must keep; none uses all.",
+        description="Maximum number of harmless prompts whose answers the repair must preserve; null takes all.",
     )
     retain_wrapped: int = Field(
         default=64,
         ge=0,
-        description="At most this many harmless instructions in the wrappings of the seen attacks whose answers the "
-        "repair must keep, so that it learns to refuse what is asked and not how.",
+        description="Maximum number of harmless instructions, wrapped like the seen attacks, whose answers the repair "
+        "must preserve, so that it learns to refuse harmful content and not the wrapping.",
     )
     validation_benign: Cap | None = Field(
-        default=None, description="At most this many harmless prompts to choose the round; none uses all."
+        default=None,
+        description="Maximum number of harmless prompts that choose the round of the repair; null takes all.",
     )
     test_benign: Cap | None = Field(
-        default=None, description="At most this many harmless prompts to report on; none uses all."
+        default=None, description="Maximum number of harmless prompts to report on; null takes all."
     )
     test_borderline: Cap | None = Field(
-        default=None, description="At most this many borderline prompts to report on; none uses all."
+        default=None, description="Maximum number of borderline prompts to report on; null takes all."
     )
-    gold_examples: Cap | None = Field(default=None, description="At most this many gold questions; none uses all.")
+    gold_examples: Cap | None = Field(default=None, description="Maximum number of gold questions; null takes all.")
 
     @field_validator("attacks_seen", "attacks_unseen")
     @classmethod
     def _no_repeats(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):
-            raise wrong("each attack family once")
+            raise wrong("attack families without repeats")
         return names
 
     @model_validator(mode="after")
@@ -168,5 +172,5 @@ class DataConfig(StrictModel):
             raise wrong("at least one family in attacks_seen, or an attack_file")
         both = sorted(set(self.attacks_seen) & set(self.attacks_unseen))
         if both:
-            raise wrong(f"a family in attacks_seen or in attacks_unseen, not in both: {', '.join(both)}")
+            raise wrong(f"each family in attacks_seen or attacks_unseen, not in both: {', '.join(both)}")
         return self

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint: where it is, and how patiently it is asked. Judges and engines share these keys."""
+"""An OpenAI-compatible endpoint: its address and retry policy. Judges and engines share these keys."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class EndpointSettings(StrictModel):
-    """What it takes to ask a model behind an endpoint."""
+    """A model behind an endpoint."""
 
-    base_url: str = Field(description="The endpoint up to and with its version, such as `http://127.0.0.1:8000/v1`.")
-    model: str = Field(min_length=1, description="The model's name at that endpoint.")
+    base_url: str = Field(description="Address of the endpoint with its version, such as `http://127.0.0.1:8000/v1`.")
+    model: str = Field(min_length=1, description="Name of the model at the endpoint.")
     key_env: str | None = Field(
-        default=None, description="Name of the environment variable that holds the key; none sends no key."
+        default=None, description="Name of the environment variable with the API key; null sends no key."
     )
-    concurrency: int = Field(default=8, ge=1, le=256, description="Requests under way at once.")
-    attempts: int = Field(default=6, ge=1, le=100, description="Requests per reply before it is left unscored.")
-    timeout: float = Field(default=60.0, gt=0, le=3600, description="Seconds to wait for an answer.")
+    concurrency: int = Field(default=8, ge=1, le=256, description="Maximum number of concurrent requests.")
+    attempts: int = Field(
+        default=6, ge=1, le=100, description="Attempts per request, after which the sample counts as unscored."
+    )
+    timeout: float = Field(default=60.0, gt=0, le=3600, description="Timeout of a request, in seconds.")
     backoff: float = Field(
-        default=1.0, ge=0, le=3600, description="Seconds before the second request; doubled for each one after it."
+        default=1.0, ge=0, le=3600, description="Seconds before the second attempt; doubled for each further attempt."
     )
     max_backoff: float = Field(
-        default=60.0, ge=0, le=3600, description="Seconds between requests, at most, whatever the endpoint asks for."
+        default=60.0, ge=0, le=3600, description="Maximum seconds between attempts, even if the endpoint asks for more."
     )
 
     @field_validator("base_url")
@@ -41,5 +43,5 @@ class EndpointSettings(StrictModel):
     @classmethod
     def _a_name(cls, name: str | None) -> str | None:
         if name is not None and not _VARIABLE.fullmatch(name):
-            raise wrong("the name of an environment variable, never the key itself")
+            raise wrong("the name of an environment variable, not the key itself")
         return name

@@ -1,4 +1,4 @@
-"""Who writes the replies that are judged: the engines, told apart by `kind`."""
+"""The engines that generate the replies to judge."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from seawall.config.endpoint import EndpointSettings
 
 
 class TransformersEngine(StrictModel):
-    """Generate here, with the loaded model."""
+    """Generate with the loaded model in this process."""
 
-    kind: Literal["transformers"] = Field(default="transformers", description="Generate here, in batches.")
+    kind: Literal["transformers"] = Field(default="transformers", description="Generate in this process, in batches.")
 
 
 class EndpointEngine(EndpointSettings):
-    """Ask a model behind any OpenAI-compatible endpoint, such as vLLM, SGLang or TGI."""
+    """Request replies from an OpenAI-compatible endpoint, such as vLLM, SGLang or TGI."""
 
-    kind: Literal["endpoint"] = Field(default="endpoint", description="Ask a model behind an endpoint.")
+    kind: Literal["endpoint"] = Field(
+        default="endpoint", description="Request replies from an OpenAI-compatible endpoint."
+    )
 
 
 EngineConfig = Annotated[TransformersEngine | EndpointEngine, Field(discriminator="kind")]
-"""Any engine, told apart by `kind`."""
+"""An engine; `kind` selects the variant."""

@@ -1,4 +1,4 @@
-"""How a model is judged before and after."""
+"""The evaluation of a model before and after the repair."""
 
 from __future__ import annotations
 
@@ -33,49 +33,53 @@ def _batch_size(value: Any) -> int | str:
         return "auto"
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_ROWS:
         return value
-    raise wrong(f"a count from 1 to {_MAX_ROWS}, or auto")
+    raise wrong(f"a number from 1 to {_MAX_ROWS}, or auto")
 
 
 BatchSize = Annotated[int | Literal["auto"], PlainValidator(_batch_size)]
-"""A count, or `auto`: what the free memory holds."""
+"""A number, or `auto`: as many as fit in free memory."""
 
 
 class EvalConfig(StrictModel):
     """The evaluation, the same before and after the repair."""
 
-    engine: EngineConfig = Field(default=TransformersEngine(), description="Who writes the replies.")
-    max_new_tokens: int = Field(default=32, ge=1, le=8192, description="Greedy tokens generated per prompt.")
+    engine: EngineConfig = Field(default=TransformersEngine(), description="The engine that generates the replies.")
+    max_new_tokens: int = Field(
+        default=32, ge=1, le=8192, description="Maximum length of a reply in tokens; decoding is greedy."
+    )
     lengths: Tuple[Annotated[int, Field(ge=1, le=8192)]] = Field(
         default=(),
-        description="Judge replies also as they are after so many tokens, such as [32, 64, 128]: short replies inflate "
-        "refusals.",
+        description="Further lengths in tokens at which to judge each reply, such as [32, 64, 128], because short "
+        "replies inflate refusal rates.",
     )
     batch_size: BatchSize = Field(
-        default=32, description="Prompts per batch, halved when memory runs out; `auto` takes what the memory holds."
+        default=32, description="Prompts per batch, halved when memory runs out; `auto` takes as many as fit in memory."
     )
-    judge: JudgeConfig = Field(default=KeywordJudge(), description="Who says refused, complied or unscored.")
+    judge: JudgeConfig = Field(
+        default=KeywordJudge(), description="The judge that labels replies refused, complied or unscored."
+    )
     gold: bool = Field(default=True, description="Measure the loss on gold answers.")
     capability: CapabilityConfig | None = Field(
-        default=None, description="Tasks of lm-evaluation-harness to measure too; none leaves it out."
+        default=None, description="Capability tasks of lm-evaluation-harness; null measures none."
     )
     bootstrap: int = Field(
         default=2000, ge=100, le=1_000_000, description="Resamples of the goals for each rate's 95 % interval."
     )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the resamples; the recipe's seed unless given.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the resamples; defaults to the recipe's seed.")
 
     @field_validator("lengths")
     @classmethod
     def _ascending(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
         if list(lengths) != sorted(set(lengths)):
-            raise wrong("ascending lengths, each once, such as [32, 64, 128]")
+            raise wrong("ascending lengths without repeats, such as [32, 64, 128]")
         return lengths
 
     @property
     def longest(self) -> int:
-        """Tokens to generate: enough for the verdict and for every length."""
+        """Tokens to generate: the largest of `max_new_tokens` and `lengths`."""
         return max((self.max_new_tokens, *self.lengths))
 
     @property
     def forward_rows(self) -> int:
-        """Rows of a forward pass over whole texts, which has no back-off: `batch_size`, or few where it is `auto`."""
+        """Rows per forward pass over full texts, which is not halved on low memory: `batch_size`, or 16 for `auto`."""
         return _SMALL_BATCH if self.batch_size == "auto" else self.batch_size

@@ -1,4 +1,4 @@
-"""What is left at the end."""
+"""The files that a repair writes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from seawall.config.base import StrictModel
 class ExportConfig(StrictModel):
     """The repaired model on disk."""
 
-    checkpoint: bool = Field(default=True, description="Write the whole checkpoint in Hugging Face format to `model/`.")
-    delta: bool = Field(default=True, description="Write only the changed experts and routers to `delta/`.")
+    checkpoint: bool = Field(default=True, description="Write the full checkpoint in Hugging Face format to `model/`.")
+    delta: bool = Field(default=True, description="Write the changed experts and routers alone to `delta/`.")
     verify: bool = Field(
         default=True,
-        description="Load what was written in a fresh process and compare its logits with the repaired model's.",
+        description="Load the written checkpoint in a new process and compare its logits with the repaired model's.",
     )
     max_logit_difference: float = Field(
         default=0.0,
         ge=0,
-        description="Largest logit difference that passes the comparison; 0 asks for identical logits.",
+        description="Largest logit difference that passes the comparison; 0 requires identical logits.",
     )

@@ -1,4 +1,4 @@
-"""Who says whether a reply refused or complied: the judges, told apart by `kind`."""
+"""The judges, which label replies refused, complied or unscored."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ GuardFormatName = Literal["llama_guard", "wildguard", "harmbench", "qwen3guard",
 """The prompt formats; a test asserts that they are the keys of `judges.formats.FORMATS`."""
 
 Meaning = Literal["harmful", "harmless", "refusal", "compliance", "unscored"]
-"""What a label of a classifier says of a reply."""
+"""The meaning of a classifier's label for a reply."""
 
 
 class KeywordJudge(StrictModel):
-    """Judge by the opening of the reply; offline and deterministic."""
+    """Judges by rules on the opening of the reply; offline and deterministic."""
 
     kind: Literal["keyword"] = Field(default="keyword", description="Look for a refusal in the reply's opening.")
 
 
 class GuardJudge(StrictModel):
-    """Judge by a guard model from the Hub or a folder, run here: one that classifies, or one that writes its answer."""
+    """Judges by a guard model that runs in this process: a classifier, or a model that generates its answer."""
 
-    kind: Literal["guard"] = Field(default="guard", description="Ask a guard model that runs here.")
+    kind: Literal["guard"] = Field(default="guard", description="A guard model that runs in this process.")
     model: str = Field(min_length=1, description="A Hub id or a local folder.")
     revision: str | None = Field(default=None, min_length=1, description="Branch, tag or commit on the Hub.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -38,26 +38,26 @@ class GuardJudge(StrictModel):
         default=4096,
         ge=16,
         le=1_000_000,
-        description="Prompt and reply that need more tokens, or more than the guard can read, are unscored.",
+        description="Maximum tokens of prompt and reply, within the guard's own limit; longer pairs are unscored.",
     )
     format: GuardFormatName | None = Field(
-        default=None, description="How a guard that writes is asked and read; none for one that classifies."
+        default=None, description="Prompt and answer format of a generative guard; null for a classifier."
     )
     prompt_file: str | None = Field(
         default=None,
         min_length=1,
-        description="A text with {prompt} and {response} to ask with instead of the format's own.",
+        description="File with the guard's prompt, holding {prompt} and {response}, in place of the format's own.",
     )
     labels: dict[str, Meaning] | None = Field(
-        default=None, description="For one that classifies: the meaning of each label, by its name or its number."
+        default=None, description="For a classifier: the meaning of each label, by its name or number."
     )
     reads: Literal["reply", "pair"] = Field(
-        default="pair", description="What one that classifies is given: the reply alone, or prompt and reply."
+        default="pair", description="For a classifier: its input, the reply alone or prompt and reply."
     )
     harmless: Literal["keyword", "refused", "unscored"] = Field(
         default="keyword",
-        description="The verdict on a harmless reply where the guard does not tell refusals: the keyword judge's, or "
-        "always this one.",
+        description="Verdict on a harmless reply where the guard does not detect refusals: the keyword judge's, or "
+        "always refused or unscored.",
     )
 
     @field_validator("device")
@@ -68,7 +68,7 @@ class GuardJudge(StrictModel):
     @model_validator(mode="after")
     def _one_way_to_ask(self) -> GuardJudge:
         if (self.format is None) == (self.labels is None):
-            raise wrong("either a format (a guard that writes its answer) or labels (one that classifies)")
+            raise wrong("either a format (for a generative guard) or labels (for a classifier)")
         if self.labels is not None and not self.labels:
             raise wrong("the meaning of every label of the model")
         if self.prompt_file is not None and self.format is None:
@@ -77,25 +77,28 @@ class GuardJudge(StrictModel):
 
 
 class RubricJudge(EndpointSettings):
-    """Judge by a language model behind any OpenAI-compatible endpoint, with a rubric in the manner of StrongREJECT."""
+    """Judges by a language model behind an OpenAI-compatible endpoint, with a rubric after StrongREJECT."""
 
-    kind: Literal["rubric"] = Field(default="rubric", description="Ask a language model to fill in a rubric.")
-    max_tokens: int = Field(default=256, ge=16, le=100_000, description="Length at which an answer is cut, in tokens.")
+    kind: Literal["rubric"] = Field(default="rubric", description="A language model that fills in a rubric.")
+    max_tokens: int = Field(
+        default=256, ge=16, le=100_000, description="Maximum length of the judge's answer, in tokens."
+    )
     json_mode: bool = Field(
-        default=False, description="Ask the endpoint to allow JSON only (`response_format`); not all of them can."
+        default=False,
+        description="Request JSON output from the endpoint (`response_format`); not every endpoint supports it.",
     )
 
 
 MemberConfig = Annotated[KeywordJudge | GuardJudge | RubricJudge, Field(discriminator="kind")]
-"""A judge that can be part of an ensemble: any but another ensemble."""
+"""A member of an ensemble: any judge but an ensemble."""
 
 
 class EnsembleJudge(StrictModel):
     """The majority of several judges."""
 
     kind: Literal["ensemble"] = Field(default="ensemble", description="The majority of several judges.")
-    judges: Tuple[MemberConfig] = Field(min_length=2, description="The judges that vote; an odd number has fewer ties.")
+    judges: Tuple[MemberConfig] = Field(min_length=2, description="The voting judges; an odd number has fewer ties.")
 
 
 JudgeConfig = Annotated[KeywordJudge | GuardJudge | RubricJudge | EnsembleJudge, Field(discriminator="kind")]
-"""Any judge, told apart by `kind`."""
+"""A judge; `kind` selects the variant."""

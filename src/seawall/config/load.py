@@ -1,4 +1,4 @@
-"""Recipe file and `--set` options -> `Recipe`."""
+"""Builds a `Recipe` from a recipe file and `--set` options."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Override:
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
+    """Reads a recipe.
 
     Args:
-        path: a YAML file with any of the sections of `Recipe`; `None` is the recipe of the embedded model.
-        overrides: `a.b=c` each, `c` read as YAML; later ones win.
+        path: YAML file with sections of `Recipe`; None reads the recipe of the embedded model.
+        overrides: settings as `a.b=c`, with `c` in YAML; later ones win.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, holds an unknown key or a wrong value.
+        ConfigError: the file cannot be read, is not YAML, or holds an unknown key or a wrong value.
     """
     where = "lab.yaml" if path is None else str(path)
     document = parse_yaml(recipe_text(path), where=where)
@@ -57,25 +57,25 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
 
 
 def change_recipe(document: Mapping[str, Any], overrides: Sequence[str], *, where: str, section: str | None) -> Recipe:
-    """A recipe that ran already, with other settings in one section; all others belong to what it measured.
+    """The recipe of a finished run with changed settings in one section; the run's results fix all other sections.
 
     Args:
-        document: the recipe as `dump_resolved` gave it.
-        overrides: `section.b=c` each; later ones win.
-        where: where the document lies, for messages.
-        section: the only one that may change; None for any.
+        document: the recipe as `dump_resolved` wrote it.
+        overrides: settings as `section.b=c`; later ones win.
+        where: path of the document, for messages.
+        section: the section that may change; None allows all.
 
     Raises:
-        ConfigError: a setting of another section, an unknown key or a wrong value.
+        ConfigError: a setting of another section, an unknown key, or a wrong value.
     """
     changes = [parse_override(text) for text in overrides]
     data = dict(document)
     for change in changes:
         if section is not None and change.path[0] != section:
             raise ConfigError(
-                f"{change.text}: a finished run keeps its settings",
+                f"{change.text}: the settings of a finished run cannot change",
                 expected=f"settings of `{section}` alone, such as --set {section}.seed=1",
-                remedy="for others, run the recipe into a new folder",
+                remedy="run the recipe with other settings into a new folder",
             )
         data = _with(data, change.path, change.value)
     try:
@@ -85,10 +85,10 @@ def change_recipe(document: Mapping[str, Any], overrides: Sequence[str], *, wher
 
 
 def changed_defaults(overrides: Sequence[str]) -> Recipe:
-    """A recipe of the defaults with some settings changed, for verbs that need no recipe file.
+    """The default recipe with changed settings, for verbs without a recipe file.
 
     Raises:
-        ConfigError: an unknown key or a wrong value.
+        ConfigError: an unknown key, or a wrong value.
     """
     changes = [parse_override(text) for text in overrides]
     data: dict[str, Any] = {}
@@ -101,7 +101,7 @@ def changed_defaults(overrides: Sequence[str]) -> Recipe:
 
 
 def recipe_text(path: str | Path | None) -> str:
-    """The recipe file's text as the user wrote it; `None` is the recipe of the embedded model.
+    """The text of a recipe file; None reads the recipe of the embedded model.
 
     Raises:
         ConfigError: the file is missing, cannot be read or is not UTF-8.
@@ -111,7 +111,7 @@ def recipe_text(path: str | Path | None) -> str:
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise ConfigError(f"recipe {path} does not exist", remedy="give the path of a YAML file") from error
+        raise ConfigError(f"recipe {path} does not exist", remedy="name a YAML file") from error
     except OSError as error:
         raise ConfigError(f"recipe {path} cannot be read", got=error.strerror, expected="a YAML file") from error
     except UnicodeDecodeError as error:
@@ -120,15 +120,15 @@ def recipe_text(path: str | Path | None) -> str:
 
 
 def dump_resolved(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain JSON values with every default spelled out; `Recipe.model_validate` takes it back."""
+    """The recipe as JSON values with all defaults; `Recipe.model_validate` reads it back."""
     return recipe.model_dump(mode="json")
 
 
 def parse_override(text: str) -> Override:
-    """Read one `a.b=c`.
+    """Parses one `a.b=c`.
 
     Raises:
-        ConfigError: no `=`, a malformed key, or a value that is not YAML.
+        ConfigError: the text has no `=`, the key is malformed, or the value is not YAML.
     """
     key, equals, value = text.partition("=")
     key = key.strip()
@@ -138,7 +138,7 @@ def parse_override(text: str) -> Override:
 
 
 def _with(data: dict[str, Any], path: Iterable[str], value: Any) -> dict[str, Any]:
-    """A copy of `data` with `value` at `path`; an empty section on the way is opened."""
+    """A copy of `data` with `value` at `path`; missing sections are created."""
     first, *remaining = path
     if not remaining:
         return {**data, first: value}
@@ -149,7 +149,7 @@ def _with(data: dict[str, Any], path: Iterable[str], value: Any) -> dict[str, An
 
 
 def _origin(key: KeyPath, where: str, document: Document, changes: Sequence[Override]) -> str:
-    """Where a key was written: the option that set it, else the line of its nearest parent in the file."""
+    """Where the user wrote a key: the option that set it, else the line of its nearest parent in the file."""
     for change in reversed(changes):
         shared = min(len(key), len(change.path))
         if key[:shared] == change.path[:shared]:
@@ -161,7 +161,7 @@ def _origin(key: KeyPath, where: str, document: Document, changes: Sequence[Over
 
 
 def _name_of(path: Path) -> str:
-    """A run's name from its recipe's file name: characters that a folder should not have become dashes."""
+    """The run's name from the recipe's file name, with characters unsuitable for a folder replaced by dashes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100] or "seawall"
 
 
@@ -179,7 +179,7 @@ _RESOLVERS = (
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2, without anchors and tags."""
+    """SafeLoader with the scalars of YAML 1.2; refuses anchors and tags."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as the base declares it
 
@@ -199,11 +199,11 @@ for _tag, _pattern, _first in _RESOLVERS:
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed YAML text.
+    """A parsed YAML document.
 
     Attributes:
-        value: mappings, lists and scalars; `None` for an empty text.
-        lines: line of each key or list item, counted from 1, by its path from the top.
+        value: mappings, lists and scalars; None for an empty document.
+        lines: path of each key or list item -> its line, counted from 1.
     """
 
     value: Any
@@ -211,14 +211,14 @@ class Document:
 
 
 def parse_yaml(text: str, *, where: str) -> Document:
-    """Read one YAML document.
+    """Parses one YAML document.
 
     Args:
         text: the YAML.
-        where: what the text is, for messages: a file's name or an option.
+        where: file name or option that holds the text, for messages.
 
     Raises:
-        ConfigError: not YAML, or one of the things refused above; names the line.
+        ConfigError: the text is no YAML, or uses anchors, tags, repeated keys or keys that are no words.
     """
     try:
         loader = _Loader(text)
@@ -233,7 +233,7 @@ def parse_yaml(text: str, *, where: str) -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(
-            f"{where}:{line}: not valid YAML", got=f"a character that text cannot hold ({error.reason})"
+            f"{where}:{line}: not valid YAML", got=f"a character that YAML does not allow ({error.reason})"
         ) from error
     except ValueError as error:
         raise ConfigError(f"{where}: a value cannot be read", got=str(error)) from error
@@ -242,7 +242,7 @@ def parse_yaml(text: str, *, where: str) -> Document:
 
 
 def _index(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> None:
-    """Note the line of everything below `node`; refuse keys that repeat or are not words."""
+    """Records the line of every key and item below `node`; refuses keys that repeat or are no words."""
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for position, item in enumerate(node.value):
@@ -252,9 +252,7 @@ def _index(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> None:
             if key.tag != _STRING:
                 raise yaml.MarkedYAMLError(problem="a key is not a word", problem_mark=key.start_mark)
             if (*path, key.value) in lines:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value} stands there twice", problem_mark=key.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value} is given twice", problem_mark=key.start_mark)
             lines[(*path, key.value)] = key.start_mark.line + 1
             _index(value, (*path, key.value), lines)
 

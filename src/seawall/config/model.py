@@ -1,4 +1,4 @@
-"""Which model is worked on, and how it is loaded."""
+"""The model of a recipe, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from seawall.config.base import StrictModel, wrong
 LAB = "lab"
 LAB_ORIGINAL = "lab-original"
 EMBEDDED = (LAB, LAB_ORIGINAL)
-"""The embedded model, and the same before it was taught to refuse: names in place of a folder or a Hub id."""
+"""Names in place of a folder or Hub id: the embedded model, and the same model before its training to refuse."""
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 
 
 class ModelConfig(StrictModel):
-    """The model under repair."""
+    """A model and how to load it."""
 
     id: str = Field(
         default=LAB,
         min_length=1,
-        description="`lab` (the embedded model), `lab-original` (the same before it was taught to refuse), a Hub id, "
-        "or a local folder.",
+        description="`lab` (the embedded model), `lab-original` (the same before its training to refuse), a Hub id, or "
+        "a local folder.",
     )
     revision: str | None = Field(
-        default=None, min_length=1, description="Branch, tag or commit on the Hub. Pin a commit for a repeatable run."
+        default=None, min_length=1, description="Branch, tag or commit on the Hub; a commit makes runs repeatable."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Type of the loaded weights; `auto` keeps the checkpoint's own."
     )
     device: str = Field(
         default="auto",
-        description="`auto` takes the first accelerator, else the CPU. Or `cpu`, `mps`, `cuda`, `cuda:1`, `xpu`.",
+        description="`auto` (the first accelerator, else the CPU), `cpu`, `mps`, `cuda`, `cuda:1` or `xpu`.",
     )
     experts_implementation: Literal["eager", "batched_mm", "grouped_mm"] | None = Field(
-        default=None, description="How transformers computes the experts; none lets transformers choose."
+        default=None, description="Implementation of the experts in transformers; null lets transformers choose."
     )
     trust_remote_code: bool = Field(
-        default=False, description="Run Python code that comes with the checkpoint. Only for authors you trust."
+        default=False, description="Run Python code from the checkpoint's repository. Only for authors you trust."
     )
 
     @field_validator("device")
@@ -49,10 +49,10 @@ class ModelConfig(StrictModel):
 
 
 def known_device(device: str) -> str:
-    """The name of a device as it is, for a validator to call.
+    """Validates the name of a device and returns it.
 
     Raises:
-        PydanticCustomError: it cannot be one.
+        PydanticCustomError: the name is no device of PyTorch.
     """
     if not _DEVICE.fullmatch(device):
         raise wrong("auto, cpu, mps, cuda, cuda:N, xpu or xpu:N")

@@ -1,4 +1,4 @@
-"""pydantic's findings -> one line: the key's path, its line, what was got, what is expected, what was perhaps meant."""
+"""Turns pydantic's errors into one line: the key, its line in the file, got, expected, and the key perhaps meant."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an error stands: the path as the user writes it, and the section that holds its last key."""
+class KeyLocation:
+    """The location of an error: the key's path as the user writes it, and the section that holds the last key."""
 
     path: KeyPath
     section: type[BaseModel] | None
 
 
 def explain(error: ValidationError, model: type[BaseModel], *, origin: Callable[[KeyPath], str]) -> ConfigError:
-    """Turn pydantic's findings into one `ConfigError` about the first, with a count of the others.
+    """One `ConfigError` about the first of pydantic's errors, with the number of further errors.
 
     Args:
-        error: what pydantic found.
-        model: the model that was validated.
-        origin: path of a key -> where it was written, such as `recipe.yaml:12`.
+        error: the errors.
+        model: the validated model.
+        origin: path of a key -> where the user wrote it, such as `recipe.yaml:12`.
     """
     details = error.errors(include_url=False)
     first = next((detail for detail in details if detail["type"] == "extra_forbidden"), details[0])
-    place = locate(model, first["loc"])
-    path = (*place.path, "kind") if first["type"].startswith("union_tag") else place.path
+    location = locate(model, first["loc"])
+    path = (*location.path, "kind") if first["type"].startswith("union_tag") else location.path
     label = f"{origin(path)}: {_written(path)}" if path else origin(path)
     further = len(details) - 1
     more = f"{further} more wrong value{'s' if further > 1 else ''} after this one" if further else None
     if first["type"] == "extra_forbidden":
-        return _unknown_key(label, model, place)
+        return _unknown_key(label, model, location)
     if first["type"] in ("missing", "union_tag_not_found"):
-        return ConfigError(f"{label} is missing", expected=_description(place, first), remedy=more)
+        return ConfigError(f"{label} is missing", expected=_description(location, first), remedy=more)
     remedy = "; ".join(hint for hint in (_near_value(first), more) if hint)
     return ConfigError(f"{label} is wrong", got=_got(first), expected=_expected(first), remedy=remedy or None)
 
 
-def locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> Place:
-    """Follow pydantic's location, which also names the chosen variant of a union, down the models."""
+def locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> KeyLocation:
+    """Resolves pydantic's location, which also names the variants of unions, along the models."""
     path: list[str | int] = []
     annotation: Any = model
     section: type[BaseModel] | None = None
@@ -69,11 +69,11 @@ def locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> Place:
             continue
         section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
         annotation = section.model_fields[part].annotation if section and part in section.model_fields else None
-    return Place(tuple(path), section)
+    return KeyLocation(tuple(path), section)
 
 
 def variants(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The classes of a union by their `kind`; a single class with a `kind` is a union of one."""
+    """The classes of a union by their `kind`; a single class with a `kind` counts as a union."""
     plain = _plain(annotation)
     members = get_args(plain) if get_origin(plain) in (Union, UnionType) else (plain,)
     models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
@@ -81,7 +81,7 @@ def variants(annotation: Any) -> dict[str, type[BaseModel]]:
 
 
 def key_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every key that a recipe may hold, as `section.key`, sections and variants of unions included."""
+    """Every possible key of a recipe, as `section.key`, with those of all variants of unions."""
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}"
         plain = _plain(field.annotation)
@@ -109,18 +109,18 @@ def _written(path: KeyPath) -> str:
     return "".join(parts).lstrip(".")
 
 
-def _unknown_key(label: str, model: type[BaseModel], place: Place) -> ConfigError:
-    name = str(place.path[-1])
-    keys = list(place.section.model_fields) if place.section else []
-    near = [_written((*place.path[:-1], key)) for key in difflib.get_close_matches(name, keys, n=3)]
+def _unknown_key(label: str, model: type[BaseModel], location: KeyLocation) -> ConfigError:
+    name = str(location.path[-1])
+    keys = list(location.section.model_fields) if location.section else []
+    near = [_written((*location.path[:-1], key)) for key in difflib.get_close_matches(name, keys, n=3)]
     elsewhere = sorted({path for path in key_paths(model) if path.rsplit(".", 1)[-1] == name})
     meant = near or elsewhere[:3]
     remedy = f"did you mean {' or '.join(meant)}?" if meant else None
     return ConfigError(f"{label} is an unknown key", expected=f"one of {', '.join(keys)}", remedy=remedy)
 
 
-def _description(place: Place, detail: ErrorDetails) -> str | None:
-    field = place.section.model_fields.get(str(place.path[-1])) if place.section else None
+def _description(location: KeyLocation, detail: ErrorDetails) -> str | None:
+    field = location.section.model_fields.get(str(location.path[-1])) if location.section else None
     if field is None:
         return None
     if detail["type"] == "union_tag_not_found":
@@ -130,7 +130,7 @@ def _description(place: Place, detail: ErrorDetails) -> str | None:
 
 
 def _near_value(detail: ErrorDetails) -> str | None:
-    """The allowed word nearest to the one that was given."""
+    """A suggestion: the allowed word that is most similar to the given one."""
     context = detail.get("ctx", {})
     allowed = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))
     value = context.get("tag") or detail["input"]

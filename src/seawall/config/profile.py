@@ -1,4 +1,4 @@
-"""How the experts that attacks use are counted."""
+"""The expert profile: counting the experts that attacks use."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ class ProfileConfig(StrictModel):
     """Generation and counting for the expert profile (arXiv 2602.04448, section 3.1)."""
 
     max_new_tokens: int = Field(
-        default=128, ge=1, le=8192, description="Greedy tokens generated per prompt; they are judged and counted."
+        default=128,
+        ge=1,
+        le=8192,
+        description="Maximum length of a reply in tokens; replies are judged, and their routing is counted.",
     )
     batch_size: int = Field(default=16, ge=1, le=4096, description="Prompts per batch; halved when memory runs out.")
     tokens: Literal["generated", "prompt", "both"] = Field(
-        default="generated", description="Which tokens' routing scores the experts; the paper counts generated tokens."
+        default="generated",
+        description="The tokens whose routing is counted for the scores; the paper counts generated tokens.",
     )

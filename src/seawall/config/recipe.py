@@ -1,4 +1,4 @@
-"""The whole pipeline in one object: what `seawall run recipe.yaml` reads."""
+"""The recipe: all settings of a run, as `seawall run recipe.yaml` reads them."""
 
 from __future__ import annotations
 
@@ -34,40 +34,40 @@ _SEEDED: dict[str, type[StrictModel]] = {
 
 
 class Recipe(StrictModel):
-    """One run: the model, the prompts and every stage. Its defaults are the recommended settings.
+    """One run: model, prompts and every stage. The defaults are the recommended settings.
 
-    `seed` is the seed of every stage that does not name its own.
+    `seed` is the seed of every stage without its own.
     """
 
-    name: str = Field(
-        default="seawall", description="Name of the run; a recipe file that gives none is called by its file name."
-    )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of every stage that does not name its own.")
+    name: str = Field(default="seawall", description="Name of the run; defaults to the name of the recipe file.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of every stage without its own.")
     model: ModelConfig = Field(default=ModelConfig(), description="The model.")
     data: DataConfig = Field(default=DataConfig(), description="The prompts.")
     profile: ProfileConfig = Field(default=ProfileConfig(), description="Counting the experts that attacks use.")
-    select: SelectConfig = Field(default=SelectConfig(), description="Choosing the safety-critical experts.")
-    repair: RepairConfig = Field(default=RepairConfig(), description="Training them.")
-    eval: EvalConfig = Field(default=EvalConfig(), description="Judging the model before and after.")
-    audit: AuditConfig = Field(default=AuditConfig(), description="Testing whether the repair is real.")
+    select: SelectConfig = Field(default=SelectConfig(), description="Selecting the safety-critical experts.")
+    repair: RepairConfig = Field(default=RepairConfig(), description="Training the selected experts and the routers.")
+    eval: EvalConfig = Field(default=EvalConfig(), description="Evaluating the model before and after the repair.")
+    audit: AuditConfig = Field(default=AuditConfig(), description="Auditing whether the repair is real.")
     steer: SteerConfig = Field(default=SteerConfig(), description="Measuring how far refusal can be steered.")
     landscape: LandscapeConfig = Field(
         default=LandscapeConfig(), description="Measuring the harmful rate while the weights move."
     )
-    tune: TuneConfig = Field(default=TuneConfig(), description="Fine-tuning on a task, and what it does to refusals.")
-    gene: GeneConfig = Field(default=GeneConfig(), description="Safety as an adapter for fine-tuned siblings.")
+    tune: TuneConfig = Field(default=TuneConfig(), description="Fine-tuning on a task, and its effect on refusals.")
+    gene: GeneConfig = Field(
+        default=GeneConfig(), description="Safety as an adapter for fine-tuned models of a family."
+    )
     export: ExportConfig = Field(default=ExportConfig(), description="Writing the repaired model.")
     output: str | None = Field(
         default=None,
         min_length=1,
-        description="The run folder, relative to the current directory; none means `runs/NAME`.",
+        description="The run folder, relative to the current directory; null takes `runs/NAME`.",
     )
 
     @field_validator("name")
     @classmethod
     def _file_name(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
-            raise wrong("a name of up to 100 letters, digits, dots, dashes and underscores (it names a folder)")
+            raise wrong("a name of at most 100 letters, digits, dots, dashes and underscores (it names a folder)")
         return name
 
     @model_validator(mode="before")
@@ -80,7 +80,7 @@ class Recipe(StrictModel):
 
 
 def _seeded(section: Any, model: type[StrictModel], seed: Any) -> Any:
-    """The section with the recipe's seed, unless it names its own or is wrong anyway."""
+    """The section with the recipe's seed, unless it has its own seed or is no valid section."""
     if isinstance(section, model):
         return section if "seed" in section.model_fields_set else section.model_copy(update={"seed": seed})
     if section is None or isinstance(section, dict):

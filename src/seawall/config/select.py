@@ -1,4 +1,4 @@
-"""Which experts are called safety-critical."""
+"""The selection of safety-critical experts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _count_or_fraction(value: Any) -> Any:
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     is_fraction = isinstance(value, float) and 0.0 < value <= 1.0
     if not (is_count or is_fraction):
-        raise wrong("a count of experts (1, 2, ...) or a fraction of all routed experts above 0 and up to 1.0")
+        raise wrong("a count of experts (1, 2, ...) or a fraction of all routed experts (above 0, up to 1.0)")
     return value
 
 
@@ -22,23 +22,24 @@ class SelectConfig(StrictModel):
 
     method: Literal["frequency", "mass", "random", "frequency_matched"] = Field(
         default="frequency",
-        description="Score by routing frequency (the paper) or by gate mass; or a control: random experts, or random "
-        "experts that are used as often.",
+        description="Score by routing `frequency` (the paper) or gate `mass`; or a control: `random` experts, or "
+        "random experts of the same usage (`frequency_matched`).",
     )
     scope: Literal["global", "batch_union"] = Field(
-        default="global", description="Top k over all pairs, or the union of each batch's top k as in the paper's code."
+        default="global",
+        description="Top k over all pairs, or the union of every batch's top k, as in the paper's code.",
     )
     k: Annotated[int | float, BeforeValidator(_count_or_fraction)] = Field(
         default=0.125,
-        description="Experts to select: an integer counts them, a number with a point is a fraction of all experts.",
+        description="Experts to select: an integer is a count, a decimal number a fraction of all routed experts.",
     )
-    batch_pairs: int = Field(default=8, ge=1, le=4096, description="Pairs per batch for `scope: batch_union`.")
+    batch_pairs: int = Field(default=8, ge=1, le=4096, description="Pairs per batch, for `scope: batch_union`.")
     bootstrap: int = Field(
         default=200,
         ge=0,
         le=100_000,
-        description="Resamples of the goals for the stability of the selected set; 0 skips it.",
+        description="Resamples of the goals for the stability of the selection; 0 skips the stability.",
     )
     seed: int = Field(
-        default=0, ge=0, lt=2**63, description="Seed of controls and resamples; the recipe's seed unless given."
+        default=0, ge=0, lt=2**63, description="Seed of controls and resamples; defaults to the recipe's seed."
     )

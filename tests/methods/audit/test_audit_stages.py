@@ -197,7 +197,7 @@ def test_an_interrupted_tuning_leaves_the_original_model_and_finds_the_same(
 
 
 def test_a_finished_runs_other_settings_stay(copied: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--set eval\.seed=1: a finished run keeps its settings"):
+    with pytest.raises(ConfigError, match=r"--set eval\.seed=1: .*expected settings of `audit` alone"):
         audit_run(copied, only=(), changes=["eval.seed=1"], reporter=Quiet())
     with pytest.raises(ConfigError, match=r"audit\.silencing\.goals is wrong; got 1"):
         audit_run(copied, only=(), changes=["audit.silencing.goals=1"], reporter=Quiet())

@@ -355,7 +355,7 @@ def test_sides_without_held_out_prompts_are_met_before_the_search(by_expert: Pat
 
 
 def test_wrong_runs_and_settings_are_refused(suppressed: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--set eval\.seed=1: a finished run keeps its settings"):
+    with pytest.raises(ConfigError, match=r"--set eval\.seed=1: .*expected settings of `steer` alone"):
         steer_run(suppressed, ["eval.seed=1"], reporter=Quiet())
     with pytest.raises(RunFolderError, match="is no run folder"):
         steer_run(tmp_path, (), reporter=Quiet())

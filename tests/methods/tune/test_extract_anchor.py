@@ -69,7 +69,7 @@ def test_targets_choose_matrices_by_the_ends_of_their_names(tmp_path: Path) -> N
     assert ends == {"self_attn.q_proj.weight": 3, "mlp.experts.down_proj": 3}
     with pytest.raises(ConfigError, match=r"no weight matrix w1; .*expected some of experts.down_proj, .*self_attn.q_"):
         extract_anchor(config_of(aligned, base, targets=("q_proj", "w1")))
-    with pytest.raises(ValueError, match="rank or energy"):
+    with pytest.raises(ValueError, match="rank, energy or both"):
         config_of(aligned, base, rank=None)
 
 
