@@ -1,16 +1,16 @@
-"""The errors a user can meet: each says in one line what is wrong, what was got, what is expected, what to do."""
+"""The errors for users: each states in one line what is wrong, the value got, the values expected, and a remedy."""
 
 from __future__ import annotations
 
 
 class SeawallError(ValueError):
-    """Wrong input. The command line prints it as one line and exits with 2.
+    """Wrong input. The command line prints the message as one line and exits with 2.
 
     Args:
-        what: what is wrong, naming the file, key or object.
-        got: what was found there.
-        expected: what seawall can work with.
-        remedy: what the user can do now.
+        what: the problem, with the file, key or object concerned.
+        got: the value found.
+        expected: the values accepted.
+        remedy: what the user can do.
     """
 
     def __init__(self, what: str, *, got: object = None, expected: object = None, remedy: str | None = None) -> None:
@@ -33,27 +33,27 @@ class DataError(SeawallError):
 
 
 class UnsupportedModelError(SeawallError):
-    """The model has no mixture-of-experts layer that seawall understands, or lacks what a stage needs."""
+    """The model has no mixture-of-experts layer that seawall supports, or lacks something that a stage needs."""
 
 
 class ArtifactError(SeawallError):
-    """A file that a stage left is missing, damaged or belongs to another model."""
+    """A stage's file is missing or damaged, or belongs to another model."""
 
 
 class RunFolderError(SeawallError):
-    """The run folder cannot be used: it holds another recipe's run, or it cannot be written."""
+    """The run folder cannot be used: it holds another recipe's run, or cannot be written."""
 
 
 class NothingToRepairError(SeawallError):
-    """No pair is left: the model refuses every attack already, or answers even the plain requests."""
+    """No pair is left to repair: the model already refuses every attack, or answers even the plain requests."""
 
 
 class NothingToGraftError(SeawallError):
-    """No layer is left: the examples turn all of a gene down."""
+    """No layer is left to graft: the examples tune every coefficient of the gene to 0."""
 
 
 class Interrupted(BaseException):
-    """Work was stopped and can be resumed by the same command. The command line exits with 3.
+    """Work was interrupted; the same command resumes it. The command line exits with 3.
 
-    No `Exception`, so that nothing that handles errors swallows it.
+    Derives from BaseException, so that error handlers do not swallow it.
     """

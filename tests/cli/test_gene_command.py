@@ -104,7 +104,7 @@ def test_wrong_input_is_one_line(family: Path, tmp_path: Path) -> None:
         ),
         (("graft", "TASK", "-g", "RUN", "-o", "FULL"), "already exists"),
         (("graft", "TASK", "-g", "RUN", "-o", "INSIDE"), "file is a file; choose another folder with -o"),
-        (("graft", "TASK", "-g", "RUN", "-o", "."), ". is the folder that you are in"),
+        (("graft", "TASK", "-g", "RUN", "-o", "."), ". is the current directory"),
         (("graft", "nowhere/at/all", "-g", "RUN", "-o", "NEW"), "does not exist"),
         (("select", "RUN", "-o", "NEW", "--keep", "best"), "--keep is wrong"),
         (("select", "RUN", "-o", "NEW", "--fraction", "0"), "--fraction is wrong"),

@@ -65,14 +65,14 @@ def test_a_setting_that_is_null_is_one_that_an_earlier_version_did_not_have(tmp_
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (with_change("select", "k", 2), "select.k differs; got 2; expected 1 as in that run"),
-        (with_change("select", "k", 1.0), "select.k differs; got 1.0; expected 1 as in that run"),
-        (with_change("model", "revision", "main"), 'model.revision differs; got "main"; expected null as in that run'),
+        (with_change("select", "k", 2), "select.k differs; got 2; expected 1,"),
+        (with_change("select", "k", 1.0), "select.k differs; got 1.0; expected 1,"),
+        (with_change("model", "revision", "main"), 'model.revision differs; got "main"; expected null,'),
         (
             with_change("select", "scope", "global"),
-            'select.scope differs; got "global"; expected nothing as in that run',
+            'select.scope differs; got "global"; expected nothing,',
         ),
-        ({**RESOLVED, "seed": 1, "select": {}}, "seed differs; got 1; expected 0 as in that run"),
+        ({**RESOLVED, "seed": 1, "select": {}}, "seed differs; got 1; expected 0,"),
     ],
 )
 def test_another_recipe_is_refused_with_the_first_key_that_differs(
@@ -82,7 +82,7 @@ def test_another_recipe_is_refused_with_the_first_key_that_differs(
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with pytest.raises(RunFolderError) as caught:
         RunFolder.open(tmp_path, resolved=changed, text="b")
-    assert f"{tmp_path} holds another recipe's run: {message}; choose another folder with --output" in str(caught.value)
+    assert f"{tmp_path} holds another recipe's run: {message}" in str(caught.value)
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
@@ -130,7 +130,7 @@ def test_a_damaged_record_of_what_ran_is_named(tmp_path: Path) -> None:
 
 
 def test_only_a_run_folder_is_taken_as_an_existing_one(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"got no resolved\.json in it; name the folder that `seawall run` left"):
+    with pytest.raises(RunFolderError, match=r"got no resolved\.json in it"):
         RunFolder.existing(tmp_path)
     with pytest.raises(RunFolderError, match="got no such folder"):
         RunFolder.existing(tmp_path / "none")
@@ -194,7 +194,7 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_process_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
     RunFolder.open(tmp_path, resolved=RESOLVED, text="a")
     with holder(tmp_path) as process:
-        message = f"another process works in {tmp_path}; got process {process.pid}; wait for it"
+        message = f"another process works in {tmp_path}; got process {process.pid}"
         with pytest.raises(RunFolderError, match=message), locked(tmp_path):
             pass
         with pytest.raises(RunFolderError, match=message):

@@ -156,7 +156,7 @@ def test_a_gradient_that_is_not_finite_stops_before_anything_is_lost() -> None:
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="seawall runs in one process; got 2 processes"):
+    with pytest.raises(ConfigError, match="got 2 processes; expected one"):
         one_process()
 
 

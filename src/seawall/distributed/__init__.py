@@ -1,4 +1,4 @@
-"""The Accelerate glue. seawall trains in one process, on whatever devices hold the model."""
+"""Processes under Accelerate. A repair trains in one process, on all devices that hold the model."""
 
 from seawall.distributed.process import one_process
 

@@ -1,6 +1,6 @@
-"""Processes: one for a repair, which trains little; as many as were launched for fine-tuning.
+"""Processes: one for a repair, which trains few parameters; all launched ones for fine-tuning.
 
-A model that is too large for one device is spread by its device map.
+A device map spreads a model that is too large for one device.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from accelerate.utils import GradientAccumulationPlugin
 from seawall.errors import ConfigError
 
 _PATIENCE = timedelta(days=7)
-"""The first process may evaluate for hours while the others wait for its next order."""
+"""Timeout of the other processes, which wait while the first one may evaluate for hours."""
 
 
 def one_process() -> Accelerator:
     """The accelerator of this process.
 
-    Precision is decided by the model's weights and the float32 copies that train, so settings that `accelerate config`
-    left in the environment (mixed precision, gradient accumulation) are not taken up: they would change the numbers.
+    Settings of `accelerate config` in the environment (mixed precision, gradient accumulation) are ignored, because
+    they would change the numbers: the model's weights and the float32 copies determine the precision.
 
     Raises:
-        ConfigError: several processes were launched; each would train the whole and write the same files.
+        ConfigError: several processes were launched; each would train the same model and write the same files.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
         raise ConfigError(
-            "seawall runs in one process",
+            "this command runs in one process",
             got=f"{processes} processes",
             expected="one",
-            remedy="start it without accelerate launch or torchrun; model.device: auto uses what the machine has",
+            remedy="start seawall without accelerate launch or torchrun; model.device: auto uses all devices",
         )
     return Accelerator(mixed_precision="no", gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of one launch. The first one works; the others wait for its orders, and train with it.
+    """The processes of one launch. The first one works; the others wait for its orders, and train together with it.
 
     Attributes:
-        rank: of this one; the first is 0.
-        count: how many there are.
+        rank: rank of this process; the first is 0.
+        count: number of processes.
     """
 
     rank: int = 0
@@ -55,16 +55,16 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that works alone and writes."""
+        """Whether this is the first process, which works alone and writes files."""
         return self.rank == 0
 
     def order(self, order: list[Any] | None) -> None:
-        """Tell the others what to do now, with this one; None lets them go. Nothing where there are no others."""
+        """Sends an order to the other processes, if there are any; None ends them."""
         if self.first and self.count > 1:
             self._broadcast([order])
 
     def await_order(self) -> list[Any] | None:
-        """Wait for what the first one says; None is the end."""
+        """Waits for the first process's order; None means to end."""
         received: list[Any] = [None]
         self._broadcast(received)
         order: list[Any] | None = received[0]
@@ -75,21 +75,21 @@ class Processes:
 
 
 def launched(*, device: str) -> Processes:
-    """The processes that `accelerate launch` or `torchrun` started; one where none did.
+    """The processes of `accelerate launch` or `torchrun`; a single one without a launcher.
 
     Args:
-        device: `model.device`.
+        device: `model.device` of the recipe.
 
     Raises:
-        ConfigError: several processes, and a device that all of them would share.
+        ConfigError: several processes would share one device.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     if device not in ("auto", "cpu"):
         raise ConfigError(
-            "several processes were launched, and all would use one device",
+            "several processes would share one device",
             got=f"model.device={device}",
-            expected="auto, which gives each its own, or cpu",
+            expected="auto, which gives each process its own device, or cpu",
         )
     state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
     group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)

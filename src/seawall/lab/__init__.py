@@ -1,1 +1,1 @@
-"""The embedded model: where its weights come from, how it is built, and the prompts that go with it."""
+"""The embedded model: the source of its weights, its construction, and its prompts."""

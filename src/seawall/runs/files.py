@@ -1,4 +1,4 @@
-"""Writing files so that they are there whole or not at all, and saying in one line why they could not be written."""
+"""Writes files atomically, and turns failures of the disk into one-line errors."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 @contextmanager
 def storage_errors(folder: Path) -> Iterator[None]:
-    """Turn the failures of a disk into one clear line; other errors pass unchanged.
+    """Turns failures of the disk into one-line errors; other errors pass unchanged.
 
     Raises:
-        RunFolderError: the disk is full, read-only, forbidden or broken.
+        RunFolderError: the disk is full, read-only, not accessible or broken.
     """
     try:
         yield
@@ -48,7 +48,7 @@ def storage_errors(folder: Path) -> Iterator[None]:
         if error.errno not in _REASONS:
             raise
         raise _unusable(error.filename or folder, error.errno) from error
-    except SafetensorError as error:  # the library's name for every failure, the operating system's included
+    except SafetensorError as error:  # safetensors wraps errors of the operating system too
         code_match = _OS_ERROR.search(str(error))
         if code_match is None or int(code_match[1]) not in _REASONS:
             raise
@@ -61,7 +61,7 @@ def _unusable(path: object, code: int) -> RunFolderError:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a part, even after a power cut."""
+    """Writes a text file atomically: readers see the old content or the new, even after a power cut."""
     scratch = path.with_name(f".{path.name}.part")
     try:
         with scratch.open("w", encoding="utf-8") as file:
@@ -83,12 +83,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        ArtifactError: it is missing, cannot be read, or holds no JSON object.
+        ArtifactError: the file is missing, cannot be read, or holds no JSON object.
     """
     try:
         document = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing", remedy="run the stage that writes it") from error
+        raise ArtifactError(f"{path} is missing", remedy="run the stage that writes this file") from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read", got=error.strerror, expected="a JSON file") from error
     except (ValueError, RecursionError) as error:
@@ -99,11 +99,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, got: str) -> ArtifactError:
-    return ArtifactError(f"{path} is damaged", got=got, expected="a JSON object", remedy="restore it from a copy")
+    return ArtifactError(f"{path} is damaged", got=got, expected="a JSON object", remedy="restore the file from a copy")
 
 
 def canonical_hash(document: Mapping[str, Any]) -> str:
-    """sha256 of a JSON object, whatever the order of its keys."""
+    """sha256 of a JSON object, independent of the order of its keys."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
@@ -115,13 +115,13 @@ def file_hash(path: Path) -> str:
 
 
 def publish(scratch: Path, path: Path) -> None:
-    """Rename a finished file or folder to its place, and wait until the new name is on the disk."""
+    """Renames a finished file or folder to `path`, and waits until the new name is on disk."""
     scratch.replace(path)
     flush(path.parent)
 
 
 def flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    """Waits until a file's content, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -130,21 +130,21 @@ def flush(path: Path) -> None:
 
 
 def flush_tree(folder: Path) -> None:
-    """Wait until everything in a folder is on the disk."""
+    """Waits until everything in a folder is on disk."""
     for path in [*sorted(folder.rglob("*")), folder]:
         flush(path)
 
 
 def write_metrics(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, the whole file or nothing."""
+    """Writes one JSON object per line, atomically."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; empty where there is none.
+    """The rows of a metrics file; empty where there is no file. An incomplete last line is ignored.
 
     Raises:
-        ArtifactError: a line other than a last one without its line feed is no JSON object.
+        ArtifactError: a line is no JSON object.
     """
     if not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""The run folder and what lies where in it."""
+"""The run folder and its layout."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from seawall.errors import RunFolderError
 from seawall.runs.files import read_json, storage_errors, write_json, write_text
 
 MARKER = "DONE"
-"""Names the file that a finished stage holds."""
-_UNCOUNTED = frozenset({"output", "name", "audit", "steer", "landscape", "tune", "gene"})
-"""Keys and sections of a recipe that say where a run lies or how it is looked at, not what it is."""
+"""Name of the marker file of a finished stage."""
+_CHANGEABLE = frozenset({"output", "name", "audit", "steer", "landscape", "tune", "gene"})
+"""Keys and sections of a recipe that may change in an existing run: they do not affect its repair or evaluation."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run. Every path in it is a method or property here, and nowhere else.
+    """The folder of one run. All paths in it are defined here.
 
     Attributes:
         path: the folder.
@@ -35,12 +35,12 @@ class RunFolder:
 
     @property
     def recipe(self) -> Path:
-        """What the user wrote."""
+        """The recipe as the user wrote it."""
         return self.path / "recipe.yaml"
 
     @property
     def resolved(self) -> Path:
-        """What ran, every default spelled out."""
+        """The recipe with all defaults, as JSON."""
         return self.path / "resolved.json"
 
     @property
@@ -50,17 +50,17 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """The headline for machines."""
+        """The results for programs."""
         return self.path / "summary.json"
 
     @property
     def report(self) -> Path:
-        """The report for people."""
+        """The report for readers."""
         return self.path / "report.html"
 
     @property
     def steering_report(self) -> Path:
-        """The report on steering of a model that was not repaired."""
+        """The steering report of a run without a repair."""
         return self.path / "steering.html"
 
     @property
@@ -80,34 +80,35 @@ class RunFolder:
 
     @property
     def samples(self) -> Path:
-        """Every prompt, completion and verdict."""
+        """The folder with every prompt, reply and verdict."""
         return self.path / "samples"
 
     @property
     def judge(self) -> Path:
-        """What a judge was told by an endpoint, kept so that nothing is asked twice."""
+        """The folder with a judge endpoint's answers, saved so that no request is sent twice."""
         return self.path / "judge"
 
     def stage(self, name: str) -> Path:
-        """The folder of a finished stage."""
+        """The folder of a stage."""
         return self.path / name
 
     @property
     def has_finished_stage(self) -> bool:
-        """Whether anything is finished that a changed recipe would not fit."""
+        """Whether a stage is finished, so that the recipe may not change."""
         return any(any(self.path.glob(pattern)) for pattern in (f"*/{MARKER}", f"*/*/{MARKER}"))
 
     @classmethod
     def open(cls, path: Path, *, resolved: Mapping[str, Any], text: str) -> RunFolder:
-        """Make a run folder, or go on with the same recipe's run; one without a finished stage takes a changed recipe.
+        """Creates a run folder, or opens the run of the same recipe; until a stage is finished, the recipe may change.
 
         Args:
-            path: the folder; made where it is missing.
-            resolved: the recipe with every default spelled out, as JSON.
+            path: the folder; created if missing.
+            resolved: the recipe with all defaults, as JSON.
             text: the recipe as the user wrote it.
 
         Raises:
-            RunFolderError: the folder holds something else, is in use by another process, or cannot be written.
+            RunFolderError: the folder holds other files or another recipe's run, is in use by another process, or
+                cannot be written.
         """
         run = cls(path)
         with storage_errors(path):
@@ -118,27 +119,27 @@ class RunFolder:
                 if difference is not None and run.has_finished_stage:
                     raise _other_recipe(path, *difference)
                 if difference is not None or not run.resolved.is_file():
-                    # `resolved.json` comes last: with it the folder is a run, without it its making was cut off.
+                    # `resolved.json` comes last: a folder without it is an interrupted creation, not a run.
                     write_text(run.recipe, text)
                     write_json(run.resolved, resolved)
         return run
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
-        """A run folder that is there already.
+        """Opens an existing run folder.
 
         Raises:
-            RunFolderError: it is none.
+            RunFolderError: the path is no run folder.
         """
         run = cls(path)
         if not run.resolved.is_file():
             got = "no resolved.json in it" if path.is_dir() else "no such folder"
-            raise RunFolderError(f"{path} is no run folder", got=got, remedy="name the folder that `seawall run` left")
+            raise RunFolderError(f"{path} is no run folder", got=got, remedy="name a folder that `seawall run` wrote")
         return run
 
 
 def _require_ours(run: RunFolder) -> None:
-    """Refuse a file, and a folder of somebody else's files: seawall writes only into new, empty and its own folders."""
+    """Refuses files, and folders with foreign files: seawall writes only into new and empty folders and its own."""
     path = run.path
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file", expected="a folder", remedy="choose another --output")
@@ -151,17 +152,17 @@ def _require_ours(run: RunFolder) -> None:
             f"{path} is not empty and holds no seawall run",
             got=foreign[0] + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""),
             expected="a new or empty folder, or a run of this recipe",
-            remedy="choose another folder with --output; seawall overwrites nothing",
+            remedy="choose another folder with --output",
         )
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """The first key that differs, with its old and its new value; None where both say the same."""
+    """The first key that differs, with its old and new value; None where the recipes agree."""
     old_values, new_values = _flat(old), _flat(new)
     for key in dict.fromkeys([*new_values, *old_values]):
-        counted = key.partition(".")[0] not in _UNCOUNTED
-        # What is null is left out, as a setting is that an earlier version did not have.
-        if counted and old_values.get(key, "null") != new_values.get(key, "null"):
+        fixed = key.partition(".")[0] not in _CHANGEABLE
+        # Null equals a missing key, because earlier versions of seawall lack some settings.
+        if fixed and old_values.get(key, "null") != new_values.get(key, "null"):
             return key, old_values.get(key, "nothing"), new_values.get(key, "nothing")
     return None
 
@@ -170,13 +171,13 @@ def _other_recipe(path: Path, key: str, old: str, new: str) -> RunFolderError:
     return RunFolderError(
         f"{path} holds another recipe's run: {key} differs",
         got=new,
-        expected=f"{old} as in that run",
-        remedy="choose another folder with --output, or set the key back; nothing is overwritten",
+        expected=f"{old}, as in that run",
+        remedy=f"choose another folder with --output, or restore {key}",
     )
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Every key's value as JSON, so that the count 1 and the fraction 1.0 differ."""
+    """Full key -> its value as JSON text, in which the count 1 and the fraction 1.0 differ."""
     flat: dict[str, str] = {}
     for key, value in document.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
@@ -189,10 +190,10 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock.
+    """Holds the folder's lock.
 
     Raises:
-        RunFolderError: another process holds it, or the file system has no locks.
+        RunFolderError: another process holds the lock, or the file system has no file locks.
     """
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
         _acquire(file, folder)
@@ -210,7 +211,7 @@ def _acquire(file: TextIO, folder: Path) -> None:
         raise RunFolderError(
             f"another process works in {folder}",
             got=f"process {file.read().strip() or 'unknown'}",
-            remedy="wait for it, or choose another folder with --output",
+            remedy="wait until the process ends, or choose another folder with --output",
         ) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:
@@ -227,7 +228,7 @@ _PACKAGES = ("seawall", "torch", "transformers", "accelerate", "safetensors", "t
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, without importing what it names; a package that is not installed is null."""
+    """Versions of Python and packages, and the machine; imports no package. A missing package has version null."""
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -237,7 +238,7 @@ def environment() -> dict[str, Any]:
 
 
 def update_manifest(run: RunFolder, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge `changes` into the manifest, section by section, write it whole, and return it."""
+    """Merges `changes` into the manifest, section by section, writes it atomically, and returns it."""
     exists = run.manifest.is_file()
     old = read_json(run.manifest) if exists else {"schema": SCHEMA, "environment": environment()}
     merged = _merge(old, changes)

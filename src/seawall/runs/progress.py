@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, one line a minute elsewhere, nothing when asked to be quiet."""
+"""Progress display: a bar on a terminal, a line per minute elsewhere, or nothing."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from typing import Protocol, final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-_EVERY = 60.0
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 class Reporter(Protocol):
-    """Where stages tell what they do."""
+    """Receives the progress of a run."""
 
     def stage(self, title: str) -> None:
-        """A stage begins."""
+        """Called when a stage begins."""
         ...
 
     def step(self, what: str, done: int, total: int) -> None:
-        """Part of a stage moved on."""
+        """Called as a part of a stage advances."""
         ...
 
     def say(self, text: str) -> None:
-        """A line worth reading."""
+        """Called with a message for the user."""
         ...
 
 
 @final
 class Quiet:
-    """Says nothing: for `--json` and for use as a library."""
+    """Shows nothing: for `--json` and for use as a library."""
 
     def stage(self, title: str) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def step(self, what: str, done: int, total: int) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 @final
 class TerminalReporter:
-    """A bar with the remaining time on a terminal; elsewhere a line when a part begins, each minute, and at its end."""
+    """A progress bar with the remaining time on a terminal; elsewhere a line per stage and per minute."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
@@ -60,7 +60,7 @@ class TerminalReporter:
         )
         self._task: TaskID | None = None
         self._what = ""
-        self._begun = self._told = time.monotonic()
+        self._begun = self._last_line = time.monotonic()
 
     def __enter__(self) -> TerminalReporter:
         self._bar.start()
@@ -72,27 +72,27 @@ class TerminalReporter:
         self._bar.stop()
 
     def stage(self, title: str) -> None:
-        """Prints the title with the time since the start."""
+        """Prints the title with the elapsed time."""
         self._clear()
         minutes, seconds = divmod(int(time.monotonic() - self._begun), 60)
         self._console.print(f"[dim]{minutes:02d}:{seconds:02d}[/dim] [bold]{title}[/bold]")
 
     def step(self, what: str, done: int, total: int) -> None:
-        """Moves the bar, or prints a line when one is due."""
+        """Advances the bar, or prints a line once a minute."""
         if what != self._what:
             self._clear()
             self._what = what
             self._task = self._bar.add_task(what, total=total)
-            self._told = time.monotonic()
+            self._last_line = time.monotonic()
         if self._task is not None:
             self._bar.update(self._task, completed=done, total=total)
-        due = time.monotonic() - self._told > _EVERY
+        due = time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES
         if not self._console.is_terminal and due and done < total:
-            self._told = time.monotonic()
+            self._last_line = time.monotonic()
             self._console.print(f"  {what}: {done} of {total}", markup=False)
 
     def say(self, text: str) -> None:
-        """Prints a line."""
+        """Prints the message."""
         self._console.print(f"  {text}", markup=False)
         sys.stderr.flush()
 

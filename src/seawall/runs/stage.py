@@ -1,4 +1,4 @@
-"""Running a stage once: skip it when it is done, go on when it was interrupted, publish it whole."""
+"""Runs a stage once: skips it when finished, resumes it after an interruption, publishes it atomically."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _STARTED = "STARTED"
 
 
 @dataclass(frozen=True)
-class Done:
-    """What the marker of a finished stage says.
+class StageMarker:
+    """The marker of a finished stage.
 
     Attributes:
-        fingerprint: hash of everything the result depends on.
-        files: hash of every file of the stage, by its path in the stage's folder.
-        times: `started`, `ended` (UTC) and `seconds` of the attempt that finished it.
-        removed: hash of every file that was removed on purpose since, by its path.
+        fingerprint: hash of everything that the result depends on.
+        files: path in the stage's folder -> hash of the file.
+        times: `started`, `ended` (UTC) and `seconds` of the finishing attempt.
+        removed: path -> hash of every file that was removed on purpose afterwards.
     """
 
     fingerprint: str
@@ -43,31 +43,31 @@ class Done:
 
 
 def run_stage(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
-    """The folder of the finished stage `name`.
+    """Runs the stage `name`, unless it is finished, and returns its folder.
 
-    The work happens in `NAME.partial/`, which an interruption leaves and the same fingerprint resumes. The marker
-    `DONE`, which holds the hash of every file, is written when all of them are on the disk; then one rename publishes
-    the folder. The manifest says `running` until then, also of an attempt that was ended. A finished stage with the
-    same fingerprint is skipped; one with another is set aside as `NAME.old-N`.
+    The work happens in `NAME.partial/`, which survives an interruption and is resumed by the same fingerprint. The
+    marker `DONE`, with the hash of every file, is written once all files are on disk; then a single rename publishes
+    the folder. Until then the manifest says `running`, after a killed attempt too. A finished stage with the same
+    fingerprint is skipped; one with another fingerprint is renamed to `NAME.old-N`.
 
     Args:
         run: the run folder.
         name: the stage.
-        fingerprint: everything the result depends on, as JSON.
-        work: does the work in the folder it is given, which may hold what an interrupted attempt left.
+        fingerprint: everything that the result depends on, as JSON.
+        work: does the work in the given folder, which may hold files of an interrupted attempt.
 
     Raises:
-        ArtifactError: the finished stage was changed since.
-        RunFolderError: the disk is full, read-only or forbidden; what is finished stays.
+        ArtifactError: files of the finished stage have changed.
+        RunFolderError: the disk is full or not writable; finished work is kept.
     """
     key = canonical_hash(fingerprint)
     target, scratch = run.stage(name), run.stage(f"{name}.partial")
     with storage_errors(run.path):
-        marker = _done(target)
+        marker = _read_marker(target)
         if marker is not None and marker.fingerprint == key:
-            _require_unchanged(target, _held(target, marker))
+            _require_unchanged(target, _present_files(target, marker))
         else:
-            marker = _finished(scratch, key) or _attempt(run, name, fingerprint, work)
+            marker = _unpublished_marker(scratch, key) or _attempt(run, name, fingerprint, work)
             if target.exists():
                 publish(target, _free_name(target))
             publish(scratch, target)
@@ -76,29 +76,29 @@ def run_stage(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: C
 
 
 def is_done(run: RunFolder, name: str) -> bool:
-    """Whether the stage is finished (for whatever fingerprint)."""
+    """Whether the stage is finished, for any fingerprint."""
     return (run.stage(name) / MARKER).is_file()
 
 
 def is_current(run: RunFolder, name: str, fingerprint: Mapping[str, Any]) -> bool:
     """Whether the stage is finished for this fingerprint, so that `run_stage` would skip it."""
-    marker = _done(run.stage(name))
+    marker = _read_marker(run.stage(name))
     return marker is not None and marker.fingerprint == canonical_hash(fingerprint)
 
 
 def finished_stage(run: RunFolder, name: str) -> Path:
-    """The folder of a finished stage, every file as the stage left it.
+    """The folder of a finished stage, with all files checked against their hashes.
 
     Raises:
-        ArtifactError: the stage is not finished, or a file was changed since.
+        ArtifactError: the stage is not finished, or a file has changed.
     """
     folder = run.stage(name)
-    _require_unchanged(folder, _held(folder, _finished_marker(run, name)))
+    _require_unchanged(folder, _present_files(folder, _finished_marker(run, name)))
     return folder
 
 
 def stage_hash(run: RunFolder, name: str) -> str:
-    """What a later stage depends on: the hashes of all files of a finished stage, of those that were removed too.
+    """The hash of a finished stage's files, removed ones included: the part of it that later stages depend on.
 
     Raises:
         ArtifactError: the stage is not finished, or its marker is damaged.
@@ -108,30 +108,30 @@ def stage_hash(run: RunFolder, name: str) -> str:
 
 
 def remove_from_stage(run: RunFolder, name: str, path: str) -> None:
-    """Remove a file of a finished stage that is not to be kept; the stage stays finished, and what depends on it too.
+    """Removes a file of a finished stage on purpose; the stage, and stages that depend on it, stay finished.
 
-    The marker is written first and keeps the hash of what was removed; an interruption leaves the file for the next
-    call.
+    The marker is written first and keeps the file's hash; after an interruption the next call removes the file.
 
     Args:
         run: the run folder.
         name: the stage.
-        path: of the file, in the stage's folder; nothing happens where it was removed before.
+        path: path of the file in the stage's folder; may have been removed already.
 
     Raises:
         ArtifactError: the stage is not finished, or its marker is damaged.
     """
-    done = _finished_marker(run, name)
+    marker = _finished_marker(run, name)
     folder = run.stage(name)
-    if path in done.files:
-        files = {other: value for other, value in done.files.items() if other != path}
-        marker = read_json(folder / MARKER)
-        write_json(folder / MARKER, {**marker, "files": files, "removed": {**done.removed, path: done.files[path]}})
+    if path in marker.files:
+        remaining = {name: digest for name, digest in marker.files.items() if name != path}
+        removed = {**marker.removed, path: marker.files[path]}
+        document = read_json(folder / MARKER)
+        write_json(folder / MARKER, {**document, "files": remaining, "removed": removed})
     (folder / path).unlink(missing_ok=True)
 
 
 def clear_scratch(scratch: Path) -> None:
-    """Remove what an interrupted attempt left in a stage's scratch folder, for work that can only begin anew."""
+    """Empties a stage's scratch folder of an interrupted attempt, for work that cannot be resumed."""
     for path in scratch.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -139,18 +139,18 @@ def clear_scratch(scratch: Path) -> None:
             path.unlink()
 
 
-def _finished_marker(run: RunFolder, name: str) -> Done:
-    marker = _done(run.stage(name))
+def _finished_marker(run: RunFolder, name: str) -> StageMarker:
+    marker = _read_marker(run.stage(name))
     if marker is None:
         raise ArtifactError(f"the stage {name} in {run.path} is not finished", remedy=f"run `seawall {name}` first")
     return marker
 
 
-def _attempt(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: Callable[[Path], None]) -> Done:
-    """The work, in a folder that holds what an earlier attempt at the same left; then the marker."""
+def _attempt(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: Callable[[Path], None]) -> StageMarker:
+    """Does the work in the scratch folder, which may hold files of an interrupted attempt, and writes the marker."""
     scratch, key, begun = run.stage(f"{name}.partial"), canonical_hash(fingerprint), time.time()
     _open_scratch(scratch, key)
-    # Every field is given, so that none of an earlier, finished attempt is left beside the new state.
+    # All fields are written, so that none of an earlier finished attempt remains.
     running = {"state": "running", "started": _clock(begun), "ended": None, "seconds": None}
     update_manifest(run, {"stages": {name: running}})
     work(scratch)
@@ -163,10 +163,10 @@ def _attempt(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: Ca
     write_json(scratch / MARKER, {"fingerprint": key, "inputs": fingerprint, "files": files, **times})
     (scratch / _STARTED).unlink()
     flush(scratch)
-    return Done(key, files, times)
+    return StageMarker(key, files, times)
 
 
-def _done(folder: Path) -> Done | None:
+def _read_marker(folder: Path) -> StageMarker | None:
     """The folder's marker; None where there is none.
 
     Raises:
@@ -184,14 +184,14 @@ def _done(folder: Path) -> Done | None:
             remedy=f"restore it from a copy, or remove the folder {folder} to run the stage again",
         )
     times = {name: document.get(name) for name in ("started", "ended", "seconds")}
-    return Done(key, files, times, removed)
+    return StageMarker(key, files, times, removed)
 
 
-def _finished(scratch: Path, key: str) -> Done | None:
-    """The marker of an attempt that ended between writing it and publishing."""
+def _unpublished_marker(scratch: Path, key: str) -> StageMarker | None:
+    """The marker of an attempt that was interrupted between writing it and publishing."""
     if (scratch / _STARTED).exists():
         return None
-    marker = _done(scratch)
+    marker = _read_marker(scratch)
     if marker is None or marker.fingerprint != key:
         return None
     _require_unchanged(scratch, marker.files)
@@ -199,7 +199,7 @@ def _finished(scratch: Path, key: str) -> Done | None:
 
 
 def _open_scratch(scratch: Path, key: str) -> None:
-    """Make the scratch folder, or go on in it; one that belongs to other work is set aside."""
+    """Creates or reuses the scratch folder; one of another fingerprint is renamed first."""
     marker = scratch / _STARTED
     if scratch.exists() and (not marker.is_file() or read_json(marker).get("fingerprint") != key):
         publish(scratch, _free_name(scratch))
@@ -207,10 +207,8 @@ def _open_scratch(scratch: Path, key: str) -> None:
     write_json(marker, {"fingerprint": key})
 
 
-def _held(folder: Path, marker: Done) -> dict[str, str]:
-    """The files of a stage with their hashes, with those that were removed and are there: by an interruption, or put
-    back.
-    """
+def _present_files(folder: Path, marker: StageMarker) -> dict[str, str]:
+    """The hashes of a stage's files, and of removed files that exist: after an interruption, or restored by hand."""
     return {**marker.files, **{name: digest for name, digest in marker.removed.items() if (folder / name).is_file()}}
 
 
@@ -220,7 +218,7 @@ def _require_unchanged(folder: Path, files: Mapping[str, str]) -> None:
         actual_hash = file_hash(path) if path.is_file() else "no file"
         if actual_hash != expected_hash:
             raise ArtifactError(
-                f"{path} was changed or damaged after the stage was done",
+                f"{path} was changed or damaged after the stage finished",
                 got=actual_hash[:23],
                 expected=str(expected_hash)[:23],
                 remedy=f"restore it from a copy, or remove the folder {folder} to run the stage again",

@@ -1,1 +1,1 @@
-"""The one training loop, and the losses that stages give it."""
+"""The training loop, and the losses of the stages."""

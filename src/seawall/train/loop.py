@@ -1,4 +1,4 @@
-"""The one training loop: AdamW on named parameters, with a loss that a stage supplies."""
+"""The training loop: AdamW on named parameters, with a loss from the calling stage."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from seawall.errors import SeawallError
 Item = TypeVar("Item")
 Schedule = Literal["constant", "linear", "cosine"]
 Losses = tuple[Tensor, dict[str, float]]
-"""The loss to minimise, and its parts for the log."""
+"""The loss to minimise, and its terms for the log."""
 BatchLoss = Callable[[Item], Iterable[Losses]]
-"""The loss of a batch in pieces that add up to it, in as many forward passes; one after another saves memory."""
+"""The loss of a batch as pieces that sum to it, one per forward pass; computing them in turn saves memory."""
 Row = dict[str, float]
-"""What is logged of one update: step, lr, loss, gradient_norm, and the loss's parts."""
+"""The log of one update: step, lr, loss, gradient_norm, and the terms of the loss."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """AdamW, and the course of its learning rate.
+    """AdamW and its learning rate schedule.
 
     Attributes:
-        lr: the highest learning rate.
-        weight_decay: AdamW's.
-        max_grad_norm: gradients are scaled down to this norm.
-        schedule: `constant`, or a fall to 0 at `total_steps`, `linear` or along a half `cosine`.
-        warmup_steps: updates over which the learning rate first rises from 0, as in transformers' schedules.
-        total_steps: updates in all; a schedule other than `constant` needs it.
+        lr: peak learning rate.
+        weight_decay: AdamW's weight decay.
+        max_grad_norm: maximum norm of the gradient (clipping).
+        schedule: `constant`, or a `linear` or `cosine` decay to 0 at `total_steps`.
+        warmup_steps: updates with linear warmup from 0, as in transformers' schedules.
+        total_steps: total number of updates; required unless the schedule is `constant`.
     """
 
     lr: float
@@ -45,10 +45,10 @@ class Settings:
     total_steps: int | None = None
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of update `step`, counted from 0: it depends on nothing else, so a resumed run repeats it.
+        """The learning rate of update `step`, counted from 0. It depends on `step` alone, so resuming repeats it.
 
         Raises:
-            ValueError: the schedule falls and `total_steps` is not known.
+            ValueError: the schedule decays, and `total_steps` is None.
         """
         if step < self.warmup_steps:
             return self.lr * step / self.warmup_steps
@@ -62,10 +62,10 @@ class Settings:
 
 @final
 class Trainer(Generic[Item]):
-    """Steps an optimizer over batches. Parameters are named, so that its state can be saved without pickle.
+    """Steps an optimizer over batches. Parameters are named, so that the state can be saved without pickle.
 
     Attributes:
-        steps: updates done so far.
+        steps: number of updates so far.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: Settings, accelerator: Accelerator) -> None:
@@ -78,10 +78,10 @@ class Trainer(Generic[Item]):
         self.steps = 0
 
     def fit(self, batches: Iterable[Item], loss: BatchLoss[Item], log: Callable[[Row], None]) -> None:
-        """One update per batch; `log` is told after each, when parameters and state are those after the update.
+        """Makes one update per batch, and calls `log` after each.
 
         Raises:
-            SeawallError: a loss or gradient is not finite; parameters and state are those before this update.
+            SeawallError: a loss or gradient is not finite; parameters and state are as before this update.
         """
         for batch in batches:
             log(self._update(batch, loss))
@@ -114,7 +114,7 @@ class Trainer(Generic[Item]):
         )
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's moments, as `KEY/PARAMETER`, and the step count: all that a checkpoint needs."""
+        """The state for a checkpoint: the optimizer's moments, as `KEY/PARAMETER`, and the step count."""
         tensors = {
             f"{key}/{name}": value.detach()
             for name, parameter in self._parameters.items()
@@ -123,25 +123,25 @@ class Trainer(Generic[Item]):
         return {"steps": torch.tensor(self.steps), **tensors}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes up what `state` gave; the next update is the one that would have followed."""
+        """Loads a state of `state`; training then continues as if uninterrupted."""
         for full_name, value in tensors.items():
             if full_name == "steps":
                 self.steps = int(value)
                 continue
             key, _, name = full_name.partition("/")
             parameter = self._parameters[name]
-            # AdamW counts its steps on the CPU, wherever the parameter is.
+            # AdamW counts its steps on the CPU, on whatever device the parameter is.
             self._optimizer.state[parameter][key] = value.clone().to("cpu" if key == "step" else parameter.device)
 
 
 def random_state() -> dict[str, Tensor]:
-    """The state of torch's generators, for a checkpoint; what dropout draws next depends on it."""
+    """The state of torch's random generators, for a checkpoint; dropout depends on it."""
     devices = torch.cuda.get_rng_state_all()
     return {"cpu": torch.get_rng_state(), **{f"cuda:{index}": state for index, state in enumerate(devices)}}
 
 
 def set_random_state(tensors: Mapping[str, Tensor]) -> None:
-    """Takes up what `random_state` gave; generators of devices that are no longer there are passed over."""
+    """Restores a state of `random_state`; states of missing devices are ignored."""
     torch.set_rng_state(tensors["cpu"].cpu())
     for index in range(torch.cuda.device_count()):
         if f"cuda:{index}" in tensors:

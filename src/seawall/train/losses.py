@@ -1,4 +1,4 @@
-"""Losses of the repair, as pure functions of tensors.
+"""The losses of the repair, as pure functions of tensors.
 
 Legend: B rows, T tokens, V vocabulary, L MoE layers, E experts.
 """
@@ -25,13 +25,13 @@ def response_cross_entropy(
     opening_tokens: int = 0,
     opening_weight: float = 1.0,
 ) -> Float[Tensor, " B"]:
-    """Weighted mean cross-entropy of each row's response tokens, in nats; positions labelled -100 do not count.
+    """Weighted mean cross-entropy of each row's response tokens, in nats; positions labelled -100 are ignored.
 
     Args:
         logits_BTV: the model's output; position t predicts token t + 1.
         labels_BT: token ids on the response, -100 elsewhere.
-        opening_tokens: so many first tokens of each response weigh `opening_weight`; the others weigh 1.
-        opening_weight: whether a reply refuses is decided in its opening, which a plain mean all but ignores.
+        opening_tokens: number of first tokens of each response that weigh `opening_weight`; the others weigh 1.
+        opening_weight: above 1 to emphasise the opening, which decides whether a reply refuses.
     """
     targets_BT = labels_BT[:, 1:]
     loss_BT = F.cross_entropy(
@@ -49,28 +49,30 @@ def response_divergence(
     opening_tokens: int = 0,
     opening_weight: float = 1.0,
 ) -> Float[Tensor, " B"]:
-    """Weighted mean over each row's response of KL(original || model), in nats, with all but the K likeliest tokens
-    of the original taken as one outcome. It is 0, and so is its gradient, where nothing has changed.
+    """Weighted mean of KL(original || model) over each row's response, in nats.
+
+    All tokens but the original's K likeliest are merged into one outcome. The divergence and its gradient are 0 where
+    the model has not changed.
 
     Args:
         logits_BTV: the model's output; position t predicts token t + 1.
         labels_BT: token ids on the response, -100 elsewhere.
-        tokens_BTK: the original's likeliest tokens for the positions 1 to T - 1.
-        log_probability_BTK: their log-probabilities under the original.
+        tokens_BTK: the original model's K likeliest tokens for the positions 1 to T - 1.
+        log_probability_BTK: their log-probabilities under the original model.
         opening_tokens: as in `response_cross_entropy`.
         opening_weight: as in `response_cross_entropy`.
     """
     log_q_BTK = logits_BTV[:, :-1].float().log_softmax(-1).gather(-1, tokens_BTK)
     loss_BT = _kl(log_probability_BTK, log_q_BTK)
     if tokens_BTK.shape[-1] < logits_BTV.shape[-1]:
-        loss_BT = loss_BT + _kl(_log_rest(log_probability_BTK), _log_rest(log_q_BTK))
+        loss_BT = loss_BT + _kl(_log_remainder(log_probability_BTK), _log_remainder(log_q_BTK))
     return _response_mean(loss_BT, labels_BT[:, 1:] != IGNORED, opening_tokens, opening_weight)
 
 
-def _log_rest(log_probability_BTK: Tensor) -> Tensor:
-    """Log-probability of all other tokens, (B, T, 1); never below about 1e-7, where float32 knows no better."""
-    rest_BT1 = 1 - log_probability_BTK.exp().sum(-1, keepdim=True)
-    return rest_BT1.clamp_min(torch.finfo(torch.float32).eps).log()
+def _log_remainder(log_probability_BTK: Tensor) -> Tensor:
+    """Log-probability of all other tokens together (B, T, 1), with the probability at least float32's epsilon."""
+    remainder_BT1 = 1 - log_probability_BTK.exp().sum(-1, keepdim=True)
+    return remainder_BT1.clamp_min(torch.finfo(torch.float32).eps).log()
 
 
 def _response_mean(loss_BT: Tensor, response_BT: Tensor, opening_tokens: int, opening_weight: float) -> Tensor:
@@ -97,7 +99,7 @@ def _symmetric(anchor: Tensor, attack: Tensor) -> Tensor:
 
 
 DIVERGENCES: dict[str, Divergence] = {"forward": _forward, "reverse": _reverse, "symmetric": _symmetric}
-"""Directions of the router loss by their name in recipes."""
+"""The divergences of the router loss by their `direction` in recipes."""
 
 
 def pairwise_router_loss(
@@ -108,10 +110,11 @@ def pairwise_router_loss(
     attack_mask_BU: Tensor,
     direction: str = "forward",
 ) -> Tensor:
-    """Mean over MoE layers and pairs of the divergence between each pair's mean routing distributions.
+    """Mean over MoE layers and pairs of the divergence between the mean routing of plain request and attack.
 
-    A prompt's routing distribution is the mean over its own tokens of the softmax of the router's logits; padding does
-    not count, and each attack is compared with its own plain request. The anchor side takes no gradient.
+    A prompt's routing distribution is the softmax of the router's logits, averaged over the prompt's tokens without
+    padding; each attack is compared with its own plain request. The anchor side takes no gradient. RASA (arXiv
+    2602.04448), section 3.4.
 
     Args:
         anchor: router logits of the plain requests, one tensor per MoE layer.
@@ -141,10 +144,10 @@ def reference_router_loss(
     *,
     direction: str = "forward",
 ) -> Tensor:
-    """The authors' formula: logits averaged over all positions (padding too), softmax, averaged over the batch;
-    divergence of the two, divided by E, averaged over layers.
+    """The router loss of the authors' code, kept to reproduce published numbers.
 
-    It compares batch with batch, not pair with pair; kept so that published numbers can be reproduced.
+    Logits are averaged over all positions (padding included), softmaxed, and averaged over the batch; the divergence of
+    the two batch means is divided by E and averaged over layers. It compares batches, not pairs.
     """
     divergence = DIVERGENCES[direction]
     losses = []
