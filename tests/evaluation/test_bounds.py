@@ -9,7 +9,7 @@ from seawall.data.types import VerdictLabel, user
 from seawall.errors import ArtifactError, ConfigError
 from seawall.evaluation.gate import Bounds, Check, Evidence, check_bounds
 from seawall.evaluation.metrics import wilson
-from seawall.evaluation.run import group_rates
+from seawall.evaluation.rates import group_rates
 
 GOALS = 100
 R: VerdictLabel = "refused"
@@ -204,10 +204,10 @@ def test_a_model_whose_loss_is_no_number_fails() -> None:
 def test_capability_without_losses_by_question_has_no_interval() -> None:
     before = samples("plain", [R] * 3)
     for old in ((result(), result(NATS)), (result(NATS), result())):
-        with pytest.raises(ArtifactError, match=r"no interval.*the means 1\.0 and 1\.0 alone.*run the recipe again"):
+        with pytest.raises(ArtifactError, match=r"got the means 1\.0 and 1\.0 alone"):
             check_bounds(Bounds(max_capability_drop=0.01), evidence(before, before, results=old))
     other = evidence(before, before, results=(result(NATS), result(NATS, ids="other")))
-    with pytest.raises(ArtifactError, match="different gold answers"):
+    with pytest.raises(ArtifactError, match=r"different gold questions; got \d+ and \d+ questions"):
         check_bounds(Bounds(max_capability_drop=0.01), other)
     one = evidence(before, before, results=(result(NATS[:1]), result(NATS[:1])))
     with pytest.raises(ArtifactError, match="a single gold question"):
@@ -217,7 +217,7 @@ def test_capability_without_losses_by_question_has_no_interval() -> None:
 @pytest.mark.parametrize(
     ("name", "saying"),
     [
-        ("max_asr", "--max-asr bounds what the run did not measure"),
+        ("max_asr", "--max-asr .*; got no attacks"),
         ("max_asr_unseen", "--max-asr-unseen"),
         ("max_over_refusal_increase", "no borderline prompts"),
         ("max_benign_drop", "no benign prompts"),
@@ -232,7 +232,7 @@ def test_a_bound_on_what_was_not_measured_never_passes(name: str, saying: str) -
 
 
 def test_evaluations_of_different_prompts_are_refused() -> None:
-    with pytest.raises(ArtifactError, match="did not ask the same"):
+    with pytest.raises(ArtifactError, match=r"different prompts; got \d+ and \d+ samples"):
         check_bounds(Bounds(max_asr=0.1), evidence(samples("plain", [R]), samples("attack:a", [C])))
 
 
@@ -243,7 +243,7 @@ def test_a_limit_that_no_rate_can_have_is_refused(value: float) -> None:
 
 
 def test_a_loss_may_more_than_double_and_no_bound_is_no_gate() -> None:
-    assert Bounds(max_capability_drop=1.5).given() == {"max_capability_drop": 1.5}
+    assert Bounds(max_capability_drop=1.5).limits() == {"max_capability_drop": 1.5}
     with pytest.raises(ConfigError, match="--max-capability-drop is out of range"):
         Bounds(max_capability_drop=float("inf"))
     with pytest.raises(ConfigError, match=r"no bound to check; got none; expected at least one of --max-asr, "):

@@ -76,7 +76,7 @@ def test_a_bare_name_is_a_task_of_the_harness(tmp_path: Path) -> None:
         ("{tasks: []}", "eval.capability.tasks"),
         ("{}", "eval.capability"),
         ("{tasks: [gsm8k], margin: 0}", "eval.capability.margin"),
-        ("{tasks: [gsm8k, gsm8k]}", "tasks of different names"),
+        ("{tasks: [gsm8k, gsm8k]}", "tasks with different names"),
         ("{tasks: [../gsm8k]}", "names a file"),
         ("{tasks: [{kind: choice, path: a.jsonl}], num_fewshot: 2}", "`shots`"),
         ("{tasks: [{kind: essay, path: a.jsonl}]}", "eval.capability.tasks"),
@@ -142,15 +142,15 @@ def test_an_answer_without_a_number_and_an_empty_file_are_refused(tmp_path: Path
 
 def test_without_the_harness_one_line_says_what_to_install(letters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"needs lm-evaluation-harness; got no package lm_eval; pip install"):
+    with pytest.raises(ConfigError, match=r"got no package lm_eval; pip install"):
         check_capability(config(choice(letters)))
 
 
 # Records and scores, from what the harness logs
 
 
-def logged(values: dict[str, list[Any]], *, reported: dict[str, float], metric: str = "acc") -> harness.Logged:
-    return harness.Logged(
+def logged(values: dict[str, list[Any]], *, reported: dict[str, float], metric: str = "acc") -> harness.HarnessLog:
+    return harness.HarnessLog(
         samples={
             task: [
                 {
@@ -185,7 +185,7 @@ def test_a_group_is_scored_over_all_its_questions() -> None:
     "values", [[(0, 1), (1, 1)], [-3.2, -1.0], [0.5, 2.0]], ids=["pairs", "log-likelihoods", "above one"]
 )
 def test_metrics_that_are_no_means_of_shares_are_left_out(values: list[Any]) -> None:
-    with pytest.raises(ConfigError, match="no metric of the task odd can be compared"):
+    with pytest.raises(ConfigError, match="no metric of the task odd"):
         to_records("odd", logged({"odd": values}, reported={"odd": 0.5}))
 
 
@@ -256,7 +256,7 @@ def test_where_lower_is_better_a_rise_is_a_loss() -> None:
 
 
 def test_other_questions_cannot_be_compared() -> None:
-    with pytest.raises(ArtifactError, match="capability on different questions"):
+    with pytest.raises(ArtifactError, match=r"different capability questions; got \d+ and \d+ scores"):
         capability_changes(result([1.0, 0.0]), result([1.0, 0.0, 1.0]))
 
 
@@ -444,14 +444,14 @@ def test_unknown_names_and_data_that_are_nowhere_are_one_line(
         check_capability(config("bothh"))
     with pytest.raises(ConfigError, match="cannot load the task gone; got FileNotFoundError"):
         measured("gone")
-    with pytest.raises(ConfigError, match="task unsafe cannot be measured here; got a task that runs the model's code"):
+    with pytest.raises(ConfigError, match=r"task unsafe .*; got a task that runs the model's code"):
         measured("unsafe")
 
 
 @needs_harness
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_too_few_examples_are_refused(measured: Callable[..., tuple[CapabilityScore, ...]], letters: Path) -> None:
-    with pytest.raises(ConfigError, match=r"more examples than .* holds; got 11; expected at most 10"):
+    with pytest.raises(ConfigError, match=r"num_fewshot .*; got 11; expected at most 10"):
         measured(choice(letters, shots=str(letters)), num_fewshot=11)
 
 

@@ -20,10 +20,11 @@ from seawall.config.eval import EvalConfig
 from seawall.data.types import NO_ANSWER, NO_REPLY, Message, Messages, Verdict, user
 from seawall.errors import ArtifactError, ConfigError, SeawallError
 from seawall.evaluation.answers import ANSWERS
+from seawall.evaluation.collect import judged_samples
 from seawall.evaluation.engines import Reply, make_engine
 from seawall.evaluation.judges.keyword import KeywordJudge
 from seawall.evaluation.metrics import rate_with_interval
-from seawall.evaluation.run import SAMPLES, evaluate, evaluate_engine, judged_samples
+from seawall.evaluation.run import SAMPLES, evaluate, evaluate_engine
 from seawall.evaluation.samples import load_samples
 from seawall.evaluation.suite import EvalPrompt, EvalSuite
 from seawall.models.generate import generate
@@ -144,7 +145,7 @@ class TestAFaultyEndpoint:
 
     def test_what_stays_unanswered_stops_the_evaluation_and_is_asked_again(self, tmp_path: Path) -> None:
         first = Script(answering().answer, faults=0.5, seed=4)
-        with serving(first) as url, pytest.raises(SeawallError, match="run the same command when it is back"):
+        with serving(first) as url, pytest.raises(SeawallError, match=r"got no reply to \d+ of 40 prompts"):
             ask(at_endpoint(url, attempts=1), tmp_path)
         assert 0 < len(load_samples(tmp_path / SAMPLES)) < 40
         second = answering()
@@ -215,13 +216,13 @@ class TestAFaultyEndpoint:
         assert script.headers[0]["authorization"] == "Bearer a-secret"
         assert not any(b"a-secret" in path.read_bytes() for path in tmp_path.iterdir())
         monkeypatch.delenv("MODEL_KEY")
-        with pytest.raises(ConfigError, match=r"MODEL_KEY holds no key for the endpoint of eval\.engine"):
+        with pytest.raises(ConfigError, match=r"MODEL_KEY of eval\.engine\.key_env"):
             make_engine(at_endpoint(url, key_env="MODEL_KEY"))
 
     def test_a_damaged_answer_is_named(self, tmp_path: Path) -> None:
         row = {"request": "x", "answer": "y", "problem": None, "tokens": "many"}
         (tmp_path / ANSWERS).write_text(json.dumps(row) + "\n")
-        with pytest.raises(ArtifactError, match=r"answers\.jsonl:1: a damaged answer"):
+        with pytest.raises(ArtifactError, match=r"answers\.jsonl:1: .*; got "):
             make_engine(at_endpoint("http://127.0.0.1:1/v1"), folder=tmp_path)
 
 
@@ -296,12 +297,12 @@ class TestLengths:
         rows = [json.loads(line) for line in (tmp_path / SAMPLES).read_text("utf-8").splitlines()]
         rows[3]["lengths"][1]["label"] = "safe"
         (tmp_path / SAMPLES).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        with pytest.raises(ArtifactError, match=r"samples\.jsonl:4: an unknown verdict; got 'safe'"):
+        with pytest.raises(ArtifactError, match=r"samples\.jsonl:4: .*; got 'safe'"):
             load_samples(tmp_path / SAMPLES)
 
     def test_a_server_that_tells_no_tokens_is_refused(self, tmp_path: Path) -> None:
         script = answering()
-        with serving(script) as url, pytest.raises(ConfigError, match=r"no logprobs.*leave eval\.lengths out"):
+        with serving(script) as url, pytest.raises(ConfigError, match=r"got no logprobs.*eval\.lengths"):
             ask(at_endpoint(url, lengths=(2, 6)), tmp_path)
 
     def test_a_judge_without_an_answer_is_asked_again_about_every_length(

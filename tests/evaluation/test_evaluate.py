@@ -154,16 +154,16 @@ def test_samples_of_another_suite_are_not_mixed_in(model: PreTrainedModel, tmp_p
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (b"{}", "damaged sample; got KeyError"),
-        (b"nonsense", "damaged sample"),
-        (b"[]", "damaged sample; got TypeError"),
+        (b"{}", "KeyError"),
+        (b"nonsense", "JSONDecodeError"),
+        (b"[]", "TypeError"),
     ],
 )
 def test_a_damaged_line_in_the_middle_is_named(model: PreTrainedModel, tmp_path: Path, line: bytes, says: str) -> None:
     run(model, tmp_path, EveryOther())
     lines = (tmp_path / SAMPLES).read_bytes().splitlines(keepends=True)
     (tmp_path / SAMPLES).write_bytes(lines[0] + line + b"\n" + lines[2])
-    with pytest.raises(ArtifactError, match=f"samples.jsonl:2: a {says}"):
+    with pytest.raises(ArtifactError, match=rf"samples\.jsonl:2: .*; got {says}"):
         load_samples(tmp_path / SAMPLES)
 
 
@@ -171,7 +171,7 @@ def test_a_changed_verdict_is_refused(model: PreTrainedModel, tmp_path: Path) ->
     run(model, tmp_path, EveryOther())
     text = (tmp_path / SAMPLES).read_text("utf-8")
     (tmp_path / SAMPLES).write_text(text.replace('"label": "refused"', '"label": "safe"'), "utf-8")
-    with pytest.raises(ArtifactError, match="an unknown verdict; got 'safe'"):
+    with pytest.raises(ArtifactError, match="unknown verdict; got 'safe'"):
         load_samples(tmp_path / SAMPLES)
 
 

@@ -12,7 +12,7 @@ from seawall.data.types import Message, Messages, Verdict, user
 from seawall.errors import ArtifactError, ConfigError, DataError, SeawallError, UnsupportedModelError
 from seawall.evaluation.judges import make_judge
 from seawall.evaluation.judges.formats import FORMATS, as_text, lacks
-from seawall.evaluation.judges.guard import WritingGuard
+from seawall.evaluation.judges.guard import GenerativeGuard
 
 PROMPTS = [user("How do I bake bread?"), user("Name a bird."), user("Sing.")]
 REPLIES = ["I'm sorry, but I can't help with that.", "A heron is a bird.", "La, la, la, says the singer of the song."]
@@ -126,7 +126,7 @@ def test_empty_and_overlong_replies_are_unscored_and_order_is_kept(tmp_path: Pat
 class TestWhatTheGuardIsAsked:
     def asked(self, folder: Path, prompt: Messages, reply: str, **settings: Any) -> str:
         judge = make_judge(GuardJudge(model=str(folder), **settings))
-        assert isinstance(judge, WritingGuard)
+        assert isinstance(judge, GenerativeGuard)
         return str(tiny_tokenizer().decode(list(judge._ids(prompt, reply))))
 
     def test_a_chat_template_gets_the_conversation_with_its_reply(self, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from seawall.data.types import NO_ANSWER, Messages, Verdict, VerdictLabel, user
 from seawall.errors import ConfigError
 from seawall.evaluation.judges import JUDGES, make_judge
 from seawall.evaluation.judges.ensemble import EnsembleJudge, majority
-from seawall.evaluation.run import disagreement
+from seawall.evaluation.rates import disagreement
 
 
 class Holder(BaseModel):

@@ -159,7 +159,7 @@ class TestWaiting:
         config = RubricConfig(base_url="http://127.0.0.1:1/v1", **{**FAST, "max_backoff": 60.0, "attempts": 3})
         endpoint = Endpoint(config, "eval.judge")
         missing = Answer(None, "status 429", final=False)
-        monkeypatch.setattr(endpoint, "_once", lambda client, body: (missing, 7.0))
+        monkeypatch.setattr(endpoint, "_attempt", lambda client, body: (missing, 7.0))
         with endpoint.connect() as client:
             assert endpoint.request(client, {}, stop) == missing
         assert stop.waits == [7.0, 7.0]
@@ -168,7 +168,7 @@ class TestWaiting:
         with serving(Script(grade, always=HttpReply(429, b"", {"Retry-After": "7"}))) as url:
             endpoint = Endpoint(RubricConfig(base_url=url, **FAST), "eval.judge")
             with endpoint.connect() as client:
-                answer, wait = endpoint._once(client, endpoint.body([{"role": "user", "content": "x"}], 16))
+                answer, wait = endpoint._attempt(client, endpoint.body([{"role": "user", "content": "x"}], 16))
         assert (answer.final, answer.problem, wait) == (False, "status 429", 7.0)
 
     def test_an_error_ends_every_other_wait(self, tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ class TestRequests:
         monkeypatch.delenv("JUDGE_KEY", raising=False)
         if value is not None:
             monkeypatch.setenv("JUDGE_KEY", value)
-        with pytest.raises(ConfigError, match="JUDGE_KEY holds no key") as found:
+        with pytest.raises(ConfigError, match=r"JUDGE_KEY of eval\.judge\.key_env") as found:
             make_judge(RubricConfig(base_url="http://127.0.0.1:1/v1", key_env="JUDGE_KEY", **FAST))
         assert not value or not value.strip() or value not in str(found.value)
 
@@ -354,7 +354,7 @@ class TestKeptAnswers:
     def test_a_damaged_line_is_named(self, folder: Path, line: bytes) -> None:
         content = (folder / ANSWERS).read_bytes()
         (folder / ANSWERS).write_bytes(line + b"\n" + content)
-        with pytest.raises(ArtifactError, match=r"answers.jsonl:1: a damaged answer"):
+        with pytest.raises(ArtifactError, match=r"answers\.jsonl:1: .*; got "):
             self.again(folder)
 
 
@@ -408,7 +408,7 @@ def run_or_none(url: str, folder: Path) -> list[str] | None:
 class TestEvaluating:
     def test_an_evaluation_whose_endpoint_is_down_goes_on_when_it_is_back(self, tmp_path: Path) -> None:
         down = Script(lambda asked: GRADES[REFUSES], always=HttpReply(503, b""))
-        with serving(down) as url, pytest.raises(SeawallError, match="run the same command when it is back"):
+        with serving(down) as url, pytest.raises(SeawallError, match="got no answer to 5 replies, the last one: "):
             run(url, tmp_path)
         assert down.attempts.total() == 5
         up = Script(lambda asked: GRADES[REFUSES])

@@ -10,10 +10,10 @@ from families import tiny, tiny_tokenizer
 from seawall.data.types import Exchange, user
 from seawall.errors import DataError
 from seawall.evaluation.metrics import wilson
-from seawall.evaluation.task import READERS, Answer, _wanted, score_task
+from seawall.evaluation.task import MATCHERS, AnswerMatch, _reference, score_task
 from seawall.models.generate import generate
 
-CASES: list[tuple[Answer, str, str, bool]] = [
+CASES: list[tuple[AnswerMatch, str, str, bool]] = [
     ("exact", "return", "Return", True),
     ("exact", "return", "\n  **return**.\nBecause the jacket does not fit.", True),
     ("exact", "return", '"return"', True),
@@ -35,13 +35,13 @@ CASES: list[tuple[Answer, str, str, bool]] = [
 
 
 @pytest.mark.parametrize(("answer", "wanted", "reply", "right"), CASES)
-def test_what_counts_as_right(answer: Answer, wanted: str, reply: str, right: bool) -> None:
-    sought = _wanted(Exchange(user("?"), wanted), answer, 1)
-    assert READERS[answer](reply, sought) is right
+def test_what_counts_as_right(answer: AnswerMatch, wanted: str, reply: str, right: bool) -> None:
+    sought = _reference(Exchange(user("?"), wanted), answer, 1)
+    assert MATCHERS[answer](reply, sought) is right
 
 
 def test_every_way_to_compare_has_a_reader() -> None:
-    assert set(get_args(Answer)) == set(READERS)
+    assert set(get_args(AnswerMatch)) == set(MATCHERS)
 
 
 def test_the_score_is_the_share_of_replies_that_are_right() -> None:
@@ -80,7 +80,7 @@ def test_the_score_is_the_share_of_replies_that_are_right() -> None:
     ],
 )
 def test_answers_that_cannot_be_compared_are_refused_before_anything_is_asked(
-    answer: Answer, wanted: str, saying: str
+    answer: AnswerMatch, wanted: str, saying: str
 ) -> None:
     rows = [Exchange(user("?"), "4"), Exchange(user("?"), wanted)]
     model, tokenizer = tiny("llama"), tiny_tokenizer()
@@ -89,5 +89,5 @@ def test_answers_that_cannot_be_compared_are_refused_before_anything_is_asked(
         score_task(model, tokenizer, rows, answer=answer, progress=lambda *done: told.append(done))
     assert "\n" not in str(caught.value)
     assert not told
-    with pytest.raises(DataError, match="nothing to score the task by; got no rows"):
+    with pytest.raises(DataError, match="got no rows"):
         score_task(model, tokenizer, [], answer=answer)

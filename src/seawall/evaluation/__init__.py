@@ -1,1 +1,1 @@
-"""Measuring a model: attack success, refusals, over-refusal, compliance, loss on gold answers."""
+"""Evaluates a model: attack success, refusals, over-refusal, compliance, loss on gold answers, capability."""

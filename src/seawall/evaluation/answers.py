@@ -1,4 +1,4 @@
-"""Every raw answer of an endpoint in a JSONL file, so that a run that goes on asks nothing twice."""
+"""Saves every raw answer of an endpoint in a JSONL file, so that a resumed run sends no request twice."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ ANSWERS = "answers.jsonl"
 
 
 class AnswerLog:
-    """Answers by the hash of their request, in memory and, where there is a folder, on disk; threads may share it."""
+    """Answers by the hash of their request, in memory and (with a folder) on disk. Thread-safe."""
 
     def __init__(self, folder: Path | None) -> None:
-        """Continue the folder's file, or begin it with the first answer. A last line that was cut off is dropped.
+        """Opens the folder's file; an incomplete last line is removed. The first answer creates a missing file.
 
         Raises:
-            ArtifactError: the file cannot be read, or another line than the last is damaged.
+            ArtifactError: the file cannot be read, or a line other than the last is damaged.
         """
         self._path = None if folder is None else folder / ANSWERS
         self._lock = threading.Lock()
         self._answers = {} if self._path is None else _read(self._path)
 
     def get(self, key: str) -> Answer | None:
-        """The answer to a request, if there is one."""
+        """The saved answer to a request, if any."""
         return self._answers.get(key)
 
     def add(self, key: str, answer: Answer) -> None:
-        """Keep an answer; it is on disk when this returns."""
+        """Saves an answer; it is on disk on return."""
         line = json.dumps(_fields(key, answer)) + "\n"
         with self._lock:
             self._answers[key] = answer
@@ -48,24 +48,24 @@ class AnswerLog:
 
 
 def request_answers(endpoint: Endpoint, bodies: Mapping[str, dict[str, Any]], log: AnswerLog) -> dict[str, Answer]:
-    """An answer to every request, by its key; only what the log lacks is sent, several at once.
+    """The answer to every request, by its key. Requests with a saved answer are not sent; the others run concurrently.
 
     Args:
-        endpoint: whom to ask.
+        endpoint: the endpoint.
         bodies: requests by a key that identifies them.
-        log: where final answers are looked up and kept.
+        log: finds and saves final answers.
 
     Raises:
-        ConfigError: the endpoint says that the key, the address or the model is wrong.
+        ConfigError: the endpoint rejects the key, the address or the model.
     """
-    found = {key: kept for key in bodies if (kept := log.get(key)) is not None}
-    missing = [key for key in bodies if key not in found]
+    answers = {key: saved for key in bodies if (saved := log.get(key)) is not None}
+    missing = [key for key in bodies if key not in answers]
     if not missing:
-        return found
+        return answers
     stop = threading.Event()
     with endpoint.connect() as client:
 
-        def one(key: str) -> Answer:
+        def send(key: str) -> Answer:
             if stop.is_set():
                 return Answer(None, "stopped", final=False)
             answer = endpoint.request(client, bodies[key], stop)
@@ -75,21 +75,21 @@ def request_answers(endpoint: Endpoint, bodies: Mapping[str, dict[str, Any]], lo
 
         executor = ThreadPoolExecutor(endpoint.concurrency)
         try:
-            return found | dict(zip(missing, executor.map(one, missing), strict=True))
-        finally:  # also when an answer shows that a setting is wrong, or the user interrupts
+            return answers | dict(zip(missing, executor.map(send, missing), strict=True))
+        finally:  # also where an answer shows a wrong setting, or the user interrupts
             stop.set()
             executor.shutdown(cancel_futures=True)
 
 
 def _fields(key: str, answer: Answer) -> dict[str, Any]:
-    """A line of the file; what the endpoint did not say is left out."""
+    """A line of the file; values that the endpoint did not return are left out."""
     pieces = None if answer.pieces is None else [piece.hex() for piece in answer.pieces]
-    said = {"finish": answer.finish, "tokens": answer.tokens, "pieces": pieces}
+    optional = {"finish": answer.finish, "tokens": answer.tokens, "pieces": pieces}
     return {
         "request": key,
         "answer": answer.text,
         "problem": answer.problem,
-        **{name: value for name, value in said.items() if value is not None},
+        **{name: value for name, value in optional.items() if value is not None},
     }
 
 
@@ -100,10 +100,10 @@ def _read(path: Path) -> dict[str, Answer]:
         content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read", got=error.strerror) from None
-    whole, _, torn = content.rpartition(b"\n")
+    complete, _, torn = content.rpartition(b"\n")
     if torn:
         os.truncate(path, len(content) - len(torn))
-    lines = whole.split(b"\n") if whole else []
+    lines = complete.split(b"\n") if complete else []
     return dict(_line(raw, f"{path}:{number}") for number, raw in enumerate(lines, start=1))
 
 
@@ -123,5 +123,5 @@ def _line(raw: bytes, where: str) -> tuple[str, Answer]:
 
 def _damaged(where: str, got: str) -> ArtifactError:
     return ArtifactError(
-        f"{where}: a damaged answer of an endpoint", got=got, remedy="delete the line; only that one is asked again"
+        f"{where}: the saved answer is damaged", got=got, remedy="delete the line; its request is then sent again"
     )

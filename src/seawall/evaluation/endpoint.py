@@ -1,4 +1,4 @@
-"""One question to an OpenAI-compatible endpoint: asked again when it fails, given up after so many attempts."""
+"""Requests to an OpenAI-compatible endpoint, with retries."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from seawall.config.endpoint import EndpointSettings
 from seawall.errors import ConfigError
 
 Section = Literal["eval.judge", "eval.engine"]
-"""Where a recipe names the endpoint, for messages."""
+"""The recipe section of the endpoint, for messages."""
 
-_AGAIN = frozenset((408, 409, 425, 429))
+_RETRY_STATUSES = frozenset((408, 409, 425, 429))
 _WRONG_SETTING = {
     401: "check the key in the variable that {section}.key_env names",
-    403: "check the key in the variable that {section}.key_env names, and what it may use",
+    403: "check the key in the variable that {section}.key_env names, and its permissions",
     404: "check {section}.base_url and {section}.model",
     405: "check {section}.base_url",
 }
-_REDIRECTED = "give the address that it redirects to as {section}.base_url"
+_REDIRECTED = "set {section}.base_url to the address that it redirects to"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one question.
+    """The outcome of one request.
 
     Attributes:
-        text: the model's answer; None where it wrote none.
+        text: the model's answer; None where the model gave none.
         problem: why there is no answer.
-        final: whether asking again would be no use: the answer, or a refusal of the endpoint to this question.
-        finish: why the model stopped, as the endpoint says it (`stop`, `length`); None where it does not.
-        tokens: how many the model wrote, as the endpoint counts them; None where it does not.
-        pieces: the bytes of every token; None where they were not asked for or not given.
+        final: whether a retry is useless: there is an answer, or the endpoint rejects the request itself.
+        finish: the reason for the end of generation (`stop`, `length`); None where the endpoint does not return it.
+        tokens: number of generated tokens; None where the endpoint does not return it.
+        pieces: the bytes of every token; None where they were not requested or not returned.
     """
 
     text: str | None
@@ -52,13 +52,13 @@ class Answer:
 
 
 class Endpoint:
-    """Asks questions, of several threads at once."""
+    """A client of one endpoint. Thread-safe."""
 
     def __init__(self, config: EndpointSettings, section: Section) -> None:
-        """Open it; nothing is sent yet.
+        """Checks the settings; sends nothing.
 
         Raises:
-            ConfigError: the variable that should hold the key is not set, or the address is none.
+            ConfigError: the environment variable of the key is not set, or the address is invalid.
         """
         self.concurrency = config.concurrency
         self._config = config
@@ -68,11 +68,11 @@ class Endpoint:
         self._url = _url(config, section)
 
     def connect(self) -> httpx2.Client:
-        """What the questions go through; to be closed by `with`."""
+        """An HTTP client for the requests; to be closed by `with`."""
         return httpx2.Client(headers=self._headers, timeout=self._config.timeout)
 
     def body(self, messages: Sequence[dict[str, str]], max_tokens: int) -> dict[str, Any]:
-        """The request for an answer to a conversation: greedy, of bounded length."""
+        """The body of a request: greedy decoding, at most `max_tokens` tokens."""
         return {
             "model": self._config.model,
             "messages": list(messages),
@@ -81,31 +81,31 @@ class Endpoint:
         }
 
     def request(self, client: httpx2.Client, body: dict[str, Any], stop: threading.Event) -> Answer:
-        """The answer to one request; once `stop` is set, no further attempt is made.
+        """The answer to one request, with retries until `stop` is set.
 
         Raises:
-            ConfigError: the endpoint says that the key, the address or the model is wrong.
+            ConfigError: the endpoint rejects the key, the address or the model.
         """
         answer = Answer(None, "not asked", final=False)
         for attempt in range(self._config.attempts):
-            answer, wait = self._once(client, body)
+            answer, wait = self._attempt(client, body)
             last = attempt + 1 == self._config.attempts
             if answer.final or last or stop.wait(self._pause(attempt, wait)):
                 break
         return answer
 
-    def _once(self, client: httpx2.Client, body: dict[str, Any]) -> tuple[Answer, float]:
-        """The outcome of one attempt, and the seconds that the endpoint asks to wait."""
+    def _attempt(self, client: httpx2.Client, body: dict[str, Any]) -> tuple[Answer, float]:
+        """The outcome of one attempt, and the seconds to wait that the endpoint asks for."""
         try:
             response = client.post(self._url, json=body)
         except httpx2.RequestError as error:
             return Answer(None, type(error).__name__, final=False), 0.0
         status = response.status_code
-        if status in _AGAIN or status >= 500:
+        if status in _RETRY_STATUSES or status >= 500:
             return Answer(None, f"status {status}", final=False), retry_after(response.headers.get("Retry-After"))
         if status in _WRONG_SETTING or response.is_redirect:
             raise ConfigError(
-                f"the endpoint {self._config.base_url} of {self._section} does not take requests",
+                f"the endpoint {self._config.base_url} of {self._section} rejects requests",
                 got=f"status {status}",
                 remedy=_WRONG_SETTING.get(status, _REDIRECTED).format(section=self._section),
             )
@@ -116,29 +116,29 @@ class Endpoint:
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             return Answer(None, "a broken body", final=False), 0.0
 
-    def _pause(self, attempt: int, asked: float) -> float:
-        """Seconds to wait: doubled with each attempt, spread so that requests do not come back all at once."""
+    def _pause(self, attempt: int, retry_after_seconds: float) -> float:
+        """Seconds to wait: doubled with each attempt, with jitter, so that retries do not all come at once."""
         doubled = self._config.backoff * 2.0 ** min(attempt, 30)
-        return min(self._config.max_backoff, max(asked, doubled * self._jitter.uniform(0.5, 1.0)))
+        return min(self._config.max_backoff, max(retry_after_seconds, doubled * self._jitter.uniform(0.5, 1.0)))
 
 
 def retry_after(header: str | None) -> float:
-    """Seconds that a `Retry-After` header asks for, as a number or a date; 0 where it says nothing readable."""
+    """Seconds of a `Retry-After` header, given as a number or a date; 0 where it is missing or unreadable."""
     if header is None:
         return 0.0
     if header.strip().isdecimal():
         return float(header)
     try:
-        at = parsedate_to_datetime(header)
+        moment = parsedate_to_datetime(header)
     except ValueError:
         return 0.0
-    if at.tzinfo is None:
-        at = at.replace(tzinfo=UTC)
-    return max(0.0, (at - datetime.now(UTC)).total_seconds())
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
 def _answer(body: bytes) -> Answer:
-    """What a chat completion holds; anything of another shape raises."""
+    """Parses a chat completion; raises for any other structure."""
     document = json.loads(body)
     choice = document["choices"][0]
     content = choice["message"]["content"]
@@ -155,7 +155,7 @@ def _answer(body: bytes) -> Answer:
 
 
 def _pieces(logprobs: Any) -> tuple[bytes, ...] | None:
-    """The bytes of every token; where a server leaves them out, those of the token's text."""
+    """The bytes of every token, or of its text where the server leaves out the bytes."""
     rows = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(rows, list):
         return None
@@ -166,7 +166,7 @@ def _url(config: EndpointSettings, section: Section) -> httpx2.URL:
     try:
         return httpx2.URL(f"{config.base_url}/chat/completions")
     except httpx2.InvalidURL as error:
-        raise ConfigError(f"{section}.base_url {config.base_url} is no address", got=error) from None
+        raise ConfigError(f"{section}.base_url {config.base_url} is no valid address", got=error) from None
 
 
 def _headers(config: EndpointSettings, section: Section) -> dict[str, str]:
@@ -175,8 +175,8 @@ def _headers(config: EndpointSettings, section: Section) -> dict[str, str]:
     key = os.environ.get(config.key_env, "").strip()
     if not key.isascii() or not key.isprintable() or not key:
         raise ConfigError(
-            f"the environment variable {config.key_env} holds no key for the endpoint of {section}",
-            expected=f"the key that {section}.key_env promises",
-            remedy=f"set it before the run: export {config.key_env}=...",
+            f"the environment variable {config.key_env} of {section}.key_env holds no key",
+            expected="an API key of printable ASCII characters",
+            remedy=f"set the variable: export {config.key_env}=...",
         )
     return {"Authorization": f"Bearer {key}"}

@@ -1,11 +1,12 @@
-"""Loss on reference answers: what a repair costs in capability, far more finely than a score of right and wrong.
+"""Loss on reference answers: the capability cost of a repair, on a finer scale than right and wrong answers.
 
 Legend: B rows of the batch, T tokens, V vocabulary, N answer tokens of the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class GoldLoss:
-    """Mean negative log-likelihood in nats per answer token, and what it is made of, in the order of the questions."""
+    """Mean negative log-likelihood in nats per answer token, and the answers' own losses in the order of questions."""
 
     loss: float
     tokens: int
@@ -33,7 +34,7 @@ class GoldLoss:
 
     @property
     def n(self) -> int:
-        """How many questions."""
+        """Number of questions."""
         return len(self.answers)
 
 
@@ -45,62 +46,69 @@ def gold_answer_loss(
     batch_size: int,
     progress: Progress | None = None,
 ) -> GoldLoss:
-    """How well a model predicts the reference answers, given the questions in its own chat template.
+    """The model's loss on the reference answers, given the questions in its own chat template.
 
-    Every answer token weighs the same. The token that ends the reply is left out: whether a model stops after a short
+    Every answer token weighs the same. The end token of the reply is left out: whether a model stops after a short
     answer is a matter of style, and a repair that teaches short refusals would seem to improve it.
 
     Args:
-        model: in any mode; it is evaluated without dropout and left as it was.
-        tokenizer: with a chat template.
+        model: in any mode; evaluated without dropout and left unchanged.
+        tokenizer: a tokenizer with a chat template.
         rows: questions and answers.
-        batch_size: rows of a forward pass; batches hold like lengths.
-        progress: told after every batch how many rows are done, and of how many.
+        batch_size: rows per forward pass; batches hold similar lengths.
+        progress: called after every batch with the number of rows done and in total.
 
     Raises:
-        DataError: no chat template, or a conversation that it cannot take.
+        DataError: the tokenizer has no chat template, or the template refuses a conversation.
     """
     assert rows
     encoded = [_answer_only(encode_exchange(tokenizer, row.exchange)) for row in rows]
     total, tokens = 0.0, 0
     answers: dict[int, GoldAnswer] = {}
-    was_training = model.training
-    model.eval()
-    try:
+    with _evaluating(model):
         for positions in length_buckets([len(row.input_ids) for row in encoded], batch_size):
-            batch = collate([encoded[at] for at in positions], _pad_id(tokenizer)).to(model.device)
+            batch = collate([encoded[index] for index in positions], _pad_id(tokenizer)).to(model.device)
             losses_N = _token_losses(model, batch)
             total += float(losses_N.sum(dtype=torch.float64))
             tokens += losses_N.numel()
-            for at, row_N in zip(positions, torch.split(losses_N, _answer_lengths(batch)), strict=True):
-                answers[at] = GoldAnswer(rows[at].id, float(row_N.sum(dtype=torch.float64)), row_N.numel())
+            for index, row_N in zip(positions, torch.split(losses_N, _answer_lengths(batch)), strict=True):
+                answers[index] = GoldAnswer(rows[index].id, float(row_N.sum(dtype=torch.float64)), row_N.numel())
             if progress is not None:
                 progress(len(answers), len(rows))
+    return GoldLoss(total / tokens, tokens, tuple(answers[index] for index in range(len(rows))))
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode inside; the former mode is restored on exit."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(was_training)
-    return GoldLoss(total / tokens, tokens, tuple(answers[at] for at in range(len(rows))))
 
 
 def _answer_only(row: Encoded) -> Encoded:
-    """Without a label on the end token, which `encode_exchange` makes the last label."""
+    """The row without the last label, which `encode_exchange` puts on the end token."""
     return Encoded(row.input_ids, [*row.labels[:-1], IGNORED])
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any token does: padding is masked."""
+    """The padding token, or any other: padding is masked."""
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return int(next(token for token in candidates if token is not None))
 
 
 def _answer_lengths(batch: Batch) -> list[int]:
-    """Labelled tokens of every row."""
+    """Number of labelled tokens of every row."""
     lengths: list[int] = (batch.labels_BT[:, 1:] != IGNORED).sum(dim=1).tolist()
     return lengths
 
 
 @torch.no_grad()
 def _token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Negative log-likelihood (N) in float32 of every labelled token; only their rows of the logits are widened."""
+    """Negative log-likelihood (N) in float32 of every labelled token; only their logits are cast to float32."""
     logits_BTV = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False).logits
     labels_BT = batch.labels_BT[:, 1:]
     answer_BT = labels_BT != IGNORED

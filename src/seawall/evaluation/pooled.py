@@ -1,4 +1,4 @@
-"""All attack families as one group, and paired changes between conditions."""
+"""Paired changes between conditions, with all attack families pooled as a further group."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Samples = Sequence[Sample]
 
 
 def paired_changes(
-    found: Mapping[str, Samples], pairs: Iterable[tuple[str, str]], config: EvalConfig
+    samples: Mapping[str, Samples], pairs: Iterable[tuple[str, str]], config: EvalConfig
 ) -> list[AuditChange]:
-    """For each (condition, reference) the paired difference in every group, all attack families pooled too."""
+    """For each pair (condition, reference), the paired difference in every group, pooled attacks included."""
     rows = []
     for name, reference in pairs:
-        sides = [with_pooled(found[one]) for one in (reference, name)]
-        for group, one in compare(*sides, resamples=config.bootstrap, seed=config.seed).items():
-            moved = one.change
-            rows.append(AuditChange(name, reference, group, moved.difference, moved.low, moved.high, moved.p))
+        sides = [with_pooled(samples[comparison]) for comparison in (reference, name)]
+        for group, comparison in compare(*sides, resamples=config.bootstrap, seed=config.seed).items():
+            change = comparison.change
+            rows.append(AuditChange(name, reference, group, change.difference, change.low, change.high, change.p))
     return rows
 
 
 def with_pooled(samples: Samples) -> list[Sample]:
-    """The samples, and once more those of all attack families as one group."""
-    attacks = [one for one in samples if one.group.startswith(ATTACK)]
-    return [*(replace(one, id=f"{POOLED}/{one.id}", group=POOLED) for one in attacks), *samples]
+    """The samples, with those of all attack families repeated as one group."""
+    attacks = [sample for sample in samples if sample.group.startswith(ATTACK)]
+    return [*(replace(sample, id=f"{POOLED}/{sample.id}", group=POOLED) for sample in attacks), *samples]

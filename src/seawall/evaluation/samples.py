@@ -1,4 +1,4 @@
-"""samples.jsonl: every prompt, reply and verdict, written batch by batch so that an evaluation can go on from there."""
+"""samples.jsonl: every prompt, reply and verdict, written batch by batch, so that an evaluation can resume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from seawall.runs.files import write_text
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A sample and the byte of the file that it ends before."""
+    """A sample, and the offset in the file at which its line ends."""
 
     sample: Sample
     end: int
@@ -26,7 +26,7 @@ class _Line:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a verdict stands on: a sample's reply, or the reply after its first `length` tokens."""
+    """A judged text: a sample's reply, or the reply cut at `length` tokens."""
 
     sample: Sample
     length: int | None
@@ -35,13 +35,13 @@ class Reading:
 
 
 def readings(sample: Sample) -> list[Reading]:
-    """Everything of a sample that has a verdict, the reply first."""
+    """All judged texts of a sample, the reply first."""
     cuts = [Reading(sample, cut.length, cut.response, cut.reason) for cut in sample.cuts]
     return [Reading(sample, None, sample.response, sample.reason), *cuts]
 
 
 def _judged(sample: Sample, length: int | None, verdict: Verdict) -> Sample:
-    """The sample with another verdict on its reply, or on the reply at a length."""
+    """The sample with a new verdict on its reply, or on the reply cut at a length."""
     if length is None:
         return replace(sample, label=verdict.label, reason=verdict.reason, harm=verdict.harm, disputed=verdict.disputed)
     cuts = tuple(
@@ -51,31 +51,31 @@ def _judged(sample: Sample, length: int | None, verdict: Verdict) -> Sample:
 
 
 def load_samples(path: Path) -> list[Sample]:
-    """The samples of a file, in the order they were written. A last line that was cut off is passed over.
+    """The samples of a file, in the order of writing. An incomplete last line is ignored.
 
     Raises:
-        ArtifactError: the file is missing, or another line than the last is damaged.
+        ArtifactError: the file is missing, or a line other than the last is damaged.
     """
     return [line.sample for line in _lines(path)]
 
 
 class SampleLog:
-    """The samples of one evaluation, on disk and in memory. One line a sample; a batch is written at once."""
+    """The samples of one evaluation, on disk (one line each) and in memory; a batch is written at once."""
 
-    def __init__(self, path: Path, asked: Sequence[EvalPrompt], *, batch_size: int = 1) -> None:
-        """Continue the file at `path`, or begin it.
+    def __init__(self, path: Path, prompts: Sequence[EvalPrompt], *, batch_size: int = 1) -> None:
+        """Opens the file at `path`, which the first batch creates.
 
-        A batch that was written in part is dropped and done again, so that the later batches hold the prompts that
-        they hold in an evaluation that is never interrupted; their replies are then the same to the last bit. Where
-        batches have no fixed size, `batch_size` is 1: only a sample that was written in part is dropped.
+        A partial batch is removed and generated again, so that all later batches hold the same prompts as in an
+        uninterrupted evaluation and their replies are bit-identical. Where batches have no fixed size, `batch_size` is
+        1: only an incomplete sample is removed.
 
         Raises:
             ArtifactError: the file is damaged, or holds samples of another evaluation.
         """
-        self.asked = tuple(asked)
+        self.prompts = tuple(prompts)
         self._path = path
         lines = _lines(path) if path.exists() else []
-        if len(lines) < len(self.asked):
+        if len(lines) < len(self.prompts):
             lines = lines[: len(lines) // batch_size * batch_size]
         self._samples = {line.sample.id: line.sample for line in lines}
         self._check()
@@ -85,15 +85,15 @@ class SampleLog:
     @property
     def missing(self) -> list[EvalPrompt]:
         """The prompts without a sample, in the order of the suite."""
-        return [asked for asked in self.asked if asked.id not in self._samples]
+        return [prompt for prompt in self.prompts if prompt.id not in self._samples]
 
     @property
     def samples(self) -> list[Sample]:
-        """The samples in the order of the suite; all must be there."""
-        return [self._samples[asked.id] for asked in self.asked]
+        """The samples in the order of the suite; none may be missing."""
+        return [self._samples[prompt.id] for prompt in self.prompts]
 
     def append(self, batch: Sequence[Sample]) -> None:
-        """Add a batch; it is on disk when this returns."""
+        """Adds a batch; it is on disk on return."""
         with self._path.open("ab") as handle:
             handle.write("".join(map(_to_line, batch)).encode("utf-8"))
             handle.flush()
@@ -101,7 +101,7 @@ class SampleLog:
         self._samples.update({sample.id: sample for sample in batch})
 
     def unanswered(self) -> list[Reading]:
-        """What the judge could not be asked about: replies, and replies as they are at other lengths."""
+        """The texts that the judge could not be reached for: replies, and replies cut at further lengths."""
         return [
             reading
             for sample in self._samples.values()
@@ -110,13 +110,13 @@ class SampleLog:
         ]
 
     def judge_again(self, readings: Sequence[Reading], verdicts: Sequence[Verdict]) -> None:
-        """Put other verdicts on what was judged; the file is replaced whole."""
+        """Replaces the verdicts on some texts, and the file atomically."""
         for reading, verdict in zip(readings, verdicts, strict=True):
             self._samples[reading.sample.id] = _judged(self._samples[reading.sample.id], reading.length, verdict)
         write_text(self._path, "".join(map(_to_line, self._samples.values())))
 
     def _check(self) -> None:
-        prompts = {asked.id: asked.prompt for asked in self.asked}
+        prompts = {prompt.id: prompt.prompt for prompt in self.prompts}
         for sample in self._samples.values():
             if prompts.get(sample.id) != sample.prompt:
                 raise ArtifactError(
@@ -151,12 +151,12 @@ def _lines(path: Path) -> list[_Line]:
         content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read", got=error.strerror, remedy="run the evaluation again") from None
-    found, end = [], 0
-    # What follows the last line feed is empty, or a line that was cut off.
+    lines, end = [], 0
+    # After the last line feed comes nothing, or an incomplete line.
     for number, raw in enumerate(content.split(b"\n")[:-1], start=1):
         end += len(raw) + 1
-        found.append(_Line(_from_line(raw, f"{path}:{number}"), end))
-    return found
+        lines.append(_Line(_from_line(raw, f"{path}:{number}"), end))
+    return lines
 
 
 def _from_line(raw: bytes, where: str) -> Sample:
@@ -178,10 +178,12 @@ def _from_line(raw: bytes, where: str) -> Sample:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
-            f"{where}: a damaged sample", got=f"{type(error).__name__}: {error}", remedy="run the evaluation again"
+            f"{where}: the sample is damaged",
+            got=f"{type(error).__name__}: {error}",
+            remedy="run the evaluation again",
         ) from None
     for label in (sample.label, *(cut.label for cut in sample.cuts)):
         if label not in get_args(VerdictLabel):
-            known = ", ".join(get_args(VerdictLabel))
-            raise ArtifactError(f"{where}: an unknown verdict", got=repr(label), expected=known)
+            labels = ", ".join(get_args(VerdictLabel))
+            raise ArtifactError(f"{where}: unknown verdict", got=repr(label), expected=labels)
     return sample

@@ -1,4 +1,4 @@
-"""What is asked in an evaluation: groups of prompts, each with the goal that its interval is clustered by."""
+"""The suite of an evaluation: groups of prompts, each prompt with the goal by which intervals are clustered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from seawall.data.types import Messages, user
 
 @dataclass(frozen=True, slots=True)
 class EvalPrompt:
-    """One prompt of a suite. `id` is unique in it and stable across runs."""
+    """One prompt of a suite. `id` is unique in the suite and stable across runs."""
 
     id: str
     group: str
@@ -24,13 +24,13 @@ class EvalPrompt:
 
 @dataclass(frozen=True, slots=True)
 class EvalSuite:
-    """Groups of (goal, prompt), and the gold questions; empty groups are left out."""
+    """Groups of (goal, prompt), none of them empty, and the gold questions."""
 
     groups: Mapping[str, Sequence[tuple[str, Messages]]]
     gold: Sequence[Gold] = ()
 
     def prompts(self) -> list[EvalPrompt]:
-        """Every prompt with its id, group by group."""
+        """All prompts, group by group."""
         return [
             EvalPrompt(f"{group}/{number:04d}", group, goal, prompt)
             for group, rows in self.groups.items()
@@ -39,13 +39,13 @@ class EvalSuite:
 
 
 def build_suite(prompts: Prompts, part: SplitName = "test", *, unseen: bool = True, gold: bool = True) -> EvalSuite:
-    """The evaluation of one part of the prompts.
+    """The suite of one part of the prompts.
 
     Args:
-        prompts: everything a recipe reads.
+        prompts: all prompts of a recipe.
         part: `test` for the report; `validation` to choose a round of the repair.
-        unseen: also the attack families that the repair does not train on.
-        gold: also the gold questions.
+        unseen: include the attack families that the repair does not train on.
+        gold: include the gold questions.
     """
     groups: dict[str, list[tuple[str, Messages]]] = {
         PLAIN: [(goal.text, user(goal.text)) for goal in prompts.goals.part(part)]

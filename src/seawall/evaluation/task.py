@@ -1,4 +1,4 @@
-"""How well a model does the task that it is fine-tuned on: the share of rows whose reply gives the wanted answer."""
+"""The score of a model on its fine-tuning task: the share of rows with a right reply."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from seawall.models.generate import BatchSize, Progress, generate
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Answer = Literal["exact", "number", "prefix"]
-"""How a reply is compared with the completion that is wanted. `exact`: its first line is the completion; `prefix`: it
-begins with it, and the next word is another; both without regard to case, white space, quotation marks, emphasis and
-the full stop. `number`: its last number equals the completion's last, as GSM8K is scored."""
-_AROUND = " \t\"'`*_.!:;,"
+AnswerMatch = Literal["exact", "number", "prefix"]
+"""How a reply is compared with the reference completion. `exact`: its first line equals the completion; `prefix`: it
+begins with the completion, followed by the end of a word; both ignore case, white space, quotation marks, emphasis and
+final punctuation. `number`: its last number equals the completion's last number, like GSM8K's scoring."""
+_IGNORED_AROUND = " \t\"'`*_.!:;,"
 
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
-    """What the model answered, row by row in the order of the rows.
+    """The score of a task, with the replies in the order of the rows.
 
     Attributes:
-        rate: share of right answers, with Wilson's 95 % interval; an empty reply is wrong.
-        replies: what was written.
-        right: whether it is the answer.
-        cut: how many replies ran to the limit of new tokens and were scored as they stood there.
+        rate: share of right replies, with Wilson's 95 % interval; an empty reply is wrong.
+        replies: the replies.
+        right: whether each reply is right.
+        cut: number of replies that reached the token limit and were scored as cut there.
     """
 
     rate: Rate
@@ -42,7 +42,7 @@ class TaskScore:
 
     @property
     def n(self) -> int:
-        """How many rows."""
+        """Number of rows."""
         return len(self.right)
 
 
@@ -51,81 +51,92 @@ def score_task(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Exchange],
     *,
-    answer: Answer,
+    answer: AnswerMatch,
     max_new_tokens: int = 16,
     batch_size: BatchSize = "auto",
     progress: Progress | None = None,
 ) -> TaskScore:
-    """Ask a model all prompts, greedily, and compare its replies with the responses of the rows.
+    """Generates greedy replies to all prompts, and compares them with the rows' responses.
 
     Args:
-        model: in any mode; it is evaluated without dropout.
-        tokenizer: with a chat template.
-        rows: prompts and the answers that are wanted.
-        answer: how they are compared.
-        max_new_tokens: where a reply is cut.
-        batch_size: rows of a forward pass, at most; `auto` for what the free memory holds.
-        progress: told after every batch how many rows are done, and of how many.
+        model: in any mode; evaluated without dropout.
+        tokenizer: a tokenizer with a chat template.
+        rows: prompts with their reference answers.
+        answer: how replies and answers are compared.
+        max_new_tokens: maximum length of a reply, in tokens.
+        batch_size: maximum rows per forward pass, or `auto`.
+        progress: called after every batch with the number of rows done and in total.
 
     Raises:
-        DataError: no rows, or a wanted answer that cannot be compared in this way; before anything is generated.
+        DataError: there are no rows, or a reference answer does not fit the comparison; nothing is generated then.
         UnsupportedModelError, SeawallError: as `seawall.models.generate.generate`.
     """
     if not rows:
-        raise DataError("there is nothing to score the task by", got="no rows", expected="prompts with their answers")
-    read = READERS[answer]
-    wanted = require_scorable(rows, answer)
+        raise DataError("there are no rows to score the task on", got="no rows", expected="prompts with their answers")
+    matches = MATCHERS[answer]
+    references = require_scorable(rows, answer)
     prompts = [row.prompt for row in rows]
-    done = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
-    right = tuple(read(reply.text, sought) for reply, sought in zip(done, wanted, strict=True))
-    return TaskScore(_rate(right), tuple(one.text for one in done), right, sum(not one.ended for one in done))
-
-
-def require_scorable(rows: Sequence[Exchange], answer: Answer) -> list[str]:
-    """What each reply is compared with.
-
-    Raises:
-        DataError: a wanted answer cannot be compared in this way.
-    """
-    return [_wanted(row, answer, at) for at, row in enumerate(rows, start=1)]
-
-
-def _wanted(row: Exchange, answer: Answer, at: int) -> str:
-    """What a reply is compared with."""
-    found = last_number(row.response) if answer == "number" else _line(row.response)
-    several = answer != "number" and len(row.response.strip().splitlines()) > 1
-    if found and not several:
-        return found
-    raise DataError(
-        f"row {at} of the task cannot be scored by `{answer}`",
-        got="an answer of several lines" if several else "an answer without a number or letters",
-        expected="an answer that holds a number" if answer == "number" else "an answer of one line",
-        remedy="choose another way to score, or other rows",
+    completions = generate(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    )
+    right = tuple(matches(reply.text, reference) for reply, reference in zip(completions, references, strict=True))
+    return TaskScore(
+        _rate(right),
+        tuple(completion.text for completion in completions),
+        right,
+        sum(not completion.ended for completion in completions),
     )
 
 
-def _is_exact(reply: str, wanted: str) -> bool:
-    return _line(reply) == wanted
+def require_scorable(rows: Sequence[Exchange], answer: AnswerMatch) -> list[str]:
+    """The normalised reference answer of every row.
+
+    Raises:
+        DataError: a reference answer does not fit the comparison.
+    """
+    return [_reference(row, answer, number) for number, row in enumerate(rows, start=1)]
 
 
-def _is_prefix(reply: str, wanted: str) -> bool:
-    found = _line(reply)
-    return found.startswith(wanted) and not found[len(wanted) :][:1].isalnum()
+def _reference(row: Exchange, answer: AnswerMatch, number: int) -> str:
+    """The normalised reference answer of one row."""
+    reference = last_number(row.response) if answer == "number" else _line(row.response)
+    several = answer != "number" and len(row.response.strip().splitlines()) > 1
+    if reference and not several:
+        return reference
+    raise DataError(
+        f"row {number} of the task cannot be scored by `{answer}`",
+        got="an answer of several lines" if several else "an answer without a number or letters",
+        expected="an answer with a number" if answer == "number" else "an answer of one line",
+        remedy="choose another tune.task.answer, or other rows",
+    )
 
 
-def _is_number(reply: str, wanted: str) -> bool:
-    found = last_number(reply)
-    return found is not None and _value(found) == _value(wanted)
+def _is_exact(reply: str, reference: str) -> bool:
+    return _line(reply) == reference
 
 
-READERS: Mapping[Answer, Callable[[str, str], bool]] = {"exact": _is_exact, "number": _is_number, "prefix": _is_prefix}
-"""Every way to compare: (reply, what `_wanted` made of the answer) -> whether it is right."""
+def _is_prefix(reply: str, reference: str) -> bool:
+    line = _line(reply)
+    return line.startswith(reference) and not line[len(reference) :][:1].isalnum()
+
+
+def _is_number(reply: str, reference: str) -> bool:
+    number = last_number(reply)
+    return number is not None and _value(number) == _value(reference)
+
+
+MATCHERS: Mapping[AnswerMatch, Callable[[str, str], bool]] = {
+    "exact": _is_exact,
+    "number": _is_number,
+    "prefix": _is_prefix,
+}
+"""Comparisons by name: (reply, normalised reference answer) -> whether the reply is right."""
 
 
 def _line(text: str) -> str:
-    """The first line that holds anything, without what does not matter."""
-    first = next((line for line in text.splitlines() if line.strip(_AROUND)), "")
-    return " ".join(first.split()).strip(_AROUND).casefold()
+    """The first line with content, normalised: case folded, white space collapsed, punctuation around it removed."""
+    first = next((line for line in text.splitlines() if line.strip(_IGNORED_AROUND)), "")
+    return " ".join(first.split()).strip(_IGNORED_AROUND).casefold()
 
 
 def _value(number: str) -> Decimal:

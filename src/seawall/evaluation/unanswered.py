@@ -1,4 +1,4 @@
-"""What becomes of prompts without a reply and of replies without a verdict, because an endpoint was out of reach."""
+"""Handles prompts without a reply and replies without a verdict, where an endpoint could not be reached."""
 
 from __future__ import annotations
 
@@ -8,52 +8,54 @@ from seawall.data.types import NO_ANSWER, Judge, Verdict
 from seawall.errors import SeawallError
 from seawall.evaluation.samples import SampleLog, readings
 
-AT_MOST = 0.05
-"""The share of unanswered samples that an evaluation may end with; they count as unscored."""
-_A_BATCH = 4
+MAX_UNANSWERED_SHARE = 0.05
+"""Maximum share of unanswered samples in a finished evaluation; they count as unscored."""
+_MIN_BATCH = 4
+"""Minimum number of verdicts from which to conclude that the endpoint is down."""
 
 
 def require_answers(verdicts: Sequence[Verdict]) -> None:
-    """Stop at the first batch without any answer, instead of going through all of them.
+    """Stops at the first batch without any answer, in place of trying all batches.
 
     Raises:
-        SeawallError: four or more verdicts, and no answer among them.
+        SeawallError: there are four or more verdicts, all without an answer.
     """
-    if len(verdicts) >= _A_BATCH and all(verdict.reason.startswith(NO_ANSWER) for verdict in verdicts):
+    if len(verdicts) >= _MIN_BATCH and all(verdict.reason.startswith(NO_ANSWER) for verdict in verdicts):
         raise _down(f"no answer to {len(verdicts)} replies, the last one: {verdicts[-1].reason}")
 
 
 def judge_unanswered(log: SampleLog, judge: Judge) -> None:
-    """Put the samples without an answer to the judge once more. No reply is generated again.
+    """Judges the texts without an answer of the judge once more; generates no reply again.
 
     Raises:
-        SeawallError: the judge has no answer to more than 5 % of all samples.
+        SeawallError: the judge still does not answer for more than 5 % of all texts.
     """
     waiting = log.unanswered()
     if not waiting:
         return
-    prompts, replies = [one.sample.prompt for one in waiting], [one.response for one in waiting]
+    prompts, replies = [reading.sample.prompt for reading in waiting], [reading.response for reading in waiting]
     log.judge_again(waiting, judge(prompts, replies))
-    left, total = log.unanswered(), sum(len(readings(sample)) for sample in log.samples)
-    if len(left) > AT_MOST * total:
-        raise _down(f"no answer to {len(left)} of {total} replies, such as {left[0].sample.id}: {left[0].reason}")
+    unanswered, total = log.unanswered(), sum(len(readings(sample)) for sample in log.samples)
+    if len(unanswered) > MAX_UNANSWERED_SHARE * total:
+        first = unanswered[0]
+        raise _down(f"no answer to {len(unanswered)} of {total} replies, such as {first.sample.id}: {first.reason}")
 
 
-def require_replies(problems: Sequence[str], asked: int) -> None:
-    """Stop where an engine has no reply to more than 5 % of all prompts.
+def require_replies(problems: Sequence[str], total: int) -> None:
+    """Stops where an engine gives no reply to more than 5 % of all prompts.
 
     Args:
-        problems: why there is no reply, for every prompt without one.
-        asked: how many prompts there are.
+        problems: the problem of every prompt without a reply.
+        total: number of prompts.
 
     Raises:
-        SeawallError: there are too many.
+        SeawallError: more than 5 % of the prompts have no reply.
     """
-    if len(problems) > AT_MOST * asked:
+    if len(problems) > MAX_UNANSWERED_SHARE * total:
         raise SeawallError(
             "the endpoint of eval.engine does not answer",
-            got=f"no reply to {len(problems)} of {asked} prompts, the last one: {problems[-1]}",
-            remedy="run the same command when it is back: what is answered is kept, and only the rest is asked",
+            got=f"no reply to {len(problems)} of {total} prompts, the last one: {problems[-1]}",
+            remedy="run the same command once the endpoint answers; the replies so far are kept",
         )
 
 
@@ -61,5 +63,5 @@ def _down(got: str) -> SeawallError:
     return SeawallError(
         "the judge's endpoint does not answer",
         got=got,
-        remedy="run the same command when it is back: what is judged is kept, and only the rest is asked",
+        remedy="run the same command once the endpoint answers; the verdicts so far are kept",
     )

@@ -22,7 +22,7 @@ from seawall.config import load_recipe
 from seawall.data.splits import hash_fraction
 from seawall.data.templating import encode_prompt
 from seawall.errors import ConfigError, DataError, Interrupted, RunFolderError, SeawallError
-from seawall.evaluation.run import group_rates
+from seawall.evaluation.rates import group_rates
 from seawall.evaluation.samples import load_samples
 from seawall.jobs.steer import steer_recipe, steer_run
 from seawall.methods.steer.choose import find_layer

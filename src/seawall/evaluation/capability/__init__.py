@@ -1,1 +1,1 @@
-"""What a model can do: tasks of lm-evaluation-harness, kept question by question to be paired before and after."""
+"""Capability of a model: tasks of lm-evaluation-harness, saved per question, to be paired before and after."""

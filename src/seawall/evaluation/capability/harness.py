@@ -1,4 +1,4 @@
-"""lm-evaluation-harness, behind one function: the only module that imports it.
+"""Runs tasks of lm-evaluation-harness; the only module that imports it.
 
 Written for lm-eval 0.4.13 (Gao et al., EleutherAI, MIT licence).
 """
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _LOADING = (OSError, ValueError, KeyError, RuntimeError, ImportError)
-"""What the harness raises for data that cannot be loaded: no network, no such data set, a package that is missing."""
+"""Errors of the harness where data cannot be loaded: no network, no such dataset, a missing package."""
 
 
 @dataclass(frozen=True, slots=True)
-class Logged:
-    """What the harness did for one task, or for each task of a group.
+class HarnessLog:
+    """The harness's log of one task, or of the tasks of a group.
 
     Attributes:
-        samples: by task, one record per question and filter, as `log_samples` gives it.
-        reported: by task, its own results (`acc,none` -> 0.5).
-        higher_is_better: by task and metric.
+        samples: task -> one record per question and filter, as `log_samples` writes it.
+        reported: task -> the harness's own results (`acc,none` -> 0.5).
+        higher_is_better: task -> metric -> whether higher is better.
     """
 
     samples: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -46,27 +46,27 @@ class Logged:
 
 
 def require_harness(tasks: Sequence[CapabilityTask]) -> None:
-    """Refuses at once what would fail after hours.
+    """Checks, before a long run, that the harness is installed and knows the tasks.
 
     Raises:
         ConfigError: the harness is not installed, or does not know a task.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(
-            "eval.capability needs lm-evaluation-harness",
+            "eval.capability needs lm-evaluation-harness, which is not installed",
             got="no package lm_eval",
             remedy="pip install 'seawall[capability]', or leave eval.capability out",
         )
     names = [task.name for task in tasks if isinstance(task, HarnessTask)]
     for name in names:
-        known: list[str] = _manager(defaults=True).all_tasks
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
+        known_tasks: list[str] = _manager(defaults=True).all_tasks
+        if name not in known_tasks:
+            close = get_close_matches(name, known_tasks, n=1)
             raise ConfigError(
                 "eval.capability.tasks names a task that lm-evaluation-harness does not know",
                 got=name,
                 expected=f"perhaps {close[0]}" if close else None,
-                remedy="`lm-eval ls tasks` lists them; a local file needs `kind: choice` or `kind: answer`",
+                remedy="`lm-eval ls tasks` lists all tasks; a local file needs `kind: choice` or `kind: answer`",
             )
 
 
@@ -77,26 +77,26 @@ def run_task(
     config: CapabilityConfig,
     *,
     seed: int,
-) -> Logged:
-    """Puts one task to a model that is loaded already. Model, tokenizer and random states are left as they were.
+) -> HarnessLog:
+    """Runs one task on a loaded model. Model, tokenizer and random states are left unchanged.
 
     Raises:
         ConfigError: the harness cannot load the task.
-        DataError: a local file is wrong.
+        DataError: a row of a local file is invalid.
     """
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    with _quiet(), _kept_random_states(seed):
+    with _silence_harness(), _seeded(seed):
         loaded = _load(task, config)
-        for one in loaded["tasks"].values():
-            _prepare(one, config.num_fewshot, seed)
+        for harness_task in loaded["tasks"].values():
+            _prepare(harness_task, config.num_fewshot, seed)
         was_training = model.training
         wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=config.batch_size)
         for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
             setattr(wrapped, kind, partial(getattr(wrapped, kind), disable_tqdm=True))
         try:
-            found = evaluate(
+            results = evaluate(
                 lm=wrapped,
                 task_dict=loaded,
                 limit=config.limit,
@@ -107,39 +107,39 @@ def run_task(
             )
         finally:
             model.train(was_training)
-    return Logged(found["samples"], found["results"], found["higher_is_better"])
+    return HarnessLog(results["samples"], results["results"], results["higher_is_better"])
 
 
 def _prepare(task: Any, num_fewshot: int | None, seed: int) -> None:
-    """Worked examples as the harness's own command line gives them: a task that says 0 keeps it.
+    """Sets the number of worked examples like the harness's command line: a task with 0 examples keeps 0.
 
     Raises:
-        ConfigError: the task runs what the model writes, or shows it more than text.
+        ConfigError: the task runs code that the model writes, or has inputs other than text.
     """
     runs_code = bool(task.get_config("unsafe_code"))
     if runs_code or task.get_config("doc_to_image") or task.get_config("doc_to_audio"):
         raise ConfigError(
-            f"eval.capability: the task {task.task_name} cannot be measured here",
+            f"eval.capability: the task {task.task_name} is not supported",
             got="a task that runs the model's code" if runs_code else "a task with images or sound",
-            expected="one that reads and writes text",
-            remedy="leave it out",
+            expected="a task that reads and writes text",
+            remedy="remove the task from eval.capability.tasks",
         )
-    own = task.get_config("num_fewshot")
-    wanted = own if num_fewshot is None or own == 0 else num_fewshot
-    task.set_config(key="num_fewshot", value=wanted or 0)
+    own_shots = task.get_config("num_fewshot")
+    shots = own_shots if num_fewshot is None or own_shots == 0 else num_fewshot
+    task.set_config(key="num_fewshot", value=shots or 0)
     task.set_fewshot_seed(seed=seed)
 
 
 @cache
 def _manager(*, defaults: bool) -> Any:
-    """The harness's index of tasks; reading that of its own takes it some twenty seconds."""
+    """The harness's task index; reading its default tasks takes about 20 seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=defaults)
 
 
 def _load(task: CapabilityTask, config: CapabilityConfig) -> Any:
-    """The harness's tasks, in the dictionary that it evaluates."""
+    """The dictionary of harness tasks to evaluate."""
     if isinstance(task, LocalTask):
         return _manager(defaults=False).load([_local(task, config)])
     try:
@@ -148,7 +148,7 @@ def _load(task: CapabilityTask, config: CapabilityConfig) -> Any:
         raise ConfigError(
             f"eval.capability: lm-evaluation-harness cannot load the task {task.name}",
             got=f"{type(error).__name__}: {str(error)[:200]}",
-            remedy="named tasks read their data from the Hub; without it use a local file (`kind: choice` or `answer`)",
+            remedy="check the network, since named tasks load data from the Hub; or use a local file",
         ) from error
 
 
@@ -160,7 +160,7 @@ def _local(task: LocalTask, config: CapabilityConfig) -> dict[str, Any]:
         splits["shots"] = local_rows(task, task.shots)
         if (config.num_fewshot or 0) > len(splits["shots"]):
             raise ConfigError(
-                f"eval.capability.num_fewshot asks for more examples than {task.shots} holds",
+                f"eval.capability.num_fewshot exceeds the number of examples in {task.shots}",
                 got=config.num_fewshot,
                 expected=f"at most {len(splits['shots'])}",
             )
@@ -169,8 +169,8 @@ def _local(task: LocalTask, config: CapabilityConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the harness's notices off the terminal; errors stay."""
+def _silence_harness() -> Iterator[None]:
+    """Hides the harness's log messages below errors."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -181,8 +181,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _kept_random_states(seed: int) -> Iterator[None]:
-    """Seeds what tasks draw from; a repair that comes after must not depend on whether capability was measured."""
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds all random generators inside, and restores their states, so that a later repair does not depend on them."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():

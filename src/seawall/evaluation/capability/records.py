@@ -1,4 +1,4 @@
-"""From what the harness logged to one record per question, and from records to scores."""
+"""Converts the harness's log to one record per question, and records to scores."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 
 from seawall.artifacts.evaluation import CapabilityScore
 from seawall.errors import ArtifactError, ConfigError
-from seawall.evaluation.capability.harness import Logged
+from seawall.evaluation.capability.harness import HarnessLog
 from seawall.runs.files import write_text
 
 Record = dict[str, Any]
-"""`task`, `id`, `filter`, `prompt`, `target`, `replies`, what the filter `read` in them, and by metric `scores` and
+"""Keys: `task`, `id`, `filter`, `prompt`, `target`, `replies`, `read` (the filter's output), and by metric `scores` and
 `higher_is_better`.
 """
 
 
-def to_records(name: str, logged: Logged) -> list[Record]:
+def to_records(name: str, logged: HarnessLog) -> list[Record]:
     """One record per question and filter.
 
-    Kept are the metrics that are means of one number in [0, 1] per question, in every task of a group: others (F1 over
-    all questions, perplexity, BLEU) cannot be compared question by question.
+    Includes the metrics that are means of one number in [0, 1] per question in every task of a group; others (F1 over
+    all questions, perplexity, BLEU) cannot be paired by question.
 
     Raises:
-        ConfigError: no metric is left.
+        ConfigError: the task has no such metric.
     """
-    kept = _comparable(logged)
-    if not kept:
+    metrics = _comparable(logged)
+    if not metrics:
         raise ConfigError(
-            f"eval.capability: no metric of the task {name} can be compared question by question",
-            expected="one that is a mean over the questions, such as acc or exact_match",
+            f"eval.capability: no metric of the task {name} can be paired by question",
+            expected="a metric that is a mean over the questions, such as acc or exact_match",
             remedy="choose another task",
         )
     return [
@@ -44,23 +44,25 @@ def to_records(name: str, logged: Logged) -> list[Record]:
             "target": sample["target"],
             "replies": sample["resps"],
             "read": sample["filtered_resps"],
-            "scores": {metric: float(sample[metric]) for metric, key in kept if key == sample["filter"]},
+            "scores": {metric: float(sample[metric]) for metric, key in metrics if key == sample["filter"]},
             "higher_is_better": {
-                metric: bool(logged.higher_is_better[task][metric]) for metric, key in kept if key == sample["filter"]
+                metric: bool(logged.higher_is_better[task][metric])
+                for metric, key in metrics
+                if key == sample["filter"]
             },
         }
         for task, samples in logged.samples.items()
         for sample in samples
-        if any(key == sample["filter"] for _, key in kept)
+        if any(key == sample["filter"] for _, key in metrics)
     ]
 
 
 def to_scores(name: str, records: Sequence[Record]) -> list[CapabilityScore]:
-    """The score of every metric over all questions of a task or group, each question weighing the same."""
-    found: dict[tuple[str, str], list[Record]] = {}
+    """The score of every metric: the mean over all questions of a task or group."""
+    by_metric: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         for metric in record["scores"]:
-            found.setdefault((metric, record["filter"]), []).append(record)
+            by_metric.setdefault((metric, record["filter"]), []).append(record)
     return [
         _score(
             f"{metric}" if key == "none" else f"{metric},{key}",
@@ -69,17 +71,17 @@ def to_scores(name: str, records: Sequence[Record]) -> list[CapabilityScore]:
             task=name,
             higher_is_better=all(record["higher_is_better"][metric] for record in rows),
         )
-        for (metric, key), rows in found.items()
+        for (metric, key), rows in by_metric.items()
     ]
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
-    """One line a record, whole or not at all."""
+    """Writes one line per record, atomically."""
     write_text(path, "".join(json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records))
 
 
 def read_records(path: Path) -> list[Record]:
-    """What `write_records` wrote.
+    """The records of a file of `write_records`.
 
     Raises:
         ArtifactError: the file is damaged.
@@ -87,7 +89,7 @@ def read_records(path: Path) -> list[Record]:
     try:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     except ValueError as error:
-        raise ArtifactError(f"{path} is damaged", got=str(error), remedy="delete it and run again") from None
+        raise ArtifactError(f"{path} is damaged", got=str(error), remedy="delete the file and run again") from None
 
 
 def _score(
@@ -107,8 +109,8 @@ def _score(
     )
 
 
-def _comparable(logged: Logged) -> list[tuple[str, str]]:
-    """(metric, filter) that every task of the group has and that is a mean over its questions."""
+def _comparable(logged: HarnessLog) -> list[tuple[str, str]]:
+    """The pairs (metric, filter) that are means over questions in every task of the group."""
     common: dict[tuple[str, str], int] = {}
     for task, samples in logged.samples.items():
         for pair in _of_task(samples, logged.reported[task]):
@@ -122,6 +124,8 @@ def _of_task(samples: Sequence[Mapping[str, Any]], reported: Mapping[str, Any]) 
         values = [sample[metric] for sample in samples if sample["filter"] == key]
         if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
             continue
-        said = reported.get(f"{metric},{key}")
-        if isinstance(said, int | float) and math.isclose(said, math.fsum(values) / len(values), abs_tol=1e-9):
+        reported_mean = reported.get(f"{metric},{key}")
+        if isinstance(reported_mean, int | float) and math.isclose(
+            reported_mean, math.fsum(values) / len(values), abs_tol=1e-9
+        ):
             yield metric, key

@@ -1,4 +1,4 @@
-"""Rows of a local file as the templates take them, with file:line for whatever is wrong."""
+"""Reads the rows of local capability tasks; errors begin with file:line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LocalTask = ChoiceTask | AnswerTask
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """One row; `text` is what it is chosen by where only some are used."""
+    """One row; `text` is hashed to choose rows under a limit."""
 
     text: str
     fields: dict[str, Any]
@@ -34,33 +34,33 @@ class _Question:
 def local_rows(task: LocalTask, path: str, *, at_most: int | None = None) -> list[dict[str, Any]]:
     """The rows of a task's file, or of its examples.
 
-    Choice rows hold `question`, `choices`, `letters` and `answer` (the place of the right one); answer rows hold
-    `question`, `answer` (as the file has it) and `number`.
+    Choice rows hold `question`, `choices`, `letters` and `answer` (the index of the right choice); answer rows hold
+    `question`, `answer` (as in the file) and `number`.
 
     Args:
-        task: names the fields.
-        path: of the JSONL file.
-        at_most: rows to use; they are chosen by a hash of the question, since many files are sorted.
+        task: the task, which names the fields.
+        path: the JSONL file.
+        at_most: maximum number of rows, chosen by a hash of the question, because many files are sorted.
 
     Raises:
-        DataError: the file cannot be read, is empty, or a row lacks what the task needs.
+        DataError: the file cannot be read or is empty, or a row lacks a field of the task.
     """
     read: Callable[[Row], _Question]
     read = (lambda row: _choice(row, task)) if isinstance(task, ChoiceTask) else lambda row: _answer(row, task)
     questions = [read(row) for row in json_lines(Path(path))]
     if not questions:
-        raise DataError(f"{path} holds no question", expected="one JSON object a line")
+        raise DataError(f"{path} holds no question", expected="one JSON object per line")
     return [question.fields for question in take(questions, at_most)]
 
 
 def last_number(text: str) -> str | None:
-    """The last number of a text as it stands there (`$1,200`), after the last `####` where there is one; or None."""
-    found: list[str] = _NUMBER.findall(text.rpartition(_MARK)[2])
-    return found[-1] if found else None
+    """The last number of a text as written (`$1,200`), after the last `####` if there is one; None without a number."""
+    numbers: list[str] = _NUMBER.findall(text.rpartition(_MARK)[2])
+    return numbers[-1] if numbers else None
 
 
 def template(task: LocalTask) -> dict[str, Any]:
-    """The task's YAML as the harness reads it, still without the rows."""
+    """The task's YAML for the harness, without the rows."""
     text = resources.files("seawall.evaluation.capability").joinpath(f"templates/{task.kind}.yaml").read_text("utf-8")
     config: dict[str, Any] = {"task": task.label, **yaml.safe_load(text)}
     if isinstance(task, AnswerTask):
@@ -71,7 +71,7 @@ def template(task: LocalTask) -> dict[str, Any]:
 
 
 def files(tasks: tuple[Any, ...]) -> Iterator[Path]:
-    """Every local file that tasks read."""
+    """All local files of the tasks."""
     for task in tasks:
         if isinstance(task, LocalTask):
             yield from (Path(path) for path in (task.path, task.shots) if path is not None)
@@ -88,18 +88,23 @@ def _choice(row: Row, task: ChoiceTask) -> _Question:
         )
     letters = list(LETTERS[: len(choices)])
     answer = row.fields.get(task.answer_field)
-    places: dict[Any, int] = {letter: at for at, letter in enumerate(letters)}
+    indices: dict[Any, int] = {letter: index for index, letter in enumerate(letters)}
     if isinstance(answer, int) and not isinstance(answer, bool):
-        place = answer if 0 <= answer < len(letters) else None
+        index_of_answer = answer if 0 <= answer < len(letters) else None
     else:
-        place = places.get(str(answer).strip().upper())
-    if place is None:
+        index_of_answer = indices.get(str(answer).strip().upper())
+    if index_of_answer is None:
         raise row.error(
             f"field {task.answer_field!r} names no choice",
             got=short_repr(answer),
             expected=f"a letter from A to {letters[-1]}, or a number from 0 to {len(letters) - 1}",
         )
-    fields = {"question": question, "choices": [str(one) for one in choices], "letters": letters, "answer": place}
+    fields = {
+        "question": question,
+        "choices": [str(choice) for choice in choices],
+        "letters": letters,
+        "answer": index_of_answer,
+    }
     return _Question(f"{question} {choices}", fields)
 
 
@@ -115,6 +120,6 @@ def _answer(row: Row, task: AnswerTask) -> _Question:
         raise row.error(
             f"field {task.answer_field!r} holds no number",
             got=short_repr(answer),
-            expected=f"a number, after {_MARK} where there are several",
+            expected=f"a number, after {_MARK} if the answer holds several",
         )
     return _Question(question, {"question": question, "answer": answer, "number": number})

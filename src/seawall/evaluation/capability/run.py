@@ -1,4 +1,4 @@
-"""Capability of a model: every task of a recipe, each kept on disk as soon as it is done."""
+"""Measures the capability tasks of a recipe; each task is saved as soon as it is done."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 FOLDER = "capability"
 
 Progress = Callable[[int, int], None]
-"""Told how many tasks are done, and of how many."""
+"""Called with the number of tasks done and in total."""
 
 
 def check_capability(config: CapabilityConfig | None) -> None:
-    """Everything that can be wrong with the tasks, before anything else is done.
+    """Checks the tasks before a run.
 
     Raises:
-        ConfigError: the harness is missing, or does not know a task.
-        DataError: a local file cannot be read, or a row is wrong.
+        ConfigError: the harness is not installed, or does not know a task.
+        DataError: a local file cannot be read, or a row is invalid.
     """
     if config is None:
         return
@@ -39,7 +39,7 @@ def check_capability(config: CapabilityConfig | None) -> None:
 
 
 def file_hashes(config: CapabilityConfig) -> list[str]:
-    """What the scores depend on beside the recipe: the local files' contents."""
+    """Hashes of the local files, on which the scores depend beside the recipe."""
     return [file_hash(path) for path in files(config.tasks)]
 
 
@@ -52,28 +52,28 @@ def measure_capability(
     folder: Path,
     progress: Progress | None = None,
 ) -> tuple[CapabilityScore, ...]:
-    """The score of every task and metric. Tasks whose file is in `folder/capability/` already are not asked again.
+    """The score of every task and metric. Tasks with a file in `folder/capability/` are not run again.
 
     Args:
-        model: the model; left as it was.
+        model: the model; left unchanged.
         tokenizer: its tokenizer.
-        config: tasks and how they are put.
-        seed: of the worked examples that the harness draws.
-        folder: of the evaluation.
+        config: the tasks and their settings.
+        seed: seed of the harness's choice of worked examples.
+        folder: the folder of the evaluation.
         progress: called after every task.
 
     Raises:
-        ConfigError: the harness cannot load a task, or nothing of it can be compared.
-        DataError: a local file is wrong.
-        ArtifactError: the file of a task that was done is damaged.
+        ConfigError: the harness cannot load a task, or no metric of it can be paired by question.
+        DataError: a row of a local file is invalid.
+        ArtifactError: the file of a finished task is damaged.
     """
     (folder / FOLDER).mkdir(exist_ok=True)
-    found: list[CapabilityScore] = []
-    for done, task in enumerate(config.tasks, start=1):
+    scores: list[CapabilityScore] = []
+    for count, task in enumerate(config.tasks, start=1):
         path = folder / FOLDER / f"{task.label}.jsonl"
         if not path.exists():
             write_records(path, to_records(task.label, run_task(task, model, tokenizer, config, seed=seed)))
-        found += to_scores(task.label, read_records(path))
+        scores += to_scores(task.label, read_records(path))
         if progress is not None:
-            progress(done, len(config.tasks))
-    return tuple(found)
+            progress(count, len(config.tasks))
+    return tuple(scores)

@@ -1,4 +1,4 @@
-"""Who writes the replies. To add an engine: a file, a line here, a variant in `config/engine.py`."""
+"""The engines, which generate replies. To add one: a file, a line here, a variant in `config/engine.py`."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ ENGINES: dict[str, Callable[[EvalConfig, Loaded | None, Path | None], Engine]] =
     "transformers": _transformers,
     "endpoint": _endpoint,
 }
-"""Every engine by its `kind` in recipes: the evaluation's settings, model and tokenizer, the folder for raw answers."""
+"""Engines by `kind` in recipes: (evaluation settings, model and tokenizer, folder for raw answers) -> engine."""
 
 
 def make_engine(config: EvalConfig, loaded: Loaded | None = None, *, folder: Path | None = None) -> Engine:
-    """The engine that an evaluation asks for, ready to work.
+    """Creates the engine of an evaluation.
 
     Args:
-        config: which engine, and its settings.
-        loaded: model and tokenizer, for the engine that generates here.
-        folder: where raw answers of an endpoint are kept and looked up; None keeps none.
+        config: the engine and its settings.
+        loaded: model and tokenizer, for the engine `transformers`.
+        folder: folder of an endpoint's saved answers; None saves none.
 
     Raises:
-        SeawallError: a key that is not set, or kept answers that are damaged.
+        SeawallError: an API key is not set, or saved answers are damaged.
     """
     return ENGINES[config.engine.kind](config, loaded, folder)

@@ -15,22 +15,22 @@ from seawall.evaluation.engines.reply import OnReplies, Reply
 from seawall.runs.files import canonical_hash
 
 _ROUNDS = 4
-"""Requests per batch, in multiples of those that are under way at once."""
+"""Requests per batch, in multiples of the maximum number of concurrent requests."""
 
 
 class EndpointEngine:
-    """Asks an endpoint, several requests at once. Every answer is on disk before it is used; none is asked twice."""
+    """Sends concurrent requests to an endpoint. Every answer is saved before use, so no request is sent twice."""
 
     def __init__(self, config: EndpointConfig, folder: Path | None = None) -> None:
-        """Open it; nothing is sent yet.
+        """Opens the saved answers; sends nothing.
 
         Args:
-            config: where and how to ask.
-            folder: where raw answers are kept and looked up; none keeps them in memory.
+            config: the endpoint and its settings.
+            folder: folder of saved answers; None keeps them in memory.
 
         Raises:
-            ConfigError: the variable that should hold the key is not set, or the address is none.
-            ArtifactError: the kept answers are damaged.
+            ConfigError: the environment variable of the key is not set, or the address is invalid.
+            ArtifactError: the saved answers are damaged.
         """
         self._config = config
         self._endpoint = Endpoint(config, "eval.engine")
@@ -39,11 +39,11 @@ class EndpointEngine:
     def __call__(
         self, prompts: Sequence[Messages], *, max_new_tokens: int, lengths: Sequence[int], on_replies: OnReplies
     ) -> None:
-        """Reply to all prompts. One that has no answer after all attempts has a reply with a `problem`.
+        """Replies to all prompts. A prompt without an answer after all attempts gets a reply with a `problem`.
 
         Raises:
-            ConfigError: the endpoint says that the key, the address or the model is wrong, or it does not give the
-                tokens that `lengths` need.
+            ConfigError: the endpoint rejects the key, the address or the model, or does not return the tokens that
+                `lengths` require.
         """
         cut_at = [length for length in lengths if length < max_new_tokens]
         bodies = [self._body(prompt, max_new_tokens, pieces=bool(cut_at)) for prompt in prompts]
@@ -51,8 +51,8 @@ class EndpointEngine:
         for start in range(0, len(bodies), size):
             batch = bodies[start : start + size]
             keys = [canonical_hash(body) for body in batch]
-            found = request_answers(self._endpoint, dict(zip(keys, batch, strict=True)), self._log)
-            replies = [self._reply(found[key], cut_at) for key in keys]
+            answers = request_answers(self._endpoint, dict(zip(keys, batch, strict=True)), self._log)
+            replies = [self._reply(answers[key], cut_at) for key in keys]
             on_replies(range(start, start + len(batch)), replies)
 
     def _body(self, prompt: Messages, max_new_tokens: int, *, pieces: bool) -> dict[str, Any]:
@@ -67,13 +67,13 @@ class EndpointEngine:
         return Reply(answer.text or "", ended, answer.tokens, cuts)
 
     def _cuts(self, answer: Answer, lengths: Sequence[int]) -> Mapping[int, str]:
-        """The text after so many tokens. The end token, which some servers list, adds nothing to a text."""
+        """The text cut at each length. Some servers list the end token too, which adds no text."""
         if answer.pieces is None:
             raise ConfigError(
-                f"the endpoint {self._config.base_url} does not say which tokens a reply has",
+                f"the endpoint {self._config.base_url} does not return the tokens of a reply",
                 got="no logprobs in its answer",
-                expected="logprobs, by which eval.lengths cuts replies",
-                remedy="leave eval.lengths out, or use a server that gives them",
+                expected="logprobs, with which eval.lengths cuts replies",
+                remedy="leave out eval.lengths, or use a server that returns logprobs",
             )
         pieces = answer.pieces
         return {

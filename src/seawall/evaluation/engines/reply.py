@@ -1,4 +1,4 @@
-"""What every engine gives back, and what every engine is."""
+"""The interface of engines, and their replies."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Reply:
     """One reply.
 
     Attributes:
-        text: what was written; empty where there is no reply.
-        ended: whether the model ended it, and the limit did not; None where that is not known.
-        tokens: how many it has; None where that is not known.
-        cuts: the text after so many tokens, for every wanted length that the reply is longer than.
+        text: the text; empty where there is no reply.
+        ended: whether the model ended the reply itself, below the token limit; None if unknown.
+        tokens: number of tokens; None if unknown.
+        cuts: length -> the text cut at that number of tokens, for requested lengths below the reply's.
         problem: why there is no reply.
-        final: whether asking again would be no use.
+        final: whether a retry is useless.
     """
 
     text: str
@@ -30,26 +30,26 @@ class Reply:
     final: bool = True
 
     def after(self, length: int) -> str:
-        """The text as it was after so many tokens, one of the wanted lengths."""
+        """The text cut at `length` tokens, one of the requested lengths."""
         return self.cuts.get(length, self.text)
 
 
 OnReplies = Callable[[Sequence[int], Sequence[Reply]], None]
-"""Given, after every batch, the positions of its prompts and their replies: the place to judge and to keep them."""
+"""Called after every batch with the positions of its prompts and their replies, to judge and save them."""
 
 
 class Engine(Protocol):
-    """Any engine: greedy replies to conversations, handed over batch by batch."""
+    """An engine: generates greedy replies to conversations, batch by batch."""
 
     def __call__(
         self, prompts: Sequence[Messages], *, max_new_tokens: int, lengths: Sequence[int], on_replies: OnReplies
     ) -> None:
-        """Reply to all prompts; each is in one batch, in any order.
+        """Replies to all prompts, each in one batch, in any order.
 
         Args:
             prompts: conversations that end with a user turn.
-            max_new_tokens: where a reply is cut, in tokens.
-            lengths: at which numbers of tokens the text is wanted, too.
+            max_new_tokens: maximum length of a reply, in tokens.
+            lengths: further lengths in tokens at which to cut the text.
             on_replies: called after every batch.
         """
         ...

@@ -1,4 +1,4 @@
-"""Replies that the loaded model generates here: prompts of like length together, with a key-value cache."""
+"""Replies of the loaded model, in batches of similar prompt lengths, with a key-value cache."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class TransformersEngine:
-    """Generates with a model of transformers."""
+    """Generates with a loaded model of transformers."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: BatchSize) -> None:
-        """Take a loaded model, which is left as it was.
+        """Wraps a loaded model, which is left unchanged.
 
         Args:
             model: any causal language model with a key-value cache.
             tokenizer: its tokenizer, with a chat template.
-            batch_size: as `models.generate.generate` takes it.
+            batch_size: as in `models.generate.generate`.
         """
         self._model = model
         self._tokenizer = tokenizer
@@ -31,26 +31,30 @@ class TransformersEngine:
     def __call__(
         self, prompts: Sequence[Messages], *, max_new_tokens: int, lengths: Sequence[int], on_replies: OnReplies
     ) -> None:
-        """Reply to all prompts, those with the longest first.
+        """Replies to all prompts, longest first.
 
         Raises:
-            UnsupportedModelError: the model keeps no key-value cache.
-            SeawallError: memory is too small even for one prompt.
-            DataError: the chat template cannot take a prompt.
+            UnsupportedModelError: the model has no key-value cache.
+            SeawallError: one prompt alone exceeds memory.
+            DataError: the chat template refuses a prompt.
         """
+
+        def on_batch(positions: Sequence[int], completions: Sequence[Completion]) -> None:
+            on_replies(positions, [self._reply(completion, lengths) for completion in completions])
+
         generate(
             self._model,
             self._tokenizer,
             prompts,
             max_new_tokens=max_new_tokens,
             batch_size=self._batch_size,
-            on_batch=lambda at, done: on_replies(at, [self._reply(one, lengths) for one in done]),
+            on_batch=on_batch,
         )
 
-    def _reply(self, one: Completion, lengths: Sequence[int]) -> Reply:
+    def _reply(self, completion: Completion, lengths: Sequence[int]) -> Reply:
         cuts = {
-            length: str(self._tokenizer.decode(list(one.token_ids[:length]), skip_special_tokens=True))
+            length: str(self._tokenizer.decode(list(completion.token_ids[:length]), skip_special_tokens=True))
             for length in lengths
-            if length < len(one.token_ids)
+            if length < len(completion.token_ids)
         }
-        return Reply(one.text, one.ended, len(one.token_ids), cuts)
+        return Reply(completion.text, completion.ended, len(completion.token_ids), cuts)

@@ -1,4 +1,4 @@
-"""Who says whether a reply refused or complied. To add a judge: a file, a line here, a variant in `config/judge.py`."""
+"""The judges, which label replies. To add one: a file, a line here, a variant in `config/judge.py`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ JUDGES: dict[str, Callable[[Any, Path | None], Judge]] = {
     "rubric": _rubric,
     "ensemble": _ensemble,
 }
-"""Every judge by its `kind` in recipes: its settings and the folder for raw answers -> the judge."""
+"""Judges by `kind` in recipes: (settings, folder for raw answers) -> judge."""
 _CHECKS: dict[str, Callable[[Any], None]] = {
     "guard": _check_guard,
     "rubric": _check_rubric,
@@ -60,7 +60,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
 
 
 def check_judge(config: JudgeConfig) -> None:
-    """Everything that can be wrong with a judge before its weights are loaded or anything is sent.
+    """Checks a judge's settings; loads no weights and sends nothing.
 
     Raises:
         SeawallError: as `make_judge`.
@@ -71,13 +71,13 @@ def check_judge(config: JudgeConfig) -> None:
 
 
 def make_judge(config: JudgeConfig, folder: Path | None = None) -> Judge:
-    """The judge that a recipe asks for, ready to work.
+    """Creates the judge of a recipe.
 
     Args:
-        config: which judge.
-        folder: where raw answers of an endpoint are kept and looked up; made with the first one. None keeps none.
+        config: the judge and its settings.
+        folder: folder of an endpoint's saved answers, created with the first one; None saves none.
 
     Raises:
-        SeawallError: a guard that cannot be used, a key that is not set, or kept answers that are damaged.
+        SeawallError: a guard cannot be used, an API key is not set, or saved answers are damaged.
     """
     return JUDGES[config.kind](config, folder)

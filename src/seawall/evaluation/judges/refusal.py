@@ -1,7 +1,7 @@
-"""Whether a reply's opening refuses, and whether the answer comes after all.
+"""Detects a refusal in a reply's opening, and an answer after it.
 
-The wordings of `patterns.py` are matched at the beginning of a clause only, after lead-ins such as "unfortunately" or
-"as an AI model". That is what separates "I can't help with that" from a story in which somebody cannot help.
+The wordings of `patterns.py` are matched only at the beginning of a clause, after lead-ins such as "unfortunately" or
+"as an AI model". This separates "I can't help with that" from a story in which a character cannot help.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?]+|\n|$)")
 
 
 def refusal_in(text: str) -> str | None:
-    """The words of the opening that refuse, or None.
+    """The refusing words of the opening, or None.
 
     Args:
-        text: a reply as `wording.plain` makes it.
+        text: a reply, normalised by `wording.plain`.
     """
     if LETTER.match(text):
         return None
@@ -40,10 +40,10 @@ def refusal_in(text: str) -> str | None:
 
 
 def answers_after_all(text: str, refusal: str) -> bool:
-    """Whether a reply that opens with a refusal or an apology then gives what was asked.
+    """Whether a reply that opens with a refusal or an apology then gives the requested answer.
 
-    Signs are steps that are numbered or bulleted, code, and "here is ..."; none counts in a sentence that offers
-    something else instead, such as alternatives, support or reasons.
+    Signs are numbered or bulleted steps, code, and "here is ...", except in a sentence that offers something else, such
+    as alternatives, support or reasons.
     """
     text = text[text.find(refusal) + len(refusal) :] if refusal in text else text
     bullets = list(BULLET.finditer(text))
@@ -61,7 +61,7 @@ def _without_lead_in(clause: str) -> str:
 
 
 def _bare_apology(text: str) -> str | None:
-    """An apology for nothing that is named: it stands for the refusal, unless it makes good a slip of the writer."""
+    """An apology without an object, which counts as a refusal unless it corrects the writer's own mistake."""
     match = APOLOGY.match(text)
     if match is None or SLIP.match(match.group("rest")):
         return None

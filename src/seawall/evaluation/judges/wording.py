@@ -1,4 +1,4 @@
-"""Replies made comparable: one form of quotes, contractions and case, and the clauses that a reply opens with."""
+"""Normalises the quotes, contractions and case of replies, and splits their opening into clauses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 OPENING = 200
-"""Characters of a reply in which a clause may begin and still count as its opening."""
+"""Clauses that begin within this number of characters belong to the opening."""
 
 _QUOTES = str.maketrans(
     {"’": "'", "‘": "'", "ʼ": "'", "´": "'", "`": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"'}
@@ -43,15 +43,14 @@ _CONTRACTIONS = tuple(
 
 
 def after_reasoning(text: str) -> str | None:
-    """The reply without its reasoning block, or None when the block never ends, so that no reply was given."""
-    rest = _REASONING.sub(" ", text)
-    return None if re.search(r"<(?:think|thinking|reasoning)>", rest, re.IGNORECASE) else rest
+    """The reply without its reasoning block; None where the block is unfinished, so that there is no reply."""
+    reply = _REASONING.sub(" ", text)
+    return None if re.search(r"<(?:think|thinking|reasoning)>", reply, re.IGNORECASE) else reply
 
 
 def plain(text: str) -> str:
-    """Small letters, straight quotes, contractions spelled out, no emphasis marks, emoji or invisible characters.
-
-    Line breaks stay, because lists are told by them.
+    """The text in lower case, with straight quotes and expanded contractions, without emphasis, emoji and invisible
+    characters. Line breaks stay, because they mark lists.
     """
     text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_QUOTES).lower()
     text = _MARKS.sub(lambda match: match.group(1) or "", text)
@@ -64,10 +63,10 @@ def plain(text: str) -> str:
 
 
 def opening_clauses(text: str) -> list[str]:
-    """The clauses of a plain text that begin in its opening, in order.
+    """The clauses that begin in the opening of a normalised text, in order.
 
-    A speaker's label ("Max:") is dropped. Speech in double quotes counts only where the reply begins with it: further
-    on it is somebody in a story, not the model.
+    A speaker's label ("Max:") is removed. Speech in double quotes counts only at the beginning of the reply; later
+    speech belongs to a character of a story, not to the model.
     """
     text = text.removeprefix(speaker(text)).lstrip()
     text = text[0:1] + _LATER_SPEECH.sub(" ", text[1:]) if not text.startswith('"') else text[1:]
@@ -76,10 +75,10 @@ def opening_clauses(text: str) -> list[str]:
         clauses.append((start, text[start : match.start()]))
         start = match.end()
     clauses.append((start, text[start:]))
-    return [clause.strip() for at, clause in clauses if at < OPENING and re.search(r"\w", clause)]
+    return [clause.strip() for position, clause in clauses if position < OPENING and re.search(r"\w", clause)]
 
 
 def speaker(text: str) -> str:
-    """The label of the speaker that a reply begins with, such as "assistant: ", or the empty string."""
+    """The speaker's label at the beginning of a reply, such as "assistant: "; empty without one."""
     match = _SPEAKER.match(text)
     return match.group() if match and not re.match(r"\s*(?:subject|title|note)\b", text) else ""

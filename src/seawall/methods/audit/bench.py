@@ -15,8 +15,9 @@ from seawall.artifacts.evaluation import Sample
 from seawall.artifacts.profile import ExpertProfile
 from seawall.config.audit import AuditName
 from seawall.data.splits import hash_fraction
+from seawall.evaluation.collect import generate_and_judge
 from seawall.evaluation.pooled import Samples, paired_changes, with_pooled
-from seawall.evaluation.run import generate_and_judge, group_rates
+from seawall.evaluation.rates import group_rates
 from seawall.evaluation.samples import SampleLog
 from seawall.evaluation.suite import EvalPrompt
 from seawall.runs.stage import finished_stage

@@ -12,8 +12,9 @@ from seawall.artifacts.groups import PLAIN
 from seawall.artifacts.landscape import HARMFUL, BasinWidth, LandscapePoint, LandscapeResult
 from seawall.config.eval import EvalConfig
 from seawall.config.landscape import LandscapeConfig
+from seawall.evaluation.collect import generate_and_judge
 from seawall.evaluation.metrics import rate_with_interval
-from seawall.evaluation.run import generate_and_judge, group_rates
+from seawall.evaluation.rates import group_rates
 from seawall.evaluation.samples import SampleLog
 from seawall.methods.landscape.context import LandscapeContext
 from seawall.methods.landscape.extent import extent, mean_safety

@@ -13,8 +13,9 @@ from seawall.artifacts.evaluation import Sample
 from seawall.artifacts.groups import BENIGN
 from seawall.artifacts.steering import SteeringCondition
 from seawall.artifacts.store import require_model
+from seawall.evaluation.collect import generate_and_judge
 from seawall.evaluation.pooled import paired_changes, with_pooled
-from seawall.evaluation.run import generate_and_judge, group_rates
+from seawall.evaluation.rates import group_rates
 from seawall.evaluation.suite import EvalPrompt
 from seawall.methods.steer.conditions import Condition, harmless_kl
 from seawall.methods.steer.context import SteerContext

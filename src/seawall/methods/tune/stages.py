@@ -18,7 +18,8 @@ from seawall.artifacts.tuning import ATTACK, HARMFUL, TASK, TuningRow
 from seawall.config.model import ModelConfig
 from seawall.config.tune import TuneMethod
 from seawall.evaluation.pooled import with_pooled
-from seawall.evaluation.run import SAMPLES, evaluate, group_rates
+from seawall.evaluation.rates import group_rates
+from seawall.evaluation.run import SAMPLES, evaluate
 from seawall.evaluation.samples import load_samples
 from seawall.evaluation.task import score_task
 from seawall.methods.tune.anchor import describe
