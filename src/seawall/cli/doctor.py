@@ -21,10 +21,10 @@ def doctor(
     ] = False,
 ) -> None:
     """Say whether seawall can work on a model, and what is in it; reads its config, not its weights."""
-    quiet_libraries()
-    from seawall.config.model import ModelConfig
-    from seawall.models.files.inspect import inspect_model
-    from seawall.shell.model import located
+    with quiet_libraries():
+        from seawall.config.model import ModelConfig
+        from seawall.models.files.inspect import inspect_model
+        from seawall.shell.model import located
 
     found = inspect_model(located(ModelConfig(id=model, trust_remote_code=trust_remote_code)))
     if as_json:
