@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -62,6 +64,7 @@ def run() -> NoReturn:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    atexit.register(gc.freeze)  # else the last collection looks through all of torch and transformers: a second
     try:
         app()
     except SeawallError as error:

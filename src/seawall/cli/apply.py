@@ -19,14 +19,15 @@ def apply(
     as_json: JsonOption = False,
 ) -> None:
     """Write the checkpoint that base + delta make, bit for bit (or, with --revert, the base again)."""
-    quiet_libraries()
-    from seawall.artifacts.delta import Delta
-    from seawall.config.model import ModelConfig
-    from seawall.jobs.export import apply_delta
-    from seawall.runs.files import storage_errors
     from seawall.runs.publish import require_free
 
     require_free(output)
+    with quiet_libraries():
+        from seawall.artifacts.delta import Delta
+        from seawall.config.model import ModelConfig
+        from seawall.jobs.export import apply_delta
+        from seawall.runs.files import storage_errors
+
     change = Delta.load(delta)
     with storage_errors(output):
         fingerprint = apply_delta(change, ModelConfig(id=model, revision=revision), output, revert=revert)

@@ -28,12 +28,11 @@ def audit(
     as_json: JsonOption = False,
 ) -> None:
     """Audit a finished run (its report is written again), or a model that was not repaired."""
-    quiet_libraries()
-    from seawall.jobs.audit import document
-    from seawall.runs.progress import Quiet, TerminalReporter
-
     is_run = _is_run(target)
     folder = _folder(target, recipe, output, is_run=is_run)
+    with quiet_libraries():
+        from seawall.jobs.audit import document
+        from seawall.runs.progress import Quiet, TerminalReporter
 
     def work(reporter: Reporter) -> list[AuditResult]:
         return _audit(target, folder, reporter, only=only, sets=sets, recipe=None if is_run else (recipe,))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -92,14 +95,24 @@ def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=1))
 
 
-def quiet_libraries() -> None:
-    """Keeps progress bars and notices of libraries off the terminal; warnings stay."""
-    import os
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Imports of libraries: progress bars and notices of theirs are kept off the terminal, warnings stay.
 
+    Garbage is not collected meanwhile: with torch and transformers a million objects come that all stay, and to look
+    through them again and again takes a second.
+    """
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        from transformers.utils import logging
 
-    logging.disable_progress_bar()
+        logging.disable_progress_bar()
+        yield
+    finally:
+        if collecting:
+            gc.enable()

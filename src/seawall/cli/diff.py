@@ -16,8 +16,8 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two runs (experts, repairs, rates) or two checkpoints (which experts, routers, other tensors changed)."""
-    quiet_libraries()
-    from seawall.jobs import diff as differences
+    with quiet_libraries():
+        from seawall.jobs import diff as differences
 
     found = differences.diff(a, b)
     if as_json:

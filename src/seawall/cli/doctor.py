@@ -21,10 +21,10 @@ def doctor(
     ] = False,
 ) -> None:
     """Say whether seawall can work on a model, and what is in it; reads its config, not its weights."""
-    quiet_libraries()
-    from seawall.config.model import ModelConfig
-    from seawall.models.files.inspect import inspect_model
-    from seawall.shell.model import open_checkpoint
+    with quiet_libraries():
+        from seawall.config.model import ModelConfig
+        from seawall.models.files.inspect import inspect_model
+        from seawall.shell.model import open_checkpoint
 
     found = inspect_model(open_checkpoint(ModelConfig(id=model, trust_remote_code=trust_remote_code)).config)
     if as_json:

@@ -52,8 +52,8 @@ def evaluate(
     if not alone and wanted.eval.engine.kind == "transformers":
         run_until("evaluate", recipe, sets, output, as_json=as_json)
         return
-    quiet_libraries()
-    from seawall.jobs.evaluate import EvalTarget
+    with quiet_libraries():
+        from seawall.jobs.evaluate import EvalTarget
 
     folder = output or Path(f"runs/{wanted.name}-eval")
     found = _run(wanted, EvalTarget(delta, adapter), folder, text=text, as_json=as_json)

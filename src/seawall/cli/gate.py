@@ -30,7 +30,9 @@ def gate(
     as_json: JsonOption = False,
 ) -> None:
     """Hold a finished run to bounds: the end of each 95 % interval must keep them, not the point estimate."""
-    from seawall.evaluation.gate import Bounds
+    with quiet_libraries():
+        from seawall.evaluation.gate import Bounds
+        from seawall.jobs.gate import gate_run, gate_table
 
     bounds = Bounds(
         max_asr=max_asr,
@@ -40,9 +42,6 @@ def gate(
         max_capability_drop=max_capability_drop,
         min_plain_refusal=min_plain_refusal,
     )
-    quiet_libraries()
-    from seawall.jobs.gate import gate_run, gate_table
-
     found = gate_run(run, bounds)
     if as_json:
         print_json(found.document())

@@ -52,10 +52,10 @@ def extract(
     """
     read = read_recipe(recipe, sets)
     folder = run_folder(read[0], output)
-    quiet_libraries()
-    from seawall.jobs.gene import extract_gene
-    from seawall.methods.gene.context import GENE
-    from seawall.methods.gene.view import gene_document, gene_table
+    with quiet_libraries():
+        from seawall.jobs.gene import extract_gene
+        from seawall.methods.gene.context import GENE
+        from seawall.methods.gene.view import gene_document, gene_table
 
     def work(reporter: Reporter) -> RenderableType:
         found = extract_gene(read[0], folder, text=read[1], reporter=reporter)
@@ -90,9 +90,9 @@ def select(
     """Keep the layers of a gene in which harmful and harmless prompts tell the two models apart most, or its experts
     that harmful requests use most and that it changes most.
     """
-    quiet_libraries()
-    from seawall.methods.gene.tools import PAGE, select_gene
-    from seawall.methods.gene.view import claim, gene_document, gene_table
+    with quiet_libraries():
+        from seawall.methods.gene.tools import PAGE, select_gene
+        from seawall.methods.gene.view import claim, gene_document, gene_table
 
     def work(reporter: Reporter) -> RenderableType:
         found = select_gene(
@@ -114,9 +114,9 @@ def compose(
     as_json: JsonOption = False,
 ) -> None:
     """Put several genes together as one, and say how far they are in each other's way, layer by layer."""
-    quiet_libraries()
-    from seawall.methods.gene.tools import compose_genes
-    from seawall.methods.gene.view import gene_document, interference_document, interference_table
+    with quiet_libraries():
+        from seawall.methods.gene.tools import compose_genes
+        from seawall.methods.gene.view import gene_document, interference_document, interference_table
 
     def work(reporter: Reporter) -> RenderableType:
         found, rows = compose_genes(genes, output, weights=weight)
@@ -151,9 +151,9 @@ def graft(
     from seawall.config.load import changed_defaults
 
     settings = changed_defaults(sets or ())
-    quiet_libraries()
-    from seawall.methods.gene.graft import GraftRequest, graft_gene
-    from seawall.methods.gene.view import graft_table
+    with quiet_libraries():
+        from seawall.methods.gene.graft import GraftRequest, graft_gene
+        from seawall.methods.gene.view import graft_table
 
     request = GraftRequest(
         model=settings.model.model_copy(update={"id": model}),
@@ -180,8 +180,8 @@ def revert(
     as_json: JsonOption = False,
 ) -> None:
     """Write the fine-tuned model as it was before the graft, to the last bit."""
-    quiet_libraries()
-    from seawall.methods.gene.graft import revert_graft
+    with quiet_libraries():
+        from seawall.methods.gene.graft import revert_graft
 
     def work(reporter: Reporter) -> RenderableType:
         fingerprint = revert_graft(folder, output, reporter=reporter)

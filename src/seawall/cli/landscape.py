@@ -34,9 +34,9 @@ def landscape(
     run need not be finished. No weight is written; an interrupted landscape goes on.
     """
     folder, read = open_target(target, sets, output)
-    quiet_libraries()
-    from seawall.jobs.landscape import document
-    from seawall.runs.progress import Quiet, TerminalReporter
+    with quiet_libraries():
+        from seawall.jobs.landscape import document
+        from seawall.runs.progress import Quiet, TerminalReporter
 
     def work(reporter: Reporter) -> LandscapeResult:
         from seawall.jobs.landscape import landscape_recipe, landscape_run

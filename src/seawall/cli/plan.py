@@ -20,8 +20,8 @@ def plan(
 ) -> None:
     """Estimate memory, disk and (with --tflops) time of a recipe from the model's config alone."""
     wanted, _ = read_recipe(recipe, sets)
-    quiet_libraries()
-    from seawall.jobs.plan import plan_recipe
+    with quiet_libraries():
+        from seawall.jobs.plan import plan_recipe
 
     found = plan_recipe(wanted, tflops)
     if as_json:

@@ -66,10 +66,10 @@ def _rewrite(run: Path, sets: list[str] | None, output: Path | None, *, as_json:
 
     if sets or output:
         raise ConfigError(f"{run} is a run", got="--set or --output", remedy="leave them out, or name a recipe file")
-    quiet_libraries()
-    import typer
+    with quiet_libraries():
+        import typer
 
-    from seawall.jobs.report import rewrite_report
+        from seawall.jobs.report import rewrite_report
 
     path = rewrite_report(run)
     if as_json:
@@ -81,9 +81,9 @@ def _rewrite(run: Path, sets: list[str] | None, output: Path | None, *, as_json:
 def run_until(last: str, path: Path | None, sets: list[str] | None, output: Path | None, *, as_json: bool) -> None:
     """Runs a recipe until `last`, one of the pipeline's stages, and shows what came of it."""
     recipe, text = read_recipe(path, sets)
-    quiet_libraries()
-    from seawall.jobs.run import Outcome, run_recipe
-    from seawall.runs.progress import Quiet, TerminalReporter
+    with quiet_libraries():
+        from seawall.jobs.run import Outcome, run_recipe
+        from seawall.runs.progress import Quiet, TerminalReporter
 
     folder = run_folder(recipe, output)
     if as_json:

@@ -33,9 +33,9 @@ def steer(
     A run need not be finished. No model is written; `steer.mode=induce` leaves steer/hardening for `seawall.load`.
     """
     folder, read = open_target(target, sets, output)
-    quiet_libraries()
-    from seawall.jobs.steer import document
-    from seawall.runs.progress import Quiet, TerminalReporter
+    with quiet_libraries():
+        from seawall.jobs.steer import document
+        from seawall.runs.progress import Quiet, TerminalReporter
 
     def work(reporter: Reporter) -> SteeringResult:
         from seawall.jobs.steer import steer_recipe, steer_run

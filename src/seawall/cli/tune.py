@@ -36,9 +36,9 @@ def tune(
     """
     read, text = read_recipe(recipe, sets)
     folder = run_folder(read, output)
-    quiet_libraries()
-    from seawall.jobs.tune import document
-    from seawall.runs.progress import Quiet, TerminalReporter
+    with quiet_libraries():
+        from seawall.jobs.tune import document
+        from seawall.runs.progress import Quiet, TerminalReporter
 
     def work(reporter: Reporter) -> TuningResult | None:
         from seawall.jobs.tune import tune_recipe
