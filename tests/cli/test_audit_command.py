@@ -37,7 +37,7 @@ def test_wrong_input_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "saying"),
     [
-        (("audit", "NONE"), "is no run folder, so it is audited as a model, which needs --output"),
+        (("audit", "NONE"), "is no run folder, and the audit of a model needs --output"),
         (("audit", "RUN", "--output", "x"), "is a run; got --recipe or --output"),
         (("audit", "RUN", "--only", "loud"), "--only names an unknown audit; got 'loud'"),
         (("audit", "RUN", "--set", "eval.seed=2"), "expected settings of `audit` alone"),

@@ -56,7 +56,7 @@ def test_a_served_model_is_evaluated(planted: Path, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"endpoint": "http://127.0.0.1:1/v1"}, "--endpoint needs the name of the model there"),
+        ({"endpoint": "http://127.0.0.1:1/v1"}, "--endpoint needs the model's name"),
         ({"endpoint": "ftp://x", "model": "m"}, "expected an http or https address"),
         ({"model": "./none"}, "model folder ./none does not exist"),
         ({"adapter": Path("none")}, "adapter folder none does not exist"),

@@ -1,4 +1,4 @@
-"""The command line: one thin function per verb. `--help` imports neither torch nor transformers."""
+"""The command line: one thin function per command. `--help` imports neither torch nor transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs and what their exit codes mean: 0 done, 1 failed check, 2 wrong input, 3 interrupted and resumable."""
+"""The commands and their exit codes: 0 done, 1 failed check, 2 wrong input, 3 interrupted and resumable."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ app.command("gate")(gate.gate)
 app.command("diff")(diff.diff)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         from seawall.version import __version__
 
         typer.echo(f"seawall {__version__}")
@@ -53,14 +53,14 @@ def _version(wanted: bool) -> None:
 def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
-    """Options before the verb."""
+    """Options before the command."""
 
 
 def run() -> NoReturn:
-    """Runs the command and turns what a user can meet into one line and an exit code.
+    """Runs the command, and turns errors for users into one line and an exit code.
 
-    Ctrl-C and SIGTERM become an exception of our own, since the command line library has a meaning of its own for
-    KeyboardInterrupt. Wrong options are its business: it prints them and exits with 2.
+    Ctrl-C and SIGTERM raise `Interrupted`, because the command line library handles KeyboardInterrupt itself. It also
+    reports wrong options, with exit code 2.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -70,10 +70,10 @@ def run() -> NoReturn:
     except SeawallError as error:
         _end(str(error), 2)
     except (KeyboardInterrupt, Interrupted):
-        # Of several launched processes the others are ended when one is; one line is enough.
+        # The launcher ends all processes when one ends; one of them prints the message.
         if os.environ.get("RANK", "0") != "0":
             sys.exit(3)
-        _end("interrupted; the same command goes on where it stopped", 3)
+        _end("interrupted; run the same command to resume", 3)
     sys.exit(0)
 
 

@@ -1,4 +1,4 @@
-"""`seawall apply DELTA --model M -o OUT`: rebuilds a repaired checkpoint from its base, or takes the repair off."""
+"""`seawall apply DELTA --model M -o OUT`: rebuilds a repaired checkpoint from its base model, or reverts the repair."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from seawall.cli.common import JsonOption, print_json, quiet_libraries
 
 
 def apply(
-    delta: Annotated[Path, typer.Argument(help="A `delta` folder of a run.")],
+    delta: Annotated[Path, typer.Argument(help="The `delta` folder of a run.")],
     model: Annotated[str, typer.Option("--model", "-m", help="The base model: `lab`, a folder, or a Hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint; must be new or empty.")],
-    revert: Annotated[bool, typer.Option(help="Take the delta off a repaired model instead.")] = False,
+    revert: Annotated[bool, typer.Option(help="Remove the delta from the repaired model given as --model.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the checkpoint that base + delta make, bit for bit (or, with --revert, the base again)."""
+    """Rebuild the repaired checkpoint from base model and delta, bit for bit; or with --revert the base model."""
     from seawall.runs.publish import require_free
 
     require_free(output)

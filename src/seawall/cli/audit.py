@@ -1,4 +1,4 @@
-"""`seawall audit RUN|MODEL`: is a repair real, and what does it rest on?"""
+"""`seawall audit RUN|MODEL`: audits whether a repair is real, and what it rests on."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ if TYPE_CHECKING:
 
 _LOG_WIDTH = 160
 _Path = Optional[Path]  # noqa: UP045 - typer reads these annotations
+_Text = Optional[str]  # noqa: UP045
 
 
 def audit(
-    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A finished run's folder, or a model.")],
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Folder of a finished run, or a model.")],
     *,
-    only: Annotated[Optional[str], typer.Option(help="Some audits alone, by comma.", metavar="A,B")] = None,  # noqa: UP045
+    only: Annotated[
+        _Text, typer.Option(help="Audits to run, separated by commas; default: all.", metavar="A,B")
+    ] = None,
     sets: SetOption = None,
-    recipe: Annotated[_Path, typer.Option(help="For a model: the recipe with its prompts.")] = None,
-    output: Annotated[_Path, typer.Option("--output", "-o", help="For a model: the folder for what is found.")] = None,
+    recipe: Annotated[_Path, typer.Option(help="For a model: the recipe that gives the prompts.")] = None,
+    output: Annotated[_Path, typer.Option("--output", "-o", help="For a model: folder for the results.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Audit a finished run (its report is written again), or a model that was not repaired."""
+    """Audit a finished run and update its report, or audit a model without a repair."""
     is_run = _is_run(target)
     folder = _folder(target, recipe, output, is_run=is_run)
     with quiet_libraries():
@@ -35,32 +38,38 @@ def audit(
         from seawall.runs.progress import Quiet, TerminalReporter
 
     def work(reporter: Reporter) -> list[AuditResult]:
-        return _audit(target, folder, reporter, only=only, sets=sets, recipe=None if is_run else (recipe,))
+        if is_run:
+            return _audit_run(folder, reporter, only=only, sets=sets)
+        return _audit_model(target, folder, reporter, only=only, sets=sets, recipe=recipe)
 
     if as_json:
         print_json(document(folder, work(Quiet())))
         return
     with TerminalReporter() as reporter:
-        found = work(reporter)
-    _show(found, folder, is_run=is_run)
+        results = work(reporter)
+    _show(results, folder, is_run=is_run)
 
 
-def _audit(
-    target: str,
+def _audit_run(folder: Path, reporter: Reporter, *, only: str | None, sets: list[str] | None) -> list[AuditResult]:
+    from seawall.jobs.audit import audit_run, parse_names
+
+    return audit_run(folder, only=parse_names(only), changes=sets or (), reporter=reporter)
+
+
+def _audit_model(
+    model: str,
     folder: Path,
     reporter: Reporter,
     *,
     only: str | None,
     sets: list[str] | None,
-    recipe: tuple[Path | None] | None,
+    recipe: Path | None,
 ) -> list[AuditResult]:
-    from seawall.jobs.audit import audit_model, audit_run, parse_names
+    from seawall.jobs.audit import audit_model, parse_names
 
     names = parse_names(only)
-    if recipe is None:
-        return audit_run(folder, only=names, changes=sets or (), reporter=reporter)
-    read, text = read_recipe(recipe[0], [*(sets or ()), f"model.id={json.dumps(target)}"])
-    return audit_model(read, folder, text=text, only=names, reporter=reporter)
+    resolved, text = read_recipe(recipe, [*(sets or ()), f"model.id={json.dumps(model)}"])
+    return audit_model(resolved, folder, text=text, only=names, reporter=reporter)
 
 
 def _is_run(target: str) -> bool:
@@ -71,7 +80,7 @@ def _is_run(target: str) -> bool:
         raise RunFolderError(
             f"{target} is neither a run nor a model",
             got="a folder without resolved.json and config.json",
-            expected="the folder that `seawall run` left, or a model",
+            expected="a folder that `seawall run` wrote, or a model",
             remedy="check the path",
         )
     return (path / "resolved.json").is_file()
@@ -84,19 +93,19 @@ def _folder(target: str, recipe: Path | None, output: Path | None, *, is_run: bo
         raise ConfigError(
             f"{target} is a run",
             got="--recipe or --output",
-            remedy="leave them out: a run has its own recipe and folder",
+            remedy="leave out these options: a run has its own recipe and folder",
         )
     if is_run:
         return Path(target)
     if output is None:
         raise ConfigError(
-            f"{target} is no run folder, so it is audited as a model, which needs --output",
-            remedy="name a new folder with --output, or the folder of a finished run",
+            f"{target} is no run folder, and the audit of a model needs --output",
+            remedy="name a new folder with --output, or name the folder of a finished run",
         )
     return output
 
 
-def _show(found: list[AuditResult], folder: Path, *, is_run: bool) -> None:
+def _show(results: list[AuditResult], folder: Path, *, is_run: bool) -> None:
     from rich.console import Console
 
     from seawall.methods.audit.view import audit_table
@@ -104,7 +113,7 @@ def _show(found: list[AuditResult], folder: Path, *, is_run: bool) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _LOG_WIDTH
-    for one in found:
-        console.print(audit_table(one))
-        console.print(one.claim, markup=False)
+    for result in results:
+        console.print(audit_table(result))
+        console.print(result.claim, markup=False)
     console.print(str(folder / "report.html" if is_run else folder / "audit"), soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and how results are printed."""
+"""Options of several commands, and the output of results."""
 
 from __future__ import annotations
 
@@ -18,70 +18,70 @@ if TYPE_CHECKING:
     from seawall.config.recipe import Recipe
 
 LOG_WIDTH = 140
-"""A job's log has no width of its own; numbers must not be cut there."""
+"""Width of tables outside a terminal, such as in a job's log, where numbers must not be cut."""
 
 RecipeArgument = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads this annotation
     typer.Argument(
-        metavar="[RECIPE.yaml]", help="Recipe file; none runs the embedded model's recipe.", show_default=False
+        metavar="[RECIPE.yaml]", help="Recipe file; default: the recipe of the embedded model.", show_default=False
     ),
 ]
 TargetArgument = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Argument(
         metavar="[RECIPE.yaml|RUN]",
-        help="Recipe file, or a run's folder; none takes the embedded model's recipe.",
+        help="Recipe file, or folder of a run; default: the recipe of the embedded model.",
         show_default=False,
     ),
 ]
 SetOption = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option("--set", metavar="A.B=C", help="Change one setting of the recipe; can be repeated."),
+    typer.Option("--set", metavar="A.B=C", help="Set one key of the recipe; repeatable."),
 ]
 OutputOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--output", "-o", help="Run folder; default: the recipe's `output`, else runs/NAME."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and no progress.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object; no progress.")]
 
 
 def read_recipe(path: Path | None, changes: Sequence[str] | None) -> tuple[Recipe, str]:
-    """The recipe and its text; changes are kept as comments, since they belong to what the user asked for."""
+    """The recipe with `changes` applied, and its text with the changes appended as comments."""
     from seawall.config.load import load_recipe, recipe_text
 
     text = recipe_text(path)
-    asked = list(changes or ())
-    recipe = load_recipe(path, asked)
-    if asked:
-        text = text.rstrip("\n") + "\n" + "".join(f"# --set {change}\n" for change in asked)
+    overrides = list(changes or ())
+    recipe = load_recipe(path, overrides)
+    if overrides:
+        text = text.rstrip("\n") + "\n" + "".join(f"# --set {change}\n" for change in overrides)
     return recipe, text
 
 
 def run_folder(recipe: Recipe, output: Path | None) -> Path:
-    """Where the run lies."""
+    """The run folder: `output`, else the recipe's `output`, else runs/NAME."""
     return output or Path(recipe.output or f"runs/{recipe.name}")
 
 
 def open_target(
     target: Path | None, changes: Sequence[str] | None, output: Path | None
 ) -> tuple[Path, tuple[Recipe, str] | None]:
-    """The run folder of a recipe or a run, and the recipe with its text; None in its place where it is a run.
+    """The run folder of a recipe or run; with the recipe and its text, or None for a run.
 
     Raises:
-        ConfigError: a wrong recipe; another folder for a run.
+        ConfigError: the recipe is invalid, or --output is given for a run.
     """
     from seawall.errors import ConfigError
 
     if target is None or not target.is_dir():
-        read = read_recipe(target, changes)
-        return run_folder(read[0], output), read
+        recipe, text = read_recipe(target, changes)
+        return run_folder(recipe, output), (recipe, text)
     if output is not None:
-        raise ConfigError(f"{target} is a run", got="--output", remedy="leave it out: a run has its own folder")
+        raise ConfigError(f"{target} is a run", got="--output", remedy="leave out --output: a run has its own folder")
     return target, None
 
 
 def results_console() -> Console:
-    """What results are printed on: standard output, which has a width of its own in a terminal alone."""
+    """The console for results: standard output, `LOG_WIDTH` wide outside a terminal."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -91,22 +91,22 @@ def results_console() -> Console:
 
 
 def print_json(document: Any) -> None:
-    """One JSON object on standard output."""
+    """Prints one JSON object on standard output."""
     typer.echo(json.dumps(document, indent=1))
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Imports of libraries: progress bars and notices of theirs are kept off the terminal, warnings stay.
+    """For imports of libraries: hides their progress bars and log messages below errors; warnings stay.
 
-    Garbage is not collected meanwhile: with torch and transformers a million objects come that all stay, and to look
-    through them again and again takes a second.
+    Garbage collection is off inside, because importing torch and transformers creates a million permanent objects, and
+    scanning them repeatedly takes a second.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    collecting = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         from transformers.utils import logging
@@ -114,5 +114,5 @@ def quiet_libraries() -> Iterator[None]:
         logging.disable_progress_bar()
         yield
     finally:
-        if collecting:
+        if was_enabled:
             gc.enable()

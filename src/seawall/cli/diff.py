@@ -1,4 +1,4 @@
-"""`seawall diff A B`: what differs between two runs, or between two checkpoints."""
+"""`seawall diff A B`: compares two runs, or two checkpoints."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from seawall.cli.common import JsonOption, print_json, quiet_libraries
 
 
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A run folder, or a checkpoint folder.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same kind.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="Folder of a run or a checkpoint.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Folder of another run or checkpoint.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two runs (experts, repairs, rates) or two checkpoints (which experts, routers, other tensors changed)."""
+    """Compare two runs (experts, repairs, rates) or two checkpoints (changed experts, routers and other tensors)."""
     with quiet_libraries():
         from seawall.jobs import diff as differences
 
-    found = differences.diff(a, b)
+    difference = differences.diff(a, b)
     if as_json:
-        print_json(differences.document(found))
+        print_json(differences.document(difference))
         return
     from rich.console import Console
 
     from seawall.jobs.diff_tables import difference_tables
 
     console = Console(highlight=False)
-    for table in difference_tables(found):
+    for table in difference_tables(difference):
         console.print(table)

@@ -1,4 +1,4 @@
-"""`seawall doctor MODEL`: what seawall sees in a model, without loading its weights."""
+"""`seawall doctor MODEL`: checks a model without loading its weights."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ def doctor(
     model: Annotated[str, typer.Argument(help="`lab`, a folder, or a Hub id.")],
     as_json: JsonOption = False,
     trust_remote_code: Annotated[
-        bool, typer.Option(help="Run Python code that comes with the checkpoint. Only for authors you trust.")
+        bool, typer.Option(help="Run Python code from the checkpoint's repository. Only for authors you trust.")
     ] = False,
 ) -> None:
-    """Say whether seawall can work on a model, and what is in it; reads its config, not its weights."""
+    """Check whether seawall supports a model, and list its layers and experts; loads no weights."""
     with quiet_libraries():
         from seawall.config.model import ModelConfig
         from seawall.models.files.inspect import inspect_model
         from seawall.shell.model import open_checkpoint
 
-    found = inspect_model(open_checkpoint(ModelConfig(id=model, trust_remote_code=trust_remote_code)).config)
+    summary = inspect_model(open_checkpoint(ModelConfig(id=model, trust_remote_code=trust_remote_code)).config)
     if as_json:
-        print_json({**asdict(found), "supported": found.supported})
+        print_json({**asdict(summary), "supported": summary.supported})
     else:
-        _show(found)
-    if not found.supported:
+        _show(summary)
+    if not summary.supported:
         raise typer.Exit(2)
 
 
-def _show(found: ModelSummary) -> None:
+def _show(summary: ModelSummary) -> None:
     from rich.console import Console
 
     from seawall.jobs.plan import model_facts
 
-    Console(highlight=False).print(model_facts(found))
+    Console(highlight=False).print(model_facts(summary))

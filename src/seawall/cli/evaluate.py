@@ -1,4 +1,4 @@
-"""`seawall eval`: a run's evaluations, or a model, a delta, an adapter or an endpoint on its own."""
+"""`seawall eval`: evaluates a run's models, or a single model, delta, adapter or endpoint."""
 
 from __future__ import annotations
 
@@ -31,49 +31,50 @@ def evaluate(
     recipe: RecipeArgument = None,
     *,
     model: Annotated[
-        _Name, typer.Option("--model", "-m", help="`lab`, a folder, a Hub id; or a name at the endpoint.")
+        _Name, typer.Option("--model", "-m", help="`lab`, a folder or a Hub id; or the model's name at the endpoint.")
     ] = None,
-    delta: Annotated[_Folder, typer.Option(help="A `delta` folder of a run, put on the model.")] = None,
-    adapter: Annotated[
-        _Folder, typer.Option(help="A folder with a LoRA adapter of PEFT, merged into the model.")
+    delta: Annotated[_Folder, typer.Option(help="The `delta` folder of a run, applied to the model.")] = None,
+    adapter: Annotated[_Folder, typer.Option(help="Folder of a LoRA adapter of PEFT, merged into the model.")] = None,
+    endpoint: Annotated[
+        _Name, typer.Option(metavar="URL", help="Address of an OpenAI-compatible endpoint, with /v1.")
     ] = None,
-    endpoint: Annotated[_Name, typer.Option(metavar="URL", help="An OpenAI-compatible endpoint, with its /v1.")] = None,
     sets: SetOption = None,
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate the recipe's model on test goals; and the repaired one, where the run folder holds a repair.
+    """Evaluate the recipe's model on its test prompts, and the repaired model if the run folder has one.
 
-    With --model, --delta, --adapter or --endpoint, or a recipe whose engine is an endpoint: that model alone, on the
-    recipe's prompts, into a run folder of its own (default: runs/NAME-eval).
+    With --model, --delta, --adapter or --endpoint, or a recipe with an endpoint
+    as engine: evaluate that model alone, on the recipe's prompts, in a run
+    folder of its own (default: runs/NAME-eval).
     """
-    wanted, text = read_recipe(recipe, [*_changes(recipe, model, endpoint), *(sets or ())])
+    resolved, text = read_recipe(recipe, [*_changes(recipe, model, endpoint), *(sets or ())])
     alone = any(option is not None for option in (model, delta, adapter, endpoint))
-    if not alone and wanted.eval.engine.kind == "transformers":
+    if not alone and resolved.eval.engine.kind == "transformers":
         run_until("evaluate", recipe, sets, output, as_json=as_json)
         return
     with quiet_libraries():
         from seawall.jobs.evaluate import EvalTarget
 
-    folder = output or Path(f"runs/{wanted.name}-eval")
-    found = _run(wanted, EvalTarget(delta, adapter), folder, text=text, as_json=as_json)
+    folder = output or Path(f"runs/{resolved.name}-eval")
+    evaluation = _run(resolved, EvalTarget(delta, adapter), folder, text=text, as_json=as_json)
     if as_json:
-        print_json(found.summary)
+        print_json(evaluation.summary)
     else:
-        _show(found)
+        _show(evaluation)
 
 
 def _changes(recipe: Path | None, model: str | None, endpoint: str | None) -> list[str]:
-    """The settings that the options stand for; those of --set come after them.
+    """The recipe settings of the options; settings of --set override them.
 
     Raises:
-        ConfigError: an endpoint without the model's name.
+        ConfigError: --endpoint without --model.
     """
     if endpoint is not None:
         if model is None:
             from seawall.errors import ConfigError
 
-            raise ConfigError("--endpoint needs the name of the model there", remedy="give it as --model NAME")
+            raise ConfigError("--endpoint needs the model's name at the endpoint", remedy="add --model NAME")
         return [
             "eval.engine.kind=endpoint",
             f"eval.engine.base_url={json.dumps(endpoint)}",
@@ -83,7 +84,7 @@ def _changes(recipe: Path | None, model: str | None, endpoint: str | None) -> li
         return []
     from seawall.config.model import EMBEDDED
 
-    # The embedded model's recipe says how its own small experts are best computed: no advice for another model.
+    # The recipe of the embedded model sets an implementation for its small experts, unsuitable for other models.
     own = ["model.experts_implementation=null"] if recipe is None and model not in EMBEDDED else []
     return [f"model.id={json.dumps(model)}", *own]
 
@@ -98,13 +99,13 @@ def _run(recipe: Recipe, target: EvalTarget, folder: Path, *, text: str, as_json
         return evaluate_target(recipe, target, folder, text=text, reporter=reporter)
 
 
-def _show(found: Evaluation) -> None:
+def _show(evaluation: Evaluation) -> None:
     from rich.console import Console
 
     from seawall.jobs.headline import headline_table, length_table
 
     console = Console(highlight=False)
-    console.print(headline_table((("rate", found.result),), {}))
-    if found.result.lengths:
-        console.print(length_table(found.result))
-    console.print(str(found.run.path), soft_wrap=True, markup=False)
+    console.print(headline_table((("rate", evaluation.result),), {}))
+    if evaluation.result.lengths:
+        console.print(length_table(evaluation.result))
+    console.print(str(evaluation.run.path), soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""`seawall gate RUN --max-asr 0.05 ...`: exit code 0 where every bound holds, 1 where one does not."""
+"""`seawall gate RUN --max-asr 0.05 ...`: exit code 0 if every bound holds, else 1."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ _Share = Optional[float]  # noqa: UP045 - typer reads these annotations
 
 
 def gate(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     *,
-    max_asr: Annotated[_Share, typer.Option(help="Attack success rate, of every family.")] = None,
+    max_asr: Annotated[_Share, typer.Option(help="Maximum attack success rate of every family.")] = None,
     max_asr_unseen: Annotated[
-        _Share, typer.Option(help="The same of families the repair did not train on, in place of --max-asr.")
+        _Share, typer.Option(help="Maximum for families that the repair did not train on, in place of --max-asr.")
     ] = None,
     max_over_refusal_increase: Annotated[
-        _Share, typer.Option(help="Refusals of borderline prompts, after minus before.")
+        _Share, typer.Option(help="Maximum increase of the refusal rate of borderline prompts.")
     ] = None,
     max_benign_drop: Annotated[
-        _Share, typer.Option(help="Harmless requests answered, plain and wrapped, before minus after.")
+        _Share, typer.Option(help="Maximum drop of the answer rate of harmless requests, plain and wrapped.")
     ] = None,
-    max_capability_drop: Annotated[_Share, typer.Option(help="Relative increase of the loss on gold answers.")] = None,
-    min_plain_refusal: Annotated[_Share, typer.Option(help="Refusal rate of plain harmful requests.")] = None,
+    max_capability_drop: Annotated[
+        _Share,
+        typer.Option(help="Maximum drop of a capability score; without scores, increase of the loss on gold answers."),
+    ] = None,
+    min_plain_refusal: Annotated[_Share, typer.Option(help="Minimum refusal rate of plain harmful requests.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold a finished run to bounds: the end of each 95 % interval must keep them, not the point estimate."""
+    """Check a finished run against bounds, by the ends of the 95 % intervals and not by point estimates."""
     with quiet_libraries():
         from seawall.evaluation.gate import Bounds
         from seawall.jobs.gate import gate_run, gate_table
@@ -42,11 +45,11 @@ def gate(
         max_capability_drop=max_capability_drop,
         min_plain_refusal=min_plain_refusal,
     )
-    found = gate_run(run, bounds)
+    result = gate_run(run, bounds)
     if as_json:
-        print_json(found.document())
+        print_json(result.document())
     else:
         console = results_console()
-        console.print(gate_table(found))
-    if not found.passed:
+        console.print(gate_table(result))
+    if not result.passed:
         raise typer.Exit(1)

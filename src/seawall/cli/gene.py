@@ -1,4 +1,4 @@
-"""`seawall gene extract|select|graft|revert|compose`: a family's safety as an adapter for its fine-tuned models."""
+"""`seawall gene extract|select|graft|revert|compose`: safety as an adapter for the fine-tuned models of a family."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from seawall.runs.progress import Reporter
 
 app = typer.Typer(
-    no_args_is_help=True, help="Safety as an adapter: extract it once, graft it onto fine-tuned siblings (SafeGene)."
+    no_args_is_help=True,
+    help="Extract safety as an adapter once, and graft it onto the fine-tuned models of a family (SafeGene).",
 )
 _Path = Optional[Path]  # noqa: UP045 - typer reads these annotations
 _Numbers = Optional[list[float]]  # noqa: UP045
@@ -35,7 +36,7 @@ _Number = Optional[float]  # noqa: UP045
 _Text = Optional[str]  # noqa: UP045
 
 NewFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result; must be new or empty.")]
-GeneArgument = Annotated[Path, typer.Argument(metavar="GENE", help="A gene's folder, or a run that extracted one.")]
+GeneArgument = Annotated[Path, typer.Argument(metavar="GENE", help="Folder of a gene, or of a run that extracted one.")]
 
 
 @app.command("extract")
@@ -46,22 +47,23 @@ def extract(
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Distil what an aligned model has and a degraded one lacks into an adapter: RUN/gene.
+    """Distil the safety that a degraded model lacks from an aligned model into an adapter, RUN/gene.
 
-    The recipe's model is the aligned one; `gene.degraded` names the other, or a short LoRA makes it.
+    The recipe's model is the aligned one. `gene.degraded` names the degraded
+    one; by default a short LoRA trains it.
     """
-    read = read_recipe(recipe, sets)
-    folder = run_folder(read[0], output)
+    resolved, text = read_recipe(recipe, sets)
+    folder = run_folder(resolved, output)
     with quiet_libraries():
         from seawall.jobs.gene import extract_gene
         from seawall.methods.gene.context import GENE
         from seawall.methods.gene.view import gene_document, gene_table
 
     def work(reporter: Reporter) -> RenderableType:
-        found = extract_gene(read[0], folder, text=read[1], reporter=reporter)
+        extracted = extract_gene(resolved, folder, text=text, reporter=reporter)
         if as_json:
-            print_json({"gene": str(folder / GENE), **gene_document(found)})
-        return gene_table(found)
+            print_json({"gene": str(folder / GENE), **gene_document(extracted)})
+        return gene_table(extracted)
 
     _run(work, folder / GENE, folder / "gene.html", as_json=as_json)
 
@@ -74,34 +76,40 @@ def select(
     keep: Annotated[
         _Text,
         typer.Option(
-            help="Layers: `top` by what they write (the default), `stream` by their output; controls: `random` (as "
-            "many), `all` (the default with --experts alone)."
+            help="Layers to keep: `top` by the contrast of their contribution to the residual stream, `stream` by the "
+            "contrast of their output; controls: `random`, `all`. Default: `top`; with --experts alone, `all`."
         ),
     ] = None,
-    fraction: Annotated[_Number, typer.Option(help="Share of the layers to keep; a third, unless given.")] = None,
-    experts: Annotated[_Number, typer.Option(help="Share of every layer's experts to keep; all, unless given.")] = None,
+    fraction: Annotated[_Number, typer.Option(help="Share of the layers to keep; default: a third.")] = None,
+    experts: Annotated[_Number, typer.Option(help="Share of each layer's experts to keep; default: all.")] = None,
     experts_by: Annotated[
         str,
-        typer.Option(help="`score`: gate weight on harmful requests times norm of the update; control: `random`."),
+        typer.Option(
+            help="Order of experts: `score`, gate weight on harmful requests times norm of the update; control: "
+            "`random`."
+        ),
     ] = "score",
     seed: Annotated[int, typer.Option(min=0, help="Seed of `random`.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep the layers of a gene in which harmful and harmless prompts tell the two models apart most, or its experts
-    that harmful requests use most and that it changes most.
+    """Keep the most safety-specific layers or experts of a gene.
+
+    Layers: those in which aligned and degraded model differ most on harmful
+    compared with harmless prompts. Experts: those that harmful requests use
+    most and that the gene changes most.
     """
     with quiet_libraries():
         from seawall.methods.gene.tools import PAGE, select_gene
         from seawall.methods.gene.view import claim, gene_document, gene_table
 
     def work(reporter: Reporter) -> RenderableType:
-        found = select_gene(
+        selected = select_gene(
             gene, output, keep=keep, fraction=fraction, experts=experts, experts_by=experts_by, seed=seed
         )
-        reporter.say(claim(found))
+        reporter.say(claim(selected))
         if as_json:
-            print_json({"gene": str(output), **gene_document(found)})
-        return gene_table(found)
+            print_json({"gene": str(output), **gene_document(selected)})
+        return gene_table(selected)
 
     _run(work, output / PAGE, output, as_json=as_json)
 
@@ -110,18 +118,18 @@ def select(
 def compose(
     genes: Annotated[list[Path], typer.Argument(metavar="GENE...", help="Two or more genes of one family.")],
     output: NewFolder,
-    weight: Annotated[_Numbers, typer.Option("--weight", help="One per gene, in their order; none takes 1.")] = None,
+    weight: Annotated[_Numbers, typer.Option("--weight", help="Weight of each gene, in order; default: 1.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put several genes together as one, and say how far they are in each other's way, layer by layer."""
+    """Combine several genes into one, and measure their interference layer by layer."""
     with quiet_libraries():
         from seawall.methods.gene.tools import compose_genes
         from seawall.methods.gene.view import gene_document, interference_document, interference_table
 
     def work(reporter: Reporter) -> RenderableType:
-        found, rows = compose_genes(genes, output, weights=weight)
+        composed, rows = compose_genes(genes, output, weights=weight)
         if as_json:
-            print_json({"gene": str(output), **gene_document(found), "interference": interference_document(rows)})
+            print_json({"gene": str(output), **gene_document(composed), "interference": interference_document(rows)})
         return interference_table(rows)
 
     _run(work, output, as_json=as_json)
@@ -129,24 +137,35 @@ def compose(
 
 @app.command("graft")
 def graft(
-    model: Annotated[str, typer.Argument(metavar="TASK_MODEL", help="The fine-tuned model: a folder, or a Hub id.")],
+    model: Annotated[str, typer.Argument(metavar="TASK_MODEL", help="The fine-tuned model: a folder or a Hub id.")],
     output: NewFolder,
     *,
     gene: Annotated[
-        _Path, typer.Option("--gene", "-g", help="A gene's folder, or a run that extracted one; `safelora` needs none.")
+        _Path,
+        typer.Option(
+            "--gene", "-g", help="Folder of a gene, or of a run that extracted one; not needed by `safelora`."
+        ),
     ] = None,
-    shots: Annotated[int, typer.Option(min=0, help="Refusals, and as many task examples; 0 takes 1 everywhere.")] = 0,
+    shots: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Number of refusals, and of task examples, to tune coefficients on; 0 skips tuning (every coefficient "
+            "stays 1).",
+        ),
+    ] = 0,
     task: Annotated[
         _Path, typer.Option(help="JSONL with task examples: `messages`, or `prompt` and `completion`.")
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Write a whole checkpoint instead of an adapter.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Write a merged checkpoint in place of an adapter.")] = False,
     sets: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a gene on a fine-tuned model, with a coefficient per layer tuned on a few examples; no weight is trained.
+    """Graft a gene onto a fine-tuned model, with a coefficient per layer tuned on a few examples; trains no weight.
 
-    Baselines in its place: --set gene.graft.method=safety_sft, safelora, or --set gene.graft.coefficients=global.
-    Settings are those of the sections `gene.graft`, `data` and `model` of a recipe: --set gene.graft.steps=40.
+    Baselines: --set gene.graft.method=safety_sft or safelora, or --set
+    gene.graft.coefficients=global. All settings of the recipe sections
+    `gene.graft`, `data` and `model` apply, such as --set gene.graft.steps=40.
     """
     from seawall.config.load import changed_defaults
 
@@ -165,10 +184,10 @@ def graft(
     )
 
     def work(reporter: Reporter) -> RenderableType:
-        found = graft_gene(request, settings.gene, settings.data, reporter=reporter)
+        grafted = graft_gene(request, settings.gene, settings.data, reporter=reporter)
         if as_json:
-            print_json({"output": str(output), **found.document()})
-        return graft_table(found)
+            print_json({"output": str(output), **grafted.document()})
+        return graft_table(grafted)
 
     _run(work, output, as_json=as_json)
 
@@ -179,7 +198,7 @@ def revert(
     output: NewFolder,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the fine-tuned model as it was before the graft, to the last bit."""
+    """Restore the fine-tuned model from a grafted checkpoint, bit for bit."""
     with quiet_libraries():
         from seawall.methods.gene.graft import revert_graft
 
@@ -199,8 +218,8 @@ def _run(work: Callable[[Reporter], RenderableType], *places: Path, as_json: boo
         work(Quiet())
         return
     with TerminalReporter() as reporter:
-        shown = work(reporter)
+        table = work(reporter)
     console = results_console()
-    console.print(shown)
+    console.print(table)
     for place in places:
         console.print(str(place), soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""`seawall landscape [RECIPE|RUN]`: how far can the weights move before the model answers harmful requests?"""
+"""`seawall landscape [RECIPE|RUN]`: measures how far the weights can move before the model answers harmful requests."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def landscape(
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the harmful rate while the weights move: along alignment, along a fine-tuning, and at random.
+    """Measure the harmful rate along directions in weight space: of alignment, of a fine-tuning, and random ones.
 
-    landscape.base names the model that it was aligned from; landscape.tuned or landscape.adapter a fine-tuned one. A
-    run need not be finished. No weight is written; an interrupted landscape goes on.
+    landscape.base names the base model; landscape.tuned or landscape.adapter
+    names a fine-tuned model. A run need not be finished. No weight is written.
+    An interrupted landscape resumes.
     """
-    folder, read = open_target(target, sets, output)
+    folder, recipe = open_target(target, sets, output)
     with quiet_libraries():
         from seawall.jobs.landscape import document
         from seawall.runs.progress import Quiet, TerminalReporter
@@ -41,24 +42,25 @@ def landscape(
     def work(reporter: Reporter) -> LandscapeResult:
         from seawall.jobs.landscape import landscape_recipe, landscape_run
 
-        if read is None:
+        if recipe is None:
             return landscape_run(folder, sets or (), reporter=reporter)
-        return landscape_recipe(read[0], folder, text=read[1], reporter=reporter)
+        resolved, text = recipe
+        return landscape_recipe(resolved, folder, text=text, reporter=reporter)
 
     if as_json:
         work(Quiet())
         print_json(document(folder))
         return
     with TerminalReporter() as reporter:
-        found = work(reporter)
-    _show(found, folder)
+        result = work(reporter)
+    _show(result, folder)
 
 
-def _show(found: LandscapeResult, folder: Path) -> None:
+def _show(result: LandscapeResult, folder: Path) -> None:
     from seawall.methods.landscape.view import landscape_table
     from seawall.runs.folder import RunFolder
 
     console = results_console()
-    console.print(landscape_table(found))
-    console.print(found.claim, markup=False)
+    console.print(landscape_table(result))
+    console.print(result.claim, markup=False)
     console.print(str(RunFolder(folder).landscape_report), soft_wrap=True, markup=False)

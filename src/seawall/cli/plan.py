@@ -1,4 +1,4 @@
-"""`seawall plan RECIPE`: memory, disk and time that a run will need, before anything is loaded."""
+"""`seawall plan RECIPE`: estimates the memory, disk and time of a run, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ def plan(
     recipe: RecipeArgument = None,
     sets: SetOption = None,
     tflops: Annotated[
-        float | None, typer.Option(min=0.001, help="What the device multiplies per second, for a time estimate.")
+        float | None, typer.Option(min=0.001, help="Speed of the device in TFLOP/s, for an estimate of the time.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate memory, disk and (with --tflops) time of a recipe from the model's config alone."""
-    wanted, _ = read_recipe(recipe, sets)
+    """Estimate memory, disk and (with --tflops) time of a run; loads no weights."""
+    resolved, _ = read_recipe(recipe, sets)
     with quiet_libraries():
         from seawall.jobs.plan import plan_recipe
 
-    found = plan_recipe(wanted, tflops)
+    estimate = plan_recipe(resolved, tflops)
     if as_json:
-        print_json({**asdict(found), "peak": found.peak, "disk": found.disk})
+        print_json({**asdict(estimate), "peak": estimate.peak, "disk": estimate.disk})
         return
     from rich.console import Console
 
     from seawall.jobs.plan import plan_facts
 
-    Console(highlight=False).print(plan_facts(found))
+    Console(highlight=False).print(plan_facts(estimate))

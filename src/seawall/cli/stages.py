@@ -1,4 +1,4 @@
-"""`seawall run` and its stages one at a time; all go on with the run in the same folder."""
+"""`seawall run` and its single stages, all of which resume the run in the same folder."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ from seawall.cli.common import (
 def run(
     recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
 ) -> None:
-    """Find, repair and verify: profile, select, evaluate, repair, evaluate, export, report."""
+    """Run all stages of a repair: profile, select, evaluate, repair, evaluate, export, report."""
     run_until("report", recipe, sets, output, as_json=as_json)
 
 
 def profile(
     recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
 ) -> None:
-    """Collect successful jailbreaks and count the experts that they use."""
+    """Collect successful attacks, and count the experts that they use."""
     run_until("profile", recipe, sets, output, as_json=as_json)
 
 
 def select(
     recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
 ) -> None:
-    """Choose the safety-critical experts (and profile first, where that is not done)."""
+    """Select the safety-critical experts, after unfinished earlier stages."""
     run_until("select", recipe, sets, output, as_json=as_json)
 
 
 def repair(
     recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
 ) -> None:
-    """Train the selected experts and the routers (after the stages before, where they are not done)."""
+    """Train the selected experts and the routers, after unfinished earlier stages."""
     run_until("repair", recipe, sets, output, as_json=as_json)
 
 
 def report(
     recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
 ) -> None:
-    """Write report, summary and samples of a run again (stages that are done are skipped).
+    """Write report, summary and samples of a run, after unfinished earlier stages.
 
-    The folder of a finished run may stand for the recipe: its report is then written again, and nothing else.
+    With the folder of a finished run in place of the recipe, only its report is written again.
     """
     if recipe is not None and recipe.is_dir():
         _rewrite(recipe, sets, output, as_json=as_json)
@@ -65,7 +65,9 @@ def _rewrite(run: Path, sets: list[str] | None, output: Path | None, *, as_json:
     from seawall.errors import ConfigError
 
     if sets or output:
-        raise ConfigError(f"{run} is a run", got="--set or --output", remedy="leave them out, or name a recipe file")
+        raise ConfigError(
+            f"{run} is a run", got="--set or --output", remedy="leave out these options, or name a recipe file"
+        )
     with quiet_libraries():
         import typer
 
@@ -79,7 +81,7 @@ def _rewrite(run: Path, sets: list[str] | None, output: Path | None, *, as_json:
 
 
 def run_until(last: str, path: Path | None, sets: list[str] | None, output: Path | None, *, as_json: bool) -> None:
-    """Runs a recipe until `last`, one of the pipeline's stages, and shows what came of it."""
+    """Runs the stages of a recipe up to `last`, and shows the result."""
     recipe, text = read_recipe(path, sets)
     with quiet_libraries():
         from seawall.jobs.run import Outcome, run_recipe
@@ -97,17 +99,20 @@ def run_until(last: str, path: Path | None, sets: list[str] | None, output: Path
 def _result(outcome: Any, last: str) -> dict[str, Any]:
     if outcome.summary is not None:
         return dict(outcome.summary)
-    found: dict[str, Any] = {"run": str(outcome.run.path), "finished": last}
+    document: dict[str, Any] = {"run": str(outcome.run.path), "finished": last}
     if outcome.rates:
-        found["rates"] = {name: _plain(one.groups) for name, one in outcome.rates}
-        found["gold_answer_loss"] = {name: one.gold_loss for name, one in outcome.rates}
-        found["capability"] = {name: _scores(one.capability) for name, one in outcome.rates}
-        found["changes"] = _plain(outcome.changes)
-    return found
+        document["rates"] = {name: _plain(result.groups) for name, result in outcome.rates}
+        document["gold_answer_loss"] = {name: result.gold_loss for name, result in outcome.rates}
+        document["capability"] = {name: _scores(result.capability) for name, result in outcome.rates}
+        document["changes"] = _plain(outcome.changes)
+    return document
 
 
 def _scores(capability: Sequence[Any]) -> dict[str, Any]:
-    return {f"{one.task} {one.metric}": {"score": one.score, "stderr": one.stderr, "n": one.n} for one in capability}
+    return {
+        f"{score.task} {score.metric}": {"score": score.score, "stderr": score.stderr, "n": score.n}
+        for score in capability
+    }
 
 
 def _plain(records: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def _plain(records: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show(outcome: Any, last: str) -> None:
-    """The headline on standard output, ending with the path that people want next."""
+    """Prints the headline, followed by the path of the report or run."""
     from seawall.jobs.headline import headline_table
 
     console = results_console()

@@ -1,4 +1,4 @@
-"""`seawall steer [RECIPE|RUN]`: how far can refusal be moved at inference, and by what?"""
+"""`seawall steer [RECIPE|RUN]`: measures how far refusal can be steered at inference."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def steer(
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how far one direction, one expert or attention can move refusal (steer.mode: suppress or induce).
+    """Measure how far a direction, a single expert or attention moves refusal (steer.mode: suppress or induce).
 
-    A run need not be finished. No model is written; `steer.mode=induce` leaves steer/hardening for `seawall.load`.
+    A run need not be finished. No model is written; `steer.mode=induce` writes steer/hardening for `seawall.load`.
     """
-    folder, read = open_target(target, sets, output)
+    folder, recipe = open_target(target, sets, output)
     with quiet_libraries():
         from seawall.jobs.steer import document
         from seawall.runs.progress import Quiet, TerminalReporter
@@ -40,27 +40,28 @@ def steer(
     def work(reporter: Reporter) -> SteeringResult:
         from seawall.jobs.steer import steer_recipe, steer_run
 
-        if read is None:
+        if recipe is None:
             return steer_run(folder, sets or (), reporter=reporter)
-        return steer_recipe(read[0], folder, text=read[1], reporter=reporter)
+        resolved, text = recipe
+        return steer_recipe(resolved, folder, text=text, reporter=reporter)
 
     if as_json:
         work(Quiet())
         print_json(document(folder))
         return
     with TerminalReporter() as reporter:
-        found = work(reporter)
-    _show(found, folder)
+        result = work(reporter)
+    _show(result, folder)
 
 
-def _show(found: SteeringResult, folder: Path) -> None:
+def _show(result: SteeringResult, folder: Path) -> None:
     from seawall.methods.steer.view import steering_table
     from seawall.runs.folder import RunFolder
 
     console = results_console()
-    console.print(steering_table(found))
-    console.print(found.claim, markup=False)
+    console.print(steering_table(result))
+    console.print(result.claim, markup=False)
     run = RunFolder(folder)
-    shown = [run.stage("steer") / "hardening"] if (run.stage("steer") / "hardening").is_dir() else []
-    for path in (*shown, run.steering_report if run.steering_report.is_file() else run.report):
+    hardening = [run.stage("steer") / "hardening"] if (run.stage("steer") / "hardening").is_dir() else []
+    for path in (*hardening, run.steering_report if run.steering_report.is_file() else run.report):
         console.print(str(path), soft_wrap=True, markup=False)

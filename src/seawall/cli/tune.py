@@ -1,4 +1,4 @@
-"""`seawall tune RECIPE`: fine-tune on a task by several methods; what is left of the refusals?"""
+"""`seawall tune RECIPE`: fine-tunes on a task by several methods, and measures their effect on refusals."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ def tune(
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune on a task by several methods (tune.methods), and measure refusals and the task before and after.
+    """Fine-tune on a task by several methods (tune.methods), and measure refusals and task score before and after.
 
-    Each method and seed leaves an adapter that PEFT loads. More of them can be added to a run by the same command. On
-    several GPUs: accelerate launch -m seawall tune RECIPE.yaml
+    Each method and seed writes an adapter for PEFT. The same command adds
+    further methods and seeds to a run. On several GPUs:
+    accelerate launch -m seawall tune RECIPE.yaml
     """
-    read, text = read_recipe(recipe, sets)
-    folder = run_folder(read, output)
+    resolved, text = read_recipe(recipe, sets)
+    folder = run_folder(resolved, output)
     with quiet_libraries():
         from seawall.jobs.tune import document
         from seawall.runs.progress import Quiet, TerminalReporter
@@ -43,24 +44,24 @@ def tune(
     def work(reporter: Reporter) -> TuningResult | None:
         from seawall.jobs.tune import tune_recipe
 
-        return tune_recipe(read, folder, text=text, reporter=reporter)
+        return tune_recipe(resolved, folder, text=text, reporter=reporter)
 
     if as_json:
         if work(Quiet()) is not None:
             print_json(document(folder))
         return
     with TerminalReporter() as reporter:
-        found = work(reporter)
-    if found is not None:
-        _show(found, folder)
+        result = work(reporter)
+    if result is not None:
+        _show(result, folder)
 
 
-def _show(found: TuningResult, folder: Path) -> None:
+def _show(result: TuningResult, folder: Path) -> None:
     from seawall.methods.tune.view import tuning_table
     from seawall.runs.folder import RunFolder
 
     console = results_console()
-    if found.figures:
-        console.print(tuning_table(found))
-    for path in (*(folder / row.adapter for row in found.rows if row.adapter), RunFolder(folder).tuning_report):
+    if result.figures:
+        console.print(tuning_table(result))
+    for path in (*(folder / row.adapter for row in result.rows if row.adapter), RunFolder(folder).tuning_report):
         console.print(str(path), soft_wrap=True, markup=False)
