@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from families import random_ids, tiny
-from seawall.artifacts.gene import ADAPTER_WEIGHTS, NAME, Gene
+from seawall.artifacts.adapter import ADAPTER_WEIGHTS
+from seawall.artifacts.gene import NAME, Gene
 from seawall.errors import ArtifactError, ConfigError
 from seawall.models.lora.attach import find_points, load_worn, merged, wear
 from siblings import added, random_gene

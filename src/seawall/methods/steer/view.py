@@ -159,7 +159,7 @@ def _tried(found: SteeringResult) -> Iterator[TriedRow]:
 
 def _facts(found: SteeringResult, directions: Directions) -> list[tuple[str, str]]:
     sides: tuple[PromptSide, ...] = ("harmful", "harmless")
-    counts = {side: [directions.count(side, kept=kept) for kept in (True, False)] for side in sides}
+    counts = {side: [directions.count(side, used=used) for used in (True, False)] for side in sides}
     kept = " and ".join(f"{counts[side][0]} {side}" for side in sides)
     looked = " and ".join(str(sum(counts[side])) for side in sides)
     rows = [
