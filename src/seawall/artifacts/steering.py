@@ -75,6 +75,11 @@ class SteeringCondition:
     rates: Mapping[str, Rate]
     harmless_kl: float | None = None
 
+    @property
+    def amount(self) -> None:
+        """None: conditions of steering differ in kind, where those of an audit may differ in amount."""
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class SteeringResult:

@@ -312,7 +312,7 @@ def test_steering_and_silencing_of_a_model_switch_what_its_profile_says(
 def test_the_report_names_what_is_switched(audited: Path) -> None:
     found = _loaded(audited, "steering")
     view = audit_view(found)
-    assert [row.label for row in view.rows[:4]] == [
+    assert [view.label(condition) for condition in view.conditions[:4]] == [
         "original model",
         "repaired model",
         "2 experts off, 2 on",
