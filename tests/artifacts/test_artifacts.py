@@ -24,6 +24,7 @@ from seawall.artifacts.delta import Delta
 from seawall.artifacts.directions import Directions, ScoredPrompt
 from seawall.artifacts.evaluation import EvalResult, GoldAnswer, Rate
 from seawall.artifacts.expert_set import ExpertSet
+from seawall.artifacts.graft import Graft
 from seawall.artifacts.profile import DroppedPair, ExpertProfile, PairRecord
 from seawall.artifacts.steering import SteeringCandidate, SteeringCondition, SteeringResult
 from seawall.artifacts.store import SCHEMA, load_document, require_model, save_document, tensors_fingerprint
@@ -237,6 +238,18 @@ def test_rates_by_length_come_back_with_their_lengths(tmp_path: Path) -> None:
     made = replace(result(), lengths={"attack:role_play": {10: rate, 2: rate}})
     made.save(tmp_path)
     assert EvalResult.load(tmp_path) == made
+
+
+@pytest.mark.parametrize("pairs", [[[0, 0.5], [0, 1.0]], [["0", 0.5]], [[0]], 5, {"0": 0.5}])
+def test_a_graft_has_one_coefficient_per_layer(tmp_path: Path, pairs: object) -> None:
+    made = Graft(MODEL, "task", MODEL, "extracted", "adapter", {3: 0.25, 0: 1.5}, "layer", shots=4)
+    made.save(tmp_path)
+    path = tmp_path / "seawall_graft.json"
+    assert json.loads(path.read_text())["coefficients"] == [[0, 1.5], [3, 0.25]]
+    assert Graft.load(tmp_path).document() == {**made.document(), "coefficients": {"0": 1.5, "3": 0.25}}
+    rewrite(path, coefficients=pairs)
+    with pytest.raises(ArtifactError, match="coefficients"):
+        Graft.load(tmp_path)
 
 
 def error_of(kind: str, folder: Path) -> str:

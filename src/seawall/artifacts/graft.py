@@ -43,7 +43,7 @@ def _from_pairs(value: object) -> object:
 
 
 Coefficients = Annotated[Mapping[int, float], BeforeValidator(_from_pairs), PlainSerializer(_pairs)]
-"""Decoder layer -> factor of its update. In JSON, which has no integer keys, a list of pairs, ascending by layer."""
+"""Decoder layer -> factor of its update; in the JSON a list of pairs, ascending by layer, as files of 0.1.0 have it."""
 
 
 @dataclass(frozen=True, slots=True)

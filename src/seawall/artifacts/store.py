@@ -38,7 +38,7 @@ def save_record(path: Path, kind: str, record: Any, /, **derived: object) -> Non
         kind: names the artifact in its JSON.
         record: fields are JSON values, dataclasses of JSON values, tensors (any dtype and device), or one mapping of
             tensors by their names in the file.
-        derived: entries of the JSON that follow from the record, for readers; one named like a field replaces it.
+        derived: further entries of the JSON, for readers, that follow from the record.
 
     Raises:
         OSError, SafetensorError: the disk refuses; `seawall.runs.files.storage_errors` reports it in one line.
