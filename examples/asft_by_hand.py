@@ -114,7 +114,8 @@ class Adapted(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """W x + B A x."""
         update: Tensor = F.linear(F.linear(inputs, self.a_RD), self.b_DR)
-        return self.linear(inputs) + update
+        outputs: Tensor = self.linear(inputs) + update
+        return outputs
 
 
 adapters: dict[str, Adapted] = {}
@@ -138,7 +139,8 @@ def penalty(method: str) -> Tensor:
     """||(I - U U^T) B A||^2, summed over matrices (paper, equation of section 3); `l2` takes all of B A."""
     total = torch.zeros(())
     for name, adapter in adapters.items():
-        b_DR, a_RD = adapter.b_DR, adapter.a_RD
+        b_DR: Tensor = adapter.b_DR
+        a_RD: Tensor = adapter.a_RD
         if method != "l2":
             b_DR = b_DR - directions[name] @ (directions[name].T @ b_DR)
         # ||B A||^2 = sum of (B^T B) * (A A^T): the product, as large as the weight, is never formed.

@@ -76,7 +76,8 @@ def is_refusal(reply: list[int]) -> bool:
 
 def next_token_logp_BV(prompts: list[str]) -> Tensor:
     """Log-probabilities of the reply's first token."""
-    return model(**encode(prompts), use_cache=False, logits_to_keep=1).logits[:, -1].float().log_softmax(-1)
+    logits_BV: Tensor = model(**encode(prompts), use_cache=False, logits_to_keep=1).logits[:, -1]
+    return logits_BV.float().log_softmax(-1)
 
 
 def refusal_score(logp_BV: Tensor) -> float:

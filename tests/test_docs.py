@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,10 @@ PAGES = [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
 PROSE = [*PAGES, REPOSITORY / "CHANGELOG.md", REPOSITORY / "CONTRIBUTING.md"]
 WIDEST = 100
 MOST_COLUMNS = 6
-FENCE = re.compile(r"^(?P<before>.*)\n```(?P<language>[a-z]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 UNRUN = re.compile(r"<!-- not run: .{10,} -->\s*$")
 """Stands before a block that needs a GPU or the Hub, with the reason: such a block is compiled and not run."""
 PATHS = set(key_paths(Recipe))
-UsageError = typer.BadParameter.__bases__[0]
+WRONG: tuple[type[Exception], ...] = (AssertionError, *typer.BadParameter.__bases__)
 
 
 @dataclass(frozen=True)
@@ -90,21 +90,17 @@ def test_the_python_of_a_page_runs(
         code = compile(workbench.substituted(block.text), f"{name(page)}:{block.line}", "exec")
         if not block.reason:
             with contextlib.redirect_stdout(sys.stderr):
-                exec(code, names)  # noqa: S102 - these are the repository's own pages
+                exec(code, names)
 
 
 def commands(page: Path) -> Iterator[tuple[str, bool]]:
     """Every `seawall ...` of a page, and whether it is whole: in a fenced block, not amid a sentence."""
     text = page.read_text(encoding="utf-8")
-    for block in blocks(page):
-        if block.language in ("", "bash", "sh", "yaml"):
-            joined = block.text.replace("\\\n", " ")
-            if block.language == "yaml":
-                joined = re.sub(r"\n\s{10,}--", " --", joined)
-            for line in joined.splitlines():
-                match = re.match(r"\s*(?:- run: |run: )?(?:accelerate launch -m )?(seawall [^#>|]*)", line)
-                if match:
-                    yield match.group(1).strip(), True
+    fenced = [block.text for block in blocks(page) if block.language in ("", "bash", "sh", "yaml")]
+    for line in "\n".join(fenced).replace("\\\n", " ").splitlines():
+        match = re.match(r"\s*(?:- run: |run: )?(?:accelerate launch -m )?(seawall [^#>|]*)", line)
+        if match:
+            yield match.group(1).strip(), True
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for match in re.finditer(r"`(seawall [^`]+)`", prose):
         yield " ".join(match.group(1).split()), False
@@ -114,7 +110,7 @@ def parsed(words: list[str], *, whole: bool) -> None:
     """Follows the words down the commands; options must exist, and of a whole command also fit.
 
     Raises:
-        AssertionError, click's UsageError: they do not.
+        AssertionError, UsageError: they do not.
     """
     command: Any = typer.main.get_command(app)
     context = command.make_context("seawall", [], resilient_parsing=True)
@@ -126,7 +122,7 @@ def parsed(words: list[str], *, whole: bool) -> None:
     for word in path:
         if re.match(r"--[a-z]", word):
             assert word.split("=")[0] in {*options, "--help", "--version"}, f"no option {word}"
-    for first, second in zip(path, path[1:], strict=False):
+    for first, second in pairwise(path):
         if first == "--set":
             key = second.split("=")[0]
             assert key in PATHS or not re.fullmatch(r"[a-z_.]+", key), f"no setting {key}"
@@ -141,7 +137,7 @@ def test_command_lines_parse(page: Path) -> None:
         words = [word for word in words if word != "..."]
         try:
             parsed([word.rstrip(",") for word in words], whole=whole)
-        except (AssertionError, UsageError) as error:
+        except WRONG as error:
             pytest.fail(f"{name(page)}: {command}: {error}")
 
 
