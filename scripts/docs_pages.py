@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
+SOURCE = str(Path(__file__).resolve().parent.parent / "src")
+
+
+def on_config(config: Any) -> Any:
+    """Called by mkdocs before anything else: pages describe this repository's package, whatever is installed."""
+    sys.path.insert(0, SOURCE)
+    return config
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
