@@ -19,6 +19,7 @@ import typer
 import yaml
 
 import seawall
+from commands import seawall as run_command
 from places import REPOSITORY
 from seawall.cli.app import app
 from seawall.cli.settings import list_settings
@@ -221,3 +222,19 @@ def test_charts_are_what_their_data_give() -> None:
     for path in (DOCS / "data").glob("*.csv"):
         used = [page for page in PAGES if f"charts/{path.stem}.svg" in page.read_text(encoding="utf-8")]
         assert used, f"no page shows {path.name}"
+
+
+def test_the_quickstart_ends_with_a_page(workbench: Workbench, tmp_path: Path) -> None:
+    """The commands of docs/quickstart.md, word for word but for the models, which are tiny dense ones."""
+    models = {name_: workbench.folder / "tuning" / part for name_, part in (("-Instruct", "model"), ("", "base"))}
+    lines = [line for line, whole in commands(DOCS / "quickstart.md") if whole and "=lab" not in line]
+    assert [line.split()[1] for line in lines] == ["landscape", "eval"]
+    for line in lines:
+        words = shlex.split(line)[1:]
+        words = [str(REPOSITORY / word) if word.startswith("recipes/") else word for word in words]
+        words = [str(models["-Instruct"]) if word == "Qwen/Qwen2.5-0.5B-Instruct" else word for word in words]
+        for key, end in (("model.id", "-Instruct"), ("landscape.base.id", "")):
+            words += [] if "--model" in words else ["--set", f"{key}={models[end]}"]
+        done = run_command(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/quickstart/landscape.html").is_file()
