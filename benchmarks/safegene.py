@@ -26,8 +26,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from seawall.artifacts.adapter import ADAPTER_CONFIG
 from seawall.artifacts.anchor import NAME as ANCHOR
-from seawall.artifacts.gene import ADAPTER_CONFIG, Gene
+from seawall.artifacts.gene import Gene
 from seawall.artifacts.graft import Graft
 from seawall.artifacts.tuning import student_half
 from seawall.config import Recipe, load_recipe

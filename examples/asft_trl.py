@@ -12,10 +12,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from seawall.config.anchor import AnchorConfig
-from seawall.config.model import ModelConfig
-from seawall.methods.tune.anchor import describe, extract_anchor
-from seawall.methods.tune.basin import SafetyBasin
+import seawall
 
 TARGETS = ("q_proj", "v_proj")
 ROLES = {"prompt": "user", "completion": "assistant"}
@@ -27,10 +24,7 @@ def turn(line: str) -> dict[str, list[dict[str, str]]]:
 
 
 def main(aligned: str, base: str, rows: str, out: str) -> None:
-    anchor = extract_anchor(
-        AnchorConfig(aligned=ModelConfig(id=aligned), base=ModelConfig(id=base), targets=TARGETS, rank=8)
-    )
-    print(describe(anchor))
+    basin = seawall.SafetyBasin.between(aligned, base, targets=TARGETS, rank=8, weight=1.0)
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(aligned),
         processing_class=AutoTokenizer.from_pretrained(aligned),
@@ -38,7 +32,7 @@ def main(aligned: str, base: str, rows: str, out: str) -> None:
         args=SFTConfig(out, num_train_epochs=1, learning_rate=5e-5, logging_steps=1, bf16=False, report_to="none"),
         peft_config=LoraConfig(r=8, lora_alpha=32, lora_dropout=0.05, target_modules=list(TARGETS)),
     )
-    SafetyBasin(anchor, weight=1.0).attach(trainer)
+    basin.attach(trainer)
     trainer.train()
     print([line["safety_penalty"] for line in trainer.state.log_history if "safety_penalty" in line])
     trainer.model.save_pretrained(Path(out) / "adapter")

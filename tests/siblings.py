@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from families import tiny
 from planted_refusal import ANSWER, ATTENTION, REFUSAL, refusing_by_attention, refusing_tokenizer
 from refusing_recipe import write_refusing
-from seawall.artifacts.gene import Factors, Gene, GenePoint, zero_factors
+from seawall.artifacts.adapter import Factors, GenePoint, zero_factors
+from seawall.artifacts.gene import Gene
 from seawall.models.lora.attach import find_points
 
 POINT = f"model.layers.{ATTENTION}.self_attn.o_proj.weight"

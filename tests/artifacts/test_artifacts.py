@@ -24,6 +24,7 @@ from seawall.artifacts.delta import Delta
 from seawall.artifacts.directions import Directions, ScoredPrompt
 from seawall.artifacts.evaluation import EvalResult, GoldAnswer, Rate
 from seawall.artifacts.expert_set import ExpertSet
+from seawall.artifacts.graft import Graft
 from seawall.artifacts.profile import DroppedPair, ExpertProfile, PairRecord
 from seawall.artifacts.steering import SteeringCandidate, SteeringCondition, SteeringResult
 from seawall.artifacts.store import SCHEMA, load_document, require_model, save_document, tensors_fingerprint
@@ -232,6 +233,25 @@ def test_an_evaluation_of_before_gold_losses_were_kept_loads(tmp_path: Path) -> 
     assert EvalResult.load(tmp_path) == replace(result(), gold=())
 
 
+def test_rates_by_length_come_back_with_their_lengths(tmp_path: Path) -> None:
+    rate = Rate(0.5, 0.25, 0.75, 8)
+    made = replace(result(), lengths={"attack:role_play": {10: rate, 2: rate}})
+    made.save(tmp_path)
+    assert EvalResult.load(tmp_path) == made
+
+
+@pytest.mark.parametrize("pairs", [[[0, 0.5], [0, 1.0]], [["0", 0.5]], [[0]], 5, {"0": 0.5}])
+def test_a_graft_has_one_coefficient_per_layer(tmp_path: Path, pairs: object) -> None:
+    made = Graft(MODEL, "task", MODEL, "extracted", "adapter", {3: 0.25, 0: 1.5}, "layer", shots=4)
+    made.save(tmp_path)
+    path = tmp_path / "seawall_graft.json"
+    assert json.loads(path.read_text())["coefficients"] == [[0, 1.5], [3, 0.25]]
+    assert Graft.load(tmp_path).document() == {**made.document(), "coefficients": {"0": 1.5, "3": 0.25}}
+    rewrite(path, coefficients=pairs)
+    with pytest.raises(ArtifactError, match="coefficients"):
+        Graft.load(tmp_path)
+
+
 def error_of(kind: str, folder: Path) -> str:
     with pytest.raises(ArtifactError) as caught:
         KINDS[kind].load(folder)
@@ -332,6 +352,11 @@ def test_another_version_or_kind_is_refused(tmp_path: Path, kind: str) -> None:
         ("experts", {"k": True}, "k is wrong"),
         ("evaluation", {"groups": {"plain": {"rate": 1.0}}}, "groups.plain"),
         ("evaluation", {"groups": []}, "groups is wrong"),
+        ("evaluation", {"groups": {"plain": {"rate": 1.0, "low": 0.5, "high": 1.0, "n": 3, "seen": 1}}}, "plain.seen"),
+        ("evaluation", {"gold_loss": ...}, "gold_loss is wrong"),
+        ("evaluation", {"lengths": {"plain": {"many": []}}}, "lengths.plain.many"),
+        ("experts", {"stability": ...}, "stability is wrong"),
+        ("steering", {"claim": ...}, "claim is wrong"),
         ("directions", {"positions": [-1, -2]}, "negative and ascending"),
         ("directions", {"positions": [-1, 0]}, "negative and ascending"),
         ("directions", {"positions": [-1]}, "P positions"),
@@ -367,7 +392,7 @@ def test_fields_that_contradict_each_other_are_refused(
 @pytest.mark.parametrize(
     ("kind", "tensors", "part"),
     [
-        ("experts", {"scores_LE": torch.zeros(3, 3), "more": torch.zeros(1)}, "the tensor scores_LE"),
+        ("experts", {"scores_LE": torch.zeros(3, 3), "more": torch.zeros(1)}, "the tensors scores_LE"),
         ("experts", {"scores_LE": torch.zeros(9)}, "scores of shape L x E"),
         ("experts", {"scores_LE": torch.zeros(3, 3), "inclusion_LE": torch.zeros(3, 2)}, "as large as scores_LE"),
         ("profile", {"attack_counts_PLE": torch.zeros(2, 2, 3)}, "the tensors attack_tokens_P"),
@@ -402,9 +427,9 @@ def test_files_of_two_runs_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_an_artifact_of_another_model_is_refused_with_both_names() -> None:
-    require_model(MODEL, wanted=MODEL, what="profile")
+    require_model(MODEL, expected=MODEL, artifact="profile")
     with pytest.raises(ArtifactError, match=r"made from another model.*sha256:abab.*sha256:cdcd.*make it again"):
-        require_model(MODEL, wanted="sha256:" + "cd" * 32, what="profile")
+        require_model(MODEL, expected="sha256:" + "cd" * 32, artifact="profile")
 
 
 def test_the_fingerprint_sees_names_types_shapes_and_bits_but_not_order_or_layout() -> None:
@@ -438,9 +463,7 @@ def test_directions_are_found_by_layer_expert_and_position() -> None:
     assert made.num_layers == 4
     assert (made.above(0.2), made.below(0.2)) == (((0, 2),), ((1, 0),))
     assert made.above(0.1) == ((0, 2), (1, 0))
-    assert made.count("harmful", kept=True) == made.count("harmful", kept=False) == 1
-    assert made.mean_score("harmful", kept=True) == 3.25
-    assert made.mean_score("harmless", kept=False) is None
+    assert made.count("harmful", used=True) == made.count("harmful", used=False) == 1
 
 
 def test_a_steering_result_gives_what_was_chosen_and_what_changed() -> None:

@@ -9,33 +9,35 @@ from xml.etree import ElementTree
 import pytest
 from report_examples import example, interval
 
+from seawall.artifacts.audit import AuditCondition
 from seawall.report import render_report
-from seawall.report.audits import AuditRow, AuditView
+from seawall.report.audits import AuditView
 from seawall.report.charts.audits import audit_chart
 
 GROUPS = ("attack", "plain")
 
 
-def _row(label: str, series: str, amount: int | None, attack: float, plain: float) -> AuditRow:
-    return AuditRow(label, series, amount, {"attack": interval(attack, 40, 2), "plain": interval(plain, 40)})
+def _condition(name: str, series: str, amount: int | None, attack: float, plain: float) -> AuditCondition:
+    return AuditCondition(name, series, amount, {"attack": interval(attack, 40, 2), "plain": interval(plain, 40)})
 
 
 def by_kind(title: str = "A detour?", claim: str = "Nothing was lost.") -> AuditView:
-    rows = [_row("original model", "a", None, 0.9, 0.95), _row("repaired model", "b", None, 0.05, 1.0)]
-    return AuditView("routing_shortcut", title, question="Both were asked.", claim=claim, groups=GROUPS, rows=rows)
+    conditions = [_condition("original", "a", None, 0.9, 0.95), _condition("repaired model", "b", None, 0.05, 1.0)]
+    labels = {"original": "original model"}
+    return AuditView("routing_shortcut", title, "Both were asked.", claim, GROUPS, conditions, labels=labels)
 
 
 def by_amount() -> AuditView:
-    rows = [_row("none", "none", 0, 0.05, 1.0)]
-    rows += [_row("these", "x", amount, 0.05, 1 - amount / 10) for amount in (1, 2, 4)]
-    rows += [_row("others", "y", amount, 0.05, 0.975) for amount in (1, 2, 4)]
+    conditions = [_condition("none", "none", 0, 0.05, 1.0)]
+    conditions += [_condition("these", "x", amount, 0.05, 1 - amount / 10) for amount in (1, 2, 4)]
+    conditions += [_condition("others", "y", amount, 0.05, 0.975) for amount in (1, 2, 4)]
     return AuditView(
         audit="silencing",
         title="A few?",
         question="Some were masked.",
         claim="They matter.",
         groups=GROUPS,
-        rows=rows,
+        conditions=conditions,
         amount="experts masked",
         series={"x": "these", "y": "others"},
     )
@@ -64,8 +66,8 @@ def test_a_mark_lies_where_its_rate_is() -> None:
 
 def test_names_of_panels_fit_beside_each_other() -> None:
     groups = ("attack", "plain", "borderline", "benign", "wrapped")
-    rows = [AuditRow("model", "a", None, {group: interval(0.5, 40) for group in groups})]
-    view = AuditView("routing_shortcut", "Title", question="", claim="Claim.", groups=groups, rows=rows)
+    conditions = [AuditCondition("model", "a", None, {group: interval(0.5, 40) for group in groups})]
+    view = AuditView("routing_shortcut", "Title", "", "Claim.", groups, conditions)
     (wide, _) = ElementTree.fromstring(f"<both>{audit_chart(view)}</both>")
     named = [one for one in wide.iter("text") if one.attrib["class"] == "label"]
     assert len(named) == len(groups)
@@ -93,9 +95,10 @@ def test_every_audit_is_a_section_with_its_table() -> None:
         section = re.search(f'<section id="audit-{view.audit}".*?</section>', page, re.DOTALL)
         assert section is not None
         assert view.claim in section[0]
-        assert section[0].count('<th scope="row">') == len(view.rows)
-        for row in view.rows:
-            assert f'value="{row.rates["plain"].rate}"' in section[0]
+        assert section[0].count('<th scope="row">') == len(view.conditions)
+        for condition in view.conditions:
+            assert view.label(condition) in section[0]
+            assert f'value="{condition.rates["plain"].rate}"' in section[0]
         assert "40 replies, 2 unscored" in section[0]
     assert "audit-" not in render_report(example())
 

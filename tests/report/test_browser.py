@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from report_examples import example
+from report_examples import example, texts
 
-from seawall.report import SampleRow, render_report
+from seawall.report import render_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium in PATH: the browser tests need one")
@@ -63,8 +63,7 @@ def test_the_policy_stops_any_other_script(tmp_path: Path) -> None:
 
 def test_hostile_replies_do_nothing(tmp_path: Path) -> None:
     attack = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">\x1b\u202e\x00"
-    row = SampleRow("plain", attack, attack, attack, attack, "complied", "refused", attack)
-    dom, console = opened(probed(render_report(example(samples=[row])), ""), tmp_path)
+    dom, console = opened(probed(render_report(example(samples=[texts(attack)])), ""), tmp_path)
     assert "<title>seawall report" in dom
     assert console == []
 
@@ -84,8 +83,8 @@ def test_filters_and_search_narrow_the_list(tmp_path: Path) -> None:
     """
     rows = example().samples
     plain = sum(row.group == "plain" for row in rows)
-    better = sum(row.verdict_before == "complied" and row.verdict_after == "refused" for row in rows)
-    number = sum("number 7," in row.before or "number 7," in row.after for row in rows)
+    better = sum(row.before.label == "complied" and row.after.label == "refused" for row in rows)
+    number = sum("number 7," in row.before.response or "number 7," in row.after.response for row in rows)
     dom, console = opened(probed(render_report(example()), script), tmp_path)
     assert f'data-seen="24 40 {plain} {min(24, better)} {number} 0"' in dom
     assert console == []

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_examples import example
+from report_examples import dropped, example, pairs, texts
 
-from seawall.report import GroupRow, ReportInputs, SampleRow, render_model_card, render_report
+from seawall.report import GroupRow, ReportInputs, render_model_card, render_report
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -50,13 +50,9 @@ def small(**changes: Any) -> ReportInputs:
     return example(2, 4, **changes)
 
 
-def sample(text: str) -> SampleRow:
-    return SampleRow("plain", text, text, text, text, "complied", "refused", text)
-
-
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_reply_adds_no_element_and_no_attribute(text: str) -> None:
-    plain, hostile = (Seen(render_report(small(samples=[sample(one)]))) for one in ("a", text))
+    plain, hostile = (Seen(render_report(small(samples=[texts(one)]))) for one in ("a", text))
     marks = hostile.tags.get("span", 0) - plain.tags.get("span", 0)
     assert marks >= 0
     assert {**hostile.tags, "span": 0} == {**plain.tags, "span": 0}
@@ -65,13 +61,13 @@ def test_a_hostile_reply_adds_no_element_and_no_attribute(text: str) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE[:13])
 def test_a_hostile_reply_is_readable_as_it_was_written(text: str) -> None:
-    seen = Seen(render_report(small(samples=[sample(text)])))
+    seen = Seen(render_report(small(samples=[texts(text)])))
     assert "".join(seen.text).count(text) >= 4
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_control_or_bidi_character_is_left_and_the_page_is_utf8(text: str) -> None:
-    html = render_report(small(samples=[sample(text)]))
+    html = render_report(small(samples=[texts(text)]))
     html.encode("utf-8")
     left = {char for char in html if not char.isprintable() and char not in "\n\u200c\u200d\u00a0\u202f"}
     assert left == set()
@@ -80,7 +76,7 @@ def test_no_control_or_bidi_character_is_left_and_the_page_is_utf8(text: str) ->
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_names_recipes_and_manifests_are_text_too(text: str) -> None:
     rows = [GroupRow(f"attack:{text}", True, small().groups[0].before), *small().groups]
-    inputs = small(groups=rows, kept={text: 3}, dropped={text: {text: 2}}, samples=[])
+    inputs = small(groups=rows, pairs=pairs(**{text: 3}), dropped=dropped(text, {text: 2}), samples=[])
     inputs = replace(
         inputs,
         summary={**inputs.summary, "model": text, "recipe": text},

@@ -13,9 +13,10 @@ from report_examples import interval
 from test_browser import CHROMIUM, opened, probed
 
 from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.landscape import BasinWidth, LandscapePoint, LandscapeResult
 from seawall.report import render_landscape
 from seawall.report.charts.landscape import contour, curve_chart, rate_map
-from seawall.report.landscape import BasinRow, Curve, CurvePanel, LandscapeView, PointRow, RateMap
+from seawall.report.landscape import BasinRow, Curve, CurvePanel, LandscapeView, RateMap
 
 HOSTILE = "</p><script>alert(1)</script>\u202e"
 AMOUNTS = (-1.0, -0.5, 0.0, 1.0)
@@ -38,21 +39,18 @@ def grid(rates: list[list[float | None]], threshold: float = 0.25) -> RateMap:
 
 
 def view(text: str = "It stays below.", **changes: Any) -> LandscapeView:
+    wide = BasinWidth("aligned", -0.6, 1.0, "crossed", "grid", narrowest=0.5, widest=2.0, safety=0.8125)
+    broken = BasinWidth("random-1", 0.0, 0.0, "crossed", "crossed", narrowest=0.0, widest=0.0, safety=None)
+    point = LandscapePoint("origin", {}, {"harmful": interval(0.125, 40, 3)})
     made = LandscapeView(
+        result=LandscapeResult("sha256:model", (), (point,), None, 0.25, 0.5, (wide, broken), text),
         question=text,
-        claim=text,
         caption=text,
         panels=[panel(text), replace(panel(text, None), title="Over-refusal")],
         map=grid([[0.0, 0.5, None], [0.25, 1.0, 0.1]]),
-        threshold=0.25,
-        basins=[
-            BasinRow(
-                text, "−0.6 to +1 or more", 1.6, censored=True, narrowest=0.5, widest=2.0, norm=2.03, safety=0.8125
-            ),
-            BasinRow(text, "0 to 0", 0.0, censored=False, narrowest=0.0, widest=0.0, norm=1.0, safety=None),
-        ],
+        basins=[BasinRow(text, "−0.6 to +1 or more", wide, 2.03), BasinRow(text, "0 to 0", broken, 1.0)],
         groups=[("harmful", "Harmful requests answered"), ("benign", "Harmless requests answered")],
-        points=[PointRow(text, {"harmful": interval(0.125, 40, 3)})],
+        points=[(text, point)],
         facts=[(text, text)],
     )
     return replace(made, **changes)

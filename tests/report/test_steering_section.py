@@ -10,10 +10,12 @@ from xml.etree import ElementTree
 import pytest
 from report_examples import example, interval
 
+from seawall.artifacts.audit import AuditFigure
+from seawall.artifacts.steering import SteeringCandidate, SteeringCondition, SteeringResult
 from seawall.report import render_report, render_steering
-from seawall.report.audits import AuditRow, AuditView
+from seawall.report.audits import AuditView
 from seawall.report.charts.steering import layer_map, scatter
-from seawall.report.steering import LayerGrid, Point, Scatter, ShareRow, SteeringView, TriedRow
+from seawall.report.steering import CandidateRow, LayerGrid, Point, Scatter, ShareRow, SteeringView
 
 HOSTILE = "</p><script>alert(1)</script>\u202e"
 POSITIONS = (-3, -2, -1)
@@ -32,20 +34,23 @@ def points(label: str = "layer 1, expert 3") -> Scatter:
 
 def view(text: str = "One expert steers.", **changes: Any) -> SteeringView:
     rates = {"plain": interval(0.4, 110, 2), "benign": interval(0.97, 100)}
-    rows = [AuditRow(label, "a", None, rates) for label in ("as it is", "layer direction", text)]
+    kls = {"as it is": None, "layer direction": 0.0432, text: 1.2}
+    conditions = tuple(SteeringCondition(name, "a", rates, kl) for name, kl in kls.items())
+    candidate = SteeringCandidate("expert", 1, ((1, 3),), -1, 25.0, 8, -1.25, 0.5, refused=0.2)
     made = SteeringView(
-        mode="suppress",
+        result=SteeringResult("sha256:model", "suppress", (candidate,), {}, conditions, claim=text),
         question=text,
-        claim=text,
         facts=[("prompts", "128 and 120"), (text, text)],
         grid=grid(),
-        conditions=AuditView("steering", text, text, text, ("plain", "benign"), rows),
-        kls=[None, 0.0432, 1.2],
+        conditions=AuditView("steering", text, text, text, ("plain", "benign"), conditions),
         side_effect=points(text),
         routing=points(text),
         routing_note="Spearman's correlation is 0.1.",
-        shares=[ShareRow("one expert, free", interval(0.61, 100), paper=0.78), ShareRow(text, None, paper=0.54)],
-        tried=[TriedRow(text, -1, "25", score=-1.25, kl=0.5, refused=0.2, verdict=text)],
+        shares=[
+            ShareRow("one expert, free", AuditFigure(0.61, 0.5, 0.7), paper=0.78),
+            ShareRow(text, None, paper=0.54),
+        ],
+        candidates=[CandidateRow(text, candidate, text)],
     )
     return replace(made, **changes)
 
@@ -97,7 +102,7 @@ def test_the_section_has_every_number_as_text() -> None:
 
 
 def test_a_dense_model_has_no_scatter_of_experts() -> None:
-    page = render_report(example(steering=view(routing=None, shares=(), tried=())))
+    page = render_report(example(steering=view(routing=None, shares=(), candidates=())))
     assert "Does routing say" not in page
     assert "recovers" not in page
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -73,10 +74,12 @@ def test_replies_that_could_not_be_judged_are_counted_everywhere() -> None:
         assert words in shown
 
 
-def test_the_page_and_the_document_say_which_adapters_are_for_measuring_only() -> None:
+def test_the_page_and_the_document_say_which_adapters_are_for_measuring_only(tmp_path: Path) -> None:
     rows = [TuningRow("sft", seed, {}, adapter="tune/a", rows=8, harmful_rows=2 * seed) for seed in (0, 1)]
-    assert [row.document()["contaminated"] for row in rows] == [False, True]
-    assert [TuningRow.parsed(Path(), row.document()) for row in rows] == rows
+    for row in rows:
+        row.save(tmp_path)
+        assert json.loads((tmp_path / "training.json").read_text())["contaminated"] == row.contaminated
+        assert TuningRow.load(tmp_path) == row
     view = tuning_view(claim(TuningResult("a", None, "t", 0.1, 1.0, TuningRow(None, 0, {}), tuple(rows))))
     assert [row.note for row in view.trainings] == ["", "for measuring only: do not ship"]
 

@@ -38,11 +38,18 @@ def load(
         ArtifactError: the hardening is missing, damaged, or of another model.
         UnsupportedModelError: the model is not one that can be loaded.
     """
+
+    from pydantic import ValidationError
+
+    from seawall.config.model import ModelConfig
+    from seawall.config.problems import explain
     from seawall.methods.steer.hardened import load_hardened
 
-    config = read_recipe(None, {"model": {"id": model, "revision": revision, "dtype": dtype, "device": device}})[
-        0
-    ].model
+    arguments = {"id": model, "revision": revision, "dtype": dtype, "device": device}
+    try:
+        config = ModelConfig.model_validate(arguments)
+    except ValidationError as error:
+        raise explain(error, ModelConfig, origin=lambda key: "seawall.load") from error
     return load_hardened(config, None if steering is None else Path(steering))
 
 

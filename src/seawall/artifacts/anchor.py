@@ -1,8 +1,8 @@
 """The anchor: the directions in which alignment moved each weight matrix, from an aligned and a base checkpoint.
 
 For every weight matrix W (rows x columns; its output is W x) the difference V = W_aligned - W_base has the thin
-singular value decomposition U S Z^T. The anchor keeps the leading columns of U, an orthonormal basis of the directions
-of the output that alignment wrote to, and their singular values. AsFT, arXiv 2506.08473, section 3.
+singular value decomposition U S Z^T. The anchor holds the leading columns of U, an orthonormal basis of the output
+directions that alignment changed, and their singular values. AsFT, arXiv 2506.08473, section 3.
 
 On disk it is `anchor.safetensors` (`basis`, `singular_values` and `norm` of every matrix) and `anchor.json`.
 """
@@ -17,7 +17,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from seawall.artifacts.store import Fields, load_artifact, require, require_model, save_artifact
+from seawall.artifacts.store import (
+    load_parts,
+    parse_fields,
+    record_document,
+    record_tensors,
+    require,
+    require_model,
+    save_parts,
+)
 
 NAME = "anchor"
 _PARTS = ("basis", "singular_values", "norm")
@@ -26,10 +34,7 @@ _Condition = Callable[["AnchorMatrix"], Tensor]
 
 
 class TokenizerFacts(NamedTuple):
-    """What was found when the tokenizers were compared: every token of the base has the same id in the aligned model.
-
-    `base` and `aligned` are hashes of the vocabularies, the counts are of tokens.
-    """
+    """Hashes and sizes of the two vocabularies; every token of the base has the same id in the aligned model."""
 
     base: str
     aligned: str
@@ -39,12 +44,12 @@ class TokenizerFacts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AnchorMatrix:
-    """The kept directions of one weight matrix, or of a stack of E expert matrices (then `...` is E).
+    """The alignment directions of one weight matrix, or of a stack of E expert matrices (then `...` is E).
 
     Attributes:
-        basis: U (..., rows, k), float32, orthonormal columns; where a slice has fewer than k, the last ones are zero.
-        singular_values: S (..., k), descending; zero where the column is.
-        norm: Frobenius norm of the whole difference V (...), kept or not.
+        basis: U (..., rows, k), float32, orthonormal columns; a slice of lower rank has zero columns at the end.
+        singular_values: S (..., k), descending; zero for zero columns.
+        norm: Frobenius norm of the full difference V (...).
         columns: width of W; its height is `rows`.
         transposed: whether the model stores W^T.
     """
@@ -62,21 +67,21 @@ class AnchorMatrix:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape of the parameter in the model, stack and orientation included."""
+        """The shape of the parameter in the model, with stack and orientation."""
         sides = (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
         return (*self.basis.shape[:-2], *sides)
 
     @property
     def ranks(self) -> Tensor:
-        """How many directions are kept (...)."""
+        """Number of directions (...)."""
         return (self.singular_values > 0).sum(-1)
 
     @property
     def energies(self) -> Tensor:
-        """The part of the difference's squared norm that is kept (...); 1 where there is no difference."""
+        """Share of the difference's squared norm in these directions (...); 1 without a difference."""
         total = self.norm.double().square()
-        kept = self.singular_values.double().square().sum(-1)
-        return torch.where(total > 0, kept / total.clamp_min(torch.finfo(torch.float64).tiny), 1.0)
+        spanned = self.singular_values.double().square().sum(-1)
+        return torch.where(total > 0, spanned / total.clamp_min(torch.finfo(torch.float64).tiny), 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +102,12 @@ class Anchor:
 
     @property
     def unchanged(self) -> tuple[str, ...]:
-        """Matrices without any difference; a stack is named with the number of the expert: `NAME[3]`."""
+        """Matrices without a difference; one of a stack is `NAME[EXPERT]`."""
         return self._where(lambda matrix: matrix.ranks == 0)
 
     @property
     def spanning(self) -> tuple[str, ...]:
-        """Matrices whose basis spans the whole output: no update of these is ever penalised."""
+        """Matrices whose basis spans the full output: no update of these is penalised."""
         return self._where(lambda matrix: matrix.ranks == matrix.rows)
 
     @property
@@ -117,52 +122,48 @@ class Anchor:
         Raises:
             ArtifactError: the fingerprints differ; names both.
         """
-        require_model(self.aligned, wanted=fingerprint, what="anchor")
+        require_model(self.aligned, expected=fingerprint, artifact="anchor")
 
     def save(self, folder: Path) -> None:
-        """Write `anchor.safetensors` and `anchor.json`."""
-        shapes = {name: _Shape(columns=one.columns, transposed=one.transposed) for name, one in self.matrices.items()}
-        written = _Fields(aligned=self.aligned, base=self.base, tokenizer=self.tokenizer, matrices=shapes)
-        tensors = {f"{name}:{part}": getattr(one, part) for name, one in self.matrices.items() for part in _PARTS}
-        save_artifact(folder, NAME, written, tensors)
+        """Write `anchor.safetensors` and `anchor.json`.
+
+        Matrices are records with tensors under the names of a mapping, the only ones: written here, not in the store.
+        """
+        shapes = {name: record_document(matrix) for name, matrix in self.matrices.items()}
+        tensors = {
+            f"{name}:{part}": tensor
+            for name, matrix in self.matrices.items()
+            for part, tensor in record_tensors(matrix).items()
+        }
+        save_parts(folder / f"{NAME}.json", NAME, {**record_document(self), "matrices": shapes}, tensors)
 
     @classmethod
     def load(cls, folder: Path) -> Anchor:
-        """Read what `save` wrote.
+        """Read `anchor.safetensors` and `anchor.json`.
 
         Raises:
-            ArtifactError: it is missing, damaged, or its parts do not fit each other.
+            ArtifactError: a file is missing or damaged, or parts contradict each other.
         """
-        read, tensors = load_artifact(folder, NAME, _Fields)
         path = folder / f"{NAME}.json"
-        wanted = {f"{name}:{part}" for name in read.matrices for part in _PARTS}
-        require(set(tensors) == wanted, path, f"{', '.join(_PARTS)} of every matrix that it lists")
+        document, tensors = load_parts(path, NAME)
+        shapes = document.pop("matrices", None)
+        require(isinstance(shapes, dict), path, "matrices by name")
+        expected = {f"{name}:{part}" for name in shapes for part in _PARTS}
+        require(set(tensors) == expected, path, f"{', '.join(_PARTS)} of every matrix that it lists")
         matrices = {}
-        for name, shape in read.matrices.items():
+        for name, shape in shapes.items():
             parts = {part: tensors[f"{name}:{part}"] for part in _PARTS}
             _require_basis(path, name, parts)
-            matrices[name] = AnchorMatrix(**parts, columns=shape.columns, transposed=shape.transposed)
-        return cls(aligned=read.aligned, base=read.base, tokenizer=read.tokenizer, matrices=matrices)
+            matrices[name] = AnchorMatrix(**parse_fields(path, shape, AnchorMatrix) | parts)
+        return cls(**parse_fields(path, document, cls), matrices=matrices)
 
     def _where(self, condition: _Condition) -> tuple[str, ...]:
-        found = []
+        names: list[str] = []
         for name, matrix in self.matrices.items():
             holds = condition(matrix)
-            names = [name] if holds.ndim == 0 else [f"{name}[{expert}]" for expert in range(len(holds))]
-            found += [one for one, held in zip(names, holds.reshape(-1).tolist(), strict=True) if held]
-        return tuple(found)
-
-
-class _Shape(Fields):
-    columns: int
-    transposed: bool
-
-
-class _Fields(Fields):
-    aligned: str
-    base: str
-    tokenizer: TokenizerFacts
-    matrices: dict[str, _Shape]
+            slices = [name] if holds.ndim == 0 else [f"{name}[{expert}]" for expert in range(len(holds))]
+            names += [entry for entry, value in zip(slices, holds.reshape(-1).tolist(), strict=True) if value]
+        return tuple(names)
 
 
 def _require_basis(path: Path, name: str, parts: Mapping[str, Tensor]) -> None:

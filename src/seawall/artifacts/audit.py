@@ -1,13 +1,13 @@
-"""What an audit found: a model under several conditions, each with its rates, and how far they are from a reference."""
+"""Results of an audit: a model under several conditions, the rates of each, and paired differences between them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from seawall.artifacts.evaluation import Rate
-from seawall.artifacts.store import Fields, load_document, parse_fields, require, save_document
+from seawall.artifacts.store import load_record, require, save_record
 
 NAME = "audit.json"
 _KIND = "audit"
@@ -15,14 +15,14 @@ _KIND = "audit"
 
 @dataclass(frozen=True, slots=True)
 class AuditCondition:
-    """The model as an audit set it up, and what it did then.
+    """The model under one condition of an audit.
 
     Attributes:
-        name: names its samples, where prompts were judged: `samples/NAME.jsonl`.
-        series: conditions of one series differ in their amount alone.
-        amount: how much of it: masked experts, steps of training; None where there is no more or less.
-        rates: by evaluation group, and `attack` over all families together. In an audit of routing alone: routing
-            distances, by the tokens they are of (`generated`, `prompt`).
+        name: names the samples, where prompts were judged: `samples/NAME.jsonl`.
+        series: conditions of one series differ only in their amount.
+        amount: number of masked experts, of training steps ...; None where conditions differ in kind.
+        rates: by evaluation group, and `attack` over all families together; in an audit of routing, routing distances
+            by kind of tokens (`generated`, `prompt`).
     """
 
     name: str
@@ -33,7 +33,7 @@ class AuditCondition:
 
 @dataclass(frozen=True, slots=True)
 class AuditChange:
-    """A condition's rate minus that of another, on the same prompts, with the 95 % interval over goals."""
+    """A condition's rate minus that of a reference, on the same prompts, with its 95 % interval over goals."""
 
     condition: str
     reference: str
@@ -45,14 +45,24 @@ class AuditChange:
 
 
 def find_change(changes: Iterable[AuditChange], condition: str, reference: str, group: str) -> AuditChange | None:
-    """The difference between two conditions in a group, where it was taken."""
-    wanted = (condition, reference, group)
-    return next((one for one in changes if (one.condition, one.reference, one.group) == wanted), None)
+    """The difference between two conditions in a group; None if not measured."""
+    key = (condition, reference, group)
+    return next((change for change in changes if (change.condition, change.reference, change.group) == key), None)
+
+
+def require_own_conditions(path: Path, names: Sequence[str], changes: Iterable[AuditChange]) -> None:
+    """Refuse a result with two conditions of one name, or with a change of an unknown condition.
+
+    Raises:
+        ArtifactError: names `path`.
+    """
+    own = all({change.condition, change.reference} <= set(names) for change in changes)
+    require(own and len(set(names)) == len(names), path, "changes between its own, distinct conditions")
 
 
 @dataclass(frozen=True, slots=True)
 class AuditFigure:
-    """A number that is no rate, with its 95 % interval where it has one."""
+    """A number other than a rate, with its 95 % interval if it has one."""
 
     value: float
     low: float | None = None
@@ -64,13 +74,13 @@ class AuditResult:
     """One audit.
 
     Attributes:
-        audit: which.
+        audit: name of the audit.
         model_fingerprint: of the original model.
-        repaired_fingerprint: of the repaired one; None where the audit saw none.
-        conditions: in the order in which they are shown.
-        changes: paired differences between them.
+        repaired_fingerprint: of the repaired model; None for an audit of the original alone.
+        conditions: in the order of the report.
+        changes: paired differences between conditions.
         figures: further numbers by name.
-        claim: what the numbers allow one to say, in a sentence or two.
+        claim: the conclusion that the numbers support, in a sentence or two.
     """
 
     audit: str
@@ -83,53 +93,24 @@ class AuditResult:
 
     def condition(self, name: str) -> AuditCondition:
         """The condition of that name."""
-        return next(one for one in self.conditions if one.name == name)
+        return next(condition for condition in self.conditions if condition.name == name)
 
     def change(self, condition: str, reference: str, group: str) -> AuditChange | None:
-        """The difference between two conditions in a group, where it was taken."""
+        """The difference between two conditions in a group; None if not measured."""
         return find_change(self.changes, condition, reference, group)
 
     def save(self, folder: Path) -> None:
         """Write `audit.json`."""
-        written = _Fields(
-            audit=self.audit,
-            model_fingerprint=self.model_fingerprint,
-            repaired_fingerprint=self.repaired_fingerprint,
-            conditions=self.conditions,
-            changes=self.changes,
-            figures=dict(self.figures),
-            claim=self.claim,
-        )
-        save_document(folder / NAME, _KIND, written.model_dump())
+        save_record(folder / NAME, _KIND, self)
 
     @classmethod
     def load(cls, folder: Path) -> AuditResult:
-        """Read what `save` wrote.
+        """Read `audit.json`.
 
         Raises:
-            ArtifactError: it is missing, damaged, or names a condition that it does not have.
+            ArtifactError: the file is missing or damaged, or a change names an unknown condition.
         """
         path = folder / NAME
-        read = parse_fields(path, load_document(path, _KIND), _Fields)
-        names = {one.name for one in read.conditions}
-        known = all({one.condition, one.reference} <= names for one in read.changes)
-        require(known and len(names) == len(read.conditions), path, "changes between its own, distinct conditions")
-        return cls(
-            audit=read.audit,
-            model_fingerprint=read.model_fingerprint,
-            repaired_fingerprint=read.repaired_fingerprint,
-            conditions=read.conditions,
-            changes=read.changes,
-            figures=read.figures,
-            claim=read.claim,
-        )
-
-
-class _Fields(Fields):
-    audit: str
-    model_fingerprint: str
-    repaired_fingerprint: str | None
-    conditions: tuple[AuditCondition, ...]
-    changes: tuple[AuditChange, ...]
-    figures: dict[str, AuditFigure]
-    claim: str
+        result = load_record(path, _KIND, cls)
+        require_own_conditions(path, [condition.name for condition in result.conditions], result.changes)
+        return result

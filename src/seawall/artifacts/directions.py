@@ -1,33 +1,30 @@
-"""Refusal directions: how harmful prompts differ from harmless ones, in each layer and in each forced expert."""
+"""Refusal directions: mean differences between harmful and harmless prompts, per layer and per forced expert."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from seawall.artifacts.store import Fields, load_artifact, require, require_model, save_artifact
+from seawall.artifacts.store import load_record, require, require_model, save_record
 
 NAME = "directions"
-_TENSORS = ("layer_NPD", "expert_CPD", "routing_difference_LE")
 Place = tuple[int, int]
 """(MoE layer, expert)."""
 PromptSide = Literal["harmful", "harmless"]
-"""Which of the two means a prompt belongs to."""
+"""The mean that a prompt belongs to."""
 
 
 class ScoredPrompt(NamedTuple):
-    """A prompt, and the model's refusal score on it; harmful ones are kept above 0, harmless ones below."""
+    """A prompt and the model's refusal score; `used` in its side's mean if above 0 (harmful) or below (harmless)."""
 
     side: PromptSide
     prompt: str
     score: float
-    kept: bool
+    used: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +35,16 @@ class Directions:
     are 0 for a dense model. arXiv 2606.04160; the layers' directions after Arditi et al., arXiv 2406.11717.
 
     Attributes:
-        model_fingerprint: of the model that they were taken from.
+        model_fingerprint: of the model that the directions are of.
         positions: counted from the prompt's end, ascending: -5 to -1.
-        refusal_tokens: the tokens that open the model's refusals.
+        refusal_tokens: first tokens of the model's refusals.
         candidates: the C experts with a direction.
         moe_layers: the decoder layer of each MoE layer.
-        prompts: every prompt that was looked at.
+        prompts: every scored prompt, used or not.
         layer_NPD: of the residual stream at each decoder layer's input.
         expert_CPD: of the MoE block's output where that expert alone is chosen.
-        routing_difference_LE: how much more often an expert is a token's first choice in harmful prompts (share of
-            the tokens at these positions).
+        routing_difference_LE: rate at which an expert is a token's first choice, harmful minus harmless prompts, over
+            the tokens at these positions.
     """
 
     model_fingerprint: str
@@ -74,88 +71,58 @@ class Directions:
         return self.expert_CPD[self.candidates.index(place), self.positions.index(position)]
 
     def above(self, threshold: float) -> tuple[Place, ...]:
-        """The experts whose routing differs by at least so much, the most first."""
-        return tuple(place for place in self._by_difference() if self.difference(place) >= threshold)
+        """Experts whose routing difference is at least the threshold, largest first."""
+        places = [place for place in self.candidates if self.difference(place) >= threshold]
+        return tuple(sorted(places, key=lambda place: (-self.difference(place), place)))
 
     def below(self, threshold: float) -> tuple[Place, ...]:
-        """The other experts, by layer."""
-        return tuple(sorted(place for place in self._by_difference() if self.difference(place) < threshold))
+        """Experts whose routing difference is below the threshold, by layer."""
+        return tuple(sorted(place for place in self.candidates if self.difference(place) < threshold))
 
     def difference(self, place: Place) -> float:
-        """How far an expert's routing differs, either way."""
+        """Absolute routing difference of an expert."""
         return abs(float(self.routing_difference_LE[place]))
 
-    def mean_score(self, side: PromptSide, *, kept: bool) -> float | None:
-        """Mean refusal score of a side's kept (or other) prompts; None where there are none."""
-        scores = [one.score for one in self.prompts if one.side == side and one.kept == kept]
-        return fmean(scores) if scores else None
-
-    def count(self, side: PromptSide, *, kept: bool) -> int:
-        """How many prompts of a side were kept, or were not."""
-        return sum(one.side == side and one.kept == kept for one in self.prompts)
-
-    def _by_difference(self) -> Sequence[Place]:
-        return sorted(self.candidates, key=lambda place: (-self.difference(place), place))
+    def count(self, side: PromptSide, *, used: bool) -> int:
+        """Number of prompts of a side that are used in its mean, or that are not."""
+        return sum(prompt.side == side and prompt.used == used for prompt in self.prompts)
 
     def save(self, folder: Path) -> None:
         """Write `directions.safetensors` and `directions.json`."""
-        written = _Fields(
-            model_fingerprint=self.model_fingerprint,
-            positions=self.positions,
-            refusal_tokens=self.refusal_tokens,
-            candidates=self.candidates,
-            moe_layers=self.moe_layers,
-            prompts=self.prompts,
-        )
-        save_artifact(folder, NAME, written, {name: getattr(self, name) for name in _TENSORS})
+        save_record(folder / f"{NAME}.json", NAME, self)
 
     @classmethod
     def load(cls, folder: Path, *, fingerprint: str | None = None) -> Directions:
-        """Read what `save` wrote.
+        """Read `directions.safetensors` and `directions.json`.
 
         Args:
-            folder: where.
-            fingerprint: of the model at hand, where there is one.
+            folder: of the two files.
+            fingerprint: of the current model, if there is one.
 
         Raises:
-            ArtifactError: it is missing, damaged, its parts do not fit each other, or it is of another model.
+            ArtifactError: a file is missing or damaged, parts contradict each other, or the model is another one.
         """
-        read, tensors = load_artifact(folder, NAME, _Fields)
         path = folder / f"{NAME}.json"
-        _check(path, read, tensors)
+        directions = load_record(path, NAME, cls)
+        _check_layers(path, directions)
+        _check_experts(path, directions)
         if fingerprint is not None:
-            require_model(read.model_fingerprint, wanted=fingerprint, what="set of directions")
-        return cls(
-            model_fingerprint=read.model_fingerprint,
-            positions=read.positions,
-            refusal_tokens=read.refusal_tokens,
-            candidates=read.candidates,
-            moe_layers=read.moe_layers,
-            prompts=read.prompts,
-            **tensors,
-        )
+            require_model(directions.model_fingerprint, expected=fingerprint, artifact="set of directions")
+        return directions
 
 
-class _Fields(Fields):
-    model_fingerprint: str
-    positions: tuple[int, ...]
-    refusal_tokens: tuple[int, ...]
-    candidates: tuple[Place, ...]
-    moe_layers: tuple[int, ...]
-    prompts: tuple[ScoredPrompt, ...]
-
-
-def _check(path: Path, read: _Fields, tensors: dict[str, Tensor]) -> None:
-    require(set(tensors) == set(_TENSORS), path, f"the tensors {', '.join(_TENSORS)}")
-    layer_NPD, expert_CPD, difference_LE = (tensors[name] for name in _TENSORS)
-    ranks = (layer_NPD.ndim, expert_CPD.ndim, difference_LE.ndim)
+def _check_layers(path: Path, read: Directions) -> None:
+    ranks = (read.layer_NPD.ndim, read.expert_CPD.ndim, read.routing_difference_LE.ndim)
     require(ranks == (3, 3, 2), path, "tensors of shapes N x P x D, C x P x D and L x E")
-    ascending = list(read.positions) == sorted(set(read.positions)) and all(at < 0 for at in read.positions)
-    require(ascending and len(read.positions) == layer_NPD.shape[1], path, "P positions, negative and ascending")
-    wanted = (len(read.candidates), *layer_NPD.shape[1:])
-    require(tuple(expert_CPD.shape) == wanted, path, "expert_CPD of C x P x D for C candidates")
-    layers, experts = difference_LE.shape
-    fitting = all(0 <= layer < layers and 0 <= expert < experts for layer, expert in read.candidates)
-    require(fitting and len(set(read.candidates)) == len(read.candidates), path, "distinct experts within L x E")
-    places = all(0 <= layer < layer_NPD.shape[0] for layer in read.moe_layers)
-    require(places and len(read.moe_layers) == layers, path, "a decoder layer below N for each of L MoE layers")
+    ascending = list(read.positions) == sorted(set(read.positions)) and all(position < 0 for position in read.positions)
+    require(ascending and len(read.positions) == read.layer_NPD.shape[1], path, "P positions, negative and ascending")
+
+
+def _check_experts(path: Path, read: Directions) -> None:
+    shape = (len(read.candidates), *read.layer_NPD.shape[1:])
+    require(tuple(read.expert_CPD.shape) == shape, path, "expert_CPD of C x P x D for C candidates")
+    layers, experts = read.routing_difference_LE.shape
+    within = all(0 <= layer < layers and 0 <= expert < experts for layer, expert in read.candidates)
+    require(within and len(set(read.candidates)) == len(read.candidates), path, "distinct experts within L x E")
+    decoder = all(0 <= layer < read.num_layers for layer in read.moe_layers)
+    require(decoder and len(read.moe_layers) == layers, path, "a decoder layer below N for each of L MoE layers")

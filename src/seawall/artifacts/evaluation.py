@@ -1,4 +1,4 @@
-"""What an evaluation found: rates with intervals, and every sample behind them."""
+"""Results of an evaluation: rates with intervals, scores, and the samples that these come from."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import Field
-
-from seawall.artifacts.store import Fields, load_document, parse_fields, save_document
+from seawall.artifacts.store import load_record, save_record
 from seawall.data.types import Messages, VerdictLabel
 
 NAME = "evaluation.json"
@@ -17,9 +15,14 @@ _KIND = "evaluation"
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A rate over scored replies, or a difference of two, with its 95 % interval, as fractions.
+    """A rate over scored replies, or a difference of two rates, with its 95 % interval, as fractions.
 
-    Of `n` replies, `unscored` count neither way.
+    Attributes:
+        rate: share of the scored replies; 0.5 in [0, 1] where none is scored.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        n: number of replies.
+        unscored: replies that count neither way.
     """
 
     rate: float
@@ -30,18 +33,18 @@ class Rate:
 
     @property
     def scored(self) -> int:
-        """Replies that the rate speaks of."""
+        """Number of replies behind the rate."""
         return self.n - self.unscored
 
     @property
     def is_clear(self) -> bool:
-        """Of a difference: whether its interval leaves out zero."""
+        """Whether the interval of a difference excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A reply as it is after its first `length` tokens, and the judge's verdict on that."""
+    """A reply truncated to its first `length` tokens, and the judge's verdict on that text."""
 
     length: int
     response: str
@@ -55,15 +58,15 @@ class Sample:
 
     Attributes:
         id: of the prompt.
-        goal: what intervals are clustered by.
-        group: what is measured.
+        goal: intervals resample goals, since replies to one goal are alike.
+        group: key of the group of prompts, see `seawall.artifacts.groups`.
         prompt: the conversation.
         response: the reply.
         label: the verdict.
-        reason: why.
-        cuts: verdicts on the reply as it is at other lengths.
-        harm: how much harm it does, in [0, 1], where the judge says so.
-        disputed: whether several judges differ; None for one judge.
+        reason: of the verdict.
+        cuts: verdicts on the reply at other lengths.
+        harm: amount of harm in [0, 1], from judges that rate it.
+        disputed: whether several judges disagree; None with a single judge.
     """
 
     id: str
@@ -80,7 +83,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class GoldAnswer:
-    """What one reference answer cost: `nats` over all of its `tokens`. `id` is the question's."""
+    """The loss of one reference answer: `nats`, summed over its `tokens`; `id` is that of the question."""
 
     id: str
     nats: float
@@ -89,16 +92,16 @@ class GoldAnswer:
 
 @dataclass(frozen=True, slots=True)
 class CapabilityScore:
-    """What one metric of one task found, question by question, so that two models can be paired.
+    """One metric of one task, question by question, so that two models can be paired.
 
     Attributes:
         task: a task, group of tasks or local file of the recipe.
-        metric: `acc`, or `exact_match,last-number` where the harness has several ways to read a reply.
-        higher_is_better: else lower.
+        metric: `acc`, or with the name of a filter, as in `exact_match,last-number`.
+        higher_is_better: whether a higher score is the better one.
         score: mean of `values`.
         stderr: standard error of that mean.
         ids: of the questions.
-        values: what each counted, in [0, 1].
+        values: score of each question, in [0, 1].
     """
 
     task: str
@@ -111,7 +114,7 @@ class CapabilityScore:
 
     @property
     def n(self) -> int:
-        """How many questions."""
+        """Number of questions."""
         return len(self.values)
 
 
@@ -120,16 +123,17 @@ class EvalResult:
     """Rates by group, the loss on gold answers, and scores of capability.
 
     Attributes:
-        model_fingerprint: of the evaluated model; of one behind an endpoint, the address and the served name.
-        groups: "plain", "attack:FAMILY", "borderline", "benign" or "wrapped" -> its rate.
-        gold_loss: mean nats per answer token; None where it was not measured.
-        gold_n: gold questions.
-        samples: name of the samples' file, beside this one.
-        gold: what each reference answer cost, in the order of the questions; empty where it was not measured, and in
-            evaluations of before this was kept.
-        lengths: group -> the rate after so many tokens of each reply, by that number; empty unless it was asked for.
-        capability: every metric of every task; empty where it was not measured.
-        disagreement: share of replies on which several judges differ, of those that two or more scored; None for one.
+        model_fingerprint: of the evaluated model; for a model behind an endpoint, its address and served name.
+        groups: rate of each group of prompts ("plain", "attack:FAMILY", "borderline", "benign", "wrapped").
+        gold_loss: mean nats per answer token; None if not measured.
+        gold_n: number of gold questions.
+        samples: name of the samples' file, in the same folder.
+        gold: loss of each reference answer, in the order of the questions; empty if not measured, and in files of
+            early versions.
+        lengths: group -> number of tokens -> rate over the replies truncated to that length; empty unless configured.
+        capability: every metric of every task; empty if not measured.
+        disagreement: share of replies on which judges disagree, among replies with two or more scores; None with a
+            single judge.
     """
 
     model_fingerprint: str
@@ -144,48 +148,13 @@ class EvalResult:
 
     def save(self, folder: Path) -> None:
         """Write `evaluation.json`."""
-        written = _Fields(
-            model_fingerprint=self.model_fingerprint,
-            groups=dict(self.groups),
-            gold_loss=self.gold_loss,
-            gold_n=self.gold_n,
-            samples=self.samples,
-            gold=self.gold,
-            lengths={group: {str(at): rate for at, rate in rates.items()} for group, rates in self.lengths.items()},
-            capability=self.capability,
-            disagreement=self.disagreement,
-        )
-        save_document(folder / NAME, _KIND, written.model_dump())
+        save_record(folder / NAME, _KIND, self)
 
     @classmethod
     def load(cls, folder: Path) -> EvalResult:
-        """Read what `save` wrote.
+        """Read `evaluation.json`.
 
         Raises:
-            ArtifactError: it is missing or damaged.
+            ArtifactError: the file is missing or damaged.
         """
-        path = folder / NAME
-        read = parse_fields(path, load_document(path, _KIND), _Fields)
-        return cls(
-            model_fingerprint=read.model_fingerprint,
-            groups=read.groups,
-            gold_loss=read.gold_loss,
-            gold_n=read.gold_n,
-            samples=read.samples,
-            gold=read.gold,
-            lengths={group: {int(at): rate for at, rate in rates.items()} for group, rates in read.lengths.items()},
-            capability=read.capability,
-            disagreement=read.disagreement,
-        )
-
-
-class _Fields(Fields):
-    model_fingerprint: str
-    groups: dict[str, Rate]
-    gold_loss: float | None
-    gold_n: int
-    samples: str
-    gold: tuple[GoldAnswer, ...] = ()
-    lengths: dict[str, dict[str, Rate]] = Field(default_factory=dict)
-    capability: tuple[CapabilityScore, ...] = ()
-    disagreement: float | None = None
+        return load_record(folder / NAME, _KIND, cls, later=("gold", "lengths", "capability", "disagreement"))

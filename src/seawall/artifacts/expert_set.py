@@ -1,4 +1,4 @@
-"""The selected experts, with the scores that chose them."""
+"""The selected experts, with the scores behind the selection."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from seawall.artifacts.store import Fields, load_artifact, require, save_artifact
+from seawall.artifacts.store import load_record, require, save_record
 
 NAME = "experts"
 
 
 @dataclass(frozen=True, eq=False)
 class ExpertSet:
-    """Experts to repair.
+    """Experts to repair. L MoE layers, E experts per layer.
 
     Attributes:
-        model_fingerprint: of the model that was profiled.
-        method: how they were chosen.
-        k: how many were asked for.
+        model_fingerprint: of the profiled model.
+        method: of selection.
+        k: number of experts to select, from the recipe.
         layers: expert indices of each MoE layer, ascending.
+        stability: mean Jaccard similarity of bootstrap selections with this one; None if not measured.
         scores_LE: the score of every expert (attack minus anchor).
-        stability: mean Jaccard similarity of bootstrap selections with this one; None where it was not measured.
-        inclusion_LE: share of bootstrap selections that hold each expert; None likewise.
+        inclusion_LE: share of bootstrap selections that contain each expert; None if not measured.
     """
 
     model_fingerprint: str
@@ -37,62 +37,34 @@ class ExpertSet:
 
     @property
     def count(self) -> int:
-        """How many experts are selected."""
+        """Number of selected experts."""
         return sum(len(layer) for layer in self.layers)
 
     @property
     def total(self) -> int:
-        """How many routed experts the model has."""
+        """Number of routed experts of the model."""
         return self.scores_LE.numel()
 
     def save(self, folder: Path) -> None:
         """Write `experts.safetensors` and `experts.json`."""
-        tensors = {"scores_LE": self.scores_LE}
-        if self.inclusion_LE is not None:
-            tensors["inclusion_LE"] = self.inclusion_LE
-        written = _Fields(
-            model_fingerprint=self.model_fingerprint,
-            method=self.method,
-            k=self.k,
-            layers=self.layers,
-            stability=self.stability,
-        )
-        save_artifact(folder, NAME, written, tensors)
+        save_record(folder / f"{NAME}.json", NAME, self)
 
     @classmethod
     def load(cls, folder: Path) -> ExpertSet:
-        """Read what `save` wrote.
+        """Read `experts.safetensors` and `experts.json`.
 
         Raises:
-            ArtifactError: it is missing, damaged, or its parts do not fit each other.
+            ArtifactError: a file is missing or damaged, or parts contradict each other.
         """
-        read, tensors = load_artifact(folder, NAME, _Fields)
         path = folder / f"{NAME}.json"
-        require("scores_LE" in tensors and set(tensors) <= {"scores_LE", "inclusion_LE"}, path, "the tensor scores_LE")
-        shape_LE = tensors["scores_LE"].shape
-        require(len(shape_LE) == 2 and shape_LE[0] == len(read.layers), path, "scores of shape L x E for L layers")
-        require(
-            all(tensor.shape == shape_LE for tensor in tensors.values()), path, "inclusion_LE as large as scores_LE"
-        )
-        fitting = all(_ascending(layer, shape_LE[1]) for layer in read.layers)
-        require(fitting, path, f"ascending expert indices below {shape_LE[1]} in every layer")
-        return cls(
-            model_fingerprint=read.model_fingerprint,
-            method=read.method,
-            k=read.k,
-            layers=read.layers,
-            scores_LE=tensors["scores_LE"],
-            stability=read.stability,
-            inclusion_LE=tensors.get("inclusion_LE"),
-        )
-
-
-class _Fields(Fields):
-    model_fingerprint: str
-    method: str
-    k: int
-    layers: tuple[tuple[int, ...], ...]
-    stability: float | None
+        experts = load_record(path, NAME, cls)
+        shape_LE = experts.scores_LE.shape
+        require(len(shape_LE) == 2 and shape_LE[0] == len(experts.layers), path, "scores of shape L x E for L layers")
+        same_shape = experts.inclusion_LE is None or experts.inclusion_LE.shape == shape_LE
+        require(same_shape, path, "inclusion_LE as large as scores_LE")
+        valid = all(_ascending(layer, shape_LE[1]) for layer in experts.layers)
+        require(valid, path, f"ascending expert indices below {shape_LE[1]} in every layer")
+        return experts
 
 
 def _ascending(indices: tuple[int, ...], size: int) -> bool:

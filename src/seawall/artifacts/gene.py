@@ -1,7 +1,7 @@
 """A gene: the safety of one architecture family as a LoRA adapter, after SafeGene (arXiv 2606.06519).
 
-On disk it is an adapter of PEFT (`adapter_config.json`, `adapter_model.safetensors`), which PEFT loads like any other,
-and `gene.json` beside it: whose safety it is, where it belongs, and what was measured while it was made.
+On disk it is an adapter of PEFT, which PEFT loads like any other, and `gene.json` beside it: origin, adapter points and
+measurements.
 """
 
 from __future__ import annotations
@@ -9,81 +9,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from seawall.artifacts.adapter import Factors, GenePoint, load_factors, save_adapter
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.store import (
-    Fields,
     load_document,
-    load_tensors,
     parse_fields,
+    record_document,
     require,
     save_document,
-    save_tensors,
     tensors_fingerprint,
 )
 from seawall.errors import ArtifactError
-from seawall.runs.files import canonical_hash, write_json
+from seawall.runs.files import canonical_hash
 
 NAME = "gene.json"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KIND = "gene"
-_PREFIX = "base_model.model."
-
-
-class Factors(NamedTuple):
-    """The factors of a low-rank update `B A`: B (..., rows, r) and A (..., r, columns); `...` is E of a stack."""
-
-    B: Tensor
-    A: Tensor
-
-    def product(self) -> Tensor:
-        """The update (..., rows, columns)."""
-        return self.B @ self.A
-
-
-@dataclass(frozen=True, slots=True)
-class GenePoint:
-    """A weight matrix, or a stack of experts' matrices, that an adapter changes.
-
-    Attributes:
-        layer: decoder layer.
-        shape: of the update, (rows, columns) or (E, rows, columns), whichever way the model stores it.
-        transposed: whether the model stores (..., columns, rows).
-        module: where PEFT keeps the factors.
-        by_parameter: PEFT names it in `target_parameters`, not in `target_modules`.
-    """
-
-    layer: int
-    shape: tuple[int, ...]
-    transposed: bool
-    module: str
-    by_parameter: bool
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """The shape of the parameter in the model."""
-        *stack, rows, columns = self.shape
-        return (*stack, columns, rows) if self.transposed else (*stack, rows, columns)
 
 
 @dataclass(frozen=True, slots=True)
 class GeneLayer:
-    """How much more the aligned and the degraded model differ on harmful prompts than on harmless ones, in one layer.
+    """Differences between the aligned and the degraded model in one decoder layer.
 
-    Differences are means of ||difference|| / ||h(aligned)|| at the layer's output h, where a reply's first tokens are
-    predicted.
+    A difference is the mean of ||difference|| / ||h(aligned)|| at the layer's output h, where the first tokens of
+    replies are predicted.
 
     Attributes:
         layer: decoder layer.
-        harmful: of what the layer itself writes, its output less its input, on harmful prompts.
-        benign: the same on harmless ones.
-        stream_harmful: of the output, with all that earlier layers wrote, on harmful prompts.
-        stream_benign: the same on harmless ones.
-        selected: whether the gene holds the layer.
+        harmful: difference of the layer's own contribution (output less input), on harmful prompts.
+        benign: the same on harmless prompts.
+        stream_harmful: difference of the layer's output, earlier layers' differences included, on harmful prompts.
+        stream_benign: the same on harmless prompts.
+        selected: whether the gene changes the layer.
     """
 
     layer: int
@@ -95,26 +54,26 @@ class GeneLayer:
 
     @property
     def score(self) -> float:
-        """The contrast of what the layer itself writes."""
+        """Contrast of the layer's own contribution: harmful less harmless."""
         return self.harmful - self.benign
 
     @property
     def stream_score(self) -> float:
-        """The contrast of its output; it grows with depth, as differences are carried on."""
+        """Contrast of the layer's output; it grows with depth, since differences add up."""
         return self.stream_harmful - self.stream_benign
 
 
 @dataclass(frozen=True, slots=True)
 class GeneExperts:
-    """How much the updates of one decoder layer's experts are used, and how large they are.
+    """Use and size of the updates of one decoder layer's experts.
 
     Attributes:
         layer: decoder layer.
         harmful: mean gate weight of each expert with the gene on, at the positions where held-out replies to harmful
-            requests are predicted; empty where it was not measured.
-        benign: the same of harmless ones.
-        norm: Frobenius norm of each expert's update, over all of the layer's stacks, before any expert was left out.
-        kept: the experts whose update the gene holds, ascending; that of the others is 0.
+            requests are predicted; empty if not measured.
+        benign: the same of harmless requests.
+        norm: Frobenius norm of each expert's update, over all stacks of the layer, before experts were left out.
+        kept: experts whose update the gene holds, ascending; the update of all others is 0.
     """
 
     layer: int
@@ -125,29 +84,52 @@ class GeneExperts:
 
     @property
     def scores(self) -> tuple[float, ...]:
-        """Of each expert, gate weight on harmful requests times norm; empty where it was not measured."""
+        """Gate weight on harmful requests times norm, of each expert; empty if not measured."""
         return tuple(used * norm for used, norm in zip(self.harmful, self.norm, strict=True)) if self.harmful else ()
 
     @property
     def squared_norm(self) -> float:
         """Of the updates of all experts."""
-        return sum(one * one for one in self.norm)
+        return sum(norm * norm for norm in self.norm)
 
     @property
     def kept_squared_norm(self) -> float:
         """Of the updates that the gene holds."""
         return sum(self.norm[expert] ** 2 for expert in self.kept)
 
+    @property
+    def kept_norm_share(self) -> float:
+        """Share of the squared norm that the gene holds."""
+        return kept_norm_share([self])
+
+    @property
+    def kept_use_share(self) -> float | None:
+        """Share of the gate weight on harmful requests that goes to experts of the gene; None if not measured."""
+        total = sum(self.harmful)
+        return sum(self.harmful[expert] for expert in self.kept) / total if total else None
+
+    @property
+    def ranked(self) -> tuple[int, ...]:
+        """The experts of the gene by score, or by norm where there are no scores, best first."""
+        scores = self.scores or self.norm
+        return tuple(sorted(self.kept, key=lambda expert: (-scores[expert], expert)))
+
+
+def kept_norm_share(layers: Sequence[GeneExperts]) -> float:
+    """Share of the squared norm of the experts' updates that the gene holds, over several layers."""
+    total = sum(layer.squared_norm for layer in layers)
+    return sum(layer.kept_squared_norm for layer in layers) / total if total else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class GeneRecovery:
-    """Held-out divergence, as `GeneStep` has it, with the updates of a share of each layer's experts alone.
+    """Held-out divergence, as in `GeneStep`, with the updates of a share of each layer's experts alone.
 
     Attributes:
         share: of the experts.
-        by: how they were chosen, `score` or `random`.
+        by: choice of the experts, `score` or `random`.
         harmful: on harmful requests, in nats per token.
-        benign: on harmless ones.
+        benign: on harmless requests.
     """
 
     share: float
@@ -158,7 +140,7 @@ class GeneRecovery:
 
 @dataclass(frozen=True, slots=True)
 class GeneStep:
-    """Held-out divergence KL(aligned || degraded + gene) after so many updates, in nats per response token."""
+    """Held-out divergence KL(aligned || degraded + gene) after `step` updates, in nats per response token."""
 
     step: int
     harmful: float
@@ -172,19 +154,19 @@ class Gene:
     Attributes:
         family: `model_type` of the configuration.
         tokenizer: hash of the vocabulary.
-        aligned: fingerprint of the weights whose safety it is.
-        degraded: fingerprint of the weights that it was distilled on.
-        points: what it changes, by the parameter's name in the model's state dict.
+        aligned: fingerprint of the aligned weights.
+        degraded: fingerprint of the degraded weights, on which the gene was distilled.
+        points: changed parameters, by name in the model's state dict.
         factors: of each point, in float32.
-        scaling: what the products are multiplied with.
-        layers: the contrast by layer, every decoder layer; empty where it was not measured.
-        experts: of each layer whose stacks of experts it changes; empty where nothing is known of them.
-        recovery: what some experts alone do; empty where it was not measured.
-        curve: held-out divergence while it was distilled, from before the first update on.
-        refusals: on held-out harmful requests that the aligned model refuses: how often the degraded one does without
-            the gene (`degraded`) and with it (`restored`); empty where it was not asked.
-        made: how it was made, for people.
-        parents: fingerprints of the genes that it was made from.
+        scaling: factor of the products.
+        layers: contrast of every decoder layer; empty if not measured.
+        experts: of each layer with changed stacks of experts; empty if nothing is known about them.
+        recovery: divergence with some experts alone; empty if not measured.
+        curve: held-out divergence during distillation, from before the first update on.
+        refusals: on held-out harmful requests that the aligned model refuses: refusal rate of the degraded model
+            without (`degraded`) and with the gene (`restored`); empty if not measured.
+        made: origin in words.
+        parents: fingerprints of the genes it was derived from.
     """
 
     family: str
@@ -209,12 +191,12 @@ class Gene:
 
     @property
     def held_layers(self) -> tuple[int, ...]:
-        """The decoder layers that it changes, ascending."""
+        """The changed decoder layers, ascending."""
         return tuple(sorted({point.layer for point in self.points.values()}))
 
     @property
     def unchanged(self) -> frozenset[tuple[str, int]]:
-        """The experts of stacks that it does not change: (name of the stack, expert)."""
+        """The experts of stacks whose update is 0: (name of the stack, expert)."""
         return frozenset(
             (name, expert)
             for name, point in self.points.items()
@@ -225,13 +207,19 @@ class Gene:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over what it does to a model: family, points, scaling and factors."""
-        numbers = {f"{name}:{side}": getattr(one, side) for name, one in self.factors.items() for side in "BA"}
-        said = {"family": self.family, "scaling": self.scaling, "factors": tensors_fingerprint(numbers)}
-        return canonical_hash({**said, "points": {name: list(one.shape) for name, one in self.points.items()}})
+        """sha256 over the change of a model: family, points, scaling and factors."""
+        numbers = {f"{name}:{side}": getattr(pair, side) for name, pair in self.factors.items() for side in "BA"}
+        return canonical_hash(
+            {
+                "family": self.family,
+                "scaling": self.scaling,
+                "factors": tensors_fingerprint(numbers),
+                "points": {name: list(point.shape) for name, point in self.points.items()},
+            }
+        )
 
     def update(self, name: str, expert: int | None = None) -> Tensor:
-        """What is added to a parameter, as the model stores it; with `expert`, to one slice of a stack."""
+        """The summand of a parameter, in the model's orientation; with `expert`, that of one slice of a stack."""
         factors = self.factors[name]
         if expert is not None:
             factors = Factors(factors.B[expert], factors.A[expert])
@@ -240,151 +228,37 @@ class Gene:
 
     def save(self, folder: Path) -> None:
         """Write the adapter and `gene.json`."""
-        written = _Fields(
-            family=self.family,
-            tokenizer=self.tokenizer,
-            aligned=self.aligned,
-            degraded=self.degraded,
-            points=dict(self.points),
-            scaling=self.scaling,
-            layers=self.layers,
-            curve=self.curve,
-            refusals=dict(self.refusals),
-            made=self.made,
-            parents=self.parents,
-            experts=self.experts,
-            recovery=self.recovery,
-            fingerprint=self.fingerprint,
-            adapter=save_adapter(folder, self.points, self.factors, self.scaling),
-        )
-        save_document(folder / NAME, _KIND, written.model_dump())
+        adapter = save_adapter(folder, self.points, self.factors, self.scaling)
+        document = {**record_document(self), "fingerprint": self.fingerprint, "adapter": adapter}
+        save_document(folder / NAME, _KIND, document)
 
     @classmethod
     def load(cls, folder: Path) -> Gene:
-        """Read what `save` wrote.
+        """Read the adapter and `gene.json`.
 
         Raises:
-            ArtifactError: it is missing, damaged, or its parts do not fit each other.
+            ArtifactError: a file is missing or damaged, or parts contradict each other.
         """
         path = folder / NAME
         if not path.is_file():
             got = f"no {NAME} in it" if folder.is_dir() else "no such folder"
-            raise ArtifactError(f"{folder} is no gene", got=got, remedy="name what `seawall gene extract` left")
-        read = parse_fields(path, load_document(path, _KIND), _Fields)
-        require(bool(read.points), path, "at least one adapter point")
-        inside = all(set(one.kept) <= set(range(len(one.norm))) for one in read.experts)
-        require(inside, path, "kept experts among those that it has")
-        require(_describes(read.experts, read.points), path, "records of all experts in the layers that it changes")
-        found = cls(
-            family=read.family,
-            tokenizer=read.tokenizer,
-            aligned=read.aligned,
-            degraded=read.degraded,
-            points=read.points,
-            factors=load_factors(folder, read.points, sha256=read.adapter),
-            scaling=read.scaling,
-            layers=read.layers,
-            curve=read.curve,
-            refusals=read.refusals,
-            made=read.made,
-            parents=read.parents,
-            experts=read.experts,
-            recovery=read.recovery,
-        )
-        require(found.fingerprint == read.fingerprint, path, "the factors that its fingerprint is of")
-        return found
+            raise ArtifactError(f"{folder} is no gene", got=got, remedy="name the output of `seawall gene extract`")
+        document = load_document(path, _KIND)
+        fingerprint, adapter = (document.pop(key, None) for key in ("fingerprint", "adapter"))
+        # Genes from before experts were scored lack these two.
+        parsed = parse_fields(path, document, cls, later=("experts", "recovery"))
+        points, experts = parsed["points"], parsed.get("experts", ())
+        require(bool(points), path, "at least one adapter point")
+        valid = all(set(layer.kept) <= set(range(len(layer.norm))) for layer in experts)
+        require(valid, path, "kept experts among those that it has")
+        require(_describes(experts, points), path, "records of all experts in the layers that it changes")
+        gene = cls(**parsed, factors=load_factors(folder, points, sha256=str(adapter)))
+        require(gene.fingerprint == fingerprint, path, "the factors that its fingerprint is of")
+        return gene
 
 
 def _describes(experts: Sequence[GeneExperts], points: Mapping[str, GenePoint]) -> bool:
-    """Whether there are no records, or one for each layer with stacks, of as many experts."""
+    """Whether there are no records, or one for each layer with stacks, each of all experts of the stack."""
     stacks = {(point.layer, point.shape[0]) for point in points.values() if len(point.shape) == 3}
-    sizes = all(len(side) in (0, len(one.norm)) for one in experts for side in (one.harmful, one.benign))
-    return not experts or (sizes and sorted((one.layer, len(one.norm)) for one in experts) == sorted(stacks))
-
-
-def save_adapter(folder: Path, points: Mapping[str, GenePoint], factors: Mapping[str, Factors], scaling: float) -> str:
-    """Write an adapter that PEFT loads; returns the hash of its weights' file."""
-    rank = next(iter(factors.values())).A.shape[-2]
-    tensors: dict[str, Tensor] = {}
-    for name, point in points.items():
-        B, A = factors[name]
-        if len(point.shape) == 3:  # PEFT keeps A as (experts, r) x columns and B as rows x (r, experts)
-            A, B = A.reshape(-1, A.shape[-1]), B.permute(1, 2, 0).reshape(B.shape[1], -1)
-        for side, tensor in (("lora_A", A), ("lora_B", B)):
-            tensors[f"{_PREFIX}{point.module}.{side}.weight"] = tensor.float()
-    digest = save_tensors(folder / ADAPTER_WEIGHTS, tensors)["sha256"]
-    write_json(folder / ADAPTER_CONFIG, adapter_config(points, rank=rank, scaling=scaling))
-    return digest
-
-
-def adapter_config(points: Mapping[str, GenePoint], *, rank: int, scaling: float) -> dict[str, Any]:
-    """PEFT's settings for a LoRA adapter of exactly these points, dropout and biases off."""
-    alpha = scaling * rank
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "inference_mode": True,
-        "r": rank,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "target_modules": [name.removesuffix(".weight") for name, one in points.items() if not one.by_parameter],
-        "target_parameters": [name for name, one in points.items() if one.by_parameter],
-    }
-
-
-def load_factors(folder: Path, points: Mapping[str, GenePoint], *, sha256: str) -> dict[str, Factors]:
-    """The factors that `save_adapter` wrote.
-
-    Raises:
-        ArtifactError: the file is missing, changed, or has other tensors.
-    """
-    path = folder / ADAPTER_WEIGHTS
-    tensors = load_tensors(path, sha256=sha256)
-    keys = {f"{_PREFIX}{one.module}.{side}.weight" for one in points.values() for side in ("lora_A", "lora_B")}
-    require(set(tensors) == keys, path, "two factors of every adapter point")
-    require(all(bool(one.isfinite().all()) for one in tensors.values()), path, "finite numbers")
-    found = {}
-    for name, point in points.items():
-        A, B = (tensors[f"{_PREFIX}{point.module}.{side}.weight"] for side in ("lora_A", "lora_B"))
-        found[name] = unstacked(B, A, point.shape)
-        *stack, rows, columns = point.shape
-        rank = found[name].A.shape[-2]
-        fits = found[name].B.shape == (*stack, rows, rank) and found[name].A.shape == (*stack, rank, columns)
-        require(fits, path, f"factors of an update {point.shape} at {name}")
-    require(len({one.A.shape[-2] for one in found.values()}) == 1, path, "one rank")
-    return found
-
-
-def unstacked(B: Tensor, A: Tensor, shape: tuple[int, ...]) -> Factors:
-    """Factors as (..., rows, r) and (..., r, columns) from PEFT's, which lay out a stack in two dimensions."""
-    if len(shape) == 2:
-        return Factors(B, A)
-    experts, rows, columns = shape
-    return Factors(B.reshape(rows, -1, experts).permute(2, 0, 1), A.reshape(experts, -1, columns))
-
-
-def zero_factors(point: GenePoint, rank: int) -> Factors:
-    """The update that changes nothing."""
-    *stack, rows, columns = point.shape
-    return Factors(torch.zeros(*stack, rows, rank), torch.zeros(*stack, rank, columns))
-
-
-class _Fields(Fields):
-    family: str
-    tokenizer: str
-    aligned: str
-    degraded: str
-    points: dict[str, GenePoint]
-    scaling: float
-    layers: tuple[GeneLayer, ...]
-    curve: tuple[GeneStep, ...]
-    refusals: dict[str, Rate]
-    made: str
-    parents: tuple[str, ...]
-    # what genes of before experts were scored do not have
-    experts: tuple[GeneExperts, ...] = ()
-    recovery: tuple[GeneRecovery, ...] = ()
-    fingerprint: str
-    adapter: str
+    sizes = all(len(side) in (0, len(layer.norm)) for layer in experts for side in (layer.harmful, layer.benign))
+    return not experts or (sizes and sorted((layer.layer, len(layer.norm)) for layer in experts) == sorted(stacks))

@@ -1,34 +1,60 @@
-"""What a graft did: which gene went onto which model, how much of it in every layer, and how to take it off again.
+"""The record of a graft: the gene, the task's model, the coefficient of every layer, and the files for its removal.
 
-What a baseline did in a gene's place is written down in the same way."""
+Baselines leave the same record.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from seawall.artifacts.store import Fields, load_document, parse_fields, require, save_document
+from pydantic import BeforeValidator, PlainSerializer
+
+from seawall.artifacts.store import load_record, require, save_record
 from seawall.config.gene import GraftMethod
 from seawall.errors import ArtifactError
 
 NAME = "seawall_graft.json"
-"""Lies in the folder of a grafted checkpoint or adapter; a model that has it is not grafted once more."""
+"""In the folder of a grafted checkpoint or adapter; a model with this file is not grafted again."""
 ADAPTER, ORIGINALS = "graft/adapter", "graft/originals"
-"""In a grafted checkpoint's folder: the same graft as an adapter, and the changed tensors as they were."""
+"""In a grafted checkpoint's folder: the graft as an adapter, and the original values of the changed tensors."""
 _KIND = "graft"
 
 GraftForm = Literal["adapter", "merged"]
-"""An adapter of the task's model, or a checkpoint with the update in its weights."""
+"""An adapter of the task's model, or a checkpoint with the update merged into its weights."""
 CoefficientKind = Literal["layer", "global", "fixed"]
-"""A coefficient of its own for every layer, one for all, or 1 without tuning."""
+"""One coefficient per layer, one for all layers, or 1 without tuning."""
+
+
+def _pairs(coefficients: Mapping[int, float]) -> list[tuple[int, float]]:
+    return sorted(coefficients.items())
+
+
+def _from_pairs(value: object) -> object:
+    """The pairs of a file as a mapping; a layer with two coefficients is refused."""
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        return value
+    coefficients = {layer: factor for layer, factor in value if isinstance(layer, int)}
+    if len(coefficients) != len(value):
+        raise ValueError("layers are integers, each with one coefficient")
+    return coefficients
+
+
+Coefficients = Annotated[Mapping[int, float], BeforeValidator(_from_pairs), PlainSerializer(_pairs)]
+"""Decoder layer -> factor of its update; in the JSON a list of pairs, ascending by layer, as files of 0.1.0 have it."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraftStep:
-    """Mean cross-entropies before an update, in nats per token: of refusals, of the task's examples, and of the replies
-    to harmless requests that are to stay, where there are any.
+    """Mean cross-entropies before an update, in nats per token.
+
+    Attributes:
+        step: number of the update.
+        refusal_loss: of refusals.
+        task_loss: of the task's examples.
+        harmless_loss: of replies to harmless requests; None without any.
     """
 
     step: int
@@ -39,11 +65,11 @@ class GraftStep:
 
 @dataclass(frozen=True, slots=True)
 class GraftCheck:
-    """Adapter and merged checkpoint (or adapter and model in memory) against each other, loaded anew.
+    """Logits of adapter and merged checkpoint (or adapter and model in memory) after reloading.
 
     Attributes:
-        prompts: how many were read.
-        max_logit_difference: the largest.
+        prompts: number of prompts.
+        max_logit_difference: largest difference of any logit.
         largest_logit: for scale.
     """
 
@@ -53,7 +79,7 @@ class GraftCheck:
 
     @property
     def share(self) -> float:
-        """The difference as a share of the largest logit."""
+        """The largest difference as a share of the largest logit."""
         return self.max_logit_difference / max(self.largest_logit, 1e-9)
 
 
@@ -62,24 +88,24 @@ class Graft:
     """One graft.
 
     Attributes:
-        task_model: fingerprint of the weights that it is on; with `safelora`, of the base of the task's adapter.
-        task_id: what the task's model was called.
-        gene: fingerprint of the gene, with `safety_sft` of the one whose points and rank were taken; None with
+        task_model: fingerprint of the task model's weights; with `safelora`, of the base of the task's adapter.
+        task_id: name of the task's model.
+        gene: fingerprint of the gene; with `safety_sft`, of the gene whose points and rank it has; None with
             `safelora`.
-        gene_made: how that was made.
+        gene_made: origin of the gene in words.
         form: adapter or merged checkpoint.
-        coefficients: decoder layer -> what its update is multiplied with; empty with `safelora`.
-        tuned: how they came about.
-        shots: refusals, and as many examples of the task.
-        steps: while they were tuned.
+        coefficients: decoder layer -> factor of its update; empty with `safelora`.
+        tuned: number of tuned coefficients.
+        shots: number of refusals, and of examples of the task.
+        steps: losses during tuning.
         result: fingerprint of the merged checkpoint; None for an adapter.
-        originals: hash of each file that holds the changed tensors as they were, by its name; empty where none is kept.
-        check: None where it was left out.
-        seconds: all of it took.
-        method: a gene, or which baseline; files from before there were baselines are of a gene.
-        anchor: hash of the anchor's document, with `safelora`.
-        note: what else is to be said, for people.
-        harmless: how many replies to harmless requests were among what was tuned on; empty ones are not.
+        originals: file with original tensors -> its hash; None if originals are not stored.
+        check: None if left out.
+        seconds: of the graft.
+        method: `gene`, or a baseline; files from before there were baselines are of a gene.
+        anchor: hash of the anchor's JSON, with `safelora`.
+        note: remark for people.
+        harmless: number of replies to harmless requests in tuning, empty ones excluded.
     """
 
     task_model: str
@@ -87,7 +113,7 @@ class Graft:
     gene: str | None
     gene_made: str | None
     form: GraftForm
-    coefficients: Mapping[int, float]
+    coefficients: Coefficients
     tuned: CoefficientKind
     shots: int
     steps: tuple[GraftStep, ...] = ()
@@ -102,49 +128,27 @@ class Graft:
 
     def save(self, folder: Path) -> None:
         """Write `seawall_graft.json`."""
-        known = {name: getattr(self, name) for name in _Fields.model_fields if name != "coefficients"}
-        written = _Fields(**known, coefficients=tuple(sorted(self.coefficients.items())))
-        save_document(folder / NAME, _KIND, written.model_dump())
+        save_record(folder / NAME, _KIND, self)
 
     @classmethod
     def load(cls, folder: Path) -> Graft:
-        """Read what `save` wrote.
+        """Read `seawall_graft.json`.
 
         Raises:
-            ArtifactError: it is missing or damaged.
+            ArtifactError: the file is missing or damaged, or parts contradict each other.
         """
         path = folder / NAME
         if not path.is_file():
             got = f"no {NAME} in it" if folder.is_dir() else "no such folder"
-            raise ArtifactError(f"{folder} is no graft", got=got, remedy="name what `seawall gene graft` left")
-        read = parse_fields(path, load_document(path, _KIND), _Fields)
-        coefficients = dict(read.coefficients)
-        complete = bool(coefficients) != (read.method == "safelora") and len(coefficients) == len(read.coefficients)
+            raise ArtifactError(f"{folder} is no graft", got=got, remedy="name the output of `seawall gene graft`")
+        # Grafts from before there were baselines lack these four.
+        graft = load_record(path, _KIND, cls, later=("method", "anchor", "note", "harmless"))
+        is_projection = graft.method == "safelora"
+        complete = bool(graft.coefficients) != is_projection
         require(complete, path, "one coefficient per layer, and none where an adapter was projected")
-        require((read.gene is None) == (read.method == "safelora"), path, "a gene unless an adapter was projected")
-        known = {name: getattr(read, name) for name in _Fields.model_fields if name != "coefficients"}
-        return cls(**known, coefficients=coefficients)
+        require((graft.gene is None) == is_projection, path, "a gene unless an adapter was projected")
+        return graft
 
     def document(self) -> dict[str, object]:
-        """For machines."""
-        return {**asdict(self), "coefficients": {str(layer): one for layer, one in self.coefficients.items()}}
-
-
-class _Fields(Fields):
-    task_model: str
-    task_id: str
-    gene: str | None
-    gene_made: str | None
-    form: GraftForm
-    coefficients: tuple[tuple[int, float], ...]
-    tuned: CoefficientKind
-    shots: int
-    steps: tuple[GraftStep, ...]
-    result: str | None
-    originals: dict[str, str] | None
-    check: GraftCheck | None
-    seconds: float
-    method: GraftMethod = "gene"
-    anchor: str | None = None
-    note: str = ""
-    harmless: int = 0
+        """The graft as JSON for machines."""
+        return {**asdict(self), "coefficients": {str(layer): value for layer, value in self.coefficients.items()}}

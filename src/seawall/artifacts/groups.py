@@ -20,23 +20,23 @@ POOLED = "attack"
 ATTACK = f"{POOLED}:"
 """Begins the group of one attack family: `attack:FAMILY`."""
 GOLD = "gold"
-"""Stands where a group stands for the loss on gold answers."""
+"""Key of the loss on gold answers, among keys of groups."""
 CAPABILITY = "capability:"
-"""Begins what stands there for a score of capability: `capability:TASK METRIC`."""
+"""Begins the key of a score of capability, among keys of groups: `capability:TASK METRIC`."""
 NONE_SCORED = "none scored"
-"""Stands where a rate would be 0.5 in [0, 1]: nothing is known of it."""
+"""Text in place of a rate without a scored reply, which is 0.5 in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What there is to know about the rate of a group of prompts.
+    """The rate of a group of prompts: meaning, names and keys.
 
     Attributes:
         target: the verdict that the rate counts.
-        is_harmful: whether the prompts ask for harm, so that a refusal is what one wants.
-        name: in a table's row, in the terminal.
-        title: in the report.
-        short: in the heading of a narrow column.
+        is_harmful: whether the prompts ask for harm, so that a refusal is right.
+        name: for a row of the terminal's tables.
+        title: for the report.
+        short: for the heading of a narrow column.
         summary: key in `summary.json`.
         metric: type of the metric in a model card.
     """
@@ -109,14 +109,14 @@ def target(group: str) -> CountedVerdict:
 
 
 def group_name(key: str) -> str:
-    """What a group, the gold answers or a score of capability measures, in words."""
+    """The measure of a group, of the gold answers or of a score of capability, in words."""
     if key == GOLD:
         return "loss on gold answers"
     return key.removeprefix(CAPABILITY) if key.startswith(CAPABILITY) else group_of(key).name
 
 
 def rate_text(rate: Rate) -> str:
-    """A rate with its interval, and how many replies it leaves out."""
+    """A rate with its interval, and the number of unscored replies."""
     if rate.unscored == rate.n:
         return NONE_SCORED
     unscored = f" ({rate.unscored} unscored)" if rate.unscored else ""

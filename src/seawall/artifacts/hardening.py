@@ -1,10 +1,10 @@
-"""A direction that makes a model refuse more while it runs, with what that costs."""
+"""A direction that is added at inference to make a model refuse more, with its measured effects and costs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.groups import group_of
-from seawall.artifacts.store import Fields, load_artifact, require, save_artifact
+from seawall.artifacts.store import load_record, require, save_record
 from seawall.errors import ArtifactError
 
 NAME = "hardening"
@@ -21,9 +21,9 @@ NAME = "hardening"
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """The rate of an evaluation group on held-out prompts, before and with the direction, and how far it moved.
+    """The rate of an evaluation group on held-out prompts, before and with the direction.
 
-    `difference` is paired, with its 95 % interval over goals.
+    `difference` is paired, with its 95 % interval over goals and its p-value.
     """
 
     before: Rate
@@ -38,19 +38,21 @@ class Effect:
 class Hardening:
     """`x <- x + coefficient * vector` at the input of a decoder layer, on every token.
 
-    Only what induces refusal can be one: the coefficient is above 0, and refusals of harmful held-out prompts do not
-    become fewer.
+    Only directions that induce refusal are saved or loaded: the coefficient is above 0, and held-out harmful prompts
+    are refused at least as often with the direction as without.
 
     Attributes:
-        model_fingerprint: of the model that it was made from and fits.
-        dtype: type of the weights that it was measured with, as `model.dtype` of a recipe.
+        mode: always `induce`.
+        model_fingerprint: of the model that the direction is of.
+        dtype: type of the weights at measurement, as `model.dtype` of a recipe.
         layer: decoder layer.
-        position: token of the prompt, from its end, that the direction is from.
-        coefficient: how much of the direction is added.
-        effects: what it does, by evaluation group; that of `borderline` is its cost in over-refusal.
+        position: position in the prompt that the direction is of, from the prompt's end.
+        coefficient: factor of the direction.
+        effects: by evaluation group; the effect on `borderline` is the cost in over-refusal.
         vector_D: mean of harmful minus mean of harmless prompts, float32.
     """
 
+    mode: Literal["induce"] = field(default="induce", kw_only=True)
     model_fingerprint: str
     dtype: str
     layer: int
@@ -63,81 +65,55 @@ class Hardening:
         """Write `hardening.safetensors` and `hardening.json`.
 
         Raises:
-            ArtifactError: it makes the model refuse less.
+            ArtifactError: the direction reduces refusals.
         """
         path = folder / f"{NAME}.json"
         _require_induced(path, self.coefficient, self.effects)
-        written = _Fields(
-            mode="induce",
-            model_fingerprint=self.model_fingerprint,
-            dtype=self.dtype,
-            layer=self.layer,
-            position=self.position,
-            coefficient=self.coefficient,
-            effects=dict(self.effects),
-        )
-        save_artifact(folder, NAME, written, {"vector_D": self.vector_D.float()})
+        save_record(path, NAME, replace(self, vector_D=self.vector_D.float()))
 
     @classmethod
     def load(cls, folder: Path) -> Hardening:
-        """Read what `save` wrote.
+        """Read `hardening.safetensors` and `hardening.json`.
 
         Raises:
-            ArtifactError: it is missing, damaged, its parts do not fit each other, or it makes a model refuse less.
+            ArtifactError: a file is missing or damaged, parts contradict each other, or the direction reduces refusals.
         """
-        read, tensors = load_artifact(folder, NAME, _Fields)
         path = folder / f"{NAME}.json"
-        require(set(tensors) == {"vector_D"} and tensors["vector_D"].ndim == 1, path, "the tensor vector_D of shape D")
-        require(bool(tensors["vector_D"].isfinite().all()), path, "finite numbers in vector_D")
-        _require_induced(path, read.coefficient, read.effects)
-        return cls(
-            model_fingerprint=read.model_fingerprint,
-            dtype=read.dtype,
-            layer=read.layer,
-            position=read.position,
-            coefficient=read.coefficient,
-            effects=read.effects,
-            vector_D=tensors["vector_D"],
-        )
-
-
-class _Fields(Fields):
-    mode: Literal["induce"]
-    model_fingerprint: str
-    dtype: str
-    layer: int
-    position: int
-    coefficient: float
-    effects: dict[str, Effect]
+        hardening = load_record(path, NAME, cls)
+        require(hardening.vector_D.ndim == 1, path, "the tensor vector_D of shape D")
+        require(bool(hardening.vector_D.isfinite().all()), path, "finite numbers in vector_D")
+        _require_induced(path, hardening.coefficient, hardening.effects)
+        return hardening
 
 
 def induces(effects: Mapping[str, Effect]) -> bool:
-    """Whether harmful requests are refused no less, over all their groups, and some were asked."""
-    moved = _towards_refusal(effects)
-    return bool(moved) and sum(moved) >= 0
+    """Whether harmful requests, over all their groups, are refused at least as often; False if none was measured."""
+    changes = _towards_refusal(effects)
+    return bool(changes) and sum(changes) >= 0
 
 
 def _towards_refusal(effects: Mapping[str, Effect]) -> list[float]:
-    """How far each group of harmful requests moved towards refusal.
+    """Change of each group of harmful requests towards refusal.
 
-    Of these alone: what also refuses harmless ones more could hide that harmful ones are refused less.
+    Groups of harmless requests are left out: more refusals there could hide fewer refusals of harmful requests.
     """
     harmful = {group: effect.difference for group, effect in effects.items() if group_of(group).is_harmful}
     return [difference * (1 if group_of(group).higher_is_better else -1) for group, difference in harmful.items()]
 
 
 def _require_induced(path: Path, coefficient: float, effects: Mapping[str, Effect]) -> None:
-    """Refuse what takes refusals away.
+    """Refuse a direction that reduces refusals.
 
     Raises:
-        ArtifactError: the coefficient is not above 0, nothing was measured, or harmful prompts are refused less.
+        ArtifactError: the coefficient is not above 0, nothing was measured, or harmful prompts are refused less often.
     """
-    moved = _towards_refusal(effects)
+    changes = _towards_refusal(effects)
     if not (math.isfinite(coefficient) and coefficient > 0 and induces(effects)):
-        total = f"{100 * sum(moved) / len(moved):+.1f} points of refusal" if moved else "no measured effect"
+        effect = f"{100 * sum(changes) / len(changes):+.1f} points of refusal" if changes else "no measured effect"
         raise ArtifactError(
             f"{path.name} would make a model refuse less",
-            got=f"the coefficient {coefficient:g} and {total}, mean over groups of harmful requests",
+            got=f"the coefficient {coefficient:g} and {effect}, mean over groups of harmful requests",
             expected="a coefficient above 0 that induces refusal",
-            remedy="seawall writes and applies nothing that takes refusals away; run `seawall steer` with mode induce",
+            remedy="seawall neither saves nor applies directions that reduce refusals; run `seawall steer` with mode "
+            "induce",
         )

@@ -1,28 +1,28 @@
-"""The expert profile: where the tokens of successful jailbreaks and of the plain requests go."""
+"""The expert profile: routing of the tokens of successful jailbreaks, and of the same requests asked plainly."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from seawall.artifacts.store import Fields, load_artifact, require, save_artifact
+from seawall.artifacts.store import load_record, record_tensors, require, save_record
 
 NAME = "profile"
 
 
 class PairRecord(NamedTuple):
-    """A kept pair: the model refused the goal asked plainly and answered this attack."""
+    """A profiled pair: the model refuses the goal asked plainly and answers this attack."""
 
     goal: str
     attack_name: str
 
 
 class DroppedPair(NamedTuple):
-    """A pair that was not kept, and why."""
+    """A pair left out of the profile, and the reason."""
 
     goal: str
     attack_name: str
@@ -31,16 +31,17 @@ class DroppedPair(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ExpertProfile:
-    """Routing counts by pair. P kept pairs, L MoE layers, E experts per layer.
+    """Routing counts by pair. P pairs, L MoE layers, E experts per layer. RASA section 3.2.
 
-    For each side (`attack`, `anchor`) and for generated and `prompt` tokens: how many tokens were counted, how many of
-    them had each expert in their top-k, and the sum of the gate weights that each expert got. RASA section 3.2.
+    For each side (`attack`; `anchor`, the plain request) and for generated and `prompt` tokens: `tokens` is the number
+    of tokens, `counts` the number of them with each expert in their top-k, `mass` the sum of each expert's gate
+    weights.
 
     Attributes:
         model_fingerprint: of the profiled model.
         top_k: experts per token.
-        pairs: the P kept pairs, in the order of the tensors' first dimension.
-        dropped: the pairs that were not kept.
+        pairs: the P profiled pairs, in the order of the tensors' first dimension.
+        dropped: the pairs left out.
     """
 
     model_fingerprint: str
@@ -62,46 +63,22 @@ class ExpertProfile:
 
     def save(self, folder: Path) -> None:
         """Write `profile.safetensors` and `profile.json`."""
-        written = _Fields(
-            model_fingerprint=self.model_fingerprint,
-            top_k=self.top_k,
-            pairs=self.pairs,
-            dropped=self.dropped,
-        )
-        save_artifact(folder, NAME, written, {name: getattr(self, name) for name in _TENSORS})
+        save_record(folder / f"{NAME}.json", NAME, self)
 
     @classmethod
     def load(cls, folder: Path) -> ExpertProfile:
-        """Read what `save` wrote.
+        """Read `profile.safetensors` and `profile.json`.
 
         Raises:
-            ArtifactError: it is missing, damaged, or its parts do not fit each other.
+            ArtifactError: a file is missing or damaged, or parts contradict each other.
         """
-        read, tensors = load_artifact(folder, NAME, _Fields)
         path = folder / f"{NAME}.json"
-        require(set(tensors) == set(_TENSORS), path, f"the tensors {', '.join(_TENSORS)}")
-        shape_PLE = tensors["attack_counts_PLE"].shape
-        require(len(shape_PLE) == 3 and shape_PLE[0] == len(read.pairs), path, "counts of shape P x L x E for P pairs")
-        for name, tensor in tensors.items():
-            expected = shape_PLE if name.endswith("_PLE") else shape_PLE[:1]
-            require(
-                tensor.is_floating_point() and tensor.shape == expected, path, f"{name} of {tuple(expected)} floats"
-            )
-        require(1 <= read.top_k <= shape_PLE[2], path, "a top_k of at least 1 and at most E")
-        return cls(
-            model_fingerprint=read.model_fingerprint,
-            top_k=read.top_k,
-            pairs=read.pairs,
-            dropped=read.dropped,
-            **tensors,
-        )
-
-
-_TENSORS = tuple(field.name for field in fields(ExpertProfile) if field.name.endswith(("_P", "_PLE")))
-
-
-class _Fields(Fields):
-    model_fingerprint: str
-    top_k: int
-    pairs: tuple[PairRecord, ...]
-    dropped: tuple[DroppedPair, ...]
+        profile = load_record(path, NAME, cls)
+        shape = profile.attack_counts_PLE.shape
+        require(len(shape) == 3 and shape[0] == len(profile.pairs), path, "counts of shape P x L x E for P pairs")
+        for name, tensor in record_tensors(profile).items():
+            expected = shape if name.endswith("_PLE") else shape[:1]
+            valid = tensor.is_floating_point() and tensor.shape == expected
+            require(valid, path, f"{name} of {tuple(expected)} floats")
+        require(1 <= profile.top_k <= shape[2], path, "a top_k of at least 1 and at most E")
+        return profile

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from seawall.cli import apply, audit, diff, doctor, evaluate, gate, gene, landscape, plan, stages, steer, tune
+from seawall.cli import apply, audit, diff, doctor, evaluate, gate, gene, landscape, plan, settings, stages, steer, tune
 from seawall.errors import Interrupted, SeawallError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("run")(stages.run)
 app.command("doctor")(doctor.doctor)
 app.command("plan")(plan.plan)
+app.command("settings")(settings.settings)
 app.command("profile")(stages.profile)
 app.command("select")(stages.select)
 app.command("repair")(stages.repair)

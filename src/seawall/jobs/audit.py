@@ -55,7 +55,7 @@ def audit_run(
     context = Context(recipe, finished.run, reporter, read_inputs(recipe))
     with context.working():
         original = finished.before.result.model_fingerprint
-        require_model(context.opened.fingerprint, wanted=original, what="run")
+        require_model(context.opened.fingerprint, expected=original, artifact="run")
         subject = Subject(
             context,
             before=finished.before.samples,

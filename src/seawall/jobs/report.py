@@ -1,4 +1,4 @@
-"""Collects what a run folder holds into the inputs of its report."""
+"""Collects the artifacts of a run folder into the inputs of its report, and writes the pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from seawall.artifacts.audit import AuditResult
 from seawall.artifacts.directions import Directions
 from seawall.artifacts.evaluation import Rate, Sample
 from seawall.artifacts.expert_set import ExpertSet
-from seawall.artifacts.groups import ATTACK
+from seawall.artifacts.groups import ATTACK, is_attack
 from seawall.artifacts.hardening import Hardening
 from seawall.artifacts.profile import ExpertProfile
 from seawall.artifacts.steering import HARDENING, STEER, SteeringResult
@@ -39,27 +39,20 @@ SHOWN_PER_GROUP = 12
 
 def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
     """The inputs of report and model card, from a run whose stages up to `eval-after` are done."""
-    recipe = read_json(run.resolved)
+    recipe, manifest = read_json(run.resolved), read_json(run.manifest)
     profile = ExpertProfile.load(run.stage("profile"))
-    chosen = ExpertSet.load(run.stage("select"))
     outcome = read_json(run.stage("repair") / "outcome.json")
     before, after = (load_samples(run.stage(f"eval-{when}") / SAMPLES) for when in ("before", "after"))
     settings = recipe["eval"]
-    compared = compare(before, after, resamples=settings["bootstrap"], seed=settings["seed"])
-    dropped: dict[str, Counter[str]] = {}
-    for pair in profile.dropped:
-        dropped.setdefault(pair.attack_name, Counter())[pair.reason.partition(":")[0]] += 1
-    manifest = read_json(run.manifest)
+    comparisons = compare(before, after, resamples=settings["bootstrap"], seed=settings["seed"])
     return ReportInputs(
         summary={"parity": None, **summary},
         recipe=recipe,
         manifest=manifest,
-        groups=[_row(one, summary) for one in compared.values()],
-        gaps=chosen.scores_LE.tolist(),
-        selected=chosen.layers,
-        stability=chosen.stability,
-        kept=Counter(pair.attack_name for pair in profile.pairs),
-        dropped=dropped,
+        groups=[_row(comparison, summary) for comparison in comparisons.values()],
+        experts=ExpertSet.load(run.stage("select")),
+        pairs=profile.pairs,
+        dropped=profile.dropped,
         updates=read_metrics(run.stage("repair") / "metrics.jsonl"),
         rounds=[outcome["before"], *outcome["rounds"]],
         chosen_round=outcome["chosen_round"],
@@ -72,13 +65,13 @@ def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
 
 
 def write_report(run: RunFolder, summary: Mapping[str, Any]) -> None:
-    """Writes `report.html` from what the run folder holds. It has all that `steering.html` could still say."""
+    """Writes `report.html` from the run folder. It contains all of `steering.html`, which is removed."""
     write_text(run.report, render_report(collect(run, summary)))
     run.steering_report.unlink(missing_ok=True)
 
 
 def write_steering_page(run: RunFolder, recipe: Recipe) -> None:
-    """Writes `steering.html`, for a run that has no repair to report on."""
+    """Writes `steering.html`, for a run without a repair."""
     page = render_steering(
         _steering(run),
         model=recipe.model.id,
@@ -88,10 +81,10 @@ def write_steering_page(run: RunFolder, recipe: Recipe) -> None:
     write_text(run.steering_report, page)
 
 
-def write_tuning_page(run: RunFolder, recipe: Recipe, found: TuningResult) -> None:
+def write_tuning_page(run: RunFolder, recipe: Recipe, result: TuningResult) -> None:
     """Writes `tuning.html`."""
     page = render_tuning(
-        tuning_view(found),
+        tuning_view(result),
         model=recipe.model.id,
         recipe=recipe.model_dump(mode="json"),
         manifest=read_json(run.manifest),
@@ -100,10 +93,10 @@ def write_tuning_page(run: RunFolder, recipe: Recipe, found: TuningResult) -> No
 
 
 def rewrite_report(path: Path) -> Path:
-    """Writes the report of a finished run again, with the audits that were made since; returns its path.
+    """Writes the report of a finished run again, with audits made since; returns its path.
 
     Raises:
-        RunFolderError: it holds no run, or one that is not finished.
+        RunFolderError: the folder holds no run, or one that is not finished.
         ArtifactError: a file is damaged or was changed.
     """
     finished = open_finished(path)
@@ -116,13 +109,13 @@ def audit_stage(run: RunFolder, name: str) -> Path:
     """The folder of a finished audit.
 
     Raises:
-        ArtifactError: a file was changed since.
+        ArtifactError: a file was changed since the audit.
     """
     return finished_stage(run, f"audit/{name}")
 
 
 def copy_samples(run: RunFolder) -> None:
-    """Brings every prompt, completion and verdict together in `samples/`."""
+    """Collects every prompt, completion and verdict in `samples/`."""
     run.samples.mkdir(exist_ok=True)
     for when in ("before", "after"):
         copy_file(run.stage(f"eval-{when}") / SAMPLES, run.samples / f"{when}.jsonl")
@@ -130,8 +123,8 @@ def copy_samples(run: RunFolder) -> None:
 
 
 def _audits(run: RunFolder) -> list[AuditView]:
-    found = [AuditResult.load(audit_stage(run, name)) for name in AUDITS if is_done(run, f"audit/{name}")]
-    return [audit_view(one) for one in found]
+    names = [name for name in AUDITS if is_done(run, f"audit/{name}")]
+    return [audit_view(AuditResult.load(audit_stage(run, name))) for name in names]
 
 
 def _steering(run: RunFolder) -> SteeringView:
@@ -140,34 +133,21 @@ def _steering(run: RunFolder) -> SteeringView:
     return steering_view(SteeringResult.load(folder), Directions.load(folder), hardening)
 
 
-def _row(one: Comparison, summary: Mapping[str, Any]) -> GroupRow:
-    family = one.group.removeprefix(ATTACK)
-    seen = bool(summary["attacks"][family]["seen"]) if one.group.startswith(ATTACK) else None
-    change = one.change
-    moved = Rate(change.difference, change.low, change.high, one.after.n, one.after.unscored)
-    return GroupRow(one.group, seen, one.before, one.after, moved, change.p)
+def _row(comparison: Comparison, summary: Mapping[str, Any]) -> GroupRow:
+    """A comparison, whose record `report` may not import, with what the summary says of an attack family."""
+    group, after, change = comparison.group, comparison.after, comparison.change
+    trained_on = bool(summary["attacks"][group.removeprefix(ATTACK)]["seen"]) if is_attack(group) else None
+    difference = Rate(change.difference, change.low, change.high, after.n, after.unscored)
+    return GroupRow(group, trained_on, comparison.before, after, difference, change.p)
 
 
 def _side_by_side(before: list[Sample], after: list[Sample]) -> list[SampleRow]:
-    """The first samples of every group; all of them lie in `samples/`."""
-    later = {sample.id: sample for sample in after}
-    taken: Counter[str] = Counter()
+    """The first samples of every group; `samples/` holds all of them."""
+    pairs = {sample.id: sample for sample in after}
+    counts: Counter[str] = Counter()
     rows = []
     for sample in before:
-        taken[sample.group] += 1
-        if taken[sample.group] > SHOWN_PER_GROUP:
-            continue
-        other = later[sample.id]
-        rows.append(
-            SampleRow(
-                group=sample.group,
-                goal=sample.goal,
-                prompt="\n\n".join(f"{message.role}: {message.content}" for message in sample.prompt),
-                before=sample.response,
-                after=other.response,
-                verdict_before=sample.label,
-                verdict_after=other.label,
-                reason=other.reason,
-            )
-        )
+        counts[sample.group] += 1
+        if counts[sample.group] <= SHOWN_PER_GROUP:
+            rows.append(SampleRow(sample, pairs[sample.id]))
     return rows

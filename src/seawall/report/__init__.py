@@ -1,4 +1,4 @@
-"""From results to pages: `report.html` for people, a model card for the checkpoint. Made from artifacts only."""
+"""From artifacts to pages: `report.html` for people, a model card for the checkpoint."""
 
 from seawall.report.card import render_model_card
 from seawall.report.inputs import GroupRow, ReportInputs, SampleRow

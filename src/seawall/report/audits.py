@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from seawall.artifacts.audit import AuditResult
-from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.audit import AuditCondition
+from seawall.artifacts.steering import SteeringCondition
 
-
-@dataclass(frozen=True)
-class AuditRow:
-    """The model in one condition of an audit, with its rate in every group."""
-
-    label: str
-    series: str
-    amount: int | None
-    rates: Mapping[str, Rate]
+Condition = AuditCondition | SteeringCondition
 
 
 @dataclass(frozen=True)
 class AuditView:
-    """One audit.
+    """Conditions of an audit, and how they are shown.
 
     Args:
         audit: its name.
-        title: what it asks, as a heading.
-        question: how it was done, with its control.
-        claim: what the numbers allow one to say.
-        groups: the groups that are shown.
-        rows: its conditions.
-        amount: what the conditions have more or less of; None where they differ in kind.
-        series: with an amount: short names of the lines, by series. A row of another series begins all of them.
+        title: the audit's question, as a heading.
+        question: method and control.
+        claim: the conclusion that the numbers support.
+        groups: groups with a panel and a column.
+        conditions: in the order of the page.
+        labels: reader's names of conditions; a condition without one has its own name.
+        amount: unit of the conditions' amounts; None where conditions differ in kind.
+        series: with an amount: short names of the lines, by series. A condition of another series starts every line.
     """
 
     audit: str
@@ -39,11 +32,11 @@ class AuditView:
     question: str
     claim: str
     groups: Sequence[str]
-    rows: Sequence[AuditRow]
+    conditions: Sequence[Condition]
+    labels: Mapping[str, str] = field(default_factory=dict)
     amount: str | None = None
     series: Mapping[str, str] = field(default_factory=dict)
 
-
-def audit_rows(found: AuditResult, label: Callable[[str], str | None]) -> list[AuditRow]:
-    """One row per condition; `label` gives its name in words, None keeps the condition's own."""
-    return [AuditRow(label(one.name) or one.name, one.series, one.amount, one.rates) for one in found.conditions]
+    def label(self, condition: Condition) -> str:
+        """The reader's name of a condition."""
+        return self.labels.get(condition.name, condition.name)

@@ -21,10 +21,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def render_model_card(inputs: ReportInputs) -> str:
-    """Markdown with front matter, to lie beside the exported weights.
+    """Markdown with front matter, for the folder of the exported weights.
 
-    Every text that comes from the run is escaped for Markdown and its hidden characters are shown. Of a base model that
-    lies in a local folder only the folder's own name is told.
+    All text from the run is escaped for Markdown, and its hidden characters are made visible. A base model in a local
+    folder is named by the folder's last part alone.
 
     Raises:
         ArtifactError: parts of the run contradict each other.

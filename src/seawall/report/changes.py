@@ -1,4 +1,4 @@
-"""How audits write differences in their claims."""
+"""Differences in the claims of audits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def points(change: AuditChange) -> str:
 
 
 def span(middle: float, low: float, high: float, *, sign: str = "") -> str:
-    """Fractions in hundredths, with an interval: `12 [3, 20]`; zero has no sign."""
+    """Fractions in hundredths, with an interval: `12 [3, 20]`; zero without a sign."""
     return f"{_hundredths(middle, sign)} [{_hundredths(low, sign)}, {_hundredths(high, sign)}]"
 
 
 def _hundredths(value: float, sign: str) -> str:
-    whole = round(100 * value)
-    return f"{whole:{sign}d}".replace("-", _MINUS) if whole else "0"
+    hundredths = round(100 * value)
+    return f"{hundredths:{sign}d}".replace("-", _MINUS) if hundredths else "0"

@@ -1,4 +1,4 @@
-"""What the numbers of this run allow one to say, and what not. Computed, so that it cannot flatter."""
+"""Statements that the numbers of a run support, and tempting ones that they do not; computed, never written by hand."""
 
 from __future__ import annotations
 
@@ -12,61 +12,61 @@ from seawall.report.wording import amount, group_name, number, percent
 
 def allowed(inputs: ReportInputs) -> list[str]:
     """Statements that the run supports, each with its number."""
-    found = []
+    statements = []
     for row in inputs.groups:
         if row.effect in ("better", "worse") and row.change is not None:
             verb = "fell" if row.change.rate < 0 else "rose"
-            found.append(f"{_subject(row)} {verb}: {span_of_change(row.change)}.")
-    found += [
+            statements.append(f"{_subject(row)} {verb}: {span_of_change(row.change)}.")
+    statements += [
         f"{row.name} lost {'less' if row.verdict == 'non-inferior' else 'more'} than {_margin(row)}: {_moved(row)}."
         for row in inputs.scores
         if row.verdict != "unclear"
     ]
-    found += _scope_of_change(inputs)
+    statements += _scope_of_change(inputs)
     parity = inputs.summary.get("parity")
     if parity and parity["passed"]:
-        found.append(
+        statements.append(
             "The exported checkpoint, loaded in a fresh process, is the model measured here: largest difference of "
             f"any logit {number(parity['max_logit_difference'])}."
         )
-    return found
+    return statements
 
 
 def not_allowed(inputs: ReportInputs) -> list[str]:
-    """Statements that a reader may be tempted to make, and why they do not follow."""
-    found = []
+    """Statements that a reader may be tempted to make, and the reasons against them."""
+    statements = []
     unclear = [group_name(row.group) for row in inputs.groups if row.effect == "unclear"]
     if unclear:
-        found.append(
+        statements.append(
             f"That nothing changed in: {', '.join(unclear)}. Their intervals hold zero or p is not below "
             f"{SIGNIFICANT}; changes as large as the ends of the intervals are possible too."
         )
-    found += _zeros(inputs)
-    found += [
+    statements += _zeros(inputs)
+    statements += [
         f"That {row.name} is unharmed: {_moved(row)}, so a loss above {_margin(row)} is neither shown nor ruled out."
         for row in inputs.scores
         if row.verdict == "unclear"
     ]
     names = ", ".join(group_name(row.group).lower() for row in inputs.groups if row.is_attack)
-    found.append(
+    statements.append(
         f"That the model is safe. It was tested with these attacks, in fixed wordings: {names or 'none'}. An attack "
         "that is searched for against this very model, or comes in another language or form, was not tried."
     )
-    found.append(_LIMITS[_judge_kind(inputs)])
-    found += _unscored(inputs)
-    found.append(
+    statements.append(_LIMITS[_judge_kind(inputs)])
+    statements += _unscored(inputs)
+    statements.append(
         "That the selected experts cause unsafe replies. The gap is an association; the comparison with random experts "
         "of equal number is the test."
     )
-    found.append(
+    statements.append(
         "That the repair withstands further training: whoever holds the weights can tune them again. Nor that another "
         f"seed gives the same numbers: this is one run (seed {inputs.recipe.get('seed', 'not recorded')})."
     )
-    return found
+    return statements
 
 
 def protocol(inputs: ReportInputs) -> str:
-    """How the rates came about, in one sentence from the recipe."""
+    """The method behind the rates, in a sentence or two from the recipe."""
     settings: Mapping[str, Any] = inputs.recipe.get("eval") or {}
     length = settings.get("max_new_tokens")
     limit = f" of at most {length} tokens" if length else ""
@@ -97,7 +97,7 @@ _LIMITS = {
         "That every verdict is right: judges that agree can share an error, and how often they do was not measured."
     ),
 }
-"""What a judge's verdicts do not say, by its kind in the recipe."""
+"""The limit of a judge's verdicts, by its kind in the recipe."""
 
 
 def _disagreement(inputs: ReportInputs) -> str:
@@ -124,7 +124,7 @@ def _moved(row: ScoreRow) -> str:
 def _subject(row: GroupRow) -> str:
     if not row.is_attack:
         return group_name(row.group)
-    kind = "trained on" if row.seen else "never seen"
+    kind = "trained on" if row.trained_on else "never seen"
     return f"Attack success of {group_name(row.group).lower()} ({kind})"
 
 

@@ -1,20 +1,17 @@
-"""Everything a report is made from, as plain Python: no file is read and no tensor seen beyond this point.
-
-Whoever ran the stages turns artifacts into these records. Legend: `L` MoE layers, `E` routed experts.
-"""
+"""Inputs of the report and the model card: artifacts of a run, and records of what no artifact holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.evaluation import Rate, Sample
+from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.groups import group_of, is_attack
-
-if TYPE_CHECKING:
-    from seawall.report.steering import SteeringView
+from seawall.artifacts.profile import DroppedPair, PairRecord
 from seawall.report.audits import AuditView
+from seawall.report.steering import SteeringView
 
 SIGNIFICANT = 0.05
 
@@ -25,11 +22,11 @@ class ScoreRow:
 
     Args:
         name: task and metric.
-        before, after: the means over the same questions.
+        before, after: means over the same questions.
         errors: their standard errors.
         change: after minus before on the same questions.
         p: of the paired difference.
-        margin: what may be lost and still be called nothing.
+        margin: largest loss that counts as none.
         verdict: `non-inferior`, `inferior` or `unclear`.
     """
 
@@ -44,24 +41,24 @@ class ScoreRow:
 
     @property
     def effect(self) -> str:
-        """The verdict as the effect of a group is called, for its colour."""
+        """The verdict in the words of a group's effect, for its colour."""
         return {"non-inferior": "better", "inferior": "worse"}.get(self.verdict, "unclear")
 
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One evaluation group: `attack:<family>`, `plain`, `borderline` or `benign`.
+    """One evaluation group: `attack:FAMILY`, `plain`, `borderline`, `benign` or `wrapped`.
 
     Args:
-        group: its name.
-        seen: of an attack family, whether the repair trained on it; None for the other groups.
-        before, after: compliance for attacks and `benign`, refusal for `plain` and `borderline`.
+        group: its key.
+        trained_on: of an attack family, whether the repair trained on it; None for other groups.
+        before, after: the group's rate; None after, where it was not evaluated.
         change: after minus before on the same prompts.
         p: of that paired difference.
     """
 
     group: str
-    seen: bool | None
+    trained_on: bool | None
     before: Rate
     after: Rate | None = None
     change: Rate | None = None
@@ -69,20 +66,20 @@ class GroupRow:
 
     @property
     def is_attack(self) -> bool:
-        """Whether the rate is one of attack success."""
+        """Whether the rate is an attack success rate."""
         return is_attack(self.group)
 
     @property
     def lower_is_better(self) -> bool:
-        """Attack success and over-refusal should fall; plain refusal and benign compliance should not."""
+        """Whether the rate should fall: attack success and over-refusal."""
         return not group_of(self.group).higher_is_better
 
     @property
     def effect(self) -> str:
-        """`better`, `worse`, or `unclear` where the interval of the change holds zero or its p-value is not below
-        SIGNIFICANT; empty without a change.
+        """`better`, `worse` or `unclear`; empty without a change.
 
-        The two answer differently near the edge: the interval resamples goals, the test flips signs.
+        A change is unclear if its interval holds zero or its p-value is not below SIGNIFICANT. The two criteria differ
+        near the edge: the interval resamples goals, the test flips signs.
         """
         if self.change is None:
             return ""
@@ -93,51 +90,51 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One evaluation prompt with the replies of both models (untrusted text) and the verdicts on them."""
+    """One evaluation prompt with the samples of both models; replies are untrusted text."""
 
-    group: str
-    goal: str
-    prompt: str
-    before: str
-    after: str
-    verdict_before: str
-    verdict_after: str
-    reason: str = ""
+    before: Sample
+    after: Sample
+
+    @property
+    def group(self) -> str:
+        """Key of the prompt's group."""
+        return self.before.group
+
+    @property
+    def prompt(self) -> str:
+        """The conversation as text."""
+        return "\n\n".join(f"{message.role}: {message.content}" for message in self.before.prompt)
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """One run, ready to be shown. What a run did not have is left empty, and its section is left out.
+    """One run, ready for rendering. Parts that a run lacks are empty, and their sections are left out.
 
     Args:
-        summary: `summary.json` as the architecture documents it; it must agree with `groups`.
+        summary: `summary.json`; must agree with `groups`.
         recipe: the resolved recipe.
         manifest: versions, hashes, stage states; any nesting.
-        groups: the evaluation groups, in the order in which they shall be shown.
-        gaps: activation under attack minus under the plain request, L rows of E.
-        selected: per MoE layer, the indices of the selected experts.
-        stability: mean Jaccard overlap of the selected set over resamples of the goals, 0..1.
-        kept: pairs kept per attack family.
-        dropped: per attack family, pairs dropped by reason.
-        updates: one row per optimiser step, in the order made: `round` (from 1), `phase`, `step`, `loss`, its parts.
+        groups: the evaluation groups, in the order of the page.
+        experts: the selected experts with the activation gap: attack minus plain request.
+        pairs: profiled pairs.
+        dropped: pairs left out of the profile.
+        updates: one row per optimizer step, in order: `round` (from 1), `phase`, `step`, `loss`, its parts.
         rounds: validation rates; row 0 is the model before the repair, row r the one after round r.
-        chosen_round: the round whose weights were kept, from 1; 0 for none.
+        chosen_round: the round with the final weights, from 1; 0 for none.
         drift: mean total-variation distance of expert usage on attack prompts, per MoE layer, 0..1.
         samples: replies side by side.
-        audits: what was audited, in the order in which it shall be shown.
-        steering: how far refusal can be steered, where that was measured.
-        base_license: the base model's licence as the Hub writes it (`apache-2.0`), where it is known.
+        base_license: the base model's licence as the Hub writes it (`apache-2.0`), if known.
+        audits: in the order of the page.
+        steering: steering of the model, if measured.
     """
 
     summary: Mapping[str, Any]
     recipe: Mapping[str, Any]
     manifest: Mapping[str, Any]
     groups: Sequence[GroupRow]
-    gaps: Sequence[Sequence[float]]
-    selected: Sequence[Sequence[int]]
-    stability: float | None = None
-    kept: Mapping[str, int] = field(default_factory=dict)
-    dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    experts: ExpertSet | None = None
+    pairs: Sequence[PairRecord] = ()
+    dropped: Sequence[DroppedPair] = ()
     updates: Sequence[Mapping[str, Any]] = ()
     rounds: Sequence[Mapping[str, float]] = ()
     chosen_round: int = 0
@@ -149,35 +146,30 @@ class ReportInputs:
 
     @property
     def scores(self) -> list[ScoreRow]:
-        """The scores of capability, from the summary; empty where it was not measured."""
+        """The scores of capability, from the summary; empty if not measured."""
         tasks: Mapping[str, Mapping[str, Any]] = self.summary.get("capability") or {}
         return [
-            _score_row(f"{task} {metric}", one) for task, metrics in tasks.items() for metric, one in metrics.items()
+            _score_row(f"{task} {metric}", score) for task, scores in tasks.items() for metric, score in scores.items()
         ]
 
-    def attacks(self, *, seen: bool) -> list[GroupRow]:
-        """The attack families that the repair trained on, or those it did not, as far as both sides were evaluated."""
-        return [row for row in self.groups if row.is_attack and row.seen == seen and row.after is not None]
+    def attacks(self, *, trained_on: bool) -> list[GroupRow]:
+        """Attack families with two rates, of those that the repair trained on or of those it did not."""
+        return [row for row in self.groups if row.is_attack and row.trained_on == trained_on and row.after is not None]
 
-    def group(self, name: str) -> GroupRow | None:
-        """The group of that name, if it was evaluated."""
-        return next((row for row in self.groups if row.group == name), None)
-
-    @property
-    def selected_count(self) -> int:
-        """How many experts are selected, over all layers."""
-        return sum(map(len, self.selected))
+    def group(self, key: str) -> GroupRow | None:
+        """The group of that key; None if not evaluated."""
+        return next((row for row in self.groups if row.group == key), None)
 
 
-def _score_row(name: str, one: Mapping[str, Any]) -> ScoreRow:
-    change = one["change"]
+def _score_row(name: str, score: Mapping[str, Any]) -> ScoreRow:
+    change = score["change"]
     return ScoreRow(
         name,
-        one["before"]["score"],
-        one["after"]["score"],
-        errors=(one["before"]["stderr"], one["after"]["stderr"]),
-        change=Rate(change["difference"], change["low"], change["high"], one["after"]["n"]),
+        score["before"]["score"],
+        score["after"]["score"],
+        errors=(score["before"]["stderr"], score["after"]["stderr"]),
+        change=Rate(change["difference"], change["low"], change["high"], score["after"]["n"]),
         p=change["p"],
-        margin=one["margin"],
-        verdict=one["verdict"],
+        margin=score["margin"],
+        verdict=score["verdict"],
     )

@@ -1,18 +1,19 @@
-"""What the report is given of a safety landscape, as plain Python. Legend: `X`, `Y` amounts of the map's directions."""
+"""A safety landscape as the report shows it. Legend: `X`, `Y` amounts of the map's directions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.landscape import BasinWidth, LandscapePoint, LandscapeResult
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A rate along one direction: (amount, rate) in ascending order; None where the model is broken.
+    """A rate along one direction: (amount, rate) by ascending amount; None where the model is broken.
 
-    `series` is `aligned`, `tuned` or `random`; those of one series share a colour and a name.
+    `series` is `aligned`, `tuned` or `random`; curves of one series share a colour and a name.
     """
 
     label: str
@@ -34,10 +35,10 @@ class RateMap:
     """A rate over the amounts of two directions.
 
     Args:
-        x, y: what the axes are.
+        x, y: names of the axes.
         xs, ys: the amounts, ascending.
-        rates_YX: the rate at each; None where the model is broken.
-        threshold: the rate at which a line is drawn.
+        rates_YX: the rate at each point; None where the model is broken.
+        threshold: rate of the contour line.
     """
 
     x: str
@@ -50,64 +51,48 @@ class RateMap:
 
 @dataclass(frozen=True)
 class BasinRow:
-    """The basin along a direction, as a row of a table.
+    """The basin along a direction as a row of a table.
 
     Args:
         label: the direction.
-        reach: from where to where, in words.
-        width: in amounts; `narrowest` and `widest` by the ends of the rates' intervals.
-        censored: whether it may be wider than what was measured.
+        reach: its two ends in words.
+        basin: the basin.
         norm: of the direction.
-        safety: mean of 1 - harmful rate; None where nothing could be judged.
     """
 
     label: str
     reach: str
-    width: float
-    censored: bool
-    narrowest: float
-    widest: float
+    basin: BasinWidth
     norm: float
-    safety: float | None
 
     @property
     def distance(self) -> float:
-        """Between the weights at both ends of the basin."""
-        return self.width * self.norm
-
-
-@dataclass(frozen=True)
-class PointRow:
-    """A point with its rates by group."""
-
-    label: str
-    rates: Mapping[str, Rate]
+        """Distance of the weights at both ends of the basin."""
+        return self.basin.width * self.norm
 
 
 @dataclass(frozen=True)
 class LandscapeView:
-    """One landscape.
+    """One landscape, and how it is shown.
 
     Args:
-        question: how it was made.
-        claim: what the numbers allow one to say.
-        caption: how the curves are read.
+        result: the landscape.
+        question: method.
+        caption: of the curves.
         panels: curves by rate.
-        map: over two directions, where it was measured.
-        threshold: of the harmful rate.
+        map: over two directions, if measured.
         basins: one row per direction.
         groups: (group, heading) of the table's columns.
-        points: all points.
+        points: (name, point), all of them.
         facts: (name, value) of the directions.
     """
 
+    result: LandscapeResult
     question: str
-    claim: str
     caption: str
     panels: Sequence[CurvePanel]
     map: RateMap | None
-    threshold: float
     basins: Sequence[BasinRow]
     groups: Sequence[tuple[str, str]]
-    points: Sequence[PointRow]
+    points: Sequence[tuple[str, LandscapePoint]]
     facts: Sequence[tuple[str, str]]

@@ -1,9 +1,10 @@
-"""`report.html`: one self-contained page, with a policy that lets nothing run but the script that we wrote."""
+"""`report.html` and its sister pages: each self-contained, with a policy that runs no script but ours."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
@@ -17,7 +18,7 @@ from seawall.artifacts.groups import group_of
 from seawall.report import claims, wording
 from seawall.report.charts import audits, curves, drift, genes, heatmap, intervals, landscape, pairs, steering, tuning
 from seawall.report.check import check
-from seawall.report.gene import GeneView
+from seawall.report.gene import BEST_EXPERTS, GeneView
 from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
 from seawall.report.landscape import LandscapeView
 from seawall.report.steering import SteeringView
@@ -27,9 +28,9 @@ from seawall.report.visible import visible, visible_markup
 
 
 def render_report(inputs: ReportInputs) -> str:
-    """The page, as text that can be encoded as UTF-8.
+    """The page of a repair, as text that UTF-8 can encode.
 
-    Everything is escaped and its hidden characters shown, wherever it comes from: model output, prompts and names are
+    All text is escaped and its hidden characters are replaced by visible ones: model output, prompts and names are
     untrusted.
 
     Raises:
@@ -52,7 +53,6 @@ def render_report(inputs: ReportInputs) -> str:
             protocol=claims.protocol(inputs),
             allowed=claims.allowed(inputs),
             not_allowed=claims.not_allowed(inputs),
-            families=list(dict.fromkeys((*inputs.kept, *inputs.dropped))),
             changes=sorted({change(row) for row in inputs.samples}),
             recipe=yaml.safe_dump(_plain(inputs.recipe), sort_keys=False, allow_unicode=True),
             facts=list(flattened({key: inputs.manifest[key] for key in inputs.manifest if key != "stages"})),
@@ -63,31 +63,29 @@ def render_report(inputs: ReportInputs) -> str:
 
 
 def render_steering(view: SteeringView, *, model: str, recipe: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
-    """A page of its own for a model that was steered and not repaired; escaped as `render_report` is."""
+    """The page of a steering audit without a repair; escaped as in `render_report`."""
     return _own_page("steering.html.j2", manifest, recipe, view=view, model=model, charts=_STEERING)
 
 
 def render_landscape(view: LandscapeView, *, model: str, recipe: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
-    """The page of a safety landscape; escaped as `render_report` is."""
+    """The page of a safety landscape; escaped as in `render_report`."""
     charts = {"curves": landscape.curve_chart, "map": landscape.rate_map}
     return _own_page("landscape.html.j2", manifest, recipe, view=view, model=model, charts=charts)
 
 
 def render_tuning(view: TuningView, *, model: str, recipe: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
-    """The page of a fine-tuning run; escaped as `render_report` is."""
+    """The page of a fine-tuning run; escaped as in `render_report`."""
     charts = {"audit": audits.audit_chart, "tuning_curves": tuning.tuning_curves}
     return _own_page("tuning.html.j2", manifest, recipe, view=view, model=model, charts=charts)
 
 
 def render_gene(view: GeneView, *, model: str, recipe: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
-    """A page of its own for a gene; escaped as `render_report` is."""
-    both = (False, True)
-    drawn = Markup("").join(genes.layer_curves(view.layers, narrow=one) for one in both) if view.layers else ""
-    curve = Markup("").join(genes.divergence_curve(view.curve, narrow=one) for one in both) if view.curve else ""
-    return _own_page("gene.html.j2", manifest, recipe, view=view, model=model, layers=drawn, divergence=curve)
+    """The page of a gene; escaped as in `render_report`."""
+    charts = {"layers": genes.layer_chart, "divergence": genes.divergence_chart}
+    return _own_page("gene.html.j2", manifest, recipe, view=view, model=model, charts=charts, best_experts=BEST_EXPERTS)
 
 
-def _own_page(template: str, manifest: Mapping[str, Any], recipe: Mapping[str, Any], **shown: object) -> str:
+def _own_page(template: str, manifest: Mapping[str, Any], recipe: Mapping[str, Any], **context: object) -> str:
     """A page without a script, with the provenance of its run."""
     style = _asset("style.css")
     return (
@@ -98,22 +96,22 @@ def _own_page(template: str, manifest: Mapping[str, Any], recipe: Mapping[str, A
             policy=_policy(style, ""),
             facts=list(flattened({key: manifest[key] for key in manifest if key != "stages"})),
             recipe=yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True),
-            **shown,
+            **context,
         )
     )
 
 
 @cache
 def environment() -> Environment:
-    """Templates with escaping on, unknown names an error, and hidden characters shown in every text put in."""
-    made = Environment(
+    """Templates with escaping on, unknown names an error, and hidden characters made visible in every text."""
+    templates = Environment(
         loader=PackageLoader("seawall.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=_shown,
+        finalize=_visible,
     )
     names = (
         "percent",
@@ -127,24 +125,25 @@ def environment() -> Environment:
         "audit_group_name",
         "method_name",
     )
-    made.filters |= {name: getattr(wording, name) for name in (*names, "amount", "duration", "size")}
-    made.filters |= {"untrusted": visible_markup, "change": change, "effect": effect, "md": wording.markdown}
-    return made
+    templates.filters |= {name: getattr(wording, name) for name in (*names, "amount", "duration", "size")}
+    templates.filters |= {"untrusted": visible_markup, "change": change, "effect": effect, "md": wording.markdown}
+    return templates
 
 
 def change(row: SampleRow) -> str:
-    """The verdicts of a sample: `complied → refused`, or one word where they agree."""
-    same = row.verdict_before == row.verdict_after
-    return row.verdict_before if same else f"{row.verdict_before} → {row.verdict_after}"
+    """The verdicts on both replies: `complied → refused`, or one word if they agree."""
+    before, after = row.before.label, row.after.label
+    return before if before == after else f"{before} → {after}"
 
 
 def effect(row: SampleRow) -> str:
-    """`better` or `worse` where the wanted verdict was gained or lost, else `other` or `same`."""
-    wanted = "refused" if group_of(row.group).is_harmful else "complied"
-    if row.verdict_before == row.verdict_after:
+    """`better` or `worse` if the right verdict was gained or lost, else `other` or `same`."""
+    right = "refused" if group_of(row.group).is_harmful else "complied"
+    before, after = row.before.label, row.after.label
+    if before == after:
         return "same"
-    if wanted in (row.verdict_before, row.verdict_after):
-        return "better" if row.verdict_after == wanted else "worse"
+    if right in (before, after):
+        return "better" if after == right else "worse"
     return "other"
 
 
@@ -157,13 +156,13 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + str(key), "not given" if value is None else str(value)
 
 
-def _shown(value: object) -> object:
-    """Runs on every value a template prints; markup is already safe."""
+def _visible(value: object) -> object:
+    """Applies to every value that a template prints; markup is already safe."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _plain(tree: object) -> object:
-    """What YAML can hold, with hidden characters shown."""
+    """A value for YAML, with hidden characters made visible."""
     if isinstance(tree, Mapping):
         return {visible(str(key)): _plain(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -172,24 +171,34 @@ def _plain(tree: object) -> object:
 
 
 def _tables(inputs: ReportInputs) -> dict[str, object]:
-    """Rows of the results table by section, and the largest number of candidate pairs of a family."""
+    """Rows of the results table by section; pairs by attack family, and the largest number of a family's candidates."""
     sections: list[tuple[str, str, list[GroupRow]]] = [
-        ("Attacks the repair trained on", "share that succeeds; lower is better", inputs.attacks(seen=True)),
-        ("Attacks it never saw", "share that succeeds; lower is better", inputs.attacks(seen=False)),
+        ("Attacks the repair trained on", "share that succeeds; lower is better", inputs.attacks(trained_on=True)),
+        ("Attacks it never saw", "share that succeeds; lower is better", inputs.attacks(trained_on=False)),
     ]
-    placed = [row for _, _, rows in sections for row in rows]
-    others = [row for row in inputs.groups if row not in placed]
-    sections.append(("Behaviour to keep", "", others))
-    totals = [
-        inputs.kept.get(family, 0) + sum(inputs.dropped.get(family, {}).values())
-        for family in (*inputs.kept, *inputs.dropped)
-    ]
-    return {"sections": [section for section in sections if section[2]], "most_pairs": max(totals, default=0)}
+    attacks = [row for _, _, rows in sections for row in rows]
+    sections.append(("Behaviour to keep", "", [row for row in inputs.groups if row not in attacks]))
+    pairs = _pairs(inputs)
+    return {
+        "sections": [section for section in sections if section[2]],
+        "pairs": pairs,
+        "most_pairs": max((profiled + reasons.total() for _, profiled, reasons in pairs), default=0),
+    }
+
+
+def _pairs(inputs: ReportInputs) -> list[tuple[str, int, Counter[str]]]:
+    """Per attack family: its name, the number of profiled pairs, and the number of dropped ones by reason."""
+    profiled = Counter(pair.attack_name for pair in inputs.pairs)
+    reasons: dict[str, Counter[str]] = {}
+    for pair in inputs.dropped:
+        reasons.setdefault(pair.attack_name, Counter())[pair.reason.partition(":")[0]] += 1
+    families = dict.fromkeys((*profiled, *reasons))
+    return [(family, profiled[family], reasons.get(family, Counter())) for family in families]
 
 
 def _charts(inputs: ReportInputs) -> dict[str, Any]:
-    """Every drawing of the page; those of parts that the run lacks are None."""
-    found: dict[str, Any] = {
+    """The drawings of the page; None for parts that the run lacks."""
+    charts: dict[str, Any] = {
         "dumbbell": intervals.dumbbell,
         **_STEERING,
         "axis": intervals.axis(),
@@ -198,17 +207,17 @@ def _charts(inputs: ReportInputs) -> dict[str, Any]:
         "curves": None,
         "drift": None,
     }
-    if inputs.gaps:
-        heat = heatmap.heat_map(inputs.gaps, inputs.selected)
-        found["heat_map"] = heatmap.wide(heat) + heatmap.narrow(heat)
-        found["legend"] = heatmap.legend(heat)
+    if inputs.experts is not None:
+        heat = heatmap.heat_map(inputs.experts.scores_LE.tolist(), inputs.experts.layers)
+        charts["heat_map"] = heatmap.wide(heat) + heatmap.narrow(heat)
+        charts["legend"] = heatmap.legend(heat)
     if inputs.updates:
         time = curves.timeline(inputs.updates, inputs.chosen_round)
-        shown = curves.panels(inputs.updates, inputs.rounds, time)
-        found["curves"] = curves.curves(shown, time) + curves.curves(shown, time, narrow=True)
+        panels = curves.panels(inputs.updates, inputs.rounds, time)
+        charts["curves"] = curves.curves(panels, time) + curves.curves(panels, time, narrow=True)
     if inputs.drift:
-        found["drift"] = drift.drift_bars(inputs.drift) + drift.drift_bars(inputs.drift, narrow=True)
-    return found
+        charts["drift"] = drift.drift_bars(inputs.drift) + drift.drift_bars(inputs.drift, narrow=True)
+    return charts
 
 
 _STEERING = {
@@ -223,7 +232,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Nothing is loaded from anywhere, and only this very style and script are let in."""
+    """Content security policy: nothing is loaded, and only this style and this script apply."""
     return (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     )

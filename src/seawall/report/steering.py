@@ -1,23 +1,24 @@
-"""What the report is given of steering, as plain Python. Legend: `N` decoder layers, `P` positions."""
+"""Steering as the report shows it. Legend: `N` decoder layers, `P` positions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.audit import AuditFigure
+from seawall.artifacts.steering import SteeringCandidate, SteeringResult
 from seawall.report.audits import AuditView
 
 
 @dataclass(frozen=True)
 class LayerGrid:
-    """What the direction of each layer and position does to the refusal score.
+    """Effect of each layer's direction at each position on the refusal score.
 
     Args:
-        values_NP: change of the mean score, below 0 for less refusal; None where it was not measured.
+        values_NP: change of the mean score, below 0 for less refusal; None if not measured.
         positions: of the prompt's tokens, counted from its end.
-        chosen: (layer, place in `positions`) of the chosen one.
-        dropped: (layer, place) -> why it could not be chosen.
+        chosen: (layer, index in `positions`) of the chosen direction.
+        dropped: (layer, index) -> reason against the choice.
     """
 
     values_NP: Sequence[Sequence[float | None]]
@@ -28,7 +29,7 @@ class LayerGrid:
 
 @dataclass(frozen=True)
 class Point:
-    """One mark of a scatter; `label` says what it is, `series` names its kind."""
+    """One mark of a scatter plot; `series` is a key of the plot's series."""
 
     label: str
     series: str
@@ -42,11 +43,11 @@ class Scatter:
     """Marks over two measured axes.
 
     Args:
-        title: for those who cannot see it, with what it shows.
-        x, y: what the axes are.
-        series: the reader's name of every kind of mark, at most four, in the order of their colours.
+        title: spoken text, with what the plot shows.
+        x, y: names of the axes.
+        series: reader's name of every kind of mark, at most four, in the order of their colours.
         points: the marks.
-        limit: a value of x up to which something could be chosen, drawn as a line.
+        limit: largest value of x that could be chosen, drawn as a line.
     """
 
     title: str
@@ -59,56 +60,48 @@ class Scatter:
 
 @dataclass(frozen=True)
 class ShareRow:
-    """How much of the layer-level effect something recovers, as a fraction; None where there is no clear effect."""
+    """Share of the layer-level effect that a change recovers, as a fraction; None without a clear effect."""
 
     label: str
-    share: Rate | None
+    share: AuditFigure | None
     paper: float | None = None
 
 
 @dataclass(frozen=True)
-class TriedRow:
+class CandidateRow:
     """A candidate of the search as a row of a table."""
 
     label: str
-    position: int
-    coefficient: str
-    score: float | None
-    kl: float | None
-    refused: float | None
-    verdict: str
+    candidate: SteeringCandidate
+    outcome: str
 
 
 @dataclass(frozen=True)
 class SteeringView:
-    """One measurement of steering.
+    """One steering audit, and how it is shown.
 
     Args:
-        mode: `suppress` or `induce`.
-        question: how it was done, with its controls.
-        claim: what the numbers allow one to say.
-        facts: (name, value) of what was extracted and searched.
+        result: the audit.
+        question: method and controls.
+        facts: (name, value) of extraction and search.
         grid: by layer and position.
         conditions: the model under each change, on held-out prompts.
-        kls: harmless divergence of each condition, in their order; None where it was not measured.
-        routing: effect of each expert by its routing difference; None for a dense model.
-        routing_note: what that scatter says, with its rank correlation.
         side_effect: effect by harmless divergence.
-        shares: what one expert recovers.
-        tried: the best candidates of the search.
-        hardening: what the artifact costs, in a sentence; empty where there is none.
+        routing: effect of each expert by its routing difference; None for a dense model.
+        routing_note: meaning of that scatter plot, with its rank correlation.
+        shares: effects of single experts relative to the layer's.
+        candidates: the best of the search.
+        hardening: cost of the hardening artifact, in a sentence; empty without one.
     """
 
-    mode: str
+    result: SteeringResult
     question: str
-    claim: str
     facts: Sequence[tuple[str, str]]
     grid: LayerGrid
     conditions: AuditView
-    kls: Sequence[float | None]
     side_effect: Scatter
     routing: Scatter | None = None
     routing_note: str = ""
     shares: Sequence[ShareRow] = ()
-    tried: Sequence[TriedRow] = ()
+    candidates: Sequence[CandidateRow] = ()
     hardening: str = ""

@@ -1,8 +1,8 @@
-"""Make untrusted text show itself: every character that would act, hide or reorder is replaced by one that can be seen.
+"""Visible untrusted text: every character that would act, hide or reorder is replaced by a visible one.
 
 Model output may hold terminal escapes, bidirectional overrides (CVE-2021-42574, "Trojan Source"), invisible tag
-characters and lone surrogates. Escaping HTML stops it from acting as markup; this module stops it from misleading the
-reader, and guarantees that the page can be encoded as UTF-8.
+characters and lone surrogates. Escaping HTML stops such text from acting as markup; this module stops it from
+misleading the reader, and makes sure that UTF-8 can encode the page.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import unicodedata
 
 from markupsafe import Markup, escape
 
-_KEPT = frozenset("\n\t\u200c\u200d")
-"""Line breaks and tabs are laid out; the two joiners are part of correct spelling in several scripts and of emoji."""
+_ALLOWED = frozenset("\n\t\u200c\u200d")
+"""Line breaks and tabs; the two joiners, which several scripts and emoji need for correct spelling."""
 _LIMIT = 4000
 
 
@@ -27,16 +27,16 @@ def visible(text: str) -> str:
 
 
 def visible_markup(text: str, limit: int = _LIMIT) -> Markup:
-    """The same characters as `visible`, escaped for HTML, each replaced one in a `<span class="cp">` with its name.
+    """The text as `visible` gives it, escaped for HTML; replaced characters in a `<span class="cp">` with their name.
 
     Args:
-        text: anything a model wrote.
-        limit: characters shown; the count of those left out is stated in the text.
+        text: of a model.
+        limit: number of characters; the number of characters beyond it is added in words.
     """
-    shown, rest = text[:limit], len(text) - limit
-    body = escape(shown) if _harmless(shown) else Markup("").join(map(_marked, shown))
-    if rest > 0:
-        body += Markup('<span class="cut"> … {} more characters</span>').format(rest)
+    start, excess = text[:limit], len(text) - limit
+    body = escape(start) if _harmless(start) else Markup("").join(map(_marked, start))
+    if excess > 0:
+        body += Markup('<span class="cut"> … {} more characters</span>').format(excess)
     return body
 
 
@@ -45,8 +45,8 @@ def _harmless(text: str) -> bool:
 
 
 def _hidden(char: str) -> bool:
-    """Not printable: categories Cc, Cf, Cs, Co, Cn, Zl, Zp; the visible blanks of Zs are left as they are."""
-    return not char.isprintable() and char not in _KEPT and unicodedata.category(char) != "Zs"
+    """Not printable: categories Cc, Cf, Cs, Co, Cn, Zl, Zp; the visible blanks of Zs stay."""
+    return not char.isprintable() and char not in _ALLOWED and unicodedata.category(char) != "Zs"
 
 
 def _picture(char: str) -> str:

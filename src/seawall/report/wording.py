@@ -1,4 +1,4 @@
-"""How numbers and identifiers are written for a reader. One place, so that the page and the model card agree."""
+"""Numbers and identifiers in the reader's words, the same on pages and in the model card."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 
 from markupsafe import Markup
 
+from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.groups import ATTACK, group_of, is_attack
 from seawall.report.visible import visible
 
@@ -39,6 +40,11 @@ def percent(fraction: float, digits: int = 1) -> str:
 def percent_range(low: float, high: float) -> str:
     """An interval of fractions: `86.1–97.2%`."""
     return f"{100 * low:.1f}–{100 * high:.1f}%"
+
+
+def rate_range(rate: Rate) -> str:
+    """A rate with its interval: `93.3% (86.1–97.2%)`."""
+    return f"{percent(rate.rate)} ({percent_range(rate.low, rate.high)})"
 
 
 def signed(number: float, digits: int = 1) -> str:
@@ -78,18 +84,17 @@ def audit_group_name(group: str) -> str:
 
 
 def method_name(method: str) -> str:
-    """How experts were selected, to follow "selected": `frequency` -> `by how often they are used`."""
+    """The method of selection, to follow "selected": `frequency` -> `by how often they are used`."""
     return _METHODS.get(method, f"by {plain_name(method)}")
 
 
-def amount(count: int, noun: str, many: str | None = None) -> str:
+def amount(count: int, noun: str, plural: str | None = None) -> str:
     """`1 family`, `3 families`: the count in digits with the noun in the right number."""
-    plural = noun + "s" if many is None else many
-    return f"{count:,} {noun if count == 1 else plural}"
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A measured value: fixed digits where that reads well, else scientific (`3.1e−05`); an exact zero is `0`."""
+    """A measured value: fixed digits from 10^-digits up to 10^5, else scientific (`3.1e−05`); an exact zero is `0`."""
     if value == 0:
         return "0"
     if 10**-digits <= abs(value) < 1e5:
@@ -99,25 +104,24 @@ def number(value: float, digits: int = 3) -> str:
 
 def size(count: int) -> str:
     """Bytes in binary units: `7.5 MiB`."""
-    amount_left = float(count)
+    value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount_left < 1024:
-            return f"{amount_left:.0f} {unit}" if unit == "B" else f"{amount_left:.1f} {unit}"
-        amount_left /= 1024
-    return f"{amount_left:.1f} TiB"
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
 
 
 def duration(seconds: float) -> str:
     """`8 min 12 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 def markdown(text: str) -> Markup:
-    """The text as Markdown that shows it literally, on one line."""
-    shown = " ".join(visible(text).split())
-    return Markup(_MARKDOWN.sub(r"\\\1", shown))
+    """The text escaped for Markdown, on one line."""
+    return Markup(_MARKDOWN.sub(r"\\\1", " ".join(visible(text).split())))

@@ -77,7 +77,7 @@ def open_finished(path: Path) -> FinishedRun:
     before, after = (_evaluated(run, when) for when in ("before", "after"))
     change = DeltaOutline.load(finished_stage(run, "repair") / "delta")
     for one, wanted in ((before, change.base_model), (after, change.result_model)):
-        require_model(one.result.model_fingerprint, wanted=wanted, what="evaluation")
+        require_model(one.result.model_fingerprint, expected=wanted, artifact="evaluation")
     return FinishedRun(run, read_json(run.resolved), summary, before, after)
 
 

@@ -206,7 +206,7 @@ def test_a_finished_runs_other_settings_stay(copied: Path) -> None:
     with pytest.raises(ConfigError, match=r"audit\.steering\.amounts is wrong; got .*; expected ascending numbers of"):
         audit_run(copied, only=(), changes=["audit.steering.amounts=[4, 2]"], reporter=Quiet())
     for steps in ("[10, 30]", "[0]", "[0, 30, 10]"):
-        with pytest.raises(ConfigError, match=r"audit\.tamper\.steps is wrong; got .*; expected .* begin with 0"):
+        with pytest.raises(ConfigError, match=r"audit\.tamper\.steps is wrong; got "):
             audit_run(copied, only=(), changes=[f"audit.tamper.steps={steps}"], reporter=Quiet())
     assert not (copied / "audit").exists()
 
@@ -312,7 +312,7 @@ def test_steering_and_silencing_of_a_model_switch_what_its_profile_says(
 def test_the_report_names_what_is_switched(audited: Path) -> None:
     found = _loaded(audited, "steering")
     view = audit_view(found)
-    assert [row.label for row in view.rows[:4]] == [
+    assert [view.label(condition) for condition in view.conditions[:4]] == [
         "original model",
         "repaired model",
         "2 experts off, 2 on",

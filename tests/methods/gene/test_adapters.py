@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from families import random_ids, tiny
-from seawall.artifacts.gene import ADAPTER_WEIGHTS, NAME, Gene
+from seawall.artifacts.adapter import ADAPTER_WEIGHTS
+from seawall.artifacts.gene import NAME, Gene
 from seawall.errors import ArtifactError, ConfigError
 from seawall.models.lora.attach import attach_adapter, find_points, load_peft_model, merged
 from siblings import added, random_gene

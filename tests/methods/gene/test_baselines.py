@@ -17,7 +17,8 @@ from checkpoint_pairs import config_of, write, write_pair
 from checkpoints import edit_json
 from families import tiny
 from planted_refusal import ANSWER, REFUSAL, harmful, harmless, refusing_tokenizer
-from seawall.artifacts.gene import Factors, Gene, save_adapter
+from seawall.artifacts.adapter import Factors, save_adapter
+from seawall.artifacts.gene import Gene
 from seawall.artifacts.graft import ADAPTER, Graft
 from seawall.artifacts.graft import NAME as GRAFT
 from seawall.artifacts.store import load_document, save_document

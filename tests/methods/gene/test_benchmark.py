@@ -15,7 +15,7 @@ import pytest
 from checkpoints import edit_json
 from families import tiny
 from places import REPOSITORY
-from seawall.artifacts.gene import save_adapter
+from seawall.artifacts.adapter import save_adapter
 from seawall.config.load import changed_defaults
 from siblings import random_gene, save_sibling, write_shots
 

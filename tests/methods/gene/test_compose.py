@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from families import random_ids, tiny
-from seawall.artifacts.gene import Factors, Gene
+from seawall.artifacts.adapter import Factors
+from seawall.artifacts.gene import Gene
 from seawall.errors import ArtifactError, ConfigError
 from seawall.methods.gene.compose import compose, interference
 from seawall.methods.gene.select import with_layers

@@ -17,7 +17,8 @@ import seawall.models.files.rewrite as rewrite
 from checkpoints import edit_json
 from families import tiny, tiny_tokenizer
 from planted_refusal import ANSWER, ATTENTION, REFUSAL, harmful, harmless, refusing_by_attention
-from seawall.artifacts.gene import Factors, Gene, save_adapter
+from seawall.artifacts.adapter import Factors, save_adapter
+from seawall.artifacts.gene import Gene
 from seawall.artifacts.graft import NAME as GRAFT
 from seawall.artifacts.graft import Graft
 from seawall.config import load_recipe

@@ -233,8 +233,8 @@ def test_an_adapter_takes_the_place_of_a_tuned_model(recipe: Path, tmp_path: Pat
 def test_a_broken_model_counts_for_no_width(run: Path) -> None:
     found = LandscapeResult.load(run / "landscape")
     rate = replace(found.points[0].rates["harmful"], unscored=6)
-    assert replace(found.points[0], rates={"harmful": rate}).harmful(0.5) is None
-    assert replace(found.points[0], rates={"harmful": rate}).harmful(0.6) == rate
+    assert replace(found.points[0], rates={"harmful": rate}).rate("harmful", 0.5) is None
+    assert replace(found.points[0], rates={"harmful": rate}).rate("harmful", 0.6) == rate
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,11 @@ def test_directions_are_differences_of_means_over_the_prompts_that_count(family:
         alone = [_alone(subject, one) for one in prompts_of_side]
         means.append(torch.stack([hidden for score, hidden in alone if sign * score > 0]).mean(0))
     assert torch.allclose(found.layer_NPD.double(), means[0] - means[1], atol=1e-4)
-    assert [one.kept for one in found.prompts] == [True] * (len(harmful) - 2) + [False] * 2 + [True] * (
+    assert [one.used for one in found.prompts] == [True] * (len(harmful) - 2) + [False] * 2 + [True] * (
         len(harmless) - 2
     ) + [False] * 2
     assert [one.prompt for one in found.prompts] == [one.text for one in (*harmful, *harmless)]
-    assert found.count("harmful", kept=False) == 2
+    assert found.count("harmful", used=False) == 2
 
 
 def test_batches_do_not_matter() -> None:

@@ -27,7 +27,6 @@ def test_the_example_trains_within_the_basin(tmp_path: Path, capsys: pytest.Capt
     main = runpy.run_path(str(SCRIPT))["main"]
     main(str(aligned), str(base), str(tmp_path / "rows.jsonl"), str(tmp_path / "out"))
     said = capsys.readouterr().out.strip().splitlines()
-    assert said[0].startswith("6 matrices, 0 without a difference")
     values = [float(one) for one in re.findall(r"[\d.]+(?:e-\d+)?", said[-1])]
     assert len(values) == 2
     assert values[0] == 0.0

@@ -30,7 +30,7 @@ from seawall.methods.rasa.profiling.counting import Counts, count_routing
 from seawall.methods.rasa.selection import select
 from seawall.methods.rasa.selection.scores import TokenKind
 from seawall.models.replies import resumable_replies
-from seawall.report.audits import AuditView, audit_rows
+from seawall.report.audits import AuditView
 from seawall.report.changes import span
 
 Tokens = Literal["generated", "prompt"]
@@ -249,5 +249,6 @@ def localisation_view(found: AuditResult) -> AuditView:
         "what the distance is where nothing differs.",
         claim=found.claim,
         groups=list(KINDS),
-        rows=audit_rows(found, CONTRASTS.get),
+        conditions=found.conditions,
+        labels=CONTRASTS,
     )

@@ -19,7 +19,7 @@ from seawall.methods.audit.bench import Bench, Subject
 from seawall.models.moe.exchange import exchanged, routed_as
 from seawall.models.moe.find import MoEModel
 from seawall.models.moe.routers import router_parameters
-from seawall.report.audits import AuditView, audit_rows
+from seawall.report.audits import AuditView
 from seawall.report.changes import points, span
 
 ORIGINAL, REPAIRED = "original", "repaired"
@@ -149,5 +149,6 @@ def shortcut_view(found: AuditResult) -> AuditView:
         "repaired routers alone were put into the original model.",
         claim=found.claim,
         groups=[group for group in shown if group in found.conditions[0].rates],
-        rows=audit_rows(found, CONDITIONS.get),
+        conditions=found.conditions,
+        labels=CONDITIONS,
     )

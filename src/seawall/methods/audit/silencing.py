@@ -20,7 +20,7 @@ from seawall.methods.rasa.selection.controls import CONTROLS, Control
 from seawall.methods.rasa.selection.scores import Place, count, frequency_gap, top_positive, traffic
 from seawall.models.moe.exchange import exchanged
 from seawall.models.moe.switch import steered
-from seawall.report.audits import AuditView, audit_rows
+from seawall.report.audits import AuditView
 from seawall.report.changes import points
 
 Substitute = Callable[[Collection[Place]], list[Place]]
@@ -177,7 +177,11 @@ def silencing_view(found: AuditResult) -> AuditView:
         "masked, and as many that are used as often, none of them among those masked at any number.",
         claim=found.claim,
         groups=[group for group in (PLAIN, POOLED) if group in found.conditions[0].rates],
-        rows=audit_rows(found, lambda name: SERIES.get(name.rpartition("-")[0], "no expert masked")),
+        conditions=found.conditions,
+        labels={
+            condition.name: SERIES.get(condition.name.rpartition("-")[0], "no expert masked")
+            for condition in found.conditions
+        },
         amount="experts masked",
         series=dict(zip(SERIES, ("refusal experts", "random", "used as often"), strict=True)),
     )

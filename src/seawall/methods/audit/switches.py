@@ -24,7 +24,7 @@ from seawall.evaluation.pooled import Samples
 from seawall.methods.audit.bench import Bench, Subject
 from seawall.methods.rasa.selection.scores import frequency_gap, top_positive
 from seawall.models.moe.switch import steered
-from seawall.report.audits import AuditView, audit_rows
+from seawall.report.audits import AuditView
 from seawall.report.changes import points
 
 Place = tuple[int, int]
@@ -193,7 +193,8 @@ def switches_view(found: AuditResult) -> AuditView:
         "switched.",
         claim=found.claim,
         groups=[group for group in shown if group in found.conditions[0].rates],
-        rows=audit_rows(found, lambda name: _switched(found, name)),
+        conditions=found.conditions,
+        labels={condition.name: _switched(found, condition.name) for condition in found.conditions},
     )
 
 

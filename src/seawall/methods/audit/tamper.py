@@ -28,7 +28,7 @@ from seawall.models.forward import run
 from seawall.models.moe.exchange import exchanged
 from seawall.models.moe.experts import trainable_experts
 from seawall.models.moe.find import MoEModel
-from seawall.report.audits import AuditView, audit_rows
+from seawall.report.audits import AuditView
 from seawall.report.changes import points
 from seawall.runs.files import read_metrics
 from seawall.shell.context import Context
@@ -129,7 +129,8 @@ def tamper_view(found: AuditResult) -> AuditView:
         "same order.",
         claim=found.claim,
         groups=[group for group in (POOLED, PLAIN, BORDERLINE) if group in found.conditions[0].rates],
-        rows=audit_rows(found, lambda name: SERIES.get(name.rpartition("-")[0])),
+        conditions=found.conditions,
+        labels={condition.name: SERIES[condition.name.rpartition("-")[0]] for condition in found.conditions},
         amount="updates",
         series={ORIGINAL: "original", REPAIRED: "repaired"},
     )

@@ -20,7 +20,7 @@ def audit_table(found: AuditResult) -> Table:
         table.add_column(view.amount, justify="right")
     for group in view.groups:
         table.add_column(_NAMES.get(group) or group_name(group), justify="right")
-    for row, condition in zip(view.rows, found.conditions, strict=True):
-        amount = [] if view.amount is None else [str(row.amount)]
-        table.add_row(row.label, *amount, *(rate_text(condition.rates[group]) for group in view.groups))
+    for condition in found.conditions:
+        amount = [] if view.amount is None else [str(condition.amount)]
+        table.add_row(view.label(condition), *amount, *(rate_text(condition.rates[group]) for group in view.groups))
     return table

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from seawall.artifacts.gene import Factors, Gene
+from seawall.artifacts.adapter import Factors
+from seawall.artifacts.gene import Gene
 from seawall.config.gene import GeneGraft
 from seawall.distributed.process import one_process
 from seawall.errors import ConfigError, NothingToGraftError

@@ -14,7 +14,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from seawall.artifacts.gene import Factors, Gene, GenePoint, zero_factors
+from seawall.artifacts.adapter import Factors, GenePoint, zero_factors
+from seawall.artifacts.gene import Gene
 from seawall.errors import ArtifactError, ConfigError
 
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from seawall.artifacts.gene import (
-    GenePoint,
-)
+from seawall.artifacts.adapter import GenePoint
 from seawall.config.gene import GeneConfig
 from seawall.data.splits import SplitName, take
 from seawall.data.types import Messages, user

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from seawall.artifacts.gene import Factors, Gene, GeneExperts, GenePoint, GeneRecovery, zero_factors
+from seawall.artifacts.adapter import Factors, GenePoint, zero_factors
+from seawall.artifacts.gene import Gene, GeneExperts, GeneRecovery
 from seawall.config.gene import ExpertsBy
 from seawall.errors import ConfigError
 from seawall.methods.gene.lessons import Lesson, Taught

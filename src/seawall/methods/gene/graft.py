@@ -9,8 +9,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from seawall.artifacts.adapter import save_adapter
 from seawall.artifacts.gene import NAME as GENE
-from seawall.artifacts.gene import Gene, save_adapter
+from seawall.artifacts.gene import Gene
 from seawall.artifacts.graft import ADAPTER, ORIGINALS, Graft, GraftForm
 from seawall.artifacts.graft import NAME as GRAFT
 from seawall.config.data import DataConfig

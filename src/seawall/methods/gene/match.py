@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from seawall.artifacts.gene import Gene, GenePoint
+from seawall.artifacts.adapter import GenePoint
+from seawall.artifacts.gene import Gene
 from seawall.errors import ArtifactError
 from seawall.models.files.stream import CheckpointOutline
 

@@ -10,17 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from seawall.artifacts.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GenePoint, save_adapter
 from seawall.artifacts.evaluation import Rate
-from seawall.artifacts.gene import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    Gene,
-    GeneExperts,
-    GeneLayer,
-    GenePoint,
-    GeneRecovery,
-    save_adapter,
-)
+from seawall.artifacts.gene import Gene, GeneExperts, GeneLayer, GeneRecovery
 from seawall.data.splits import SplitName
 from seawall.data.types import Exchange
 from seawall.errors import DataError

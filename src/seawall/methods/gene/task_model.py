@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seawall.artifacts.gene import ADAPTER_CONFIG, Gene
+from seawall.artifacts.adapter import ADAPTER_CONFIG
+from seawall.artifacts.gene import Gene
 from seawall.artifacts.graft import NAME as GRAFT
 from seawall.artifacts.graft import Graft, GraftCheck
 from seawall.config.gene import GraftMethod

@@ -9,15 +9,12 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from seawall.artifacts.evaluation import Rate
-from seawall.artifacts.gene import Gene, GeneExperts
+from seawall.artifacts.gene import Gene, GeneExperts, kept_norm_share
 from seawall.artifacts.graft import Graft
 from seawall.methods.gene.compose import Interference
-from seawall.report.gene import GeneCurve, GeneExpertRow, GeneRecoveryRow, GeneRow, GeneView
+from seawall.report.gene import BEST_EXPERTS, GeneView
 
 _BAR = 24
-_BEST = 5
-"""Experts of a layer that are named."""
 _STILL_SAFE = 0.7
 """A degraded model that refuses more of what the aligned one refuses lost too little to learn from."""
 
@@ -44,10 +41,10 @@ def gene_document(gene: Gene) -> dict[str, Any]:
 
 
 def gene_view(gene: Gene) -> GeneView:
-    """What the page is given."""
-    held = set(gene.held_layers)
+    """The gene for the page."""
     names = {"degraded": "the degraded model", "restored": "the degraded model with the gene"}
     return GeneView(
+        gene=gene,
         claim=claim(gene),
         facts=[
             ("family", gene.family),
@@ -56,20 +53,7 @@ def gene_view(gene: Gene) -> GeneView:
             ("aligned weights", gene.aligned),
             ("degraded weights", gene.degraded),
         ],
-        layers=[
-            GeneRow(one.layer, one.harmful, one.benign, one.stream_harmful, one.stream_benign, one.layer in held)
-            for one in gene.layers
-        ],
-        experts=[
-            GeneExpertRow(one.layer, len(one.kept), len(one.norm), _norm_share([one]), _used_share(one), _best(one))
-            for one in gene.experts
-        ],
-        recovery=[GeneRecoveryRow(one.share, one.by, one.harmful, one.benign) for one in gene.recovery],
-        curve=[GeneCurve(one.step, one.harmful, one.benign) for one in gene.curve],
-        refusals=[
-            (names[name], Rate(rate.rate, rate.low, rate.high, rate.n, rate.unscored))
-            for name, rate in gene.refusals.items()
-        ],
+        refusals=[(names[name], rate) for name, rate in gene.refusals.items()],
     )
 
 
@@ -78,7 +62,7 @@ def claim(gene: Gene) -> str:
     said = f"A gene of {len(gene.points)} weight matrices in {len(gene.held_layers)} layers, rank {gene.rank}"
     if gene.experts:
         kept, total = sum(len(one.kept) for one in gene.experts), sum(len(one.norm) for one in gene.experts)
-        share = _norm_share(gene.experts)
+        share = kept_norm_share(gene.experts)
         said += f", {kept} of {total} experts"
         said += f" with {share:.0%} of their updates' squared norm" if share < 1 else ""
     if gene.curve:
@@ -110,14 +94,14 @@ def expert_table(gene: Gene) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("layer", "experts", "squared norm", "gate weight", "most"):
         table.add_column(name, justify="left" if name == "most" else "right")
-    for one in gene.experts:
-        used = _used_share(one)
+    for experts in gene.experts:
+        use_share = experts.kept_use_share
         table.add_row(
-            str(one.layer),
-            f"{len(one.kept)} of {len(one.norm)}",
-            f"{_norm_share([one]):.1%}",
-            "" if used is None else f"{used:.1%}",
-            ", ".join(map(str, _best(one))),
+            str(experts.layer),
+            f"{len(experts.kept)} of {len(experts.norm)}",
+            f"{experts.kept_norm_share:.1%}",
+            "" if use_share is None else f"{use_share:.1%}",
+            ", ".join(map(str, experts.ranked[:BEST_EXPERTS])),
         )
     return table
 
@@ -185,26 +169,9 @@ def _coefficient_table(graft: Graft) -> Table:
     return table
 
 
-def _experts_document(one: GeneExperts) -> dict[str, Any]:
-    return {**asdict(one), "scores": list(one.scores), "kept_squared_norm_share": _norm_share([one])}
-
-
-def _norm_share(experts: Sequence[GeneExperts]) -> float:
-    """Of the squared norm of the experts' updates, the share that is kept."""
-    total = sum(one.squared_norm for one in experts)
-    return sum(one.kept_squared_norm for one in experts) / total if total else 0.0
-
-
-def _used_share(one: GeneExperts) -> float | None:
-    """Of the gate weight on harmful requests, the share of the kept experts."""
-    total = sum(one.harmful)
-    return sum(one.harmful[expert] for expert in one.kept) / total if total else None
-
-
-def _best(one: GeneExperts) -> list[int]:
-    """The kept experts with the largest score, or norm where there are no scores."""
-    scores = one.scores or one.norm
-    return sorted(one.kept, key=lambda expert: (-scores[expert], expert))[:_BEST]
+def _experts_document(experts: GeneExperts) -> dict[str, Any]:
+    scores, share = list(experts.scores), experts.kept_norm_share
+    return {**asdict(experts), "scores": scores, "kept_squared_norm_share": share}
 
 
 def _caption(graft: Graft) -> str:

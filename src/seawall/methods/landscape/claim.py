@@ -52,7 +52,7 @@ def _sentences(found: LandscapeResult) -> Iterator[str]:
         rate = _at(found, kind, place)
         if rate is not None:
             yield f"At {amount(place)}, {what}, it is {_rate(rate)}."
-    broken = [one for one in found.points if one.harmful(found.most_unscored) is None]
+    broken = [one for one in found.points if one.rate(HARMFUL, found.most_unscored) is None]
     if broken:
         yield (
             f"At {len(broken)} of {len(found.points)} points more than {found.most_unscored:.0%} of the replies could "
@@ -82,7 +82,7 @@ def _at(found: LandscapeResult, kind: DirectionKind, place: float) -> Rate | Non
     if name is None:
         return None
     point = dict(found.curve(name)).get(place)
-    return None if point is None else point.harmful(found.most_unscored)
+    return None if point is None else point.rate(HARMFUL, found.most_unscored)
 
 
 def _rate(rate: Rate) -> str:

@@ -80,7 +80,7 @@ def basins(found: LandscapeResult) -> Iterator[BasinWidth]:
     for one in found.directions:
         curve = found.curve(one.name)
         amounts = [amount for amount, _ in curve]
-        known = [point.harmful(found.most_unscored) for _, point in curve]
+        known = [point.rate(HARMFUL, found.most_unscored) for _, point in curve]
         middle, upper, lower = (
             extent(amounts, [None if rate is None else side(rate) for rate in known], found.threshold)
             for side in (_rate, _high, _low)

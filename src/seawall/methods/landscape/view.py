@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from rich.table import Table
 
-from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.groups import BENIGN, BORDERLINE, rate_text
 from seawall.artifacts.landscape import HARMFUL, LandscapeDirection, LandscapePoint, LandscapeResult
 from seawall.methods.landscape.claim import amount, reach, width
-from seawall.report.landscape import BasinRow, Curve, CurvePanel, LandscapeView, PointRow, RateMap
+from seawall.report.landscape import BasinRow, Curve, CurvePanel, LandscapeView, RateMap
 from seawall.report.wording import amount as counted
 
 _GROUPS: Mapping[str, str] = {
@@ -27,15 +26,14 @@ def landscape_view(found: LandscapeResult) -> LandscapeView:
     """What the report is given."""
     groups = [(group, heading) for group, heading in _GROUPS.items() if group in found.points[0].rates]
     return LandscapeView(
+        result=found,
         question=_question(found),
-        claim=found.claim,
         caption=_caption(found),
         panels=[_panel(found, group, heading) for group, heading in groups],
         map=_map(found),
-        threshold=found.threshold,
         basins=[*_basins(found)],
         groups=groups,
-        points=[PointRow(_point_name(found, one), one.rates) for one in found.points],
+        points=[(_point_name(found, point), point) for point in found.points],
         facts=[(_name(one), _fact(one)) for one in found.directions],
     )
 
@@ -49,9 +47,10 @@ def landscape_table(found: LandscapeResult) -> Table:
     for row, one in zip(_basins(found), found.directions, strict=True):
         curve = found.curve(one.name)
         ends = [f"{amount(at)}: {rate_text(point.rates[HARMFUL])}" for at, point in (curve[0], curve[-1])]
-        safety = "" if row.safety is None else f"{row.safety:.2f}"
-        span = f"{row.narrowest:.2f} to {row.widest:.2f}"
-        table.add_row(row.label, row.reach, width(found.basin(one.name)), span, safety, "\n".join(ends))
+        basin = row.basin
+        safety = "" if basin.safety is None else f"{basin.safety:.2f}"
+        span = f"{basin.narrowest:.2f} to {basin.widest:.2f}"
+        table.add_row(row.label, row.reach, width(basin), span, safety, "\n".join(ends))
     return table
 
 
@@ -77,17 +76,11 @@ def _caption(found: LandscapeResult) -> str:
 
 
 def _panel(found: LandscapeResult, group: str, heading: str) -> CurvePanel:
-    curves = [
-        Curve(_name(one), one.kind, [(at, _shown(found, point, group)) for at, point in found.curve(one.name)])
-        for one in found.directions
-    ]
+    curves = []
+    for direction in found.directions:
+        rates = [(at, point.rate(group, found.most_unscored)) for at, point in found.curve(direction.name)]
+        curves.append(Curve(_name(direction), direction.kind, rates))
     return CurvePanel(heading, curves, limit=found.threshold if group == HARMFUL else None)
-
-
-def _shown(found: LandscapeResult, point: LandscapePoint, group: str) -> Rate | None:
-    """A rate that a curve or a map shows: none of a broken model, by this group's own replies."""
-    rate = point.rates[group]
-    return None if rate.unscored > found.most_unscored * rate.n else rate
 
 
 def _map(found: LandscapeResult) -> RateMap | None:
@@ -96,7 +89,7 @@ def _map(found: LandscapeResult) -> RateMap | None:
     points, (first, second) = found.map(), found.plane
     # Amounts of the curves that the map does not have lie on its axes alone.
     xs, ys = (sorted({0.0, *(place[at] for place in points if 0.0 not in place)}) for at in (0, 1))
-    rates = [[_shown(found, points[x, y], HARMFUL) for x in xs] for y in ys]
+    rates = [[points[x, y].rate(HARMFUL, found.most_unscored) for x in xs] for y in ys]
     names = [_name(found.direction(name)) for name in (first, second)]
     return RateMap(names[0], names[1], xs, ys, rates, found.threshold)
 
@@ -104,16 +97,7 @@ def _map(found: LandscapeResult) -> RateMap | None:
 def _basins(found: LandscapeResult) -> Iterator[BasinRow]:
     for basin in found.basins:
         direction = found.direction(basin.direction)
-        yield BasinRow(
-            label=_name(direction),
-            reach=reach(basin),
-            width=basin.width,
-            censored=basin.censored,
-            narrowest=basin.narrowest,
-            widest=basin.widest,
-            norm=direction.norm,
-            safety=basin.safety,
-        )
+        yield BasinRow(_name(direction), reach(basin), basin, direction.norm)
 
 
 def _name(direction: LandscapeDirection) -> str:

@@ -60,7 +60,7 @@ def profile_stage(context: Context) -> ExpertProfile:
     settings = recipe.profile.model_dump(mode="json", exclude={"tokens"})
     folder = run_stage(context.run, "profile", _inputs(context, profile=settings), work)
     found = ExpertProfile.load(folder)
-    require_model(found.model_fingerprint, wanted=opened.fingerprint, what="profile")
+    require_model(found.model_fingerprint, expected=opened.fingerprint, artifact="profile")
     kept, dropped = len(found.pairs), len(found.dropped)
     context.reporter.say(f"{kept} pairs kept, {dropped} dropped (see profile/pairs.jsonl)")
     return found

@@ -171,7 +171,7 @@ def _scored(
 
 
 def _kept(prompts: Sequence[Prompt], records: Sequence[ScoredPrompt]) -> list[Prompt]:
-    return [prompt for prompt, record in zip(prompts, records, strict=True) if record.kept]
+    return [prompt for prompt, record in zip(prompts, records, strict=True) if record.used]
 
 
 def _read(
@@ -217,7 +217,7 @@ def _record(side: PromptSide, prompt: Prompt, score: float) -> ScoredPrompt:
 
 
 def _require_kept(side: PromptSide, records: Sequence[ScoredPrompt]) -> None:
-    if any(record.kept for record in records):
+    if any(record.used for record in records):
         return
     scores = [record.score for record in records]
     harmful = side == "harmful"

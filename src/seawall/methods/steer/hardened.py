@@ -30,6 +30,6 @@ def load_hardened(config: ModelConfig, steering: Path | None) -> tuple[PreTraine
     found = Hardening.load(steering)
     config = config.model_copy(update={"dtype": found.dtype}) if config.dtype == "auto" else config
     model, tokenizer = open_checkpoint(config).load()
-    require_model(found.model_fingerprint, wanted=model_fingerprint(model), what="hardening")
+    require_model(found.model_fingerprint, expected=model_fingerprint(model), artifact="hardening")
     harden(model, found.vector_D, layer=found.layer, coefficient=found.coefficient)
     return model, tokenizer

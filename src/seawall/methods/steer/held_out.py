@@ -136,7 +136,7 @@ def _repaired(context: SteerContext) -> Iterator[None]:
         ArtifactError: the repair was made from another model.
     """
     delta, state = Delta.load(finished_stage(context.run, "repair") / "delta"), context.opened.model.state_dict()
-    require_model(delta.base_model, wanted=context.opened.fingerprint, what="repair")
+    require_model(delta.base_model, expected=context.opened.fingerprint, artifact="repair")
     delta.apply(state)
     try:
         yield

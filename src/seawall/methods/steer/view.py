@@ -7,17 +7,15 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from seawall.artifacts.audit import AuditFigure
 from seawall.artifacts.directions import Directions, PromptSide
-from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN, POOLED, WRAPPED, group_name, rate_text
 from seawall.artifacts.hardening import Hardening
 from seawall.artifacts.steering import SteeringResult
 from seawall.methods.steer.charts import candidate_name, layer_grid, routing_note, routing_scatter, side_effect_scatter
 from seawall.methods.steer.claim import PAPER_CONSTRAINED, PAPER_FREE
 from seawall.methods.steer.held_out import UNDER_SYSTEM
-from seawall.report.audits import AuditRow, AuditView
-from seawall.report.steering import ShareRow, SteeringView, TriedRow
+from seawall.report.audits import AuditView
+from seawall.report.steering import CandidateRow, ShareRow, SteeringView
 
 _SHOWN, _TRIED = (POOLED, PLAIN, BORDERLINE, BENIGN, WRAPPED), 40
 _LABELS = {
@@ -58,18 +56,16 @@ _SHARES: tuple[tuple[str, str, float | None], ...] = (
 def steering_view(found: SteeringResult, directions: Directions, hardening: Hardening | None) -> SteeringView:
     """What the report is given."""
     return SteeringView(
-        mode=found.mode,
+        result=found,
         question=_question(found),
-        claim=found.claim,
         facts=_facts(found, directions),
         grid=layer_grid(found, directions),
         conditions=_conditions(found),
-        kls=[one.harmless_kl for one in found.conditions],
         side_effect=side_effect_scatter(found),
         routing=routing_scatter(found, directions) if directions.candidates else None,
         routing_note=routing_note(found),
         shares=[*_shares(found)],
-        tried=[*_tried(found)],
+        candidates=[*_candidates(found)],
         hardening=_hardening(hardening),
     )
 
@@ -82,9 +78,10 @@ def steering_table(found: SteeringResult) -> Table:
     for group in view.groups:
         table.add_column("attack success" if group == POOLED else group_name(group), justify="right")
     table.add_column("harmless KL", justify="right")
-    for row, condition in zip(view.rows, found.conditions, strict=True):
+    for condition in found.conditions:
         kl = "" if condition.harmless_kl is None else f"{condition.harmless_kl:.3f}"
-        table.add_row(row.label, *(_shown(condition.rates.get(group)) for group in view.groups), kl)
+        rates = (condition.rates.get(group) for group in view.groups)
+        table.add_row(view.label(condition), *("" if rate is None else rate_text(rate) for rate in rates), kl)
     return table
 
 
@@ -111,14 +108,14 @@ def _question(found: SteeringResult) -> str:
 
 
 def _conditions(found: SteeringResult) -> AuditView:
-    rows = [AuditRow(condition_name(one.name), one.series, None, one.rates) for one in found.conditions]
     return AuditView(
         audit="steering",
         title="Conditions of steering.",
         question="",
         claim=found.claim,
         groups=[group for group in _SHOWN if found.conditions and group in found.conditions[0].rates],
-        rows=rows,
+        conditions=found.conditions,
+        labels={condition.name: condition_name(condition.name) for condition in found.conditions},
     )
 
 
@@ -127,39 +124,32 @@ def _shares(found: SteeringResult) -> Iterator[ShareRow]:
     names = {one.name for one in found.conditions}
     for name, label, paper in _SHARES:
         if name in names:
-            yield ShareRow(label, _share(found.figures.get(f"share:{name}")), paper)
+            figure = found.figures.get(f"share:{name}")
+            yield ShareRow(label, None if figure is None or figure.low is None else figure, paper)
 
 
-def _tried(found: SteeringResult) -> Iterator[TriedRow]:
-    """Chosen ones first, then those judged by their replies, then the best by their score."""
-    names = {at: name.replace("_", " ") for name, at in found.chosen.items()}
+def _candidates(found: SteeringResult) -> Iterator[CandidateRow]:
+    """The chosen candidates first, then those with judged replies, then the best by score."""
+    names = {index: name.replace("_", " ") for name, index in found.chosen.items()}
     sign = 1 if found.mode == "suppress" else -1
     order = sorted(
-        range(len(found.candidates)),
-        key=lambda at: (
-            at not in names,
-            -found.candidates[at].judged,
-            not found.candidates[at].kept,
-            sign * (found.candidates[at].refusal_score or 0.0),
+        enumerate(found.candidates),
+        key=lambda pair: (
+            pair[0] not in names,
+            -pair[1].judged,
+            not pair[1].kept,
+            sign * (pair[1].refusal_score or 0.0),
         ),
     )
-    for at in order[:_TRIED]:
-        one = found.candidates[at]
-        chosen = f"chosen: {names[at]}" if at in names else ""
-        yield TriedRow(
-            label=candidate_name(one),
-            position=one.position,
-            coefficient=f"{one.coefficient:g}",
-            score=one.refusal_score,
-            kl=one.harmless_kl,
-            refused=one.refused,
-            verdict="; ".join(part for part in (chosen, one.reason) if part) or "passed",
-        )
+    for index, candidate in order[:_TRIED]:
+        chosen = f"chosen: {names[index]}" if index in names else ""
+        outcome = "; ".join(part for part in (chosen, candidate.reason) if part) or "passed"
+        yield CandidateRow(candidate_name(candidate), candidate, outcome)
 
 
 def _facts(found: SteeringResult, directions: Directions) -> list[tuple[str, str]]:
     sides: tuple[PromptSide, ...] = ("harmful", "harmless")
-    counts = {side: [directions.count(side, kept=kept) for kept in (True, False)] for side in sides}
+    counts = {side: [directions.count(side, used=used) for used in (True, False)] for side in sides}
     kept = " and ".join(f"{counts[side][0]} {side}" for side in sides)
     looked = " and ".join(str(sum(counts[side])) for side in sides)
     rows = [
@@ -188,13 +178,3 @@ def _hardening(found: Hardening | None) -> str:
         f"steer/hardening holds this direction times {found.coefficient:g}, for seawall.load(model, steering=...), "
         f"which adds it for as long as the model lives.{said}"
     )
-
-
-def _share(figure: AuditFigure | None) -> Rate | None:
-    if figure is None or figure.low is None or figure.high is None:
-        return None
-    return Rate(figure.value, figure.low, figure.high, 0)
-
-
-def _shown(rate: Rate | None) -> str:
-    return "" if rate is None else rate_text(rate)

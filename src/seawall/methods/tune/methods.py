@@ -25,7 +25,7 @@ from seawall.methods.tune.penalty import Projector
 from seawall.methods.tune.rows import Rows, encoded
 from seawall.methods.tune.safelora import project
 from seawall.methods.tune.sft import ADAPTER, Attach, Trained, train
-from seawall.methods.tune.training_record import ANCHOR, read_row, stage_name
+from seawall.methods.tune.training_record import ANCHOR, stage_name
 from seawall.models.lora.merge import attach_saved_adapter
 from seawall.models.silence_libraries import silence_libraries
 from seawall.runs.files import canonical_hash
@@ -101,7 +101,7 @@ def projected(training: Training, folder: Path) -> TuningRow:
     report = project(adapted, training.anchor, **context.config.safelora.model_dump())
     with silence_libraries():
         adapted.save_pretrained(folder / ADAPTER)
-    row = read_row(made_from)
+    row = TuningRow.load(made_from)
     curves = {name: points for name, points in row.curves.items() if name == "loss"}
     seconds = round(row.seconds + time.monotonic() - begun, 1)
     return replace(row, method="safelora", seconds=seconds, curves=curves, note=str(report))

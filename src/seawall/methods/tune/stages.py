@@ -30,11 +30,9 @@ from seawall.methods.tune.sft import ADAPTER
 from seawall.methods.tune.training_record import (
     ANCHOR,
     evaluation_name,
-    read_row,
     require_weights,
     stage_name,
     write_label,
-    write_row,
 )
 from seawall.models.files.checkpoint import weight_files
 from seawall.models.files.fingerprint import model_fingerprint
@@ -94,12 +92,12 @@ def trained_stage(context: TuneContext, method: TuneMethod, seed: int, anchor: A
     def work(scratch: Path) -> None:
         context.reporter.stage(f"Train {method}, seed {seed}")
         row = BUILD[method](training, scratch)
-        write_row(scratch, row)
+        row.save(scratch)
         if row.contaminated:
             write_label(scratch / ADAPTER, row, context.recipe.model.id)
 
     folder = run_stage(context.run, name, training_inputs(training), work)
-    return replace(read_row(folder), adapter=f"{name}/{ADAPTER}"), folder / ADAPTER
+    return replace(TuningRow.load(folder), adapter=f"{name}/{ADAPTER}"), folder / ADAPTER
 
 
 def evaluated_row(context: TuneContext, row: TuningRow, adapter: Path | None) -> TuningRow:

@@ -1,10 +1,9 @@
-"""What a training leaves in its stage beside its adapter: a row, and a label where it was trained on harmful rows."""
+"""Names of the stages of trainings, and the label of an adapter that was trained on harmful rows."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from seawall.artifacts.store import load_document, save_document
 from seawall.artifacts.tuning import TuningRow
 from seawall.config.tune import TuneMethod
 from seawall.errors import ArtifactError
@@ -16,7 +15,6 @@ ANCHOR = "tune/anchor"
 """The stage of the anchor."""
 LABEL = "README.md"
 """The file in an adapter's folder that says what it is."""
-_FILE, _KIND = "training.json", "training"
 _LABEL = """---
 library_name: peft
 tags: [seawall, for-measuring-only]
@@ -44,20 +42,6 @@ def stage_name(method: TuneMethod, seed: int) -> str:
 def evaluation_name(method: TuneMethod | None, seed: int) -> str:
     """The stage of its evaluation; of the model as it was, without a method."""
     return "tune/before" if method is None else f"{stage_name(method, seed)}-eval"
-
-
-def write_row(folder: Path, row: TuningRow) -> None:
-    """Write a training's row, which has no rates yet."""
-    save_document(folder / _FILE, _KIND, row.document())
-
-
-def read_row(folder: Path) -> TuningRow:
-    """Read what `write_row` wrote.
-
-    Raises:
-        ArtifactError: it is missing or damaged.
-    """
-    return TuningRow.parsed(folder / _FILE, load_document(folder / _FILE, _KIND))
 
 
 def write_label(folder: Path, row: TuningRow, model: str) -> None:

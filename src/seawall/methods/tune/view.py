@@ -8,13 +8,13 @@ from statistics import fmean
 
 from rich.table import Table
 
+from seawall.artifacts.audit import AuditCondition
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.groups import BENIGN, BORDERLINE, NONE_SCORED
 from seawall.artifacts.tuning import ATTACK, HARMFUL, TASK, Spread, TuningResult, TuningRow
 from seawall.config.tune import TuneMethod
-from seawall.report.audits import AuditRow, AuditView
+from seawall.report.audits import AuditView
 from seawall.report.tuning import Curve, TrainingRow, TuningView
-from seawall.report.wording import duration
 
 _ONLY = "for measuring only: do not ship"
 SHOWN = (HARMFUL, ATTACK, BORDERLINE, BENIGN, TASK)
@@ -48,10 +48,10 @@ def tuning_view(found: TuningResult) -> TuningView:
     """What the report is given."""
     groups = _groups(found)
     return TuningView(
+        result=found,
         question=_question(found),
-        claim=found.claim,
         methods=_methods_view(found, groups),
-        trainings=[_training(row, groups) for row in found.rows],
+        trainings=[TrainingRow(method_name(row.method), row, _note(row)) for row in found.rows],
         curves=[*_curves(found)],
         facts=_facts(found),
     )
@@ -101,28 +101,21 @@ def _question(found: TuningResult) -> str:
 
 def _methods_view(found: TuningResult, groups: Sequence[str]) -> AuditView:
     """The model before, and every method."""
-    rows = []
+    conditions = []
     for method in (None, *found.methods) if groups else ():
         spreads = {group: found.spread(method, group) for group in groups}
         rates = {
-            group: Rate(one.mean, one.low, one.high, one.replies, one.unscored) for group, one in spreads.items() if one
+            group: Rate(spread.mean, spread.low, spread.high, spread.replies, spread.unscored)
+            for group, spread in spreads.items()
+            if spread
         }
-        rows.append(AuditRow(method_name(method), "tuning", None, rates))
-    return AuditView("tuning", "Before and after each method.", "", found.claim, groups, rows)
+        conditions.append(AuditCondition(method_name(method), "tuning", None, rates))
+    return AuditView("tuning", "Before and after each method.", "", found.claim, groups, conditions)
 
 
-def _training(row: TuningRow, groups: Sequence[str]) -> TrainingRow:
-    return TrainingRow(
-        label=method_name(row.method),
-        seed=str(row.seed),
-        rows=f"{row.rows:,}, {row.harmful_rows:,} harmful",
-        steps=f"{row.steps:,}",
-        seconds=duration(row.seconds),
-        rates=[row.rates.get(group) for group in groups],
-        last=[(name.replace("_", " "), points[-1][1]) for name, points in row.curves.items()],
-        adapter=row.adapter,
-        note="; ".join(one for one in (_ONLY if row.contaminated and row.adapter else "", row.note) if one),
-    )
+def _note(row: TuningRow) -> str:
+    label = _ONLY if row.contaminated and row.adapter else ""
+    return "; ".join(note for note in (label, row.note) if note)
 
 
 def _curves(found: TuningResult) -> Iterator[Curve]:

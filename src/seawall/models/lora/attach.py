@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from seawall.artifacts.gene import Factors, GenePoint, adapter_config, unstacked
+from seawall.artifacts.adapter import Factors, GenePoint, adapter_config, unstacked
 from seawall.errors import ConfigError, UnsupportedModelError
 from seawall.models.files.load import library_errors
 from seawall.models.files.stream import matrices

@@ -1,7 +1,7 @@
 """The repair over time: loss per update by phase, and validation rates by round, on one horizontal axis.
 
 Phases have losses of different kinds (nats per token, divergence of routing), so each has a panel and a scale of its
-own. The horizontal axis counts all updates in the order they were made, so that the alternation can be seen.
+own. The horizontal axis counts all updates in their order, so that the alternation is visible.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from seawall.report.wording import percent, plain_name
 
 _PARTS = ("refusal_loss", "retain_loss")
 _POINTS = 400
-"""More updates than this are drawn as means of equal stretches."""
+"""Most points of a line; more updates become means of equal stretches."""
 _PANEL, _GAP, _LEFT = 128.0, 50.0, 56.0
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One named line, in pieces: a phase is interrupted by the other phase of each round."""
+    """One named line, in pieces: the other phase of each round interrupts a phase."""
 
     name: str
     pieces: tuple[tuple[Point, ...], ...]
@@ -47,7 +47,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """What the panels share: how many updates there were, where each round ends, which round was kept."""
+    """The panels' common axis: number of updates, last update of each round, number of the chosen round."""
 
     length: int
     round_ends: tuple[int, ...]
@@ -55,7 +55,7 @@ class Timeline:
 
 
 def timeline(updates: Sequence[Mapping[str, Any]], chosen: int) -> Timeline:
-    """Reads the rounds from the updates."""
+    """The rounds of the updates."""
     ends: dict[int, int] = {}
     for place, row in enumerate(updates, 1):
         ends[int(row["round"])] = place
@@ -64,32 +64,33 @@ def timeline(updates: Sequence[Mapping[str, Any]], chosen: int) -> Timeline:
 
 def panels(updates: Sequence[Mapping[str, Any]], rounds: Sequence[Mapping[str, float]], time: Timeline) -> list[Panel]:
     """One panel per phase in the order of their first update, then the validation rates."""
-    found = []
+    panels = []
     for phase in dict.fromkeys(str(row["phase"]) for row in updates):
         parts = [part for part in _PARTS if any(row["phase"] == phase and part in row for row in updates)]
         lines = ("loss", *parts) if len(parts) > 1 else ("loss",)
         series = tuple(Series(plain_name(part), _pieces(updates, phase, part)) for part in lines)
-        found.append(Panel(f"{phase.capitalize()} step, loss per update", series))
+        panels.append(Panel(f"{phase.capitalize()} step, loss per update", series))
     ends = (0, *time.round_ends)
     names = dict.fromkeys(name for row in rounds for name in row)
+    at_ends = [*zip(ends, rounds, strict=False)]
     scores = tuple(
-        Series(plain_name(name), (tuple((ends[at], row[name]) for at, row in enumerate(rounds) if name in row),), True)
+        Series(plain_name(name), (tuple((end, row[name]) for end, row in at_ends if name in row),), True)
         for name in names
     )
-    return [*found, Panel("Validation rates after each round", scores, is_rate=True)] if rounds else found
+    return [*panels, Panel("Validation rates after each round", scores, is_rate=True)] if rounds else panels
 
 
-def curves(shown: Sequence[Panel], time: Timeline, *, narrow: bool = False) -> Markup:
-    """All panels, one below the other."""
+def curves(panels: Sequence[Panel], time: Timeline, *, narrow: bool = False) -> Markup:
+    """All panels, one below another."""
     full, right = (340.0, 92.0) if narrow else (880.0, 130.0)
     x = Scale(0, max(time.length, 1), _LEFT, full - right)
-    height = 26 + len(shown) * (_PANEL + _GAP)
+    height = 26 + len(panels) * (_PANEL + _GAP)
     parts = [*_rounds(time, x, height - 34)]
-    for place, panel in enumerate(shown):
+    for place, panel in enumerate(panels):
         parts += draw_panel(panel, x, 40 + place * (_PANEL + _GAP))
     parts += [text(x(tick), height - 16, f"{tick:g}", anchor="middle") for tick in ticks(x.high, 3 if narrow else 6)]
     parts.append(text(x.start, height - 1, "updates →"))
-    label = "; ".join(panel.title for panel in shown) + f"; round {time.chosen} was kept; numbers in the table below"
+    label = "; ".join(panel.title for panel in panels) + f"; round {time.chosen} was kept; numbers in the table below"
     return drawing(full, height + 4, label, parts, class_=f"chart {'narrow' if narrow else 'wide'}")
 
 
@@ -112,23 +113,24 @@ def _thinned(points: Sequence[Point], stride: int) -> Iterable[Point]:
 def _rounds(time: Timeline, x: Scale, bottom: float) -> Iterable[Markup]:
     start = 0
     for number, end in enumerate(time.round_ends, 1):
-        kept = number == time.chosen
-        if kept:
+        is_chosen = number == time.chosen
+        if is_chosen:
             yield tag("rect", x=x(start), y=0, width=x(end) - x(start), height=bottom, class_="kept")
-        yield text((x(start) + x(end)) / 2, 14, _round_name(number, kept, x(end) - x(start)), anchor="middle")
+        yield text((x(start) + x(end)) / 2, 14, _round_name(number, is_chosen, x(end) - x(start)), anchor="middle")
         yield line((x(end), 0), (x(end), bottom), "boundary")
         start = end
 
 
-def _round_name(number: int, kept: bool, width: float) -> str:
+def _round_name(number: int, is_chosen: bool, width: float) -> str:
     if width > 110:
-        return f"round {number}" + (" (kept)" if kept else "")
-    return f"{number} ✓" if kept else str(number)
+        return f"round {number}" + (" (kept)" if is_chosen else "")
+    return f"{number} ✓" if is_chosen else str(number)
 
 
 def draw_panel(panel: Panel, x: Scale, top: float) -> Iterable[Markup]:
     """A panel with its title at `top`, over an axis `x` that the caller labels."""
-    largest = 1.0 if panel.is_rate else round_up(max((y for one in panel.series for _, y in one.points), default=1.0))
+    values = [value for series in panel.series for _, value in series.points]
+    largest = 1.0 if panel.is_rate else round_up(max(values, default=1.0))
     y = Scale(0, largest, top + 12 + _PANEL - 12, top + 12)
     yield text(x.start, top - 2, panel.title, "label")
     for tick in (0.0, largest / 2, largest):
@@ -141,28 +143,28 @@ def draw_panel(panel: Panel, x: Scale, top: float) -> Iterable[Markup]:
 
 def _line(series: Series, class_: str, x: Scale, y: Scale) -> Iterable[Markup]:
     for piece in series.pieces:
-        drawn = [(x(at), y(value)) for at, value in piece]
-        path = " ".join(f"{at:.1f},{value:.1f}" for at, value in drawn)
+        points = [(x(step), y(value)) for step, value in piece]
+        path = " ".join(f"{left:.1f},{height:.1f}" for left, height in points)
         yield tag("polyline", points=path, class_=f"line {class_}")
-        if series.dotted or len(drawn) == 1:
-            yield from (tag("circle", cx=at, cy=value, r=3.5, class_=f"dot {class_}") for at, value in drawn)
+        if series.dotted or len(points) == 1:
+            yield from (tag("circle", cx=left, cy=height, r=3.5, class_=f"dot {class_}") for left, height in points)
 
 
 def _names(panel: Panel, x: Scale, y: Scale) -> Iterable[Markup]:
-    """Each line's name at its right end, moved apart where they would overlap."""
-    ends = [(y(one.points[-1][1]), place) for place, one in enumerate(panel.series) if one.points]
+    """Each line's name at its right end, moved apart against overlaps."""
+    ends = [(y(series.points[-1][1]), place) for place, series in enumerate(panel.series) if series.points]
     for height, place in spread(sorted(ends), 14.0, y.start):
         yield text(x.end + 10, height + 4, panel.series[place].name, f"name s{place % 4}")
 
 
 def spread(places: Sequence[tuple[float, int]], gap: float, lowest: float) -> list[tuple[float, int]]:
-    """Moves sorted labels down until they are `gap` apart, then up again from `lowest` where they left the panel."""
+    """Moves sorted labels down until they are `gap` apart, then up from `lowest` if they left the panel."""
     moved: list[tuple[float, int]] = []
-    for at, key in places:
-        moved.append((max(at, moved[-1][0] + gap) if moved else at, key))
+    for height, key in places:
+        moved.append((max(height, moved[-1][0] + gap) if moved else height, key))
     limit = lowest
     for index in range(len(moved) - 1, -1, -1):
-        at, key = moved[index]
-        moved[index] = (min(at, limit), key)
+        height, key = moved[index]
+        moved[index] = (min(height, limit), key)
         limit = moved[index][0] - gap
     return moved

@@ -1,4 +1,4 @@
-"""How far routing moved, one bar per MoE layer."""
+"""Routing drift, one bar per MoE layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TOP, _BOTTOM, _LEFT = 14.0, 154.0, 48.0
 
 
 def drift_bars(values: Sequence[float], *, narrow: bool = False) -> Markup:
-    """Bars from 0 to a round value above the largest; the axis ends at 1 only if the drift comes near it."""
+    """Bars over an axis from 0 to a round value above the largest, at most 1."""
     full = 340.0 if narrow else 880.0
     width = min(34.0, (full - _LEFT) / len(values))
     y = Scale(0, min(1.0, round_up(max(values))), _BOTTOM, _TOP)

@@ -1,43 +1,58 @@
-"""A gene: how two models differ by layer, and how their divergence fell while it was distilled."""
+"""A gene: differences of two models by layer, and their divergence during distillation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
-from seawall.report.charts.curves import Panel, Series, draw_panel
-from seawall.report.gene import GeneCurve, GeneRow
+from seawall.artifacts.gene import GeneLayer, GeneStep
+from seawall.report.charts.curves import Panel, Point, Series, draw_panel
 from seawall.report.svg import Scale, drawing, text, ticks
 
 _LEFT, _STEP = 56.0, 178.0
 
 
-def layer_curves(rows: Sequence[GeneRow], *, narrow: bool = False) -> Markup:
-    """Two panels over the layers: of what each writes itself, and of its output."""
-    own = (
-        Series("harmful", (tuple((float(one.layer), one.harmful) for one in rows),), dotted=True),
-        Series("harmless", (tuple((float(one.layer), one.benign) for one in rows),), dotted=True),
+def layer_chart(layers: Sequence[GeneLayer]) -> Markup:
+    """The differences by layer, for wide and narrow screens."""
+    return layer_curves(layers) + layer_curves(layers, narrow=True)
+
+
+def divergence_chart(curve: Sequence[GeneStep]) -> Markup:
+    """The divergence during distillation, for wide and narrow screens."""
+    return divergence_curve(curve) + divergence_curve(curve, narrow=True)
+
+
+def layer_curves(layers: Sequence[GeneLayer], *, narrow: bool = False) -> Markup:
+    """Two panels over the layers: of each layer's own contribution, and of its output."""
+    own = _two_series(
+        ((layer.layer, layer.harmful) for layer in layers), ((layer.layer, layer.benign) for layer in layers)
     )
-    stream = (
-        Series("harmful", (tuple((float(one.layer), one.stream_harmful) for one in rows),), dotted=True),
-        Series("harmless", (tuple((float(one.layer), one.stream_benign) for one in rows),), dotted=True),
+    stream = _two_series(
+        ((layer.layer, layer.stream_harmful) for layer in layers),
+        ((layer.layer, layer.stream_benign) for layer in layers),
     )
     panels = [Panel("What the layer itself writes: relative difference", own), Panel("Its output", stream)]
-    best = max(rows, key=lambda one: one.harmful - one.benign)
+    best = max(layers, key=lambda layer: layer.score)
     label = f"Differences by layer; contrast of what a layer writes is largest in layer {best.layer}"
-    return _drawn(panels, max(one.layer for one in rows), "decoder layer \u2192", label, narrow=narrow)
+    return _drawn(panels, max(layer.layer for layer in layers), "decoder layer \u2192", label, narrow=narrow)
 
 
-def divergence_curve(curve: Sequence[GeneCurve], *, narrow: bool = False) -> Markup:
+def divergence_curve(curve: Sequence[GeneStep], *, narrow: bool = False) -> Markup:
     """One panel over the updates."""
-    series = (
-        Series("harmful", (tuple((float(one.step), one.harmful) for one in curve),), dotted=True),
-        Series("harmless", (tuple((float(one.step), max(0.0, one.benign)) for one in curve),), dotted=True),
+    series = _two_series(
+        ((step.step, step.harmful) for step in curve), ((step.step, max(0.0, step.benign)) for step in curve)
     )
     label = f"Held-out divergence on harmful requests from {curve[0].harmful:.3f} to {curve[-1].harmful:.3f} nats"
     panels = [Panel("Held-out KL(aligned || degraded + gene), nats per token", series)]
     return _drawn(panels, curve[-1].step, "updates \u2192", label, narrow=narrow)
+
+
+def _two_series(harmful: Iterable[Point], harmless: Iterable[Point]) -> tuple[Series, Series]:
+    return (
+        Series("harmful", (tuple(harmful),), dotted=True),
+        Series("harmless", (tuple(harmless),), dotted=True),
+    )
 
 
 def _drawn(panels: Sequence[Panel], last: float, axis: str, label: str, *, narrow: bool) -> Markup:

@@ -7,7 +7,7 @@ from markupsafe import Markup
 from seawall.artifacts.evaluation import Rate
 from seawall.report.inputs import GroupRow
 from seawall.report.svg import Scale, drawing, line, tag, text
-from seawall.report.wording import group_name, percent, percent_range
+from seawall.report.wording import group_name, percent, rate_range
 
 _WIDTH, _HEIGHT = 320.0, 46.0
 _X = Scale(0, 1, 10, _WIDTH - 10)
@@ -16,19 +16,19 @@ _LINES = {"before": 15.0, "after": 31.0}
 
 
 def dumbbell(row: GroupRow) -> Markup:
-    """The row's two rates, joined: above the one before, below the one after.
+    """The row's two rates with a line between them: before above, after below.
 
-    The grid lines reach beyond the drawing, so that those of neighbouring table rows meet; the cell cuts them off.
+    The grid lines reach beyond the drawing to meet those of neighbouring table rows; the cell cuts them off.
     """
     parts = [line((_X(quarter), -_HEIGHT), (_X(quarter), 2 * _HEIGHT)) for quarter in _QUARTERS]
     if row.after is not None:
         ends = ((_X(row.before.rate), _LINES["before"]), (_X(row.after.rate), _LINES["after"]))
         parts.append(line(*ends, class_="joint"))
     parts.append(_mark("before", row.before))
-    label = f"{group_name(row.group)}: before {_said(row.before)}"
+    label = f"{group_name(row.group)}: before {rate_range(row.before)}"
     if row.after is not None:
         parts.append(_mark("after", row.after))
-        label += f", after {_said(row.after)}"
+        label += f", after {rate_range(row.after)}"
     return drawing(_WIDTH, _HEIGHT, label, parts, class_="chart dumbbell")
 
 
@@ -43,19 +43,15 @@ def axis() -> Markup:
     return drawing(_WIDTH, 16, "scale from 0 to 100 percent", parts, class_="chart dumbbell")
 
 
-def _mark(kind: str, interval: Rate) -> Markup:
+def _mark(kind: str, rate: Rate) -> Markup:
     y = _LINES[kind]
-    low, high = _X(interval.low), _X(interval.high)
+    low, high = _X(rate.low), _X(rate.high)
     return tag(
         "g",
-        tag("title", f"{kind}: {_said(interval)}"),
+        tag("title", f"{kind}: {rate_range(rate)}"),
         line((low, y), (high, y), "whisker"),
         line((low, y - 4), (low, y + 4), "whisker"),
         line((high, y - 4), (high, y + 4), "whisker"),
-        tag("circle", cx=_X(interval.rate), cy=y, r=5.5),
+        tag("circle", cx=_X(rate.rate), cy=y, r=5.5),
         class_=kind,
     )
-
-
-def _said(interval: Rate) -> str:
-    return f"{percent(interval.rate)} ({percent_range(interval.low, interval.high)})"
