@@ -91,8 +91,9 @@ def select(
     that harmful requests use most and that it changes most.
     """
     quiet_libraries()
+    from seawall.methods.gene.claim import claim
     from seawall.methods.gene.tools import PAGE, select_gene
-    from seawall.methods.gene.view import claim, gene_document, gene_table
+    from seawall.methods.gene.view import gene_document, gene_table
 
     def work(reporter: Reporter) -> RenderableType:
         found = select_gene(

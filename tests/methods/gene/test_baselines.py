@@ -28,9 +28,9 @@ from seawall.config.model import ModelConfig
 from seawall.data.templating import Encoded
 from seawall.errors import ArtifactError, ConfigError, SeawallError
 from seawall.methods.gene.coefficients import tune_coefficients
+from seawall.methods.gene.examples import cross_entropy
 from seawall.methods.gene.graft import GraftRequest, graft_gene, revert_graft
-from seawall.methods.gene.lessons import cross_entropy
-from seawall.methods.gene.methods import FIT, fine_tune
+from seawall.methods.gene.methods import METHODS, fine_tune
 from seawall.methods.gene.shots import SIDES, Shot, Side, harmless_requests, shot_batches, shot_loss
 from seawall.methods.gene.task_model import vocabulary_hash
 from seawall.methods.tune.anchor import extract_anchor
@@ -116,7 +116,7 @@ def some(refusals: int, task: int, harmless: int = 0) -> list[Shot]:
 
 
 def test_every_method_is_a_function_or_the_projection() -> None:
-    assert {*FIT, "safelora"} == set(get_args(GraftMethod))
+    assert {*METHODS, "safelora"} == set(get_args(GraftMethod))
 
 
 @pytest.mark.parametrize("counts", [(2, 6, 0), (2, 6, 3)])
@@ -329,10 +329,10 @@ def test_safe_lora_leaves_the_base_with_the_projected_update(
     assert found.check is not None
     assert found.check.share < 1e-3
     assert load_worn(load_model(ModelConfig(id=str(folder / "aligned"), device="cpu"))[0], tmp_path / "out" / ADAPTER)
-    with pytest.raises(ConfigError, match=r"there is no graft to take off; got the adapter .*task in it"):
+    with pytest.raises(ConfigError, match=r"holds no graft to revert.*; got the adapter .*task"):
         revert_graft(tmp_path / "out", tmp_path / "back")
     with pytest.raises(
-        ArtifactError, match=r"got the projected adapter of Safe LoRA .* use the task's adapter and its base"
+        ArtifactError, match=r"got the projected adapter of Safe LoRA .* use the original task adapter and its base"
     ):
         graft(tmp_path / "out", tmp_path / "back", gene=_gene(tmp_path))
     assert not (tmp_path / "back").exists()
@@ -355,15 +355,15 @@ def test_safe_lora_that_projects_nothing_leaves_base_and_task(
     ("changes", "fields", "saying"),
     [
         (PROJECTED, {"form": "adapter"}, "as one checkpoint; got no --merge; add --merge"),
-        (PROJECTED, {"shots": 4}, "uses neither a gene nor examples; got --shots 4; leave it out"),
-        (PROJECTED, {"shots": 4, "task": Path("t.jsonl")}, "got --shots 4, --task t.jsonl; leave them out"),
-        (PROJECTED, {"gene": Path("mine")}, "got --gene mine; leave it out"),
+        (PROJECTED, {"shots": 4}, "uses neither a gene nor examples; got --shots 4; remove --shots"),
+        (PROJECTED, {"shots": 4, "task": Path("t.jsonl")}, "got --shots 4, --task t.jsonl; remove --shots and --task"),
+        (PROJECTED, {"gene": Path("mine")}, "got --gene mine; remove --gene"),
         (
             PROJECTED,
             {"model": "aligned"},
-            "aligned is no adapter, and Safe LoRA projects one; got a model whose update",
+            "aligned is not one; got a checkpoint without a separate adapter",
         ),
-        (PROJECTED, {"model": "nowhere"}, "nowhere is no adapter, and Safe LoRA projects one; got no such folder"),
+        (PROJECTED, {"model": "nowhere"}, "nowhere is not one; got no such folder"),
         (PROJECTED, {"anchor": "nowhere"}, "nowhere"),
         (PROJECTED, {"anchor": "narrow"}, "the adapter changes matrices that the anchor lacks; got 6 of 6"),
         (PROJECTED, {"model": "stranger"}, "the anchor was made from another model"),

@@ -1,4 +1,4 @@
-"""Genes and grafts as the terminal, the page and machines are shown them."""
+"""Genes and grafts as terminal tables, page and JSON."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from rich.table import Table
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.gene import Gene, GeneExperts
 from seawall.artifacts.graft import Graft
+from seawall.methods.gene.claim import claim, graft_claim, kept_norm_share
 from seawall.methods.gene.compose import Interference
 from seawall.report.gene import GeneCurve, GeneExpertRow, GeneRecoveryRow, GeneRow, GeneView
 
 _BAR = 24
 _BEST = 5
-"""Experts of a layer that are named."""
-_STILL_SAFE = 0.7
-"""A degraded model that refuses more of what the aligned one refuses lost too little to learn from."""
+"""Experts named per layer."""
 
 
 def gene_document(gene: Gene) -> dict[str, Any]:
@@ -30,13 +29,15 @@ def gene_document(gene: Gene) -> dict[str, Any]:
         "made": gene.made,
         "rank": gene.rank,
         "scaling": gene.scaling,
-        "points": {name: list(one.shape) for name, one in gene.points.items()},
+        "points": {name: list(point.shape) for name, point in gene.points.items()},
         "held_layers": list(gene.held_layers),
-        "layers": [{**asdict(one), "score": one.score, "stream_score": one.stream_score} for one in gene.layers],
-        "experts": [_experts_document(one) for one in gene.experts],
-        "recovery": [asdict(one) for one in gene.recovery],
-        "curve": [asdict(one) for one in gene.curve],
-        "refusals": {name: asdict(one) for name, one in gene.refusals.items()},
+        "layers": [
+            {**asdict(layer), "score": layer.score, "stream_score": layer.stream_score} for layer in gene.layers
+        ],
+        "experts": [_experts_document(record) for record in gene.experts],
+        "recovery": [asdict(record) for record in gene.recovery],
+        "curve": [asdict(step) for step in gene.curve],
+        "refusals": {name: asdict(rate) for name, rate in gene.refusals.items()},
         "aligned": gene.aligned,
         "degraded": gene.degraded,
         "parents": list(gene.parents),
@@ -45,7 +46,7 @@ def gene_document(gene: Gene) -> dict[str, Any]:
 
 def gene_view(gene: Gene) -> GeneView:
     """What the page is given."""
-    held = set(gene.held_layers)
+    selected = set(gene.held_layers)
     names = {"degraded": "the degraded model", "restored": "the degraded model with the gene"}
     return GeneView(
         claim=claim(gene),
@@ -57,42 +58,34 @@ def gene_view(gene: Gene) -> GeneView:
             ("degraded weights", gene.degraded),
         ],
         layers=[
-            GeneRow(one.layer, one.harmful, one.benign, one.stream_harmful, one.stream_benign, one.layer in held)
-            for one in gene.layers
+            GeneRow(
+                layer.layer,
+                layer.harmful,
+                layer.benign,
+                layer.stream_harmful,
+                layer.stream_benign,
+                layer.layer in selected,
+            )
+            for layer in gene.layers
         ],
         experts=[
-            GeneExpertRow(one.layer, len(one.kept), len(one.norm), _norm_share([one]), _used_share(one), _best(one))
-            for one in gene.experts
+            GeneExpertRow(
+                record.layer,
+                len(record.kept),
+                len(record.norm),
+                kept_norm_share([record]),
+                _used_share(record),
+                _best(record),
+            )
+            for record in gene.experts
         ],
-        recovery=[GeneRecoveryRow(one.share, one.by, one.harmful, one.benign) for one in gene.recovery],
-        curve=[GeneCurve(one.step, one.harmful, one.benign) for one in gene.curve],
+        recovery=[GeneRecoveryRow(record.share, record.by, record.harmful, record.benign) for record in gene.recovery],
+        curve=[GeneCurve(step.step, step.harmful, step.benign) for step in gene.curve],
         refusals=[
             (names[name], Rate(rate.rate, rate.low, rate.high, rate.n, rate.unscored))
             for name, rate in gene.refusals.items()
         ],
     )
-
-
-def claim(gene: Gene) -> str:
-    """What became of the held-out divergence and of refusals, in a sentence."""
-    said = f"A gene of {len(gene.points)} weight matrices in {len(gene.held_layers)} layers, rank {gene.rank}"
-    if gene.experts:
-        kept, total = sum(len(one.kept) for one in gene.experts), sum(len(one.norm) for one in gene.experts)
-        share = _norm_share(gene.experts)
-        said += f", {kept} of {total} experts"
-        said += f" with {share:.0%} of their updates' squared norm" if share < 1 else ""
-    if gene.curve:
-        first, last = gene.curve[0], gene.curve[-1]
-        said += (
-            f"; held-out KL on harmful requests {first.harmful:.3f} to {last.harmful:.3f} nats per token, "
-            f"on harmless ones {first.benign:.3f} to {last.benign:.3f}"
-        )
-    if gene.refusals:
-        before, after = gene.refusals["degraded"], gene.refusals["restored"]
-        said += f"; the degraded model refuses {before.rate:.0%} of {before.n}, with the gene {after.rate:.0%}"
-        if before.rate > _STILL_SAFE:
-            said += ". It was hardly degraded, so the gene holds little: raise gene.degrade.lr or its epochs"
-    return f"{said}."
 
 
 def gene_table(gene: Gene) -> Group:
@@ -110,14 +103,14 @@ def expert_table(gene: Gene) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("layer", "experts", "squared norm", "gate weight", "most"):
         table.add_column(name, justify="left" if name == "most" else "right")
-    for one in gene.experts:
-        used = _used_share(one)
+    for record in gene.experts:
+        used = _used_share(record)
         table.add_row(
-            str(one.layer),
-            f"{len(one.kept)} of {len(one.norm)}",
-            f"{_norm_share([one]):.1%}",
+            str(record.layer),
+            f"{len(record.kept)} of {len(record.norm)}",
+            f"{kept_norm_share([record]):.1%}",
             "" if used is None else f"{used:.1%}",
-            ", ".join(map(str, _best(one))),
+            ", ".join(map(str, _best(record))),
         )
     return table
 
@@ -127,8 +120,8 @@ def recovery_table(gene: Gene) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("experts", "by", "KL, harmful", "harmless"):
         table.add_column(name, justify="right")
-    for one in gene.recovery:
-        table.add_row(f"{one.share:.0%}", one.by, f"{one.harmful:.4f}", f"{one.benign:.4f}")
+    for record in gene.recovery:
+        table.add_row(f"{record.share:.0%}", record.by, f"{record.harmful:.4f}", f"{record.benign:.4f}")
     return table
 
 
@@ -139,21 +132,21 @@ def layer_table(gene: Gene) -> Table:
         table.add_column(name, justify="right")
     table.add_column("", min_width=_BAR)
     table.add_column("held")
-    most = max((abs(one.score) for one in gene.layers), default=0.0) or 1.0
-    held = set(gene.held_layers)
-    for one in gene.layers:
-        bar = ("#" if one.score > 0 else "-") * round(_BAR * abs(one.score) / most)
-        numbers = (f"{value:.4f}" for value in (one.harmful, one.benign, one.stream_score, one.score))
-        table.add_row(str(one.layer), *numbers, bar, "yes" if one.layer in held else "")
+    largest = max((abs(layer.score) for layer in gene.layers), default=0.0) or 1.0
+    selected = set(gene.held_layers)
+    for layer in gene.layers:
+        bar = ("#" if layer.score > 0 else "-") * round(_BAR * abs(layer.score) / largest)
+        numbers = (f"{value:.4f}" for value in (layer.harmful, layer.benign, layer.stream_score, layer.score))
+        table.add_row(str(layer.layer), *numbers, bar, "yes" if layer.layer in selected else "")
     if not gene.layers:
         table.add_row(", ".join(map(str, gene.held_layers)), "", "", "", "", "no scores", "yes")
     return table
 
 
 def graft_table(graft: Graft) -> Group:
-    """The coefficient of every layer, where a gene was grafted, and in a line what was done and what the check said."""
-    shown = [_coefficient_table(graft)] if graft.method == "gene" else []
-    return Group(*shown, _caption(graft))
+    """The coefficient of each layer, where a gene was grafted, and the graft's claim."""
+    tables = [_coefficient_table(graft)] if graft.method == "gene" else []
+    return Group(*tables, graft_claim(graft))
 
 
 def interference_table(rows: Sequence[Interference]) -> Table:
@@ -161,9 +154,9 @@ def interference_table(rows: Sequence[Interference]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("genes", "layer", "cosine", "norm of the sum", "shared columns"):
         table.add_column(name, justify="right")
-    for one in rows:
-        numbers = (f"{value:.3f}" for value in (one.cosine, one.norm_ratio, one.overlap))
-        table.add_row(f"{one.first + 1}, {one.second + 1}", str(one.layer), *numbers)
+    for row in rows:
+        numbers = (f"{value:.3f}" for value in (row.cosine, row.norm_ratio, row.overlap))
+        table.add_row(f"{row.first + 1}, {row.second + 1}", str(row.layer), *numbers)
     if not rows:
         table.add_row("", "", "no layer", "in common", "")
     return table
@@ -171,7 +164,7 @@ def interference_table(rows: Sequence[Interference]) -> Table:
 
 def interference_document(rows: Sequence[Interference]) -> list[dict[str, Any]]:
     """For machines."""
-    return [asdict(one) for one in rows]
+    return [asdict(row) for row in rows]
 
 
 def _coefficient_table(graft: Graft) -> Table:
@@ -179,59 +172,23 @@ def _coefficient_table(graft: Graft) -> Table:
     table.add_column("layer", justify="right")
     table.add_column("coefficient", justify="right")
     table.add_column("", min_width=_BAR)
-    most = max(graft.coefficients.values()) or 1.0
+    largest = max(graft.coefficients.values()) or 1.0
     for layer, number in sorted(graft.coefficients.items()):
-        table.add_row(str(layer), f"{number:.3f}", "#" * round(_BAR * number / most))
+        table.add_row(str(layer), f"{number:.3f}", "#" * round(_BAR * number / largest))
     return table
 
 
-def _experts_document(one: GeneExperts) -> dict[str, Any]:
-    return {**asdict(one), "scores": list(one.scores), "kept_squared_norm_share": _norm_share([one])}
+def _experts_document(record: GeneExperts) -> dict[str, Any]:
+    return {**asdict(record), "scores": list(record.scores), "kept_squared_norm_share": kept_norm_share([record])}
 
 
-def _norm_share(experts: Sequence[GeneExperts]) -> float:
-    """Of the squared norm of the experts' updates, the share that is kept."""
-    total = sum(one.squared_norm for one in experts)
-    return sum(one.kept_squared_norm for one in experts) / total if total else 0.0
-
-
-def _used_share(one: GeneExperts) -> float | None:
+def _used_share(record: GeneExperts) -> float | None:
     """Of the gate weight on harmful requests, the share of the kept experts."""
-    total = sum(one.harmful)
-    return sum(one.harmful[expert] for expert in one.kept) / total if total else None
+    total = sum(record.harmful)
+    return sum(record.harmful[expert] for expert in record.kept) / total if total else None
 
 
-def _best(one: GeneExperts) -> list[int]:
+def _best(record: GeneExperts) -> list[int]:
     """The kept experts with the largest score, or norm where there are no scores."""
-    scores = one.scores or one.norm
-    return sorted(one.kept, key=lambda expert: (-scores[expert], expert))[:_BEST]
-
-
-def _caption(graft: Graft) -> str:
-    said = f"{graft.method}: {_what(graft)}"
-    if graft.check is not None:
-        said += f"; reloaded, the logits differ by {graft.check.max_logit_difference:.2g} at most"
-    return f"{said}; {graft.seconds:.0f} s"
-
-
-def _what(graft: Graft) -> str:
-    if graft.method == "safelora":
-        return graft.note
-    if graft.method == "safety_sft":
-        first, last = graft.steps[0], graft.steps[-1]
-        return (
-            f"an adapter at the gene's points in {len(graft.coefficients)} layers, trained on {_shots(graft)} in "
-            f"{len(graft.steps)} updates; from the first to the last, loss of refusals "
-            f"{first.refusal_loss:.3f} to {last.refusal_loss:.3f}, of examples {first.task_loss:.3f} to "
-            f"{last.task_loss:.3f} nats per token"
-        )
-    return {
-        "fixed": "coefficients of 1, not tuned",
-        "layer": f"tuned on {_shots(graft)}",
-        "global": f"one for all, tuned on {_shots(graft)}",
-    }[graft.tuned]
-
-
-def _shots(graft: Graft) -> str:
-    kept = f", {graft.harmless} harmless replies kept" if graft.harmless else ""
-    return f"{graft.shots} refusals and as many examples{kept}"
+    scores = record.scores or record.norm
+    return sorted(record.kept, key=lambda expert: (-scores[expert], expert))[:_BEST]
