@@ -253,4 +253,4 @@ def test_what_does_not_fit_is_refused() -> None:
     other = peft.get_peft_model(tiny("llama"), peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[]))
     refused(UnsupportedModelError, "q_proj is not that of plain LoRA .*; got 0 LoRA adapters", other)
     frozen = tiny("llama").requires_grad_(False)
-    refused(ConfigError, "nothing that trains is in the anchor; got 0 trainable parameters", frozen)
+    refused(ConfigError, "no trained parameter is in the anchor; got 0 trainable parameters", frozen)
