@@ -38,7 +38,7 @@ def load(
         ArtifactError: the hardening is missing, damaged, or of another model.
         UnsupportedModelError: the model is not one that can be loaded.
     """
-    from seawall.methods.steer.hardened import load_hardened
+    from seawall.methods.steer.hardening import load_hardened
 
     config = read_recipe(None, {"model": {"id": model, "revision": revision, "dtype": dtype, "device": device}})[
         0

@@ -1,4 +1,4 @@
-"""Steering as the report and the terminal show it, in the reader's words."""
+"""Steering as terminal table and page."""
 
 from __future__ import annotations
 
@@ -55,34 +55,34 @@ _SHARES: tuple[tuple[str, str, float | None], ...] = (
 )
 
 
-def steering_view(found: SteeringResult, directions: Directions, hardening: Hardening | None) -> SteeringView:
+def steering_view(result: SteeringResult, directions: Directions, hardening: Hardening | None) -> SteeringView:
     """What the report is given."""
     return SteeringView(
-        mode=found.mode,
-        question=_question(found),
-        claim=found.claim,
-        facts=_facts(found, directions),
-        grid=layer_grid(found, directions),
-        conditions=_conditions(found),
-        kls=[one.harmless_kl for one in found.conditions],
-        side_effect=side_effect_scatter(found),
-        routing=routing_scatter(found, directions) if directions.candidates else None,
-        routing_note=routing_note(found),
-        shares=[*_shares(found)],
-        tried=[*_tried(found)],
+        mode=result.mode,
+        question=_question(result),
+        claim=result.claim,
+        facts=_facts(result, directions),
+        grid=layer_grid(result, directions),
+        conditions=_conditions(result),
+        kls=[condition.harmless_kl for condition in result.conditions],
+        side_effect=side_effect_scatter(result),
+        routing=routing_scatter(result, directions) if directions.candidates else None,
+        routing_note=routing_note(result),
+        shares=[*_shares(result)],
+        tried=[*_tried(result)],
         hardening=_hardening(hardening),
     )
 
 
-def steering_table(found: SteeringResult) -> Table:
+def steering_table(result: SteeringResult) -> Table:
     """One row per condition, for the terminal."""
-    view = _conditions(found)
+    view = _conditions(result)
     table = Table(box=None, pad_edge=False)
     table.add_column("condition", overflow="fold")
     for group in view.groups:
         table.add_column("attack success" if group == POOLED else group_name(group), justify="right")
     table.add_column("harmless KL", justify="right")
-    for row, condition in zip(view.rows, found.conditions, strict=True):
+    for row, condition in zip(view.rows, result.conditions, strict=True):
         kl = "" if condition.harmless_kl is None else f"{condition.harmless_kl:.3f}"
         table.add_row(row.label, *(_shown(condition.rates.get(group)) for group in view.groups), kl)
     return table
@@ -99,76 +99,85 @@ def condition_name(name: str) -> str:
     return _LABELS.get(name, name)
 
 
-def _question(found: SteeringResult) -> str:
-    way = "taken away" if found.mode == "suppress" else "added"
+def _question(result: SteeringResult) -> str:
+    change = "subtracted" if result.mode == "suppress" else "added"
     return (
         "Directions are mean differences between harmful and harmless prompts, of each layer's input and of each "
         "expert's output where that expert alone is chosen. They come from training prompts and were chosen on "
-        f"validation prompts; then each was {way} on every token while the original model answered held-out prompts, "
-        "the same ones in every condition. No weight is changed. As controls, random directions of the same length and "
-        "experts whose routing does not differ went through the same."
+        f"validation prompts; then each was {change} on every token while the original model answered held-out "
+        "prompts, the same ones in every condition. No weight is changed. As controls, random directions of the same "
+        "length and experts whose routing does not differ went through the same."
     )
 
 
-def _conditions(found: SteeringResult) -> AuditView:
-    rows = [AuditRow(condition_name(one.name), one.series, None, one.rates) for one in found.conditions]
+def _conditions(result: SteeringResult) -> AuditView:
+    rows = [
+        AuditRow(condition_name(condition.name), condition.series, None, condition.rates)
+        for condition in result.conditions
+    ]
     return AuditView(
         audit="steering",
         title="Conditions of steering.",
         question="",
-        claim=found.claim,
-        groups=[group for group in _SHOWN if found.conditions and group in found.conditions[0].rates],
+        claim=result.claim,
+        groups=[group for group in _SHOWN if result.conditions and group in result.conditions[0].rates],
         rows=rows,
     )
 
 
-def _shares(found: SteeringResult) -> Iterator[ShareRow]:
+def _shares(result: SteeringResult) -> Iterator[ShareRow]:
     """The shares that were measured; nothing where no condition of that name is."""
-    names = {one.name for one in found.conditions}
+    names = {condition.name for condition in result.conditions}
     for name, label, paper in _SHARES:
         if name in names:
-            yield ShareRow(label, _share(found.figures.get(f"share:{name}")), paper)
+            yield ShareRow(label, _share(result.figures.get(f"share:{name}")), paper)
 
 
-def _tried(found: SteeringResult) -> Iterator[TriedRow]:
+def _tried(result: SteeringResult) -> Iterator[TriedRow]:
     """Chosen ones first, then those judged by their replies, then the best by their score."""
-    names = {at: name.replace("_", " ") for name, at in found.chosen.items()}
-    sign = 1 if found.mode == "suppress" else -1
+    names = {index: name.replace("_", " ") for name, index in result.chosen.items()}
+    sign = 1 if result.mode == "suppress" else -1
     order = sorted(
-        range(len(found.candidates)),
-        key=lambda at: (
-            at not in names,
-            -found.candidates[at].judged,
-            not found.candidates[at].kept,
-            sign * (found.candidates[at].refusal_score or 0.0),
+        range(len(result.candidates)),
+        key=lambda index: (
+            index not in names,
+            -result.candidates[index].judged,
+            not result.candidates[index].kept,
+            sign * (result.candidates[index].refusal_score or 0.0),
         ),
     )
-    for at in order[:_TRIED]:
-        one = found.candidates[at]
-        chosen = f"chosen: {names[at]}" if at in names else ""
+    for index in order[:_TRIED]:
+        candidate = result.candidates[index]
+        chosen = f"chosen: {names[index]}" if index in names else ""
         yield TriedRow(
-            label=candidate_name(one),
-            position=one.position,
-            coefficient=f"{one.coefficient:g}",
-            score=one.refusal_score,
-            kl=one.harmless_kl,
-            refused=one.refused,
-            verdict="; ".join(part for part in (chosen, one.reason) if part) or "passed",
+            label=candidate_name(candidate),
+            position=candidate.position,
+            coefficient=f"{candidate.coefficient:g}",
+            score=candidate.refusal_score,
+            kl=candidate.harmless_kl,
+            refused=candidate.refused,
+            verdict="; ".join(part for part in (chosen, candidate.reason) if part) or "passed",
         )
 
 
-def _facts(found: SteeringResult, directions: Directions) -> list[tuple[str, str]]:
+def _facts(result: SteeringResult, directions: Directions) -> list[tuple[str, str]]:
     sides: tuple[PromptSide, ...] = ("harmful", "harmless")
-    counts = {side: [directions.count(side, kept=kept) for kept in (True, False)] for side in sides}
-    kept = " and ".join(f"{counts[side][0]} {side}" for side in sides)
+    counts = {side: [directions.count(side, kept=counted) for counted in (True, False)] for side in sides}
+    counted = " and ".join(f"{counts[side][0]} {side}" for side in sides)
     looked = " and ".join(str(sum(counts[side])) for side in sides)
     rows = [
-        ("prompts for directions", f"{kept}, of {looked}; those whose refusal score has the right sign"),
+        ("prompts for directions", f"{counted}, of {looked}; those whose refusal score has the right sign"),
         ("refusal tokens", ", ".join(map(str, directions.refusal_tokens))),
-        ("settings tried", f"{len(found.candidates):,} ({_counts(Counter(one.family for one in found.candidates))})"),
-        ("dropped", _counts(Counter(one.reason for one in found.candidates if not one.kept)) or "none"),
+        (
+            "settings tried",
+            f"{len(result.candidates):,} ({_counts(Counter(candidate.family for candidate in result.candidates))})",
+        ),
+        (
+            "dropped",
+            _counts(Counter(candidate.reason for candidate in result.candidates if not candidate.kept)) or "none",
+        ),
     ]
-    cost, full = (found.figures.get(name) for name in ("search_cost", "search_full_cost"))
+    cost, full = (result.figures.get(name) for name in ("search_cost", "search_full_cost"))
     if cost is not None and full is not None and cost.value:
         saved = f"{full.value / cost.value:.1f} times fewer decoder-layer passes than every setting on every prompt"
         rows.append(("search for experts", saved))
@@ -179,14 +188,14 @@ def _counts(counts: Counter[str]) -> str:
     return "; ".join(f"{name.replace('_', ' ')}: {count:,}" for name, count in counts.most_common())
 
 
-def _hardening(found: Hardening | None) -> str:
-    if found is None:
+def _hardening(artifact: Hardening | None) -> str:
+    if artifact is None:
         return ""
-    cost = found.effects.get(BORDERLINE)
-    said = "" if cost is None else f" Its cost: over-refusal from {cost.before.rate:.1%} to {cost.after.rate:.1%}."
+    cost = artifact.effects.get(BORDERLINE)
+    costs = "" if cost is None else f" Its cost: over-refusal from {cost.before.rate:.1%} to {cost.after.rate:.1%}."
     return (
-        f"steer/hardening holds this direction times {found.coefficient:g}, for seawall.load(model, steering=...), "
-        f"which adds it for as long as the model lives.{said}"
+        f"steer/hardening holds this direction times {artifact.coefficient:g}, for seawall.load(model, steering=...), "
+        f"which adds it for as long as the model lives.{costs}"
     )
 
 
