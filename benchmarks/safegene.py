@@ -36,7 +36,7 @@ from seawall.config.model import ModelConfig
 from seawall.data.sets import load_prompts
 from seawall.errors import NothingToGraftError
 from seawall.evaluation.task import score_task
-from seawall.jobs.evaluate import Target, evaluate_target, open_target
+from seawall.jobs.evaluate import EvalTarget, evaluate_target, open_target
 from seawall.methods.gene.graft import GraftRequest, gene_folder, graft_gene
 from seawall.methods.gene.shots import read_exchanges
 from seawall.methods.gene.tools import select_gene
@@ -106,7 +106,7 @@ def _measured(row: Row, options: argparse.Namespace, recipe: Recipe) -> dict[str
     folder = options.output / "rows" / row.key
     if (folder / "row.json").is_file():
         return read_json(folder / "row.json")
-    model, target, facts = _task_checkpoint(options, recipe), Target(), dict[str, Any]()
+    model, target, facts = _task_checkpoint(options, recipe), EvalTarget(), dict[str, Any]()
     if row.name == "aligned":
         model = options.aligned
     elif row.name != "fine-tuned":
@@ -116,7 +116,7 @@ def _measured(row: Row, options: argparse.Namespace, recipe: Recipe) -> dict[str
         except NothingToGraftError:
             facts = {"turned_down": True}  # then it is the task's model as it is
         else:
-            model, target = (graft, target) if row.method == "safelora" else (model, Target(adapter=graft))
+            model, target = (graft, target) if row.method == "safelora" else (model, EvalTarget(adapter=graft))
     named = recipe.model_copy(update={"model": _named(recipe, model)})
     done = evaluate_target(named, target, folder, text="", reporter=Quiet())
     opened, tokenizer = open_target(named, target)

@@ -14,7 +14,7 @@ from seawall.config import load_recipe
 from seawall.config.recipe import Recipe
 from seawall.errors import ConfigError, DataError, SeawallError
 from seawall.jobs.audit import audit_model
-from seawall.jobs.evaluate import Target, evaluate_target
+from seawall.jobs.evaluate import EvalTarget, evaluate_target
 from seawall.jobs.gene import extract_gene
 from seawall.jobs.landscape import landscape_recipe
 from seawall.jobs.run import run_recipe
@@ -26,7 +26,7 @@ from seawall.runs.progress import Quiet
 Verb = Callable[[Recipe, Path], Any]
 VERBS: dict[str, Verb] = {
     "run": lambda recipe, folder: run_recipe(recipe, folder, text="", reporter=Quiet()),
-    "eval": lambda recipe, folder: evaluate_target(recipe, Target(), folder, text="", reporter=Quiet()),
+    "eval": lambda recipe, folder: evaluate_target(recipe, EvalTarget(), folder, text="", reporter=Quiet()),
     "audit": lambda recipe, folder: audit_model(recipe, folder, text="", only=["silencing"], reporter=Quiet()),
     "steer": lambda recipe, folder: steer_recipe(recipe, folder, text="", reporter=Quiet()),
     "landscape": lambda recipe, folder: landscape_recipe(recipe, folder, text="", reporter=Quiet()),

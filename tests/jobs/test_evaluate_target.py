@@ -18,14 +18,14 @@ from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, ConfigError, RunFolderError, SeawallError
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
-from seawall.jobs.evaluate import STAGE, Evaluation, Target, evaluate_target
+from seawall.jobs.evaluate import STAGE, EvalTarget, Evaluation, evaluate_target
 from seawall.jobs.run import run_recipe
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
 from seawall.models.generate import generate
 from seawall.shell.finished import open_finished
 
-BASE = Target()
+BASE = EvalTarget()
 
 
 class Heard:
@@ -44,7 +44,9 @@ class Heard:
         self.said.append(text)
 
 
-def run(recipe: Path, folder: Path, *changes: str, target: Target = BASE, reporter: Heard | None = None) -> Evaluation:
+def run(
+    recipe: Path, folder: Path, *changes: str, target: EvalTarget = BASE, reporter: Heard | None = None
+) -> Evaluation:
     text = recipe.read_text()
     return evaluate_target(load_recipe(recipe, changes), target, folder, text=text, reporter=reporter or Heard())
 
@@ -67,7 +69,7 @@ def samples(folder: Path) -> dict[str, Any]:
 def test_base_and_base_with_delta_are_what_the_run_measured(
     planted: Path, planted_run: Path, tmp_path: Path, side: str
 ) -> None:
-    target = Target() if side == "before" else Target(delta=planted_run / "delta")
+    target = EvalTarget() if side == "before" else EvalTarget(delta=planted_run / "delta")
     found = run(planted, tmp_path / "eval", target=target)
     expected = EvalResult.load(planted_run / f"eval-{side}")
     assert found.result == expected
@@ -91,10 +93,10 @@ def test_a_finished_evaluation_is_only_read_again_and_another_is_refused(
     with pytest.raises(RunFolderError, match=r"eval\.max_new_tokens differs"):
         run(planted, tmp_path / "eval", *quick, "eval.max_new_tokens=5")
     with pytest.raises(RunFolderError, match=r"target\.delta differs"):
-        run(planted, tmp_path / "eval", *quick, target=Target(delta=planted_run / "delta"))
+        run(planted, tmp_path / "eval", *quick, target=EvalTarget(delta=planted_run / "delta"))
     with pytest.raises(RunFolderError, match="differs"):
         run_recipe(load_recipe(planted, quick), tmp_path / "eval", text="", reporter=Heard())
-    with pytest.raises(RunFolderError, match="holds an evaluation alone"):
+    with pytest.raises(RunFolderError, match="holds only an evaluation"):
         open_finished(tmp_path / "eval")
 
 
@@ -122,9 +124,9 @@ def test_a_delta_of_another_model_is_refused(planted: Path, planted_run: Path, t
     tiny("olmoe").save_pretrained(tmp_path / "other")
     tiny_tokenizer().save_pretrained(tmp_path / "other")
     with pytest.raises(ArtifactError):
-        run(planted, tmp_path / "a", f"model.id={tmp_path / 'other'}", target=Target(delta=planted_run / "delta"))
+        run(planted, tmp_path / "a", f"model.id={tmp_path / 'other'}", target=EvalTarget(delta=planted_run / "delta"))
     with pytest.raises(ArtifactError):
-        run(planted, tmp_path / "b", target=Target(delta=tmp_path))
+        run(planted, tmp_path / "b", target=EvalTarget(delta=tmp_path))
     assert not (tmp_path / "a" / STAGE).exists()
 
 
@@ -144,7 +146,7 @@ def test_an_adapter_is_merged_and_measured(planted: Path, tmp_path: Path) -> Non
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     peft.get_peft_model(base, config).save_pretrained(str(tmp_path / "adapter"))
     quick = ("data.test_goals=2", "eval.gold=false")
-    found = run(planted, tmp_path / "eval", *quick, target=Target(adapter=tmp_path / "adapter"))
+    found = run(planted, tmp_path / "eval", *quick, target=EvalTarget(adapter=tmp_path / "adapter"))
     assert found.result.model_fingerprint != fingerprint
     assert found.summary["target"] == {"delta": None, "adapter": str(tmp_path / "adapter")}
     assert found.summary["attacks"]["story"]["n"] == 2
@@ -194,11 +196,11 @@ class TestAnEndpoint:
         nowhere = at("http://127.0.0.1:1/v1")
         with pytest.raises(ConfigError, match="behind an endpoint cannot be repaired"):
             run_recipe(load_recipe(planted, nowhere), tmp_path / "run", text="", reporter=Heard())
-        for target in (Target(delta=tmp_path), Target(adapter=tmp_path)):
-            with pytest.raises(ConfigError, match="cannot be put on a model behind an endpoint"):
+        for target in (EvalTarget(delta=tmp_path), EvalTarget(adapter=tmp_path)):
+            with pytest.raises(ConfigError, match="cannot be added to a model behind an endpoint"):
                 run(planted, tmp_path / "run", *nowhere, target=target)
-        with pytest.raises(ConfigError, match="a delta and an adapter are given"):
-            run(planted, tmp_path / "run", target=Target(delta=tmp_path, adapter=tmp_path))
+        with pytest.raises(ConfigError, match="got a delta and an adapter"):
+            run(planted, tmp_path / "run", target=EvalTarget(delta=tmp_path, adapter=tmp_path))
         assert not (tmp_path / "run").exists()
 
 

@@ -21,7 +21,7 @@ from seawall.cli.stages import run_until
 
 if TYPE_CHECKING:
     from seawall.config.recipe import Recipe
-    from seawall.jobs.evaluate import Evaluation, Target
+    from seawall.jobs.evaluate import EvalTarget, Evaluation
 
 _Folder = Optional[Path]  # noqa: UP045 - typer reads these annotations
 _Name = Optional[str]  # noqa: UP045
@@ -53,10 +53,10 @@ def evaluate(
         run_until("evaluate", recipe, sets, output, as_json=as_json)
         return
     quiet_libraries()
-    from seawall.jobs.evaluate import Target
+    from seawall.jobs.evaluate import EvalTarget
 
     folder = output or Path(f"runs/{wanted.name}-eval")
-    found = _run(wanted, Target(delta, adapter), folder, text=text, as_json=as_json)
+    found = _run(wanted, EvalTarget(delta, adapter), folder, text=text, as_json=as_json)
     if as_json:
         print_json(found.summary)
     else:
@@ -88,7 +88,7 @@ def _changes(recipe: Path | None, model: str | None, endpoint: str | None) -> li
     return [f"model.id={json.dumps(model)}", *own]
 
 
-def _run(recipe: Recipe, target: Target, folder: Path, *, text: str, as_json: bool) -> Evaluation:
+def _run(recipe: Recipe, target: EvalTarget, folder: Path, *, text: str, as_json: bool) -> Evaluation:
     from seawall.jobs.evaluate import evaluate_target
     from seawall.runs.progress import Quiet, TerminalReporter
 
@@ -101,7 +101,7 @@ def _run(recipe: Recipe, target: Target, folder: Path, *, text: str, as_json: bo
 def _show(found: Evaluation) -> None:
     from rich.console import Console
 
-    from seawall.jobs.headline import headline_table, length_table
+    from seawall.evaluation.view import headline_table, length_table
 
     console = Console(highlight=False)
     console.print(headline_table((("rate", found.result),), {}))

@@ -116,7 +116,7 @@ def _plain(records: Mapping[str, Any]) -> dict[str, Any]:
 
 def _show(outcome: Any, last: str) -> None:
     """The headline on standard output, ending with the path that people want next."""
-    from seawall.jobs.headline import headline_table
+    from seawall.evaluation.view import headline_table
 
     console = results_console()
     if outcome.rates:

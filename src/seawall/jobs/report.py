@@ -1,4 +1,4 @@
-"""Collects what a run folder holds into the inputs of its report."""
+"""`seawall report`, and the inputs of every page, collected from a run folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SHOWN_PER_GROUP = 12
 
 
 def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
-    """The inputs of report and model card, from a run whose stages up to `eval-after` are done."""
+    """The inputs of report and model card, from a run with all stages up to `eval-after`."""
     recipe = read_json(run.resolved)
     profile = ExpertProfile.load(run.stage("profile"))
     chosen = ExpertSet.load(run.stage("select"))
@@ -54,7 +54,7 @@ def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
         summary={"parity": None, **summary},
         recipe=recipe,
         manifest=manifest,
-        groups=[_row(one, summary) for one in compared.values()],
+        groups=[_row(comparison, summary) for comparison in compared.values()],
         gaps=chosen.scores_LE.tolist(),
         selected=chosen.layers,
         stability=chosen.stability,
@@ -72,13 +72,13 @@ def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
 
 
 def write_report(run: RunFolder, summary: Mapping[str, Any]) -> None:
-    """Writes `report.html` from what the run folder holds. It has all that `steering.html` could still say."""
+    """Writes `report.html` from the run folder; removes `steering.html`, whose content it includes."""
     write_text(run.report, render_report(collect(run, summary)))
     run.steering_report.unlink(missing_ok=True)
 
 
 def write_steering_page(run: RunFolder, recipe: Recipe) -> None:
-    """Writes `steering.html`, for a run that has no repair to report on."""
+    """Writes `steering.html`, for a run without a repair."""
     page = render_steering(
         _steering(run),
         model=recipe.model.id,
@@ -88,10 +88,10 @@ def write_steering_page(run: RunFolder, recipe: Recipe) -> None:
     write_text(run.steering_report, page)
 
 
-def write_tuning_page(run: RunFolder, recipe: Recipe, found: TuningResult) -> None:
+def write_tuning_page(run: RunFolder, recipe: Recipe, result: TuningResult) -> None:
     """Writes `tuning.html`."""
     page = render_tuning(
-        tuning_view(found),
+        tuning_view(result),
         model=recipe.model.id,
         recipe=recipe.model_dump(mode="json"),
         manifest=read_json(run.manifest),
@@ -100,10 +100,10 @@ def write_tuning_page(run: RunFolder, recipe: Recipe, found: TuningResult) -> No
 
 
 def rewrite_report(path: Path) -> Path:
-    """Writes the report of a finished run again, with the audits that were made since; returns its path.
+    """Writes the report of a finished run again, with audits made in the meantime; returns its path.
 
     Raises:
-        RunFolderError: it holds no run, or one that is not finished.
+        RunFolderError: no run, or an unfinished one.
         ArtifactError: a file is damaged or was changed.
     """
     finished = open_finished(path)
@@ -116,13 +116,13 @@ def audit_stage(run: RunFolder, name: str) -> Path:
     """The folder of a finished audit.
 
     Raises:
-        ArtifactError: a file was changed since.
+        ArtifactError: a file of the audit was changed.
     """
     return finished_stage(run, f"audit/{name}")
 
 
 def copy_samples(run: RunFolder) -> None:
-    """Brings every prompt, completion and verdict together in `samples/`."""
+    """Copies all prompts, completions and verdicts into `samples/`."""
     run.samples.mkdir(exist_ok=True)
     for when in ("before", "after"):
         copy_file(run.stage(f"eval-{when}") / SAMPLES, run.samples / f"{when}.jsonl")
@@ -130,8 +130,8 @@ def copy_samples(run: RunFolder) -> None:
 
 
 def _audits(run: RunFolder) -> list[AuditView]:
-    found = [AuditResult.load(audit_stage(run, name)) for name in AUDITS if is_done(run, f"audit/{name}")]
-    return [audit_view(one) for one in found]
+    results = [AuditResult.load(audit_stage(run, name)) for name in AUDITS if is_done(run, f"audit/{name}")]
+    return [audit_view(result) for result in results]
 
 
 def _steering(run: RunFolder) -> SteeringView:
@@ -140,34 +140,34 @@ def _steering(run: RunFolder) -> SteeringView:
     return steering_view(SteeringResult.load(folder), Directions.load(folder), hardening)
 
 
-def _row(one: Comparison, summary: Mapping[str, Any]) -> GroupRow:
-    family = one.group.removeprefix(ATTACK)
-    seen = bool(summary["attacks"][family]["seen"]) if one.group.startswith(ATTACK) else None
-    change = one.change
-    moved = Rate(change.difference, change.low, change.high, one.after.n, one.after.unscored)
-    return GroupRow(one.group, seen, one.before, one.after, moved, change.p)
+def _row(comparison: Comparison, summary: Mapping[str, Any]) -> GroupRow:
+    family = comparison.group.removeprefix(ATTACK)
+    is_seen = bool(summary["attacks"][family]["seen"]) if comparison.group.startswith(ATTACK) else None
+    change = comparison.change
+    moved = Rate(change.difference, change.low, change.high, comparison.after.n, comparison.after.unscored)
+    return GroupRow(comparison.group, is_seen, comparison.before, comparison.after, moved, change.p)
 
 
 def _side_by_side(before: list[Sample], after: list[Sample]) -> list[SampleRow]:
-    """The first samples of every group; all of them lie in `samples/`."""
+    """The first samples of each group; `samples/` holds all of them."""
     later = {sample.id: sample for sample in after}
-    taken: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     rows = []
     for sample in before:
-        taken[sample.group] += 1
-        if taken[sample.group] > SHOWN_PER_GROUP:
+        counts[sample.group] += 1
+        if counts[sample.group] > SHOWN_PER_GROUP:
             continue
-        other = later[sample.id]
+        sample_after = later[sample.id]
         rows.append(
             SampleRow(
                 group=sample.group,
                 goal=sample.goal,
                 prompt="\n\n".join(f"{message.role}: {message.content}" for message in sample.prompt),
                 before=sample.response,
-                after=other.response,
+                after=sample_after.response,
                 verdict_before=sample.label,
-                verdict_after=other.label,
-                reason=other.reason,
+                verdict_after=sample_after.label,
+                reason=sample_after.reason,
             )
         )
     return rows
