@@ -19,8 +19,8 @@ from seawall.models.files.difference import CheckpointDifference, compare_checkp
 from seawall.shell.difference import GroupDifference, RunDifference, compare_runs
 from seawall.shell.finished import open_finished
 
-Kind = Literal["run", "checkpoint"]
-_MARKS: dict[Kind, str] = {"run": "resolved.json", "checkpoint": "config.json"}
+FolderKind = Literal["run", "checkpoint"]
+_MARKS: dict[FolderKind, str] = {"run": "resolved.json", "checkpoint": "config.json"}
 _NAMED = 20
 """Names of a kind in a table; `--json` has all of them."""
 
@@ -71,7 +71,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _kind(path: Path) -> Kind:
+def _kind(path: Path) -> FolderKind:
     for kind, mark in _MARKS.items():
         if (path / mark).is_file():
             return kind

@@ -14,17 +14,17 @@ from seawall.methods.audit.switches import (
     limit_per_layer,
     switch_settings,
 )
-from seawall.methods.rasa.selection.scores import Place
+from seawall.methods.rasa.selection.scores import LayerExpert
 
-OFF: list[Place] = [(0, 1), (2, 5), (0, 2), (1, 7)]
-ON: list[Place] = [(1, 0), (1, 3), (2, 4)]
+OFF: list[LayerExpert] = [(0, 1), (2, 5), (0, 2), (1, 7)]
+ON: list[LayerExpert] = [(1, 0), (1, 3), (2, 4)]
 
 
 def _settings(*amounts: int, seed: int = 0) -> list[SwitchSetting]:
     return switch_settings(OFF, ON, amounts, num_layers=3, num_experts=8, seed=seed)
 
 
-def _flat(layers: Layers) -> set[Place]:
+def _flat(layers: Layers) -> set[LayerExpert]:
     return {(layer, expert) for layer, experts in enumerate(layers) for expert in experts}
 
 

@@ -31,7 +31,7 @@ from seawall.methods.gene.coefficients import tune_coefficients
 from seawall.methods.gene.examples import cross_entropy
 from seawall.methods.gene.graft import GraftRequest, graft_gene, revert_graft
 from seawall.methods.gene.methods import METHODS, fine_tune
-from seawall.methods.gene.shots import SIDES, Shot, Side, harmless_requests, shot_batches, shot_loss
+from seawall.methods.gene.shots import SHOT_KINDS, Shot, ShotKind, harmless_requests, shot_batches, shot_loss
 from seawall.methods.gene.task_model import vocabulary_hash
 from seawall.methods.tune.anchor import extract_anchor
 from seawall.models.files.fingerprint import model_fingerprint
@@ -107,7 +107,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def some(refusals: int, task: int, harmless: int = 0) -> list[Shot]:
     """Replies of unequal lengths."""
-    counts: dict[Side, int] = {"refusal": refusals, "task": task, "harmless": harmless}
+    counts: dict[ShotKind, int] = {"refusal": refusals, "task": task, "harmless": harmless}
     sides = [side for side, count in counts.items() for _ in range(count)]
     return [
         Shot(Encoded([at + 1, at + 2, at + 3, at + 4], [-100] * (1 + at % 2) + list(range(at, at + 3 - at % 2))), side)
@@ -127,8 +127,8 @@ def test_sides_weigh_the_same_whatever_their_numbers_and_are_in_every_batch(coun
     alone = [float(cross_entropy(model, [one.encoded], 0).detach()) for one in shots]
     means = {
         f"{side}_loss": sum(losses) / len(losses)
-        for side in SIDES
-        if (losses := [loss for loss, one in zip(alone, shots, strict=True) if one.side == side])
+        for side in SHOT_KINDS
+        if (losses := [loss for loss, one in zip(alone, shots, strict=True) if one.kind == side])
     }
     weights = {"refusal_loss": 1.0, "task_loss": 1.0, "harmless_loss": 0.5}
     wanted = sum(weights[name] * one for name, one in means.items()) / sum(weights[name] for name in means)
@@ -137,10 +137,10 @@ def test_sides_weigh_the_same_whatever_their_numbers_and_are_in_every_batch(coun
     assert abs(float(total.detach()) - sum(alone) / len(alone)) > 1e-3
     batches = shot_batches(shots, GeneGraft(steps=7, batch_size=4), seed=0)
     assert len(batches) == 7
-    assert all({shots[at].side for at in batch} == {one.side for one in shots} for batch in batches)
+    assert all({shots[at].kind for at in batch} == {one.kind for one in shots} for batch in batches)
 
 
-def said(model: PreTrainedModel, first: int, side: Side) -> list[Shot]:
+def said(model: PreTrainedModel, first: int, side: ShotKind) -> list[Shot]:
     """What a model replies to four prompts, three tokens each."""
     found = []
     for at in range(first, first + 4):
@@ -167,7 +167,7 @@ def test_kept_replies_are_what_the_model_says_token_by_token_and_empty_ones_do_n
     seen: list[list[int]] = []
 
     def tune(worn: Worn, shots: Sequence[Shot], *rest: Any, **named: Any) -> dict[int, float]:
-        seen.extend(list(one.encoded.input_ids) for one in shots if one.side == "harmless")
+        seen.extend(list(one.encoded.input_ids) for one in shots if one.kind == "harmless")
         return tune_coefficients(worn, shots, *rest, **named)
 
     monkeypatch.setattr("seawall.methods.gene.methods.tune_coefficients", tune)

@@ -143,7 +143,7 @@ def test_whole_matrices_train_against_a_copy_or_the_checkpoint_s_files(tmp_path:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_a_trainer_of_whole_matrices(tmp_path: Path) -> None:
+def test_a_trainer_of_full_matrices(tmp_path: Path) -> None:
     models = [tiny("llama"), tiny("llama")]
     start = write(tmp_path / "start", models[0])
     basin = SafetyBasin(random_anchor(matrices(models[0])), weight=25.0)

@@ -18,13 +18,13 @@ from seawall.evaluation.pooled import Samples
 from seawall.methods.audit.conditions import ConditionRunner
 from seawall.methods.audit.context import AuditSubject
 from seawall.methods.rasa.selection.controls import CONTROLS, Control
-from seawall.methods.rasa.selection.scores import Place, by_layer, count, frequency_gap, top_positive, traffic
+from seawall.methods.rasa.selection.scores import LayerExpert, by_layer, count, frequency_gap, top_positive, traffic
 from seawall.models.moe.exchange import exchanged
 from seawall.models.moe.switch import steered
 from seawall.report.audits import AuditView, audit_rows
 from seawall.report.changes import points
 
-Substitute = Callable[[Collection[Place]], list[Place]]
+Substitute = Callable[[Collection[LayerExpert]], list[LayerExpert]]
 """Experts -> the same number of control experts, outside the whole ranking."""
 
 REFERENCE = "none"
@@ -60,7 +60,9 @@ def doubling(largest: int) -> list[int]:
     return [*powers, largest]
 
 
-def expert_masks(ranked: Sequence[Place], controls: Mapping[str, Substitute], *, num_layers: int) -> list[ExpertMask]:
+def expert_masks(
+    ranked: Sequence[LayerExpert], controls: Mapping[str, Substitute], *, num_layers: int
+) -> list[ExpertMask]:
     """The first 1, 2, 4, ... experts of the ranking up to all of it, and the same number of each control.
 
     Args:
@@ -164,7 +166,7 @@ def _masks(subject: AuditSubject) -> list[ExpertMask]:
     return expert_masks(ranked, controls, num_layers=num_layers)
 
 
-def _substitute(control: Control, traffic_LE: Tensor, ranked: Sequence[Place], seed: int) -> Substitute:
+def _substitute(control: Control, traffic_LE: Tensor, ranked: Sequence[LayerExpert], seed: int) -> Substitute:
     """The control, outside the whole ranking: experts ranked just below the masked ones serve refusals too."""
     return lambda selected: control(selected, traffic_LE, seed, apart=ranked)
 

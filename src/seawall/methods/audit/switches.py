@@ -23,7 +23,7 @@ from seawall.errors import NothingToRepairError
 from seawall.evaluation.pooled import Samples
 from seawall.methods.audit.conditions import ConditionRunner
 from seawall.methods.audit.context import AuditSubject
-from seawall.methods.rasa.selection.scores import Place, by_layer, frequency_gap, top_positive
+from seawall.methods.rasa.selection.scores import LayerExpert, by_layer, frequency_gap, top_positive
 from seawall.models.moe.switch import steered
 from seawall.report.audits import AuditView, audit_rows
 from seawall.report.changes import points
@@ -68,9 +68,9 @@ class SwitchSetting:
         return sum(map(len, self.off)), sum(map(len, self.on))
 
 
-def limit_per_layer(ranked: Sequence[Place], limits: Sequence[int]) -> list[Place]:
+def limit_per_layer(ranked: Sequence[LayerExpert], limits: Sequence[int]) -> list[LayerExpert]:
     """The ranking without experts beyond the limit of their layer."""
-    counts, selected = Counter[int](), list[Place]()
+    counts, selected = Counter[int](), list[LayerExpert]()
     for layer, expert in ranked:
         if counts[layer] < limits[layer]:
             counts[layer] += 1
@@ -79,7 +79,13 @@ def limit_per_layer(ranked: Sequence[Place], limits: Sequence[int]) -> list[Plac
 
 
 def switch_settings(
-    off: Sequence[Place], on: Sequence[Place], amounts: Sequence[int], *, num_layers: int, num_experts: int, seed: int
+    off: Sequence[LayerExpert],
+    on: Sequence[LayerExpert],
+    amounts: Sequence[int],
+    *,
+    num_layers: int,
+    num_experts: int,
+    seed: int,
 ) -> list[SwitchSetting]:
     """For each amount the first experts of both rankings, followed by its control with random experts.
 
@@ -104,7 +110,7 @@ def switch_settings(
     return settings
 
 
-def _random(setting: SwitchSetting, ranked: Collection[Place], num_experts: int, seed: int) -> SwitchSetting:
+def _random(setting: SwitchSetting, ranked: Collection[LayerExpert], num_experts: int, seed: int) -> SwitchSetting:
     generator = random.Random(f"random switches {setting.amount} of seed {seed}")
     off, on = [], []
     for layer, (layer_off, layer_on) in enumerate(zip(setting.off, setting.on, strict=True)):

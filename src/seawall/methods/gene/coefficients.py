@@ -31,8 +31,8 @@ def tune_coefficients(
 ) -> Coefficients:
     """Tunes the coefficients a_l of W_l = W_l(task) + a_l (alpha / r) B_l A_l by cross-entropy; weights are frozen.
 
-    Refusals and task examples have weight 1 each, whatever their numbers, and harmless replies
-    `config.harmless_weight`. Coefficients start at 1 and are clamped to [0, `config.ceiling`].
+    The loss is a weighted mean of the means over refusals, task examples (weight 1 each) and harmless replies
+    (`config.harmless_weight`). Coefficients start at 1 and are clamped to [0, `config.ceiling`].
 
     Args:
         worn: the fine-tuned model with the gene attached.

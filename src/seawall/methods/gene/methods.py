@@ -18,7 +18,7 @@ from seawall.data.types import Exchange, Messages
 from seawall.distributed.process import one_process
 from seawall.methods.gene.coefficients import Coefficients, tune_coefficients, with_coefficients
 from seawall.methods.gene.examples import pad_id
-from seawall.methods.gene.shots import Shot, Shots, Side, shot_batches, shot_loss
+from seawall.methods.gene.shots import Shot, ShotKind, Shots, shot_batches, shot_loss
 from seawall.models.files.open import Checkpoint
 from seawall.models.generate import decoding_for, greedy_batches
 from seawall.models.lora.attach import Worn, wear
@@ -91,8 +91,8 @@ def _with_new_adapter(
 ) -> tuple[Worn, list[Shot], int]:
     """The fine-tuned model with a new adapter at the gene's points, the tokenised shots, and a token to pad with."""
     model, tokenizer = task.load()
-    sides: list[tuple[Side, Sequence[Exchange]]] = [("refusal", shots.refusals), ("task", shots.task)]
-    encoded = [Shot(encode_lesson(tokenizer, exchange), side) for side, exchanges in sides for exchange in exchanges]
+    kinds: list[tuple[ShotKind, Sequence[Exchange]]] = [("refusal", shots.refusals), ("task", shots.task)]
+    encoded = [Shot(encode_lesson(tokenizer, exchange), kind) for kind, exchanges in kinds for exchange in exchanges]
     encoded += _own_replies(model, tokenizer, shots.harmless, settings, reporter)
     worn = wear(model, gene.points, rank=gene.rank, scaling=gene.scaling, seed=settings.seed)
     return worn, encoded, pad_id(tokenizer)
@@ -127,7 +127,7 @@ def _own_replies(
 
 
 def _num_harmless(shots: Sequence[Shot]) -> int:
-    return sum(shot.side == "harmless" for shot in shots)
+    return sum(shot.kind == "harmless" for shot in shots)
 
 
 def _step_log(steps: list[GraftStep], total: int, reporter: Reporter) -> Callable[[Row], None]:

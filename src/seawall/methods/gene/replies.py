@@ -12,7 +12,7 @@ from seawall.runs.files import read_metrics, write_metrics
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class TeacherReply:
     """One exchange, whether its prompt is harmful, and the split of the prompt."""
 
     part: SplitName
@@ -20,12 +20,12 @@ class Reply:
     exchange: Exchange
 
 
-def write_replies(path: Path, replies: Sequence[Reply]) -> None:
+def write_replies(path: Path, replies: Sequence[TeacherReply]) -> None:
     """Writes the replies as JSONL."""
     write_metrics(path, [_row(reply) for reply in replies])
 
 
-def read_replies(path: Path) -> list[Reply]:
+def read_replies(path: Path) -> list[TeacherReply]:
     """Reads a file that `write_replies` wrote.
 
     Raises:
@@ -35,11 +35,11 @@ def read_replies(path: Path) -> list[Reply]:
     for row in read_metrics(path):
         prompt = tuple(Message(message["role"], message["content"]) for message in row["messages"])
         exchange = Exchange(prompt, row["response"], prompt[-1].content, row["ended"])
-        replies.append(Reply(row["part"], row["harmful"], exchange))
+        replies.append(TeacherReply(row["part"], row["harmful"], exchange))
     return replies
 
 
-def _row(reply: Reply) -> dict[str, object]:
+def _row(reply: TeacherReply) -> dict[str, object]:
     return {
         "part": reply.part,
         "harmful": reply.harmful,

@@ -24,9 +24,9 @@ from seawall.errors import ConfigError, DataError
 from seawall.methods.gene.examples import cross_entropy
 from seawall.train.loop import Losses
 
-Side = Literal["refusal", "task", "harmless"]
+ShotKind = Literal["refusal", "task", "harmless"]
 """A refusal of a harmful request, a task example, or the fine-tuned model's own reply to a harmless request."""
-SIDES: tuple[Side, ...] = get_args(Side)
+SHOT_KINDS: tuple[ShotKind, ...] = get_args(ShotKind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +48,23 @@ class Shot:
     """A tokenised prompt with its target reply."""
 
     encoded: Encoded
-    side: Side
+    kind: ShotKind
 
 
 def shot_batches(shots: Sequence[Shot], config: GeneGraft, seed: int) -> list[list[int]]:
-    """Positions of the shots in `config.steps` batches; each batch holds shots of every side."""
-    per_side = max(1, config.batch_size // 2)
-    by_side = [[position for position, shot in enumerate(shots) if shot.side == side] for side in SIDES]
-    sides = [positions for positions in by_side if positions]
+    """Positions of the shots in `config.steps` batches; each batch holds shots of every kind."""
+    per_kind = max(1, config.batch_size // 2)
+    by_kind = [[position for position, shot in enumerate(shots) if shot.kind == kind] for kind in SHOT_KINDS]
+    kinds = [positions for positions in by_kind if positions]
     batches: list[list[int]] = []
     epoch = 0
     while len(batches) < config.steps:
         parts = [
             [
-                [side[index] for index in batch]
-                for batch in epoch_batches([1] * len(side), per_side, seed=seed, epoch=epoch)
+                [of_kind[index] for index in batch]
+                for batch in epoch_batches([1] * len(of_kind), per_kind, seed=seed, epoch=epoch)
             ]
-            for side in sides
+            for of_kind in kinds
         ]
         batches += [[position for part in row for position in part] for row in zip(*parts, strict=False)]
         epoch += 1
@@ -74,18 +74,18 @@ def shot_batches(shots: Sequence[Shot], config: GeneGraft, seed: int) -> list[li
 def shot_loss(
     model: PreTrainedModel, shots: Sequence[Shot], positions: Sequence[int], pad_id: int, *, harmless_weight: float
 ) -> Losses:
-    """Weighted mean of the sides' mean cross-entropies, and the mean of each side for the log.
+    """Weighted mean of the kinds' mean cross-entropies, and the mean of each kind for the log.
 
     Args:
         model: in any mode.
-        shots: of any sides.
+        shots: of any kinds.
         positions: of the batch.
         pad_id: a token to pad with; padding is masked.
-        harmless_weight: weight of the harmless side; the other sides have weight 1.
+        harmless_weight: weight of the harmless kind; the other kinds have weight 1.
     """
     loss_B = cross_entropy(model, [shots[position].encoded for position in positions], pad_id).cpu()
-    masks = {side: torch.tensor([shots[position].side == side for position in positions]) for side in SIDES}
-    means = {f"{side}_loss": loss_B[mask].mean() for side, mask in masks.items() if bool(mask.any())}
+    masks = {kind: torch.tensor([shots[position].kind == kind for position in positions]) for kind in SHOT_KINDS}
+    means = {f"{kind}_loss": loss_B[mask].mean() for kind, mask in masks.items() if bool(mask.any())}
     weights = {name: harmless_weight if name == "harmless_loss" else 1.0 for name in means}
     total = torch.stack([weights[name] * mean for name, mean in means.items()]).sum() / sum(weights.values())
     return total, {name: float(mean.detach()) for name, mean in means.items()}

@@ -24,7 +24,7 @@ from seawall.methods.gene.degrade import degrading_adapter
 from seawall.methods.gene.distil import Distillation, distil
 from seawall.methods.gene.examples import TeacherTargets, distillation_examples, pad_id, teacher_predictions
 from seawall.methods.gene.experts import describe_experts, expert_recovery
-from seawall.methods.gene.replies import Reply, write_replies
+from seawall.methods.gene.replies import TeacherReply, write_replies
 from seawall.methods.gene.select import contrast, layer_outputs, select_layers
 from seawall.methods.gene.task_model import vocabulary_hash
 from seawall.models.files.fingerprint import model_fingerprint
@@ -45,7 +45,7 @@ def collect_replies(context: GeneContext, scratch: Path) -> None:
         ("validation", True, config.held_out),
         ("validation", False, config.held_out),
     )
-    replies: list[Reply] = []
+    replies: list[TeacherReply] = []
     for part, harmful, limit in sides:
         replies += _replies(context, model, tokenizer, part, harmful=harmful, limit=limit)
     write_replies(scratch / "replies.jsonl", replies)
@@ -103,7 +103,7 @@ def _replies(
     *,
     harmful: bool,
     limit: int,
-) -> list[Reply]:
+) -> list[TeacherReply]:
     """Replies with the expected verdict: harmful requests refused, harmless ones answered."""
     prompts = context.requests(part, harmful=harmful, limit=limit)
     completions = generate(
@@ -117,7 +117,7 @@ def _replies(
     verdicts = context.judge(prompts, [completion.text for completion in completions])
     expected = "refused" if harmful else "complied"
     replies = [
-        Reply(part, harmful, Exchange(prompt, completion.text.strip(), prompt[-1].content, completion.ended))
+        TeacherReply(part, harmful, Exchange(prompt, completion.text.strip(), prompt[-1].content, completion.ended))
         for prompt, completion, verdict in zip(prompts, completions, verdicts, strict=True)
         if verdict.label == expected and completion.text.strip()
     ]

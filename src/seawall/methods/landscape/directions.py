@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from seawall.artifacts.landscape import DirectionKind
 from seawall.errors import ArtifactError
 from seawall.models.files.fingerprint import StreamedFingerprint
 from seawall.models.files.stream import CheckpointOutline, Part, WeightReader, matrices, outline, reading
@@ -23,7 +24,6 @@ from seawall.models.lora.merge import WEIGHTS, adapter_factors
 from seawall.models.lora.updates import LowRankUpdate
 from seawall.runs.files import canonical_hash, file_hash
 
-Kind = Literal["aligned", "tuned", "random"]
 Norms = Mapping[Part, Mapping[str, Tensor]]
 """Norms of d by part of the checkpoint and tensor name: (), or (E, 1, 1) for a stack that is one part. Parts and
 tensors where d is 0 are left out."""
@@ -44,7 +44,7 @@ class Direction:
     """
 
     name: str
-    kind: Kind
+    kind: DirectionKind
     source: str
     norms: Norms
     opened: Callable[[], AbstractContextManager[Change]]

@@ -30,11 +30,11 @@ Metric = Literal["score", "kl", "induced"]
 """`score`: refusal score of a prompt whose refusal is to be moved. `kl`: divergence of a harmless prompt's next token
 from the original model's, in nats. `induced`: refusal score of a harmless prompt with the direction added. For `score`
 and `kl` a layer's direction is ablated everywhere, and an expert's is subtracted or added at its block."""
-Side = Literal["moved", "harmless"]
-Part = Literal["screening", "remaining"]
+PromptSet = Literal["moved", "harmless"]
+Subset = Literal["screening", "remaining"]
 """The first prompts of a side, on which candidates are screened, and the remaining ones."""
-PARTS: tuple[Part, ...] = ("screening", "remaining")
-SIDE: dict[Metric, Side] = {"score": "moved", "kl": "harmless", "induced": "harmless"}
+SUBSETS: tuple[Subset, ...] = ("screening", "remaining")
+PROMPTS_OF: dict[Metric, PromptSet] = {"score": "moved", "kl": "harmless", "induced": "harmless"}
 SCREENING = 8
 """Number of screening prompts per side."""
 METRIC_NAMES: dict[Metric, str] = {
@@ -100,9 +100,9 @@ class CandidateEvaluator:
         self.target, self.directions, self.mode, self.resume = target, directions, mode, resume
         self.passes = 0
         self.progress: Progress = progress or (lambda what, count, total: None)
-        self._values: dict[tuple[SteeringCandidate, Metric], dict[Part, list[float]]] = {}
-        self._recorded: dict[tuple[Side, Part], list[_Recorded]] = {}
-        sides: dict[Side, Sequence[Prompt]] = {"moved": moved, "harmless": harmless}
+        self._values: dict[tuple[SteeringCandidate, Metric], dict[Subset, list[float]]] = {}
+        self._recorded: dict[tuple[PromptSet, Subset], list[_Recorded]] = {}
+        sides: dict[PromptSet, Sequence[Prompt]] = {"moved": moved, "harmless": harmless}
         for side, available in sides.items():
             require_prompts(f"{side} prompts to search with", available)
             sign: PromptSide | None = "harmless" if side == "harmless" else "harmful" if mode == "suppress" else None
@@ -115,24 +115,26 @@ class CandidateEvaluator:
         """Number of prompts of both sides."""
         return sum(len(recorded.original_BV) for batches in self._recorded.values() for recorded in batches)
 
-    def original_score(self, side: Side, parts: Sequence[Part] = PARTS) -> float:
+    def original_score(self, side: PromptSet, subsets: Sequence[Subset] = SUBSETS) -> float:
         """Mean refusal score of the original model."""
-        logits = [recorded.original_BV for part in parts for recorded in self._recorded[side, part]]
+        logits = [recorded.original_BV for subset in subsets for recorded in self._recorded[side, subset]]
         return float(refusal_score(torch.cat(logits), self.target.refusal_tokens).mean())
 
-    def measure(self, candidates: Iterable[SteeringCandidate], metric: Metric, parts: Sequence[Part] = PARTS) -> None:
+    def measure(
+        self, candidates: Iterable[SteeringCandidate], metric: Metric, subsets: Sequence[Subset] = SUBSETS
+    ) -> None:
         """Measures the candidates, except where the values are stored already."""
         unique = list(dict.fromkeys(candidates))
-        for part in parts:
-            missing = [candidate for candidate in unique if part not in self._values.get((candidate, metric), {})]
-            total = len(missing) * len(self._recorded[SIDE[metric], part])
-            for count, (candidate, values) in enumerate(self._measured(missing, metric, part), 1):
-                self._values.setdefault((candidate, metric), {}).setdefault(part, []).extend(values)
+        for subset in subsets:
+            missing = [candidate for candidate in unique if subset not in self._values.get((candidate, metric), {})]
+            total = len(missing) * len(self._recorded[PROMPTS_OF[metric], subset])
+            for count, (candidate, values) in enumerate(self._measured(missing, metric, subset), 1):
+                self._values.setdefault((candidate, metric), {}).setdefault(subset, []).extend(values)
                 self.progress(METRIC_NAMES[metric], count, total)
 
     def mean(self, candidate: SteeringCandidate, metric: Metric) -> float:
         """Mean over the prompts measured so far; NaN where it is not finite."""
-        values = [value for part_values in self._values[candidate, metric].values() for value in part_values]
+        values = [value for subset_values in self._values[candidate, metric].values() for value in subset_values]
         mean = fmean(values) if all(map(isfinite, values)) else float("nan")
         return mean if isfinite(mean) else float("nan")
 
@@ -147,11 +149,11 @@ class CandidateEvaluator:
             yield _Recorded(batch, inputs, original_BV)
 
     def _measured(
-        self, candidates: Sequence[SteeringCandidate], metric: Metric, part: Part
+        self, candidates: Sequence[SteeringCandidate], metric: Metric, subset: Subset
     ) -> Iterator[tuple[SteeringCandidate, list[float]]]:
         ablation = [candidate for candidate in candidates if not candidate.experts and metric != "induced"]
         addition = [candidate for candidate in candidates if candidate.experts or metric == "induced"]
-        for recorded in self._recorded[SIDE[metric], part]:
+        for recorded in self._recorded[PROMPTS_OF[metric], subset]:
             for candidate in ablation:
                 yield candidate, self._ablated(candidate, recorded, metric)
             copies = max(1, self.target.batch_size // len(recorded.original_BV))

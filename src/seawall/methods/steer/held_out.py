@@ -27,7 +27,7 @@ UNDER_SYSTEM = f"{SYSTEM}-"
 """Prefix of the names of conditions under the safety system prompt."""
 _UNDER_SYSTEM = ("layer", "expert", "expert-constrained")
 """Conditions that are also measured under the safety system prompt."""
-Samples = Mapping[str, Sequence[Sample]]
+SamplesByCondition = Mapping[str, Sequence[Sample]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ class HeldOutEvaluation:
     folder: Path
 
     def measure(self, rows: Sequence[Measurement]) -> tuple[dict[str, list[Sample]], dict[str, float]]:
-        """Samples and harmless divergence of every condition, by name.
+        """SamplesByCondition and harmless divergence of every condition, by name.
 
         Divergences come first, so that a change with NaN logits is an error before hours of generation.
 
@@ -92,7 +92,7 @@ class HeldOutEvaluation:
         rates = group_rates(with_pooled(samples), resamples=config.bootstrap, seed=config.seed)
         return SteeringCondition(row.name, row.series, rates, kl)
 
-    def changes(self, samples: Samples, pairs: Iterable[tuple[str, str]]) -> list[AuditChange]:
+    def changes(self, samples: SamplesByCondition, pairs: Iterable[tuple[str, str]]) -> list[AuditChange]:
         """The paired difference in every group, for each (condition, reference)."""
         return paired_changes(samples, pairs, self.context.recipe.eval)
 

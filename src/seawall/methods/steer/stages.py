@@ -24,7 +24,7 @@ from seawall.methods.steer.held_out import (
     UNDER_SYSTEM,
     HeldOutEvaluation,
     Measurement,
-    Samples,
+    SamplesByCondition,
     measurements,
 )
 from seawall.methods.steer.selection import outcome_of, read_directions, search_directions, target_model
@@ -77,7 +77,7 @@ def _pairs(rows: Sequence[Measurement]) -> list[tuple[str, str]]:
 
 
 def _figures(
-    context: SteerContext, searched: SteeringResult, directions: Directions, samples: Samples
+    context: SteerContext, searched: SteeringResult, directions: Directions, samples: SamplesByCondition
 ) -> dict[str, AuditFigure]:
     """Recovered shares of the layer-level effect and of the full ablation, and the rank correlation."""
     config, group = context.recipe.eval, moved_group(context.config.mode)

@@ -117,9 +117,9 @@ class Penalty:
             B, A = update.factors()
             value = low_rank_penalty(self._on(update.name, B.device), B, A)
             return value * update.scaling**2 if self._scaled else value
-        return self._of_whole(update)
+        return self._of_full(update)
 
-    def _of_whole(self, update: WholeUpdate) -> Tensor:
+    def _of_full(self, update: WholeUpdate) -> Tensor:
         """Checkpointed: autograd recomputes the difference in the backward pass and stores no matrix."""
         parameter, start = update.parameter, self._start
         assert start is not None
@@ -127,7 +127,7 @@ class Penalty:
         transposed = self._anchor.matrices[update.name].transposed
 
         def value(weight: Tensor) -> Tensor:
-            return whole_penalty(projection, weight, start(update.name), transposed=transposed)
+            return full_penalty(projection, weight, start(update.name), transposed=transposed)
 
         computed: Tensor = checkpoint(value, parameter, use_reentrant=False, preserve_rng_state=False)
         return computed
@@ -151,7 +151,7 @@ def low_rank_penalty(projection: Projection, B: Tensor, A: Tensor) -> Tensor:
         return ((R.mT @ R) * (A @ A.mT)).sum()
 
 
-def whole_penalty(projection: Projection, weight: Tensor, start: Tensor, *, transposed: bool = False) -> Tensor:
+def full_penalty(projection: Projection, weight: Tensor, start: Tensor, *, transposed: bool = False) -> Tensor:
     """||(I - C) (W - W0)||_F^2 (), summed over experts.
 
     Args:

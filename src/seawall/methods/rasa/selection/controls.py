@@ -8,15 +8,15 @@ from typing import Protocol
 
 from torch import Tensor
 
-from seawall.methods.rasa.selection.scores import Place
+from seawall.methods.rasa.selection.scores import LayerExpert
 
 
 class Control(Protocol):
     """Selected experts, traffic (L, E), seed -> the same number of other experts, outside `apart` if possible."""
 
     def __call__(
-        self, selected: Collection[Place], traffic_LE: Tensor, seed: int, *, apart: Collection[Place] = ()
-    ) -> list[Place]:
+        self, selected: Collection[LayerExpert], traffic_LE: Tensor, seed: int, *, apart: Collection[LayerExpert] = ()
+    ) -> list[LayerExpert]:
         """The control experts."""
         ...
 
@@ -26,13 +26,13 @@ _NEAREST = 3
 
 
 def random_experts(
-    selected: Collection[Place], traffic_LE: Tensor, seed: int, *, apart: Collection[Place] = ()
-) -> list[Place]:
+    selected: Collection[LayerExpert], traffic_LE: Tensor, seed: int, *, apart: Collection[LayerExpert] = ()
+) -> list[LayerExpert]:
     """The same number of experts, sampled uniformly from those neither selected nor `apart`.
 
     If these are too few, experts in `apart` are used next, and selected experts last.
     """
-    generator, drawn = random.Random(f"random experts {seed}"), list[Place]()
+    generator, drawn = random.Random(f"random experts {seed}"), list[LayerExpert]()
     pools = (_complement([*selected, *apart], traffic_LE), set(apart) - set(selected), selected)
     for pool in pools:
         drawn += generator.sample(sorted(pool), min(len(selected) - len(drawn), len(pool)))
@@ -40,8 +40,8 @@ def random_experts(
 
 
 def frequency_matched(
-    selected: Collection[Place], traffic_LE: Tensor, seed: int, *, apart: Collection[Place] = ()
-) -> list[Place]:
+    selected: Collection[LayerExpert], traffic_LE: Tensor, seed: int, *, apart: Collection[LayerExpert] = ()
+) -> list[LayerExpert]:
     """For each selected expert another one of similar traffic, sampled among the nearest.
 
     From the same layer while it has a free expert, otherwise from any layer; experts in `apart` are used if no other is
@@ -49,7 +49,7 @@ def frequency_matched(
     """
     generator = random.Random(f"frequency-matched experts {seed}")
     free, spare = _complement([*selected, *apart], traffic_LE), sorted(set(apart) - set(selected))
-    drawn = list[Place]()
+    drawn = list[LayerExpert]()
     for place in generator.sample(sorted(selected), len(selected)):
         pool = [candidate for candidate in free if candidate[0] == place[0]] or free or spare
         pool = pool or sorted(set(selected) - set(drawn))
@@ -63,6 +63,6 @@ CONTROLS: dict[str, Control] = {"random": random_experts, "frequency_matched": f
 """Controls by their name in recipes. Both have the size of the frequency selection."""
 
 
-def _complement(selected: Collection[Place], traffic_LE: Tensor) -> list[Place]:
+def _complement(selected: Collection[LayerExpert], traffic_LE: Tensor) -> list[LayerExpert]:
     layers, experts = traffic_LE.shape
     return sorted({(layer, expert) for layer in range(layers) for expert in range(experts)} - set(selected))

@@ -13,7 +13,7 @@ from seawall.errors import NothingToRepairError
 from seawall.methods.rasa.selection.controls import CONTROLS
 from seawall.methods.rasa.selection.scores import (
     SCORES,
-    Place,
+    LayerExpert,
     TokenKind,
     batch_weights,
     by_layer,
@@ -43,7 +43,7 @@ def select(profile: ExpertProfile, config: SelectConfig, *, tokens: TokenKind = 
     gap = SCORES["frequency" if is_control else config.method](profile, tokens)
 
     # The top k with D > 0: over all pairs, or the union over batches of pairs as in the authors' code.
-    def choose(rows: Sequence[int]) -> set[Place]:
+    def choose(rows: Sequence[int]) -> set[LayerExpert]:
         size = config.batch_pairs if config.scope == "batch_union" else len(rows)
         return {place for gap_LE in gap(batch_weights(rows, size, num_pairs)) for place in top_positive(gap_LE, k)}
 

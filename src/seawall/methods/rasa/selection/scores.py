@@ -15,7 +15,7 @@ from torch import Tensor
 from seawall.artifacts.profile import ExpertProfile
 from seawall.errors import ConfigError
 
-Place = tuple[int, int]
+LayerExpert = tuple[int, int]
 """(MoE layer, expert)."""
 
 TokenKind = Literal["generated", "prompt", "both"]
@@ -58,7 +58,7 @@ def traffic(profile: ExpertProfile, tokens: TokenKind) -> Float[Tensor, "L E"]:
     return (attack_PLE + plain_PLE).sum(0) / (attack_P + plain_P).sum().clamp_min(1.0)
 
 
-def top_positive(gap_LE: Float[Tensor, "L E"], k: int) -> list[Place]:
+def top_positive(gap_LE: Float[Tensor, "L E"], k: int) -> list[LayerExpert]:
     """The k experts with the largest gap, best first; only positive gaps, ties by layer and expert."""
     flat = torch.round(gap_LE.flatten(), decimals=_TIE)
     order = torch.sort(flat, descending=True, stable=True).indices.tolist()
@@ -85,7 +85,7 @@ def count(k: int | float, total: int) -> int:
     return k
 
 
-def by_layer(places: Collection[Place], num_layers: int) -> tuple[tuple[int, ...], ...]:
+def by_layer(places: Collection[LayerExpert], num_layers: int) -> tuple[tuple[int, ...], ...]:
     """Expert indices of each MoE layer, ascending."""
     return tuple(tuple(sorted(expert for layer, expert in places if layer == index)) for index in range(num_layers))
 

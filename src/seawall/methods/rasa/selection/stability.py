@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seawall.methods.rasa.selection.scores import Place
+from seawall.methods.rasa.selection.scores import LayerExpert
 
-Choose = Callable[[Sequence[int]], Set[Place]]
+Choose = Callable[[Sequence[int]], Set[LayerExpert]]
 """Positions of pairs, with repetitions -> the selected experts."""
 
 
