@@ -32,8 +32,8 @@ from seawall.evaluation.metrics import Difference, paired_difference
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
 from seawall.methods.tune.context import TuneContext
-from seawall.methods.tune.rows import read_data
-from seawall.methods.tune.stages import anchor_stage, measure_before
+from seawall.methods.tune.data import read_data
+from seawall.methods.tune.stages import anchor_stage, baseline_stage
 from seawall.methods.tune.training_record import stage_name
 from seawall.runs.folder import RunFolder, locked
 from seawall.runs.progress import TerminalReporter
@@ -85,7 +85,7 @@ def before(args: argparse.Namespace) -> Path:
     with locked(place), TerminalReporter() as reporter:
         context = TuneContext(recipe, run, reporter, data.prompts, data, Processes())
         anchor_stage(context)
-        measure_before(context)
+        baseline_stage(context)
     return place
 
 

@@ -39,10 +39,9 @@ from seawall.evaluation.gold import gold_answer_loss
 from seawall.evaluation.metrics import paired_difference, rate_with_interval
 from seawall.evaluation.suite import build_suite
 from seawall.jobs.run import run_recipe
+from seawall.methods.rasa.context import kept_pairs, retained_exchanges
 from seawall.methods.rasa.repair import RepairInputs, ValidationScores, repair
-from seawall.methods.rasa.retain import retained_exchanges
 from seawall.methods.rasa.selection import select
-from seawall.methods.rasa.stages import kept_pairs
 from seawall.models.generate import generate
 from seawall.models.moe.routers import router_parameters
 from seawall.runs.folder import RunFolder

@@ -21,7 +21,7 @@ from seawall.config.model import EMBEDDED
 from seawall.data.sets import load_prompts
 from seawall.data.types import user
 from seawall.methods.steer.extract import extract
-from seawall.methods.steer.target import Prompt, SteeringTarget, batches, encoded, last_logits
+from seawall.methods.steer.target import Prompt, TargetModel, batches, encode_prompts, last_logits
 from seawall.models.moe.find import find_moe_if_any
 from seawall.shell.model import open_checkpoint
 
@@ -36,10 +36,10 @@ def main() -> None:
     data = load_prompts(recipe.data.model_copy(update={"train_goals": None}))
     goals, benign = data.goals.part("train"), data.benign.part("train")
     sides = [[user(one.text) for one in side] for side in (goals, benign)]
-    harmful, harmless = ((encoded(tokenizer, side) * options.prompts)[: options.prompts // 2] for side in sides)
+    harmful, harmless = ((encode_prompts(tokenizer, side) * options.prompts)[: options.prompts // 2] for side in sides)
     opening = tokenizer.encode("I'm sorry", add_special_tokens=False)[:1]
     tokens = tuple(options.refusal_tokens or opening)
-    target = SteeringTarget(model, find_moe_if_any(model), "", tokens, options.batch)
+    target = TargetModel(model, find_moe_if_any(model), "", tokens, options.batch)
     work: dict[str, Callable[[], object]] = {
         "plain": lambda: _plain(target, [harmful, harmless]),
         "layers": lambda: extract(target, harmful, harmless, positions=POSITIONS, experts=False),
@@ -66,7 +66,7 @@ def main() -> None:
     print(json.dumps(result) if options.json else "\n".join(f"{key}: {value}" for key, value in result.items()))
 
 
-def _plain(target: SteeringTarget, sides: list[list[Prompt]]) -> None:
+def _plain(target: TargetModel, sides: list[list[Prompt]]) -> None:
     for side in sides:
         for _, batch in batches(side, target.batch_size):
             last_logits(target.model, batch)

@@ -117,7 +117,7 @@ pairs = [pair for pair in zip(plain, attacks, strict=True) if is_refusal(pair[0]
 if not pairs:
     raise SystemExit("no goal is refused plainly and answered in the role-play: take more with --goals")
 print(f"{len(pairs)} of {len(goals)} goals make a pair")
-plain, attacks = [anchor for anchor, _ in pairs], [attack for _, attack in pairs]
+plain, attacks = [plain for plain, _ in pairs], [attack for _, attack in pairs]
 
 # Not in the paper: harmless requests with the model's own answers, which must stay. Half of them are in the role-play,
 # because otherwise the cheapest thing to learn is to refuse every role-play.
@@ -210,7 +210,7 @@ for number in range(1, args.rounds + 1):
     # ---- 6. Router step (paper, section 3.4). An attack is to be routed like its plain request; only routers train. --
     some = rng.sample(pairs, min(BATCH, len(pairs)))
     with torch.no_grad():
-        plain_LBE = routing_LBE([anchor for anchor, _ in some])
+        plain_LBE = routing_LBE([plain for plain, _ in some])
     for router in routers:
         router.requires_grad_(True)
     attack_LBE = routing_LBE([attack for _, attack in some])

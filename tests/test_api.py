@@ -64,7 +64,7 @@ def test_looking_at_models_runs_and_plans(planted: Path, planted_run: Path) -> N
     assert seawall.plan(planted).summary["peak"] > 0
     assert "<pre>" in seawall.plan(planted)._repr_html_()
     assert seawall.gate(planted_run, max_asr=1.0).summary["passed"]
-    with pytest.raises(ConfigError, match="no such bound; got max_asd"):
+    with pytest.raises(ConfigError, match="unknown bound; got max_asd"):
         seawall.gate(planted_run, max_asd=1.0)
     assert seawall.diff(model, planted_run / "model").summary
     with pytest.raises(RunFolderError):

@@ -30,7 +30,7 @@ def test_a_folder_is_evaluated_on_the_recipes_prompts(
     done = seawall(*words)
     assert done.returncode == 0, done.stderr
     assert "attack: story" in done.stdout
-    assert "after so many tokens" in done.stdout
+    assert "reply length, tokens" in done.stdout
     assert done.stdout.rstrip().endswith("out")
     assert (tmp_path / "out" / "eval" / "evaluation.json").is_file()
     options: dict[str, Any] = {"model": str(planted.parent / "model"), "output": tmp_path / "out", "as_json": True}
@@ -61,8 +61,8 @@ def test_a_served_model_is_evaluated(planted: Path, tmp_path: Path, monkeypatch:
         ({"model": "./none"}, "model folder ./none does not exist"),
         ({"adapter": Path("none")}, "adapter folder none does not exist"),
         ({"delta": Path("none")}, "none/delta.json is missing"),
-        ({"delta": Path("a"), "adapter": Path("b")}, "a delta and an adapter are given"),
-        ({"endpoint": "http://127.0.0.1:1/v1", "model": "m", "delta": Path("a")}, "cannot be put on a model behind"),
+        ({"delta": Path("a"), "adapter": Path("b")}, "got a delta and an adapter"),
+        ({"endpoint": "http://127.0.0.1:1/v1", "model": "m", "delta": Path("a")}, "cannot be added to a model behind"),
     ],
 )
 def test_wrong_targets_are_one_line(planted: Path, tmp_path: Path, options: dict[str, Any], says: str) -> None:

@@ -48,7 +48,7 @@ def test_select_graft_revert_and_compose(family: Path, tmp_path: Path) -> None:
     refusals = f"gene.graft.refusals={family / 'refusals.jsonl'}"
     shots = ("--shots", "2", "--task", family / "task.jsonl", "--set", refusals)
     grafted = invoke("graft", family / "degraded", "-g", tmp_path / "top", "-o", tmp_path / "out", *shots, *QUICK)
-    assert "gene: tuned on 2 refusals and as many examples, 2 harmless replies kept; reloaded, the logits" in " ".join(
+    assert "tuned on 2 refusals and 2 task examples, keeping 2 harmless replies; reloaded, the logits" in " ".join(
         grafted.split()
     )
     words = ("graft", family / "degraded", "-g", family / "run", "--merge", "-o", tmp_path / "merged", *QUICK, "--json")
@@ -81,7 +81,7 @@ def test_a_baseline_says_which_it_is(family: Path, tmp_path: Path) -> None:
     words = ("graft", family / "degraded", "-g", family / "run", *shots, "--set", "gene.graft.method=safety_sft")
     said = " ".join(invoke(*words, "-o", tmp_path / "out").split())
     assert "safety_sft: an adapter at the gene's points in 5 layers, trained on 2 refusals" in said
-    assert "in 2 updates; from the first to the last, loss of refusals" in said
+    assert "in 2 updates; loss per token from" in said
     assert json.loads(invoke(*words, "-o", tmp_path / "again", "--json"))["method"] == "safety_sft"
 
 
@@ -93,33 +93,33 @@ def test_wrong_input_is_one_line(family: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "saying"),
     [
-        (("graft", "TASK", "-g", "RUN", "-o", "NEW", "--shots", "2"), "without examples of the task"),
+        (("graft", "TASK", "-g", "RUN", "-o", "NEW", "--shots", "2"), "got shots without task examples"),
         (("graft", "TASK", "-g", "RUN", "-o", "NEW", "--set", "gene.graft.step=2"), "did you mean gene.graft.steps"),
         (("graft", "TASK", "-o", "NEW"), "no gene is named"),
         (("graft", "TASK", "-g", "RUN", "-o", "NEW", "--set", "gene.graft.method=safety_sft"), "nothing to train on"),
         (("graft", "TASK", "-o", "NEW", "--set", "gene.graft.method=safelora"), "expected an anchor"),
         (
             ("graft", "TASK", "--merge", "-o", "NEW", "--set", "gene.graft={method: safelora, anchor: A}"),
-            "is no adapter, and Safe LoRA projects one",
+            "is not one; got a checkpoint",
         ),
         (("graft", "TASK", "-g", "RUN", "-o", "FULL"), "already exists"),
         (("graft", "TASK", "-g", "RUN", "-o", "INSIDE"), "file is a file; choose another folder with -o"),
         (("graft", "TASK", "-g", "RUN", "-o", "."), ". is the current directory"),
         (("graft", "nowhere/at/all", "-g", "RUN", "-o", "NEW"), "does not exist"),
-        (("select", "RUN", "-o", "NEW", "--keep", "best"), "--keep is wrong"),
-        (("select", "RUN", "-o", "NEW", "--fraction", "0"), "--fraction is wrong"),
-        (("select", "RUN", "-o", "NEW", "--fraction", "1.5"), "--fraction is wrong; got 1.5"),
+        (("select", "RUN", "-o", "NEW", "--keep", "best"), "--keep; got 'best'"),
+        (("select", "RUN", "-o", "NEW", "--fraction", "0"), "--fraction must be above 0 and at most 1; got 0.0"),
+        (("select", "RUN", "-o", "NEW", "--fraction", "1.5"), "1; got 1.5"),
         (
             ("select", "RUN", "-o", "NEW", "--experts", "0"),
-            "--experts is wrong; got 0.0; expected more than 0",
+            "--experts must be above 0 and at most 1; got 0.0",
         ),
-        (("select", "RUN", "-o", "NEW", "--experts", "nan"), "--experts is wrong; got nan"),
+        (("select", "RUN", "-o", "NEW", "--experts", "nan"), "1; got nan"),
         (("select", "RUN", "-o", "NEW", "--experts", "0.5"), "the gene changes no stack of experts"),
-        (("select", "RUN", "-o", "NEW", "--experts-by", "best"), "--experts-by is wrong; got 'best'"),
-        (("select", "RUN", "-o", "NEW", "--experts-by", "random"), "all of them are kept; add --experts SHARE"),
+        (("select", "RUN", "-o", "NEW", "--experts-by", "best"), "--experts-by; got 'best'"),
+        (("select", "RUN", "-o", "NEW", "--experts-by", "random"), "add --experts SHARE"),
         (("select", "RUN", "-o", "FULL", "--experts", "0.5"), "already exists"),
         (("extract", "RECIPE", "-o", "NEW", "--set", "gene.extract.expert_shares=[0]"), "gene.extract.expert_shares"),
-        (("compose", "RUN", "-o", "NEW"), "nothing to compose"),
+        (("compose", "RUN", "-o", "NEW"), "got 1 genes, 1 weights"),
         (("revert", "TASK", "-o", "NEW"), "is no graft"),
         (("extract", "RECIPE", "-o", "NEW", "--set", "gene.targets=[w9]"), "no weight matrix w9"),
         (("extract", "RECIPE", "-o", "NEW", "--set", "gene.rank=0"), "gene.rank is wrong; got 0"),

@@ -82,7 +82,7 @@ def test_wrong_settings_make_no_folder(recipe: Path, tmp_path: Path, changes: li
 @pytest.mark.parametrize(
     ("changes", "saying"),
     [
-        (["tune.task.test=LEAKED"], "the same prompt is trained on and scored; got 1 prompts"),
+        (["tune.task.test=LEAKED"], "got 1 prompts of"),
         (["tune.task.train=MISSING"], "missing.jsonl: cannot be read"),
         (["tune.task.test=MISSING", "tune.evaluate=false"], "missing.jsonl: cannot be read"),
         (["tune.task.train=EMPTY"], "empty.jsonl: the task has no rows; got an empty file"),
@@ -91,7 +91,7 @@ def test_wrong_settings_make_no_folder(recipe: Path, tmp_path: Path, changes: li
             "unanswered.jsonl:2: field 'completion' is missing; got the fields 'prompt'; add the field to this row",
         ),
         (["tune.task.answer=number"], "row 1 of the task cannot be scored by `number`"),
-        (["tune.task.train_rows=1", "tune.contamination=0.9"], "no row of the task would be left"),
+        (["tune.task.train_rows=1", "tune.contamination=0.9"], "leaves no task row; got 1 rows"),
         (["data.harmful.path=MISSING"], "missing.jsonl: cannot be read"),
     ],
 )

@@ -6,7 +6,7 @@ from typing import get_args
 
 from seawall.config import Recipe
 from seawall.config.tune import ANCHORED, TuneConfig, TuneMethod
-from seawall.methods.tune.methods import BUILD, PROJECTORS
+from seawall.methods.tune.methods import METHODS, PROJECTORS
 from seawall.methods.tune.stages import TRAINING
 from seawall.methods.tune.view import method_name
 
@@ -35,9 +35,9 @@ def test_the_papers_numbers_are_the_defaults() -> None:
 
 
 def test_every_method_is_built_named_and_known() -> None:
-    assert set(BUILD) == set(get_args(TuneMethod))
+    assert set(METHODS) == set(get_args(TuneMethod))
     assert {*PROJECTORS, "safelora"} == set(ANCHORED)
-    assert len({method_name(method) for method in BUILD}) == len(BUILD)
+    assert len({method_name(method) for method in METHODS}) == len(METHODS)
 
 
 def test_every_setting_is_in_the_stage_s_fingerprint_or_has_no_effect_on_the_adapter() -> None:

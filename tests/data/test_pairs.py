@@ -21,7 +21,7 @@ def test_every_goal_meets_every_attack_and_keeps_its_plain_request() -> None:
     assert [(pair.goal, pair.attack_name) for pair in pairs] == [
         (goal.text, name) for goal in GOALS for name in ("persuasion", "escalation")
     ]
-    assert all(pair.anchor == user(pair.goal) for pair in pairs)
+    assert all(pair.plain == user(pair.goal) for pair in pairs)
     assert all(pair.attack == ATTACKS[pair.attack_name](pair.goal) for pair in pairs)
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import seawall.artifacts.store
 import seawall.jobs.export
-import seawall.jobs.parity
 import seawall.models.files.checkpoint
+import seawall.models.files.parity
 import seawall.runs.stage
 from seawall.cli.app import run as run_command
 
@@ -72,7 +72,7 @@ def arm(moment: str, number: int) -> None:
     elif moment == "probed":
         end(seawall.jobs.export, "compare_in_fresh_process", number)
     elif moment == "fresh":
-        vars(seawall.jobs.parity)["subprocess"] = EndingSubprocess(number)
+        vars(seawall.models.files.parity)["subprocess"] = EndingSubprocess(number)
     elif moment == "moving":
         end_while_moving(number)
     else:

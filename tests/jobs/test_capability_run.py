@@ -17,8 +17,8 @@ from seawall.config import load_recipe
 from seawall.errors import ConfigError, DataError
 from seawall.evaluation.compare import capability_changes
 from seawall.evaluation.gate import Bounds
+from seawall.evaluation.view import headline_table
 from seawall.jobs.gate import gate_run, gate_table
-from seawall.jobs.headline import headline_table
 from seawall.jobs.run import Outcome, run_recipe
 from seawall.runs.progress import Quiet
 

@@ -16,12 +16,12 @@ from seawall.config import load_recipe
 from seawall.data.types import user
 from seawall.errors import ArtifactError, RunFolderError
 from seawall.evaluation.compare import compare, gold_increase
-from seawall.jobs.diff import RunDifference, compare_experts, compare_runs, diff, document
-from seawall.jobs.diff_tables import difference_tables
+from seawall.jobs.diff import diff, difference_tables, document
 from seawall.jobs.run import run_recipe
 from seawall.models.files.difference import CheckpointDifference
 from seawall.runs.progress import Quiet
-from seawall.shell.finished import Evaluated, FinishedRun, open_finished
+from seawall.shell.difference import RunDifference, compare_experts, compare_runs
+from seawall.shell.finished import FinishedRun, RunEvaluation, open_finished
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +80,13 @@ def test_groups_with_other_prompts_have_no_difference(planted_run: Path) -> None
         return replace(sample, prompt=user("Something else")) if sample.group == "benign" else sample
 
     result = one.after.result
-    later = Evaluated(replace(result, gold=result.gold[1:]), list(map(reworded, one.after.samples)))
+    later = RunEvaluation(replace(result, gold=result.gold[1:]), list(map(reworded, one.after.samples)))
     found = compare_runs(one, FinishedRun(one.run, one.recipe, one.summary, one.before, later))
     assert [row.group for row in found.groups if row.change is None] == ["benign"]
     assert found.gold is not None
     assert found.gold.change is None
     everything = [replace(sample, prompt=user("Something else")) for sample in one.after.samples]
-    nothing = Evaluated(replace(result, gold_loss=None), everything)
+    nothing = RunEvaluation(replace(result, gold_loss=None), everything)
     bare = compare_runs(one, FinishedRun(one.run, one.recipe, one.summary, one.before, nothing))
     assert all(row.change is None for row in bare.groups)
     assert bare.gold is None
@@ -133,7 +133,7 @@ def test_jaccard_by_hand() -> None:
 def test_what_cannot_be_compared_is_refused(planted: Path, planted_run: Path, tmp_path: Path) -> None:
     for folder, got in (
         (tmp_path / "none", "no such folder"),
-        (tmp_path, "a folder without both"),
+        (tmp_path, "a folder without either file"),
         (planted, "a file"),
     ):
         with pytest.raises(RunFolderError, match=f"is neither a run nor a checkpoint; got {got}"):

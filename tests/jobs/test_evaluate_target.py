@@ -96,7 +96,7 @@ def test_a_finished_evaluation_is_only_read_again_and_another_is_refused(
         run(planted, tmp_path / "eval", *quick, target=EvalTarget(delta=planted_run / "delta"))
     with pytest.raises(RunFolderError, match="differs"):
         run_recipe(load_recipe(planted, quick), tmp_path / "eval", text="", reporter=Heard())
-    with pytest.raises(RunFolderError, match="holds an evaluation alone"):
+    with pytest.raises(RunFolderError, match="holds only an evaluation"):
         open_finished(tmp_path / "eval")
 
 
@@ -197,9 +197,9 @@ class TestAnEndpoint:
         with pytest.raises(ConfigError, match="behind an endpoint cannot be repaired"):
             run_recipe(load_recipe(planted, nowhere), tmp_path / "run", text="", reporter=Heard())
         for target in (EvalTarget(delta=tmp_path), EvalTarget(adapter=tmp_path)):
-            with pytest.raises(ConfigError, match="cannot be put on a model behind an endpoint"):
+            with pytest.raises(ConfigError, match="cannot be added to a model behind an endpoint"):
                 run(planted, tmp_path / "run", *nowhere, target=target)
-        with pytest.raises(ConfigError, match="a delta and an adapter are given"):
+        with pytest.raises(ConfigError, match="got a delta and an adapter"):
             run(planted, tmp_path / "run", target=EvalTarget(delta=tmp_path, adapter=tmp_path))
         assert not (tmp_path / "run").exists()
 

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from seawall.artifacts.evaluation import EvalResult, Rate
-from seawall.jobs.headline import headline_table
+from seawall.evaluation.view import headline_table
 
 
 def test_a_group_of_which_nothing_was_scored_shows_no_rate() -> None:

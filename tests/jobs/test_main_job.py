@@ -17,8 +17,8 @@ from seawall.artifacts.delta import Delta
 from seawall.config import load_recipe
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, RunFolderError
+from seawall.evaluation.view import headline_table
 from seawall.jobs.export import apply_delta
-from seawall.jobs.headline import headline_table
 from seawall.jobs.run import Outcome, run_recipe
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.runs.files import read_json

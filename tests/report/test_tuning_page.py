@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,7 +12,8 @@ import pytest
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.tuning import Spread, TuningResult, TuningRow
 from seawall.config.tune import TuneMethod
-from seawall.methods.tune.view import claim, tuning_table, tuning_view
+from seawall.methods.tune.claim import claim
+from seawall.methods.tune.view import tuning_table, tuning_view
 from seawall.report import render_tuning
 from seawall.report.charts.tuning import tuning_curves
 from seawall.report.tuning import Curve
@@ -32,7 +34,11 @@ def row(method: TuneMethod, seed: int, harmful: float, *, note: str = "") -> Tun
 def result(text: str = "ours") -> TuningResult:
     methods: tuple[TuneMethod, ...] = ("sft", "asft", "l2", "random", "mixing", "safelora")
     rows = [row(one, seed, 0.125 * at + 0.25 * seed, note=text) for at, one in enumerate(methods) for seed in (0, 1)]
-    return claim(TuningResult("sha256:a", "sha256:b", text, 0.1, 1.0, TuningRow(None, 0, rates(0.0)), tuple(rows)))
+    return claimed(TuningResult("sha256:a", "sha256:b", text, 0.1, 1.0, TuningRow(None, 0, rates(0.0)), tuple(rows)))
+
+
+def claimed(unclaimed: TuningResult) -> TuningResult:
+    return replace(unclaimed, claim=claim(unclaimed))
 
 
 def page(found: TuningResult, model: str = "m") -> str:
@@ -60,7 +66,7 @@ def test_replies_that_could_not_be_judged_are_counted_everywhere() -> None:
         rows.append(TuningRow("sft", seed, given, adapter="tune/sft", harmful_rows=2, rows=8))
     given = {**rates(0.0), "harmful": Rate(0.5, 0.0, 1.0, 8, 8)}
     rows.append(TuningRow("l2", 0, given, adapter="tune/l2"))
-    found = claim(TuningResult("sha256:a", None, "ours", 0.1, 1.0, TuningRow(None, 0, rates(0.0)), tuple(rows)))
+    found = claimed(TuningResult("sha256:a", None, "ours", 0.1, 1.0, TuningRow(None, 0, rates(0.0)), tuple(rows)))
     assert found.spread("sft", "harmful") == Spread(0.2, 0.0, 0.6, n=1, replies=16, unscored=11)
     assert found.spread("l2", "harmful") == Spread(0.5, 0.0, 1.0, n=0, replies=8, unscored=8)
     assert "before 0.0% (task 75.0%), sft 20.0% (11 of 16 not judged; task 75.0%), l2 no rate (8 of 8" in found.claim
@@ -78,9 +84,9 @@ def test_the_page_and_the_document_say_which_adapters_are_for_measuring_only(tmp
     rows = [TuningRow("sft", seed, {}, adapter="tune/a", rows=8, harmful_rows=2 * seed) for seed in (0, 1)]
     for row in rows:
         row.save(tmp_path)
-        assert json.loads((tmp_path / "training.json").read_text())["contaminated"] == row.contaminated
+        assert json.loads((tmp_path / "training.json").read_text())["contaminated"] == (row.seed == 1)
         assert TuningRow.load(tmp_path) == row
-    view = tuning_view(claim(TuningResult("a", None, "t", 0.1, 1.0, TuningRow(None, 0, {}), tuple(rows))))
+    view = tuning_view(claimed(TuningResult("a", None, "t", 0.1, 1.0, TuningRow(None, 0, {}), tuple(rows))))
     assert [row.note for row in view.trainings] == ["", "for measuring only: do not ship"]
 
 
@@ -93,7 +99,7 @@ def test_hostile_text_is_shown_as_text() -> None:
 
 def test_without_an_evaluation_the_page_has_the_trainings() -> None:
     rows = (TuningRow("sft", 0, {}, adapter="tune/sft", steps=2, curves={"loss": ((1, 2.0),)}),)
-    shown = page(claim(TuningResult("sha256:a", None, "ours", 0.0, 1.0, TuningRow(None, 0, {}), rows)))
+    shown = page(claimed(TuningResult("sha256:a", None, "ours", 0.0, 1.0, TuningRow(None, 0, {}), rows)))
     assert "Nothing was evaluated." in shown
     assert "Before, and after each method" not in shown
     assert "tune/sft" in shown

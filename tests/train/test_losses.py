@@ -98,24 +98,24 @@ def test_what_has_not_changed_costs_nothing_and_takes_no_gradient(certain: float
     torch.testing.assert_close(now_BTV.grad, torch.zeros_like(original_BTV), atol=1e-6, rtol=0)
 
 
-def _pairwise(anchor: list[Tensor], attack: list[Tensor], direction: str = "forward") -> Tensor:
-    masks = [torch.ones(side[0].shape[:2], dtype=torch.long) for side in (anchor, attack)]
-    return pairwise_router_loss(anchor, attack, anchor_mask_BT=masks[0], attack_mask_BU=masks[1], direction=direction)
+def _pairwise(plain: list[Tensor], attack: list[Tensor], direction: str = "forward") -> Tensor:
+    masks = [torch.ones(side[0].shape[:2], dtype=torch.long) for side in (plain, attack)]
+    return pairwise_router_loss(plain, attack, plain_mask_BT=masks[0], attack_mask_BU=masks[1], direction=direction)
 
 
 @each_direction
 def test_equal_routing_costs_nothing_and_different_routing_something(direction: str) -> None:
-    anchor, attack = [_random(2, 3, 4)], [_random(2, 5, 4, seed=1)]
-    assert float(_pairwise(anchor, anchor, direction)) == pytest.approx(0.0, abs=1e-6)
-    assert float(_pairwise(anchor, attack, direction)) > 1e-3
+    plain, attack = [_random(2, 3, 4)], [_random(2, 5, 4, seed=1)]
+    assert float(_pairwise(plain, plain, direction)) == pytest.approx(0.0, abs=1e-6)
+    assert float(_pairwise(plain, attack, direction)) > 1e-3
 
 
 def test_each_attack_is_compared_with_its_own_request() -> None:
-    anchor, attack = _random(2, 3, 4), _random(2, 5, 4, seed=1)
-    pairs = [_pairwise([anchor[at : at + 1]], [attack[at : at + 1]]) for at in range(2)]
-    torch.testing.assert_close(_pairwise([anchor], [attack]), torch.stack(pairs).mean())
-    crossed = _pairwise([anchor], [attack.flip(0)])
-    assert not torch.isclose(crossed, _pairwise([anchor], [attack]))
+    plain, attack = _random(2, 3, 4), _random(2, 5, 4, seed=1)
+    pairs = [_pairwise([plain[at : at + 1]], [attack[at : at + 1]]) for at in range(2)]
+    torch.testing.assert_close(_pairwise([plain], [attack]), torch.stack(pairs).mean())
+    crossed = _pairwise([plain], [attack.flip(0)])
+    assert not torch.isclose(crossed, _pairwise([plain], [attack]))
 
 
 def test_the_mean_of_probabilities_is_compared_and_not_of_logits() -> None:
@@ -127,21 +127,21 @@ def test_the_mean_of_probabilities_is_compared_and_not_of_logits() -> None:
 
 @each_direction
 def test_padding_does_not_count(direction: str) -> None:
-    anchor, attack = _random(2, 3, 4), _random(2, 5, 4, seed=1)
-    padded = [torch.cat([side, _random(2, 3, 4, seed=2) * 50], dim=1) for side in (anchor, attack)]
+    plain, attack = _random(2, 3, 4), _random(2, 5, 4, seed=1)
+    padded = [torch.cat([side, _random(2, 3, 4, seed=2) * 50], dim=1) for side in (plain, attack)]
     masks = [(torch.arange(side.shape[1]) < side.shape[1] - 3).long().expand(2, -1) for side in padded]
     loss = pairwise_router_loss(
-        [padded[0]], [padded[1]], anchor_mask_BT=masks[0], attack_mask_BU=masks[1], direction=direction
+        [padded[0]], [padded[1]], plain_mask_BT=masks[0], attack_mask_BU=masks[1], direction=direction
     )
-    torch.testing.assert_close(loss, _pairwise([anchor], [attack], direction))
+    torch.testing.assert_close(loss, _pairwise([plain], [attack], direction))
 
 
 @each_direction
 def test_only_the_attack_s_side_is_pulled(direction: str) -> None:
     for loss in (_pairwise, lambda a, b, d: reference_router_loss(a, b, direction=d)):
-        anchor, attack = _random(2, 3, 4).requires_grad_(), _random(2, 5, 4, seed=1).requires_grad_()
-        torch.autograd.backward(loss([anchor], [attack], direction))
-        assert anchor.grad is None
+        plain, attack = _random(2, 3, 4).requires_grad_(), _random(2, 5, 4, seed=1).requires_grad_()
+        torch.autograd.backward(loss([plain], [attack], direction))
+        assert plain.grad is None
         assert attack.grad is not None
         assert attack.grad.abs().max() > 0
 
@@ -160,10 +160,10 @@ def test_the_reference_s_numbers_are_reproduced(direction: str) -> None:
     document: dict[str, Any] = json.loads(ORACLE.read_text(encoding="utf-8"))
     for case in document["router_consistency"]:
         shape = (case["batch"], case["tokens"], document["num_experts"])
-        anchor, attack = (
+        plain, attack = (
             [torch.tensor(layer).view(shape) for layer in case[f"{side}_logits"]] for side in ("anchor", "attack")
         )
-        loss = reference_router_loss(anchor, attack, direction=direction)
+        loss = reference_router_loss(plain, attack, direction=direction)
         assert float(loss) == pytest.approx(case["loss"][direction], abs=1e-6)
         # 1e-6 is 3e-4 of these small losses; the formula itself agrees far better.
         assert float(loss) == pytest.approx(case["loss"][direction], rel=1e-5)

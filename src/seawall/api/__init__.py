@@ -1,1 +1,7 @@
-"""The verbs as functions: what the command line does, for scripts and notebooks. `seawall` itself names them."""
+"""The verbs of the command line as functions, for scripts and notebooks; `import seawall` exports them.
+
+runs.py    run, evaluate, audit, steer, landscape, tune
+genes.py   extract_gene, graft
+checks.py  load, gate, diff, doctor, plan
+common.py  recipes with settings, progress, results
+"""

@@ -1,4 +1,4 @@
-"""Loading a model, looking at one, and holding finished runs to bounds."""
+"""Load a model, inspect one, compare runs, and check finished runs against bounds."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
+from seawall.api.common import PathText, RecipeOrPath, Result, read_recipe
+from seawall.config.model import ModelConfig
+from seawall.config.problems import explain
 from seawall.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from seawall.api.common import PathText, RecipeOrPath, Result, read_recipe
 
 
 def load(
@@ -22,12 +25,12 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model in evaluation mode and its tokenizer, hardened if a folder says how.
+    """A model in evaluation mode and its tokenizer, hardened if `steering` is given.
 
     Args:
         model: `lab` (the embedded model), a Hub id, or a local folder.
-        steering: the folder `steer/hardening` that `seawall steer` left in mode `induce`. Its direction is added on
-            every token for as long as the model lives; no weight changes, so `save_pretrained` does not keep it.
+        steering: the folder `steer/hardening` of a `seawall steer` run in mode `induce`. Its direction is added on
+            every token for as long as the model lives; no weight changes, so `save_pretrained` does not save it.
         revision: branch, tag or commit on the Hub.
         dtype: `auto` (that of the checkpoint, or that the hardening was measured with), `float32`, `bfloat16` or
             `float16`.
@@ -36,25 +39,20 @@ def load(
     Raises:
         ConfigError: no such model, dtype or device.
         ArtifactError: the hardening is missing, damaged, or of another model.
-        UnsupportedModelError: the model is not one that can be loaded.
+        UnsupportedModelError: the model cannot be loaded.
     """
+    from seawall.methods.steer.hardening import load_hardened
 
-    from pydantic import ValidationError
-
-    from seawall.config.model import ModelConfig
-    from seawall.config.problems import explain
-    from seawall.methods.steer.hardened import load_hardened
-
-    arguments = {"id": model, "revision": revision, "dtype": dtype, "device": device}
+    settings = {"id": model, "revision": revision, "dtype": dtype, "device": device}
     try:
-        config = ModelConfig.model_validate(arguments)
+        config = ModelConfig.model_validate(settings)
     except ValidationError as error:
         raise explain(error, ModelConfig, origin=lambda key: "seawall.load") from error
     return load_hardened(config, None if steering is None else Path(steering))
 
 
 def gate(run: PathText, **bounds: float | None) -> Result:
-    """Holds a finished run to bounds; `summary["passed"]` says whether the end of every interval keeps its bound.
+    """Checks a finished run against bounds; `summary["passed"]` is whether every interval is within its bound.
 
     Args:
         run: the folder of a finished run.
@@ -62,14 +60,14 @@ def gate(run: PathText, **bounds: float | None) -> Result:
             `min_plain_refusal`: shares between 0 and 1.
 
     Raises:
-        SeawallError: no finished run, no such bound, or a bound on what was not measured.
+        SeawallError: no finished run, no such bound, or a bound on a rate that was not measured.
     """
     from seawall.evaluation.gate import Bounds
     from seawall.jobs.gate import gate_run
 
     unknown = sorted(set(bounds) - set(Bounds.__dataclass_fields__))
     if unknown:
-        raise ConfigError("there is no such bound", got=unknown[0], expected=", ".join(Bounds.__dataclass_fields__))
+        raise ConfigError("unknown bound", got=unknown[0], expected=", ".join(Bounds.__dataclass_fields__))
     return Result(Path(run), gate_run(Path(run), Bounds(**bounds)).document())
 
 
@@ -77,7 +75,7 @@ def diff(a: PathText, b: PathText) -> Result:
     """What differs between two runs, or between two checkpoints.
 
     Raises:
-        SeawallError: they are not two of one kind, or damaged.
+        SeawallError: a run and a checkpoint, or damaged files.
     """
     from seawall.jobs.diff import diff as compare
     from seawall.jobs.diff import document
@@ -86,16 +84,15 @@ def diff(a: PathText, b: PathText) -> Result:
 
 
 def doctor(model: str, *, trust_remote_code: bool = False) -> Result:
-    """What is in a model and whether seawall can work on it, from its configuration alone.
+    """A model's layers and experts, and whether seawall supports it, from its configuration alone.
 
     Args:
         model: `lab`, a folder, or a Hub id.
-        trust_remote_code: run Python code that comes with the checkpoint; only for authors you trust.
+        trust_remote_code: run Python code of the checkpoint; only for authors you trust.
 
     Raises:
         SeawallError: there is no such model.
     """
-    from seawall.config.model import ModelConfig
     from seawall.models.files.inspect import inspect_model
     from seawall.shell.model import open_checkpoint
 
@@ -104,11 +101,11 @@ def doctor(model: str, *, trust_remote_code: bool = False) -> Result:
 
 
 def plan(recipe: RecipeOrPath = None, *, tflops: float | None = None, **settings: Any) -> Result:
-    """Memory, disk and (with a rate) time that a run will need, from the model's configuration alone.
+    """Memory, disk and, with `tflops`, time of a run, from the model's configuration alone.
 
     Args:
-        recipe: what would be run.
-        tflops: what the device multiplies per second, in 1e12, for an estimate of the time.
+        recipe: model, prompts and settings.
+        tflops: the device's rate in 1e12 FLOP per second, for an estimate of the time.
         **settings: of the recipe, by section.
 
     Raises:

@@ -1,6 +1,6 @@
-"""What every function of the API takes and returns: a recipe with settings by section, progress, and a result.
+"""Arguments and results of the API's functions: a recipe with settings by section, progress, and a result.
 
-Settings stand by section, as `repair={"rounds": 2}`; `model="ID"` is short for `model={"id": "ID"}`.
+Settings are grouped by section, as in `repair={"rounds": 2}`; `model="ID"` is short for `model={"id": "ID"}`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ PathText = str | PathLike[str]
 RecipeOrPath = Recipe | PathText | None
 """A recipe, its YAML file, or None for the embedded model's."""
 Progress = bool | Reporter
-"""True prints to standard error as the command line does; an object of one's own is told what happens."""
+"""True prints progress to standard error, as the command line does; a `Reporter` receives it."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a verb found.
+    """The result of a verb.
 
     Attributes:
-        path: the folder that holds it; None where nothing was written.
-        summary: its numbers, as `--json` prints them.
-        report: the HTML page, where there is one.
+        path: its folder; None where nothing was written.
+        summary: the JSON document that `--json` prints.
+        report: the HTML page, if there is one.
     """
 
     path: Path | None
@@ -43,7 +43,7 @@ class Result:
     report: Path | None = None
 
     def _repr_html_(self) -> str:
-        """The report in a notebook, in a frame of its own; else the numbers."""
+        """In a notebook: the report in a frame, otherwise the summary."""
         if self.report is None or not self.report.is_file():
             return f"<pre>{html.escape(json.dumps(self.summary, indent=1))}</pre>"
         page = html.escape(self.report.read_text(encoding="utf-8"), quote=True)
@@ -51,7 +51,7 @@ class Result:
 
 
 def changes_of(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Settings as `--set` has them: `{"repair": {"rounds": 2}}` -> `["repair.rounds=2"]`."""
+    """Settings in the form of `--set`: `{"repair": {"rounds": 2}}` -> `["repair.rounds=2"]`."""
     changes = []
     for key, value in settings.items():
         if key == "model" and not prefix and isinstance(value, str):
@@ -64,12 +64,12 @@ def changes_of(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def read_recipe(recipe: RecipeOrPath, settings: Mapping[str, Any]) -> tuple[Recipe, str]:
-    """The recipe, and its text for the run folder; changes are kept as comments."""
+    """The recipe with the settings, and its text for the run folder, with the changes as comments."""
     changes = changes_of(settings)
     if isinstance(recipe, Recipe):
         document = recipe.model_dump(mode="json")
-        read = change_recipe(document, changes, where="the recipe", section=None)
-        return read, yaml.safe_dump(read.model_dump(mode="json"), sort_keys=False)
+        changed = change_recipe(document, changes, where="the recipe", section=None)
+        return changed, yaml.safe_dump(changed.model_dump(mode="json"), sort_keys=False)
     text = recipe_text(None if recipe is None else Path(recipe))
     comments = "".join(f"# --set {change}\n" for change in changes)
     return load_recipe(recipe if recipe is None else Path(recipe), changes), text.rstrip("\n") + "\n" + comments
@@ -81,17 +81,17 @@ def run_folder(recipe: Recipe, output: PathText | None) -> Path:
 
 
 def run_of(recipe: RecipeOrPath, output: PathText | None) -> Path | None:
-    """The run folder that stands for a recipe; None for a recipe."""
+    """The run folder in place of a recipe; None for a recipe."""
     if recipe is None or isinstance(recipe, Recipe) or not Path(recipe).is_dir():
         return None
     if output is not None:
-        raise ConfigError(f"{recipe} is a run", got="an output folder", remedy="leave it out: a run has its own folder")
+        raise ConfigError(f"{recipe} is a run", got="an output folder", remedy="leave out output: a run has its folder")
     return Path(recipe)
 
 
 @contextmanager
 def reporter_of(progress: Progress) -> Iterator[Reporter]:
-    """The reporter that stands for `progress`."""
+    """The reporter of a `progress` argument."""
     if progress is True:
         with TerminalReporter() as reporter:
             yield reporter

@@ -27,19 +27,19 @@ def extract_gene(
     Args:
         recipe: the aligned model, prompts and settings.
         output: the run folder.
-        progress: whether, or to whom, progress is told.
+        progress: True prints progress to standard error; a `Reporter` receives it.
         **settings: of the recipe, by section.
 
     Raises:
-        SeawallError: something is wrong that the user can put right.
+        SeawallError: an error that the user can correct.
     """
     from seawall.jobs.gene import extract_gene as extract
     from seawall.methods.gene.view import gene_document
 
-    read, text = read_recipe(recipe, settings)
-    folder = run_folder(read, output)
+    resolved, text = read_recipe(recipe, settings)
+    folder = run_folder(resolved, output)
     with reporter_of(progress) as reporter:
-        gene = extract(read, folder, text=text, reporter=reporter)
+        gene = extract(resolved, folder, text=text, reporter=reporter)
     return Result(folder, gene_document(gene), RunFolder(folder).gene_report)
 
 
@@ -54,27 +54,27 @@ def graft(
     progress: Progress = False,
     **settings: Any,
 ) -> Result:
-    """Puts a gene on a fine-tuned model, with a coefficient per layer tuned on a few examples.
+    """Grafts a gene onto a fine-tuned model, with a coefficient per layer tuned on a few examples.
 
     Args:
-        model: the fine-tuned model: a folder (of a checkpoint or of an adapter of PEFT), or a Hub id.
-        gene: a gene's folder, or the run that extracted it; `gene={"graft": {"method": "safelora"}}` needs none.
-        output: a folder that is new or empty.
+        model: the fine-tuned model: a folder (of a checkpoint or of a PEFT adapter), or a Hub id.
+        gene: a gene's folder, or the run that extracted it; None with `graft={"method": "safelora"}`.
+        output: a new or empty folder.
         shots: number of refusals, and of task examples, to tune coefficients on; 0 leaves every coefficient at 1.
-        task: JSONL file with examples of the task.
-        merge: write a whole checkpoint instead of an adapter.
-        progress: whether, or to whom, progress is told.
+        task: JSONL file with task examples.
+        merge: write a merged checkpoint instead of an adapter.
+        progress: True prints progress to standard error; a `Reporter` receives it.
         **settings: `graft`, `data` and `model` as in a recipe's sections `gene.graft`, `data` and `model`.
 
     Raises:
-        SeawallError: something is wrong that the user can put right; nothing is written then.
+        SeawallError: an error that the user can correct. Nothing is written then.
     """
     from seawall.methods.gene.graft import GraftRequest, graft_gene
 
     sections = {key: value for key, value in settings.items() if key != "graft"}
-    read = changed_defaults(changes_of({**sections, "gene": {"graft": settings.get("graft", {})}}))
+    resolved = changed_defaults(changes_of({**sections, "gene": {"graft": settings.get("graft", {})}}))
     request = GraftRequest(
-        model=read.model.model_copy(update={"id": model}),
+        model=resolved.model.model_copy(update={"id": model}),
         gene=None if gene is None else Path(gene),
         output=Path(output),
         shots=shots,
@@ -82,5 +82,5 @@ def graft(
         form="merged" if merge else "adapter",
     )
     with reporter_of(progress) as reporter:
-        record = graft_gene(request, read.gene, read.data, reporter=reporter)
+        record = graft_gene(request, resolved.gene, resolved.data, reporter=reporter)
     return Result(Path(output), record.document())

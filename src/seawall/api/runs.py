@@ -1,4 +1,4 @@
-"""Repair, evaluation, audits, steering, the landscape and fine-tuning; each works in a run folder."""
+"""Repair, evaluation, audits, steering, landscape and fine-tuning; each works in a run folder."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def run(
     """Finds, repairs and verifies the safety-critical experts of a model (RASA, arXiv 2602.04448).
 
     Args:
-        recipe: what to do.
+        recipe: model, prompts and settings.
         output: the run folder; None takes the recipe's, else `runs/NAME`.
         until: the last stage: `profile`, `select`, `repair`, `evaluate` or `report`.
-        progress: whether, or to whom, progress is told.
+        progress: True prints progress to standard error; a `Reporter` receives it.
         **settings: of the recipe, by section.
 
     Raises:
-        SeawallError: something is wrong that the user can put right.
+        SeawallError: an error that the user can correct.
     """
     from seawall.jobs.run import STAGES, run_recipe
 
     if until not in STAGES:
         raise ConfigError("there is no such stage", got=f"until={until!r}", expected=", ".join(STAGES))
-    read, text = read_recipe(recipe, settings)
+    resolved, text = read_recipe(recipe, settings)
     with reporter_of(progress) as reporter:
-        outcome = run_recipe(read, run_folder(read, output), text=text, reporter=reporter, until=until)
+        outcome = run_recipe(resolved, run_folder(resolved, output), text=text, reporter=reporter, until=until)
     return Result(outcome.run.path, outcome.summary or {}, outcome.run.report if outcome.summary else None)
 
 
@@ -65,21 +65,21 @@ def evaluate(
     Args:
         recipe: model, prompts and settings.
         output: the run folder; None takes `runs/NAME-eval`.
-        delta: a `delta` folder of a run, put on the model.
-        adapter: a folder with a LoRA adapter of PEFT, merged into the model.
-        progress: whether, or to whom, progress is told.
+        delta: a `delta` folder of a run, to add to the model.
+        adapter: a folder with a PEFT LoRA adapter, to merge into the model.
+        progress: True prints progress to standard error; a `Reporter` receives it.
         **settings: of the recipe, by section.
 
     Raises:
-        SeawallError: something is wrong that the user can put right.
+        SeawallError: an error that the user can correct.
     """
     from seawall.jobs.evaluate import EvalTarget, evaluate_target
 
-    read, text = read_recipe(recipe, settings)
+    resolved, text = read_recipe(recipe, settings)
     target = EvalTarget(*(None if folder is None else Path(folder) for folder in (delta, adapter)))
-    folder = Path(output or f"runs/{read.name}-eval")
+    folder = Path(output or f"runs/{resolved.name}-eval")
     with reporter_of(progress) as reporter:
-        evaluation = evaluate_target(read, target, folder, text=text, reporter=reporter)
+        evaluation = evaluate_target(resolved, target, folder, text=text, reporter=reporter)
     return Result(folder, evaluation.summary)
 
 
@@ -92,18 +92,18 @@ def audit(
     progress: Progress = False,
     **settings: Any,
 ) -> Result:
-    """Audits a finished run, or the model of a recipe that was not repaired.
+    """Audits a finished run, or the model of a recipe without a repair.
 
     Args:
         run: the folder of a finished run; None audits the recipe's model.
-        recipe: model, prompts and settings, where no run is named.
+        recipe: model, prompts and settings, without a run.
         output: the folder for a model's audits.
-        only: some audits alone; none means all that are possible.
-        progress: whether, or to whom, progress is told.
-        **settings: of a run the section `audit` alone.
+        only: names of audits; empty for all that are possible.
+        progress: True prints progress to standard error; a `Reporter` receives it.
+        **settings: of the recipe, by section; of a run only the section `audit`.
 
     Raises:
-        SeawallError: something is wrong that the user can put right.
+        SeawallError: an error that the user can correct.
     """
     from seawall.jobs.audit import audit_model, audit_run, document, parse_names
 
@@ -113,9 +113,9 @@ def audit(
             folder = Path(run)
             results = audit_run(folder, only=names, changes=changes_of(settings), reporter=reporter)
         else:
-            read, text = read_recipe(recipe, settings)
-            folder = run_folder(read, output)
-            results = audit_model(read, folder, text=text, only=names, reporter=reporter)
+            resolved, text = read_recipe(recipe, settings)
+            folder = run_folder(resolved, output)
+            results = audit_model(resolved, folder, text=text, only=names, reporter=reporter)
     report = RunFolder(folder).report
     return Result(folder, document(folder, results), report if report.is_file() else None)
 
@@ -123,16 +123,16 @@ def audit(
 def steer(
     recipe: RecipeOrPath = None, *, output: PathText | None = None, progress: Progress = False, **settings: Any
 ) -> Result:
-    """Measures how far one direction, one expert or attention can move refusal (arXiv 2606.04160). Writes no model.
+    """Measures how far one direction, one expert or attention moves refusal (arXiv 2606.04160). Writes no model.
 
     Args:
         recipe: a recipe, or the folder of a run.
         output: the run folder.
-        progress: whether, or to whom, progress is told.
-        **settings: of the recipe, by section; of a run the section `steer` alone.
+        progress: True prints progress to standard error; a `Reporter` receives it.
+        **settings: of the recipe, by section; of a run only the section `steer`.
 
     Raises:
-        SeawallError: something is wrong that the user can put right.
+        SeawallError: an error that the user can correct.
     """
     from seawall.jobs.steer import document, steer_recipe, steer_run
 
@@ -142,9 +142,9 @@ def steer(
             steer_run(run, changes_of(settings), reporter=reporter)
             folder = run
         else:
-            read, text = read_recipe(recipe, settings)
-            folder = run_folder(read, output)
-            steer_recipe(read, folder, text=text, reporter=reporter)
+            resolved, text = read_recipe(recipe, settings)
+            folder = run_folder(resolved, output)
+            steer_recipe(resolved, folder, text=text, reporter=reporter)
     pages = (RunFolder(folder).steering_report, RunFolder(folder).report)
     return Result(folder, document(folder), next((page for page in pages if page.is_file()), None))
 
@@ -152,16 +152,16 @@ def steer(
 def landscape(
     recipe: RecipeOrPath = None, *, output: PathText | None = None, progress: Progress = False, **settings: Any
 ) -> Result:
-    """Measures the harmful rate while the weights move along alignment, a fine-tuning, or at random.
+    """Measures the harmful rate while the weights move along alignment, a fine-tuning, or random directions.
 
     Args:
         recipe: a recipe, or the folder of a run.
         output: the run folder.
-        progress: whether, or to whom, progress is told.
-        **settings: of the recipe, by section; of a run the section `landscape` alone.
+        progress: True prints progress to standard error; a `Reporter` receives it.
+        **settings: of the recipe, by section; of a run only the section `landscape`.
 
     Raises:
-        SeawallError: something is wrong that the user can put right.
+        SeawallError: an error that the user can correct.
     """
     from seawall.jobs.landscape import document, landscape_recipe, landscape_run
 
@@ -171,30 +171,30 @@ def landscape(
             landscape_run(run, changes_of(settings), reporter=reporter)
             folder = run
         else:
-            read, text = read_recipe(recipe, settings)
-            folder = run_folder(read, output)
-            landscape_recipe(read, folder, text=text, reporter=reporter)
+            resolved, text = read_recipe(recipe, settings)
+            folder = run_folder(resolved, output)
+            landscape_recipe(resolved, folder, text=text, reporter=reporter)
     return Result(folder, document(folder), RunFolder(folder).landscape_report)
 
 
 def tune(
     recipe: RecipeOrPath = None, *, output: PathText | None = None, progress: Progress = False, **settings: Any
 ) -> Result:
-    """Fine-tunes LoRA adapters within the safety basin (AsFT, arXiv 2506.08473) and by what AsFT must beat.
+    """Fine-tunes LoRA adapters within the safety basin (AsFT, arXiv 2506.08473) and by its controls and baselines.
 
     Args:
         recipe: model, prompts, task and settings.
         output: the run folder.
-        progress: whether, or to whom, progress is told.
+        progress: True prints progress to standard error; a `Reporter` receives it.
         **settings: of the recipe, by section.
 
     Raises:
-        SeawallError: something is wrong that the user can put right.
+        SeawallError: an error that the user can correct.
     """
     from seawall.jobs.tune import document, tune_recipe
 
-    read, text = read_recipe(recipe, settings)
-    folder = run_folder(read, output)
+    resolved, text = read_recipe(recipe, settings)
+    folder = run_folder(resolved, output)
     with reporter_of(progress) as reporter:
-        tune_recipe(read, folder, text=text, reporter=reporter)
+        tune_recipe(resolved, folder, text=text, reporter=reporter)
     return Result(folder, document(folder), RunFolder(folder).tuning_report)

@@ -25,7 +25,7 @@ def diff(
         return
     from rich.console import Console
 
-    from seawall.jobs.diff_tables import difference_tables
+    from seawall.jobs.diff import difference_tables
 
     console = Console(highlight=False)
     for table in difference_tables(difference):

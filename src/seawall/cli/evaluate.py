@@ -53,8 +53,8 @@ def evaluate(
     if not alone and resolved.eval.engine.kind == "transformers":
         run_until("evaluate", recipe, sets, output, as_json=as_json)
         return
-    with quiet_libraries():
-        from seawall.jobs.evaluate import EvalTarget
+    quiet_libraries()
+    from seawall.jobs.evaluate import EvalTarget
 
     folder = output or Path(f"runs/{resolved.name}-eval")
     evaluation = _run(resolved, EvalTarget(delta, adapter), folder, text=text, as_json=as_json)
@@ -102,7 +102,7 @@ def _run(recipe: Recipe, target: EvalTarget, folder: Path, *, text: str, as_json
 def _show(evaluation: Evaluation) -> None:
     from rich.console import Console
 
-    from seawall.jobs.headline import headline_table, length_table
+    from seawall.evaluation.view import headline_table, length_table
 
     console = Console(highlight=False)
     console.print(headline_table((("rate", evaluation.result),), {}))

@@ -98,9 +98,10 @@ def select(
     compared with harmless prompts. Experts: those that harmful requests use
     most and that the gene changes most.
     """
-    with quiet_libraries():
-        from seawall.methods.gene.tools import PAGE, select_gene
-        from seawall.methods.gene.view import claim, gene_document, gene_table
+    quiet_libraries()
+    from seawall.methods.gene.claim import claim
+    from seawall.methods.gene.tools import PAGE, select_gene
+    from seawall.methods.gene.view import gene_document, gene_table
 
     def work(reporter: Reporter) -> RenderableType:
         selected = select_gene(

@@ -120,8 +120,8 @@ def _plain(records: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show(outcome: Any, last: str) -> None:
-    """Prints the headline, followed by the path of the report or run."""
-    from seawall.jobs.headline import headline_table
+    """The headline on standard output, ending with the path that people want next."""
+    from seawall.evaluation.view import headline_table
 
     console = results_console()
     if outcome.rates:

@@ -39,10 +39,10 @@ def make_pairs(
     by_goal = _rows_by_goal(attack_rows, goals if all_goals is None else all_goals)
     pairs = []
     for goal in goals:
-        anchor = user(goal.text)
-        pairs += [SafetyPair(goal.text, anchor, ATTACKS[name](goal.text), name) for name in names]
+        plain = user(goal.text)
+        pairs += [SafetyPair(goal.text, plain, ATTACKS[name](goal.text), name) for name in names]
         pairs += [
-            SafetyPair(goal.text, anchor, row.messages, str(row.attack)) for row in by_goal.get(key(goal.text), ())
+            SafetyPair(goal.text, plain, row.messages, str(row.attack)) for row in by_goal.get(key(goal.text), ())
         ]
     return pairs
 

@@ -38,10 +38,10 @@ Attack = Callable[[str], Messages]
 
 @dataclass(frozen=True, slots=True)
 class SafetyPair:
-    """One harmful goal as a plain request (`anchor`) and as a jailbreak (`attack`). RASA, arXiv 2602.04448, 3.1."""
+    """One harmful goal, asked plainly (`plain`) and by a jailbreak (`attack`). RASA section 3.1."""
 
     goal: str
-    anchor: Messages
+    plain: Messages
     attack: Messages
     attack_name: str
 

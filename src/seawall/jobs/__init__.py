@@ -1,1 +1,16 @@
-"""The whole job: stages in order, each handed what it needs. Stages do not know each other; this layer does."""
+"""One file per verb: the stages in order, each with its inputs. Methods do not know each other; this layer does.
+
+run.py        seawall run: profile, select, repair, evaluate, report
+evaluate.py   seawall eval
+audit.py      seawall audit
+steer.py      seawall steer
+gene.py       seawall gene extract
+tune.py       seawall tune
+landscape.py  seawall landscape
+diff.py       seawall diff
+gate.py       seawall gate
+export.py     delta and checkpoint of a run; seawall apply
+plan.py       seawall plan, seawall doctor
+report.py     seawall report, and the inputs of every page
+summary.py    summary.json, the stable contract (docs/run-folder.md)
+"""

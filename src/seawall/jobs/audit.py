@@ -1,4 +1,4 @@
-"""`seawall audit`: each audit is a stage of its own under RUN/audit/, done once and published whole."""
+"""`seawall audit`: audits of a finished run or of a model, each a stage under RUN/audit/."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from seawall.config.recipe import Recipe
 from seawall.errors import ConfigError
 from seawall.evaluation.suite import build_suite
 from seawall.jobs.report import audit_stage, write_report
-from seawall.methods.audit.bench import Subject, repaired_tensors
+from seawall.methods.audit.context import AuditSubject, repaired_tensors
 from seawall.methods.audit.methods import AUDITS
 from seawall.methods.rasa.stages import profile_stage
 from seawall.runs.files import read_json
@@ -29,26 +29,26 @@ NEEDS_RUN: dict[AuditName, str] = {
     "routing_shortcut": "compares the repaired model with the original",
     "tamper": "compares the repaired model with the original",
 }
-"""Audits that a model alone is not enough for, and why."""
+"""Audits that need a finished run, and the reason."""
 _READS_PROMPTS: tuple[AuditName, ...] = ("localisation", "tamper")
-"""Audits that read more of the recipe's prompts than a run's samples hold."""
+"""Audits that read prompts of the recipe beyond those in a run's samples."""
 
 
 def audit_run(
     path: Path, *, only: Sequence[AuditName], changes: Sequence[str], reporter: Reporter
 ) -> list[AuditResult]:
-    """Audits a finished run and puts what was found into its report; audits that are done are skipped.
+    """Audits a finished run and writes its report again; finished audits are skipped.
 
-    The prompts are those of the run's own evaluation, whose samples serve for the original and the repaired model.
+    The prompts are those of the run's evaluation, whose samples are reused for the original and the repaired model.
 
     Args:
         path: the run folder.
-        only: which audits; none means all.
-        changes: `audit.a=b` each.
-        reporter: told what happens.
+        only: names of audits; empty for all.
+        changes: settings as `audit.KEY=VALUE`.
+        reporter: receives progress and claims.
 
     Raises:
-        SeawallError: no finished run, another model than the run's, a wrong setting.
+        SeawallError: no finished run, another model than the run's, or an invalid setting.
     """
     finished = open_finished(path)
     recipe = change_recipe(finished.recipe, changes, where=str(finished.run.resolved), section="audit")
@@ -56,7 +56,7 @@ def audit_run(
     with context.working():
         original = finished.before.result.model_fingerprint
         require_model(context.opened.fingerprint, expected=original, artifact="run")
-        subject = Subject(
+        subject = AuditSubject(
             context,
             before=finished.before.samples,
             after=finished.after.samples,
@@ -64,71 +64,76 @@ def audit_run(
             repaired_fingerprint=finished.after.result.model_fingerprint,
             profile=ExpertProfile.load(finished_stage(finished.run, "profile")),
         )
-        depends = {when: stage_hash(finished.run, f"eval-{when}") for when in ("before", "after")}
-        found = [_audit(name, subject, depends) for name in only or AUDITS]
+        evaluations = {when: stage_hash(finished.run, f"eval-{when}") for when in ("before", "after")}
+        results = [_audit(name, subject, evaluations) for name in only or AUDITS]
         reporter.stage("Report")
         write_report(finished.run, finished.summary)
-    return found
+    return results
 
 
 def audit_model(
     recipe: Recipe, folder: Path, *, text: str, only: Sequence[AuditName], reporter: Reporter
 ) -> list[AuditResult]:
-    """Audits a model that was not repaired; the folder becomes a run that holds its profile and the audits.
+    """Audits a model without a repair; the folder becomes a run with its profile and the audits.
 
     Args:
-        recipe: names the model and the prompts.
+        recipe: model, prompts and settings.
         folder: the run folder.
         text: the recipe as the user wrote it.
-        only: which audits; none means all that need no repair.
-        reporter: told what happens.
+        only: names of audits; empty for all that need no repair.
+        reporter: receives progress and claims.
 
     Raises:
-        SeawallError: an audit that needs a finished run; something else that the user can put right.
+        SeawallError: an audit that needs a finished run, or another error that the user can correct.
     """
     for name in only:
         if name in NEEDS_RUN:
             raise ConfigError(
                 f"the audit {name} needs a finished run: it {NEEDS_RUN[name]}",
                 got="a model",
-                remedy="name a folder that `seawall run` finished, or leave this audit out of --only",
+                remedy="name the folder of a finished `seawall run`, or leave this audit out of --only",
             )
     prompts = read_inputs(recipe)
     context = Context(recipe, new_run(recipe, folder, text), reporter, prompts)
     with context.working():
         profile = profile_stage(context)
-        subject = Subject(context, asked=tuple(build_suite(context.prompts, gold=False).prompts()), profile=profile)
-        depends = {"prompts": context.prompts.fingerprint()}
-        return [_audit(name, subject, depends) for name in only or [one for one in AUDITS if one not in NEEDS_RUN]]
+        subject = AuditSubject(
+            context, suite=tuple(build_suite(context.prompts, gold=False).prompts()), profile=profile
+        )
+        prompts_hash = {"prompts": context.prompts.fingerprint()}
+        names = only or [name for name in AUDITS if name not in NEEDS_RUN]
+        return [_audit(name, subject, prompts_hash) for name in names]
 
 
 def parse_names(text: str | None) -> list[AuditName]:
-    """The audits in `a,b`; none for None.
+    """The audits named in `a,b`; empty for None.
 
     Raises:
-        ConfigError: a name that is no audit.
+        ConfigError: an unknown name.
     """
-    found = []
+    names = []
     for word in (text or "").split(",") if text is not None else ():
-        name = next((one for one in AUDITS if one == word.strip()), None)
+        name = next((audit for audit in AUDITS if audit == word.strip()), None)
         if name is None:
             raise ConfigError("--only names an unknown audit", got=repr(word.strip()), expected=", ".join(AUDITS))
-        found.append(name)
-    return list(dict.fromkeys(found))
+        names.append(name)
+    return list(dict.fromkeys(names))
 
 
-def document(run: Path, found: Sequence[AuditResult]) -> dict[str, object]:
-    """For machines: where the audits lie, and all that they found."""
+def document(run: Path, results: Sequence[AuditResult]) -> dict[str, object]:
+    """The JSON document: the run folder and the results."""
     return {
         "run": str(run),
-        "audits": {one.audit: read_json(audit_stage(RunFolder(run), one.audit) / "audit.json") for one in found},
+        "audits": {
+            result.audit: read_json(audit_stage(RunFolder(run), result.audit) / "audit.json") for result in results
+        },
     }
 
 
-def _audit(name: AuditName, subject: Subject, depends: Mapping[str, str]) -> AuditResult:
+def _audit(name: AuditName, subject: AuditSubject, depends: Mapping[str, str]) -> AuditResult:
     context = subject.context
     context.reporter.stage(f"Audit: {name.replace('_', ' ')}")
-    work = AUDITS[name].measure
+    measure = AUDITS[name].measure
     settings = context.recipe.audit.model_dump(mode="json")
     basis = context.basis()
     prompts = basis.pop("prompts")
@@ -146,6 +151,6 @@ def _audit(name: AuditName, subject: Subject, depends: Mapping[str, str]) -> Aud
         context,
         f"audit/{name}",
         inputs,
-        work=lambda _, scratch: work(subject, scratch).save(scratch),
+        work=lambda _, scratch: measure(subject, scratch).save(scratch),
         load=AuditResult.load,
     )

@@ -1,4 +1,4 @@
-"""An evaluation on its own: of a model, a model with a delta or an adapter, or a model behind an endpoint."""
+"""`seawall eval`: evaluate a model, a model with a delta or an adapter, or a model behind an endpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from seawall.evaluation.engines import make_engine
 from seawall.evaluation.judges import make_judge
 from seawall.evaluation.run import SAMPLES, evaluate, evaluate_engine
 from seawall.evaluation.suite import EvalSuite, build_suite
-from seawall.jobs.export import put_delta
+from seawall.jobs.export import add_delta
 from seawall.jobs.summary import attacks_by_length, families, judge_disagreement, scores
 from seawall.models.files.fingerprint import model_fingerprint, tokenizer_fingerprint
 from seawall.models.lora.merge import check_adapter, merge_adapter
@@ -40,25 +40,25 @@ STAGE = "eval"
 
 @dataclass(frozen=True, slots=True)
 class EvalTarget:
-    """What is put on the recipe's model before it is evaluated; at most one of the two.
+    """A change of the recipe's model before its evaluation; at most one of the two.
 
     Attributes:
         delta: a `delta` folder of a run.
-        adapter: a folder with a LoRA adapter of PEFT.
+        adapter: a folder with a PEFT LoRA adapter.
     """
 
     delta: Path | None = None
     adapter: Path | None = None
 
     def document(self) -> dict[str, str | None]:
-        """As JSON, for `resolved.json` and `summary.json`."""
+        """The JSON form in `resolved.json` and `summary.json`."""
         folders = {"delta": self.delta, "adapter": self.adapter}
         return {name: None if folder is None else str(folder) for name, folder in folders.items()}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Where the evaluation is, what it found, and its summary."""
+    """The run folder, result and summary of an evaluation."""
 
     run: RunFolder
     result: EvalResult
@@ -66,17 +66,17 @@ class Evaluation:
 
 
 def evaluate_target(recipe: Recipe, target: EvalTarget, folder: Path, *, text: str, reporter: Reporter) -> Evaluation:
-    """Evaluates a target into a run folder of its own, or goes on with that.
+    """Evaluates a target into a separate run folder; continues an interrupted evaluation.
 
     Args:
         recipe: model, prompts and settings; its engine may be an endpoint.
-        target: what is put on the model.
+        target: delta or adapter to add to the model.
         folder: the run folder.
-        text: the recipe as the user wrote it, kept in the folder.
-        reporter: told what happens.
+        text: the recipe as the user wrote it, saved in the folder.
+        reporter: receives progress.
 
     Raises:
-        SeawallError: something is wrong that the user can put right.
+        SeawallError: an error that the user can correct.
     """
     _check(recipe, target)
     prompts = read_inputs(recipe)
@@ -93,31 +93,31 @@ def evaluate_target(recipe: Recipe, target: EvalTarget, folder: Path, *, text: s
         reporter.stage("Summary")
         run.samples.mkdir(exist_ok=True)
         copy_file(run.stage(STAGE) / SAMPLES, run.samples / f"{STAGE}.jsonl")
-        known = read_json(run.summary).get("seconds") if run.summary.is_file() else None
-        summary = _summary(recipe, target, result, seconds=known or round(time.monotonic() - begun, 1))
+        earlier = read_json(run.summary).get("seconds") if run.summary.is_file() else None
+        summary = _summary(recipe, target, result, seconds=earlier or round(time.monotonic() - begun, 1))
         write_json(run.summary, summary)
     return Evaluation(run, result, summary)
 
 
 def model_name(recipe: Recipe) -> str:
-    """What is evaluated: the model's id, or its name at the endpoint."""
+    """The evaluated model's id, or its name at the endpoint."""
     engine = recipe.eval.engine
     return engine.model if isinstance(engine, EndpointEngine) else recipe.model.id
 
 
 def _check(recipe: Recipe, target: EvalTarget) -> None:
     if target.delta is not None and target.adapter is not None:
-        raise ConfigError("a delta and an adapter are given", expected="one of them", remedy="apply the delta first")
+        raise ConfigError("got a delta and an adapter", expected="one of them", remedy="apply the delta first")
     if isinstance(recipe.eval.engine, EndpointEngine) and target != EvalTarget():
         raise ConfigError(
-            "a delta or an adapter cannot be put on a model behind an endpoint",
-            remedy="serve the changed model (`seawall apply` writes it), or evaluate it here with --model",
+            "a delta or an adapter cannot be added to a model behind an endpoint",
+            remedy="serve the changed model (`seawall apply` writes it), or evaluate it locally with --model",
         )
     if isinstance(recipe.eval.engine, EndpointEngine) and recipe.eval.capability is not None:
         raise ConfigError(
-            "tasks of capability need the weights, and an endpoint does not give them",
+            "capability tasks need the weights, which an endpoint does not give",
             got="eval.capability with eval.engine.kind=endpoint",
-            remedy="set eval.capability=null, or ask the endpoint with the harness's own command",
+            remedy="set eval.capability=null, or run the harness's own command against the endpoint",
         )
     if target.delta is not None:
         DeltaOutline.load(target.delta)
@@ -144,7 +144,7 @@ def _of_endpoint(
             judge=make_judge(recipe.eval.judge, run.judge),
             folder=scratch,
             fingerprint=name,
-            progress=lambda done, total: reporter.step("asking", done, total),
+            progress=lambda count, total: reporter.step("asking", count, total),
         ).save(scratch)
 
     return EvalResult.load(run_stage(run, STAGE, _inputs(recipe, prompts, name), work))
@@ -167,7 +167,7 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
             judge=make_judge(recipe.eval.judge, run.judge),
             folder=scratch,
             fingerprint=fingerprint,
-            progress=lambda done, total: reporter.step("asking", done, total),
+            progress=lambda count, total: reporter.step("asking", count, total),
         ).save(scratch)
 
     return EvalResult.load(
@@ -178,22 +178,22 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
 
 
 def open_target(recipe: Recipe, target: EvalTarget) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The recipe's model, dense or not, with the delta or the adapter on it.
+    """The recipe's model, dense or MoE, with the delta or the adapter.
 
     Raises:
-        SeawallError: it cannot be loaded, or what is put on it does not fit.
+        SeawallError: the model cannot be loaded, or delta or adapter are of another model.
     """
     delta = None if target.delta is None else Delta.load(target.delta)
     model, tokenizer = open_checkpoint(recipe.model).load()
     if delta is not None:
-        put_delta(delta, model)
+        add_delta(delta, model)
     if target.adapter is not None:
         model = merge_adapter(model, target.adapter)
     return model, tokenizer
 
 
 def _inputs(recipe: Recipe, prompts: Prompts, evaluated: str) -> dict[str, Any]:
-    """What the result depends on."""
+    """The stage's inputs."""
     settings = recipe.eval.model_dump(mode="json")
     capability = recipe.eval.capability
     tasks = {"capability": file_hashes(capability)} if capability is not None else {}
@@ -201,7 +201,7 @@ def _inputs(recipe: Recipe, prompts: Prompts, evaluated: str) -> dict[str, Any]:
 
 
 def _summary(recipe: Recipe, target: EvalTarget, result: EvalResult, *, seconds: float) -> dict[str, Any]:
-    """The headline for machines: the names of a run's `summary.json`, with one rate where that has two."""
+    """The content of `summary.json`: the keys of a run's summary, with one rate instead of two."""
 
     def rate(group: str) -> dict[str, Any] | None:
         return asdict(result.groups[group]) if group in result.groups else None

@@ -1,4 +1,4 @@
-"""The repaired model on disk: a delta, a checkpoint, and the proof that the checkpoint is the model."""
+"""The repaired model on disk: a delta, a checkpoint, and a certificate that the checkpoint is the repaired model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from seawall.artifacts.delta import Delta
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError
-from seawall.jobs.parity import compare_in_fresh_process, probe
 from seawall.models.files.checkpoint import save_model
 from seawall.models.files.fingerprint import model_fingerprint
+from seawall.models.files.parity import compare_in_fresh_process, probe
 from seawall.runs.files import read_json, write_json, write_text
 from seawall.runs.folder import update_manifest
 from seawall.runs.stage import clear_scratch, run_stage, stage_hash
@@ -21,13 +21,14 @@ from seawall.shell.context import Context
 from seawall.shell.model import open_checkpoint
 
 PROBES = 4
+"""Number of prompts of the parity check."""
 
 
 def export_stage(context: Context, delta: Delta, card: str) -> dict[str, Any] | None:
-    """Writes `delta/` and `model/`; returns the parity certificate, or None where no checkpoint is verified.
+    """Writes `delta/` and `model/`; returns the parity certificate, or None without a verified checkpoint.
 
     Raises:
-        ArtifactError: what was written is not the repaired model.
+        ArtifactError: the exported checkpoint is not the repaired model.
     """
     context.reporter.stage("Export: delta, checkpoint, parity in a fresh process")
     config = context.recipe.export
@@ -47,48 +48,47 @@ def export_stage(context: Context, delta: Delta, card: str) -> dict[str, Any] | 
 
 def _write(context: Context, scratch: Path, card: str) -> None:
     opened, config = context.opened, context.recipe.export
-    clear_scratch(scratch)  # half a checkpoint that an interrupted export left cannot be gone on with
+    clear_scratch(scratch)  # an interrupted export leaves an incomplete checkpoint
     staged = scratch / "checkpoint"
     save_model(opened.model, opened.tokenizer, staged)
     if config.verify:
         prompts = [row.attack for row in context.prompts.pairs("validation")][:PROBES]
         probes = scratch / "probes.safetensors"
         probe(opened.model, opened.tokenizer, prompts, probes)
-        found = compare_in_fresh_process(context.checkpoint.at(staged), probes)
+        comparison = compare_in_fresh_process(context.checkpoint.at(staged), probes)
         probes.unlink()
-        write_json(
-            scratch / "parity.json", _judged(found, config.max_logit_difference, model_fingerprint(opened.model))
-        )
+        certificate = _certificate(comparison, config.max_logit_difference, model_fingerprint(opened.model))
+        write_json(scratch / "parity.json", certificate)
     for path in sorted(staged.iterdir()):
         path.rename(scratch / path.name)
     staged.rmdir()
     write_text(scratch / "README.md", card)
 
 
-def _judged(found: dict[str, Any], allowed: float, fingerprint: str) -> dict[str, Any]:
-    difference = float(found["max_logit_difference"])
-    same = found["fingerprint"] == fingerprint
+def _certificate(comparison: dict[str, Any], allowed: float, fingerprint: str) -> dict[str, Any]:
+    difference = float(comparison["max_logit_difference"])
+    same = comparison["fingerprint"] == fingerprint
     if difference > allowed or not same:
         raise ArtifactError(
             "the exported checkpoint is not the repaired model",
             got=f"a logit difference of {difference}, weights {'equal' if same else 'different'}",
             expected=f"at most {allowed} (export.max_logit_difference)",
-            remedy="on another dtype or device allow a small difference; with equal settings, report this as a bug",
+            remedy="allow a small difference on another dtype or device; with equal settings, report this as a bug",
         )
     return {"max_logit_difference": difference, "allowed": allowed, "passed": True, "weights": fingerprint}
 
 
 def apply_delta(delta: Delta, config: ModelConfig, output: Path, *, revert: bool = False) -> str:
-    """Rebuilds a checkpoint from a model and a delta (or takes the delta off again); returns its fingerprint.
+    """Writes a checkpoint with a delta added to its model, or removed from it; returns its fingerprint.
 
     Args:
         delta: the change.
-        config: the base model (or, with `revert`, the repaired one).
-        output: a folder that does not exist yet or is empty.
-        revert: take the delta off instead.
+        config: the base model; with `revert`, the repaired one.
+        output: a new or empty folder.
+        revert: remove the delta.
     """
     model, tokenizer = open_checkpoint(config).load()
-    fingerprint = put_delta(delta, model, revert=revert)
+    fingerprint = add_delta(delta, model, revert=revert)
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = output.with_name(f".{output.name}.part")
     if scratch.exists():
@@ -98,8 +98,8 @@ def apply_delta(delta: Delta, config: ModelConfig, output: Path, *, revert: bool
     return fingerprint
 
 
-def put_delta(delta: Delta, model: PreTrainedModel, *, revert: bool = False) -> str:
-    """Changes a model by a delta (or takes the delta off again); returns its fingerprint.
+def add_delta(delta: Delta, model: PreTrainedModel, *, revert: bool = False) -> str:
+    """Adds a delta to a model in place, or removes it; returns the model's fingerprint.
 
     Raises:
         ArtifactError: the delta was made from other weights.
@@ -107,12 +107,12 @@ def put_delta(delta: Delta, model: PreTrainedModel, *, revert: bool = False) -> 
     state = model.state_dict()
     (delta.revert if revert else delta.apply)(state)
     fingerprint = model_fingerprint(model)
-    wanted = delta.base_model if revert else delta.result_model
-    if fingerprint != wanted:
+    expected = delta.base_model if revert else delta.result_model
+    if fingerprint != expected:
         raise ArtifactError(
-            "the delta fits the changed tensors, but other weights of this model differ from the original",
+            "the delta matches the changed tensors, but other weights of this model differ from the original",
             got=f"weights {fingerprint[:23]}...",
-            expected=f"weights {wanted[:23]}...",
-            remedy="name the very checkpoint that the delta was made from",
+            expected=f"weights {expected[:23]}...",
+            remedy="name the checkpoint that the delta was made from",
         )
     return fingerprint

@@ -1,4 +1,4 @@
-"""A finished run held to bounds, for a job that must stop where a model is not good enough."""
+"""`seawall gate`: check a finished run against bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from seawall.shell.finished import open_finished
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What became of every bound; `model` is the fingerprint of the weights that were evaluated."""
+    """The result of every bound; `model` is the fingerprint of the evaluated weights."""
 
     run: str
     model: str
@@ -28,7 +28,7 @@ class Gate:
         return all(check.passed for check in self.checks)
 
     def document(self) -> dict[str, Any]:
-        """For machines. A number that is none (the loss of a broken model) is null."""
+        """The JSON document; NaN and infinity (the loss of a broken model) become null."""
         return {"run": self.run, "model": self.model, "passed": self.passed, "checks": list(map(_row, self.checks))}
 
 
@@ -36,20 +36,20 @@ def gate_run(path: Path, bounds: Bounds) -> Gate:
     """Checks a run's evaluations against bounds.
 
     Raises:
-        RunFolderError: no run, or not finished.
-        ArtifactError: damaged files, or a bound on what was not measured.
+        RunFolderError: no run, or an unfinished one.
+        ArtifactError: damaged files, or a bound on a rate that was not measured.
     """
-    found = open_finished(path)
-    unseen = frozenset(name for name, family in found.summary["attacks"].items() if not family["seen"])
+    finished = open_finished(path)
+    unseen = frozenset(name for name, family in finished.summary["attacks"].items() if not family["seen"])
     evidence = Evidence(
-        found.before.samples,
-        found.after.samples,
-        results=(found.before.result, found.after.result),
+        finished.before.samples,
+        finished.after.samples,
+        results=(finished.before.result, finished.after.result),
         unseen=unseen,
-        resamples=found.resamples,
-        seed=found.seed,
+        resamples=finished.resamples,
+        seed=finished.seed,
     )
-    return Gate(str(path), found.after.result.model_fingerprint, tuple(check_bounds(bounds, evidence)))
+    return Gate(str(path), finished.after.result.model_fingerprint, tuple(check_bounds(bounds, evidence)))
 
 
 def gate_table(gate: Gate) -> Table:

@@ -1,21 +1,20 @@
-"""`seawall gene extract`: an aligned model's safety, distilled into an adapter. No harmful reply is trained or kept."""
+"""`seawall gene extract`: distil an aligned model's safety into an adapter. Trains on and stores no harmful reply."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from seawall.artifacts.gene import (
-    Gene,
-)
+from seawall.artifacts.gene import Gene
 from seawall.config.recipe import Recipe
 from seawall.data.splits import SplitName
 from seawall.errors import DataError
+from seawall.methods.gene.claim import claim
 from seawall.methods.gene.context import GENE, REPLIES, GeneContext
 from seawall.methods.gene.match import require_siblings
-from seawall.methods.gene.stages import _gene, _replies
+from seawall.methods.gene.stages import collect_replies, distil_gene
 from seawall.methods.gene.task_model import vocabulary_hash
-from seawall.methods.gene.view import claim, gene_view
+from seawall.methods.gene.view import gene_view
 from seawall.models.lora.merge import require_peft
 from seawall.report import render_gene
 from seawall.runs.files import read_json, write_text
@@ -27,42 +26,39 @@ from seawall.version import __version__
 
 
 def extract_gene(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) -> Gene:
-    """Extracts a gene from a recipe's model into `gene/` of a run folder, or goes on with that.
+    """Extracts a gene from a recipe's model into `gene/` of a run folder; continues an interrupted extraction.
 
     Args:
         recipe: model, prompts and settings.
         folder: the run folder.
         text: the recipe as the user wrote it.
-        reporter: told what happens.
+        reporter: receives progress and the claim.
 
     Raises:
-        SeawallError: something is wrong that the user can put right.
+        SeawallError: an error that the user can correct.
     """
-    require_loadable(recipe.eval.engine, "a gene cannot be taken from a model behind an endpoint")
+    require_loadable(recipe.eval.engine, "a gene cannot be extracted from a model behind an endpoint")
     prompts = read_inputs(recipe)
     run = new_run(recipe, folder, text)
     context = GeneContext(recipe, run, reporter, prompts)
     with context.working("gene_prompts"):
         _check(context)
-        run_stage(run, REPLIES, _replies_inputs(context), lambda scratch: _replies(context, scratch))
-        known = {**_basis(context), "replies": stage_hash(run, REPLIES)}
-        inputs = {**known, "gene": recipe.gene.model_dump(mode="json", exclude={"graft"})}
-        if context.degraded is not None:
-            inputs["degraded"] = context.degraded.fingerprint
-        found = Gene.load(run_stage(run, GENE, inputs, lambda scratch: _gene(context, scratch)))
-        reporter.say(claim(found))
+        run_stage(run, REPLIES, _replies_inputs(context), lambda scratch: collect_replies(context, scratch))
+        stage = run_stage(run, GENE, _gene_inputs(context), lambda scratch: distil_gene(context, scratch))
+        gene = Gene.load(stage)
+        reporter.say(claim(gene))
         page = render_gene(
-            gene_view(found),
+            gene_view(gene),
             model=recipe.model.id,
             recipe=recipe.model_dump(mode="json"),
             manifest=read_json(run.manifest),
         )
         write_text(run.gene_report, page)
-    return found
+    return gene
 
 
 def _check(context: GeneContext) -> None:
-    """Everything that can be wrong before the first model is loaded."""
+    """Refuse a degraded model of another architecture, and missing prompts, before the first model is loaded."""
     require_peft()
     points, aligned, degraded = context.points, context.checkpoint, context.degraded
     if degraded is not None:
@@ -71,17 +67,17 @@ def _check(context: GeneContext) -> None:
     parts: tuple[SplitName, ...] = ("train", "validation")
     for harmful, name in ((True, "harmful"), (False, "benign")):
         for part in parts:
-            if not context.asked(part, harmful=harmful, most=1):
+            if not context.requests(part, harmful=harmful, limit=1):
                 raise DataError(
-                    f"there are no {name} prompts in the {part} part",
-                    got=f"an empty {part} part of data.{name}",
-                    expected="prompts on both sides in both parts",
-                    remedy="use more prompts, or name the part of each with `split`",
+                    f"there are no {name} prompts in the {part} split",
+                    got=f"an empty {part} split of data.{name}",
+                    expected="harmful and benign prompts in both splits",
+                    remedy="use more prompts, or assign each to a split with `split`",
                 )
 
 
-def _basis(context: GeneContext) -> dict[str, Any]:
-    """What every stage depends on: replies alone do not tell two models apart."""
+def _common_inputs(context: GeneContext) -> dict[str, Any]:
+    """Inputs of both stages: two models can give the same replies, so the weights are among them."""
     return {
         "seawall": __version__,
         "weights": context.checkpoint.fingerprint,
@@ -93,6 +89,14 @@ def _basis(context: GeneContext) -> dict[str, Any]:
 
 
 def _replies_inputs(context: GeneContext) -> dict[str, Any]:
-    config = context.config.extract
-    wanted = config.model_dump(mode="json", include={"harmful", "benign", "held_out", "max_new_tokens"})
-    return {**_basis(context), "extract": wanted}
+    settings = {"harmful", "benign", "held_out", "max_new_tokens"}
+    return {**_common_inputs(context), "extract": context.config.extract.model_dump(mode="json", include=settings)}
+
+
+def _gene_inputs(context: GeneContext) -> dict[str, Any]:
+    inputs = {
+        **_common_inputs(context),
+        "replies": stage_hash(context.run, REPLIES),
+        "gene": context.config.model_dump(mode="json", exclude={"graft"}),
+    }
+    return inputs if context.degraded is None else {**inputs, "degraded": context.degraded.fingerprint}

@@ -1,4 +1,4 @@
-"""Models and plans as tables for the terminal."""
+"""`seawall plan` and `seawall doctor`: memory, disk and time of a run, and facts of a model, as terminal tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from seawall.shell.model import open_checkpoint
 
 
 def facts(rows: list[tuple[str, str]]) -> Table:
-    """Names and values, a row each."""
+    """A table of (name, value) rows."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -23,7 +23,7 @@ def facts(rows: list[tuple[str, str]]) -> Table:
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """A number of bytes with its unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -31,27 +31,27 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def model_facts(found: ModelSummary) -> Table:
-    """What `seawall doctor` prints."""
+def model_facts(summary: ModelSummary) -> Table:
+    """The table of `seawall doctor`."""
     rows = [
-        ("model", found.id),
-        ("class", f"{found.architecture} ({found.family})"),
-        ("parameters", f"{found.parameters / 1e6:,.1f} M, {found.active_parameters / 1e6:,.1f} M used per token"),
-        ("on disk", f"{size(found.bytes_on_disk)}, {found.dtype}"),
-        ("chat template", "yes" if found.chat_template else "no"),
+        ("model", summary.id),
+        ("class", f"{summary.architecture} ({summary.family})"),
+        ("parameters", f"{summary.parameters / 1e6:,.1f} M, {summary.active_parameters / 1e6:,.1f} M used per token"),
+        ("on disk", f"{size(summary.bytes_on_disk)}, {summary.dtype}"),
+        ("chat template", "yes" if summary.chat_template else "no"),
     ]
-    if found.moe is not None:
-        moe = found.moe
+    if summary.moe is not None:
+        moe = summary.moe
         rows += [
             ("experts", f"{moe.layers} MoE layers x {moe.experts} experts, top-{moe.top_k}"),
             ("shared experts", str(moe.shared_experts)),
             ("expert tensors", ", ".join(f"{name} {tuple(shape)}" for name, shape in moe.expert_tensors)),
         ]
-    return facts([*rows, ("verdict", found.verdict)])
+    return facts([*rows, ("verdict", summary.verdict)])
 
 
 def plan_facts(plan: Plan) -> Table:
-    """What `seawall plan` prints."""
+    """The table of `seawall plan`."""
     rows = [
         ("weights", size(plan.weights)),
         ("trainable copies", size(plan.trainable)),
@@ -69,7 +69,7 @@ def plan_facts(plan: Plan) -> Table:
 
 
 def plan_recipe(recipe: Recipe, tflops: float | None = None) -> Plan:
-    """Memory, disk and (with a rate) time.
+    """Memory, disk and, with a rate of computation, time.
 
     Raises:
         SeawallError: the model or the prompts cannot be used.

@@ -1,4 +1,4 @@
-"""The main job: find, repair and verify the safety-critical experts of a model."""
+"""`seawall run`: find, repair and verify the safety-critical experts of a model (RASA, arXiv 2602.04448)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from seawall.shell.job import new_run, read_inputs
 from seawall.shell.model import require_loadable
 
 STAGES = ("profile", "select", "repair", "evaluate", "report")
-"""What `seawall run` can stop after. `evaluate` evaluates what is there; the others run all that comes before them."""
+"""Values of `--until`. `evaluate` evaluates the existing stages; every other value also runs the stages before it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where the run is, the evaluations made so far, how rates moved between two, and its summary once there is one."""
+    """The run folder, its evaluations, the paired changes between two, and the summary of a finished run."""
 
     run: RunFolder
     rates: tuple[tuple[str, EvalResult], ...] = ()
@@ -43,17 +43,17 @@ class Outcome:
 
 
 def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, until: str = "report") -> Outcome:
-    """Runs a recipe, or goes on with it; finished stages are skipped.
+    """Runs a recipe, or continues an interrupted run; finished stages are skipped.
 
     Args:
-        recipe: what to do.
+        recipe: model, prompts and settings.
         folder: the run folder.
-        text: the recipe as the user wrote it, kept in the folder.
-        reporter: told what happens.
+        text: the recipe as the user wrote it, saved in the folder.
+        reporter: receives progress.
         until: one of `STAGES`.
 
     Raises:
-        SeawallError: something is wrong that the user can put right.
+        SeawallError: an error that the user can correct.
     """
     require_loadable(recipe.eval.engine, "a model behind an endpoint cannot be repaired")
     if until not in ("profile", "select"):
@@ -69,19 +69,22 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
 def _main_job(context: Context, until: str) -> Outcome:
     """RASA: profile, select, repair; with an evaluation before and after, export and report."""
     begun = time.monotonic()
+    # Pairs of a refused plain request and a successful jailbreak, and their routing (sections 3.1 and 3.2).
     profile = profile_stage(context)
     if until == "profile":
         return Outcome(context.run)
-    chosen = select_stage(context, profile)
+    # The experts that jailbreaks use more than refusals do (section 3.2).
+    selected = select_stage(context, profile)
     if until == "select":
         return Outcome(context.run)
     before = evaluate_stage(context, "before")
-    delta = repair_stage(context, chosen)
+    # Rounds of an expert step and a router step (sections 3.3 and 3.4).
+    delta = repair_stage(context, selected)
     if until == "repair":
         return Outcome(context.run, (("before", before),))
     after = evaluate_stage(context, "after")
     changes = paired_changes(context, before, after)
-    summary = summarize(context, chosen, before, after, changes=changes)
+    summary = summarize(context, selected, before, after, changes=changes)
     parity = export_stage(context, delta, render_model_card(collect(context.run, summary)))
     summary = _finish(context, {**summary, "parity": parity}, time.monotonic() - begun)
     return Outcome(context.run, (("before", before), ("after", after)), changes, summary)
@@ -97,13 +100,13 @@ def _evaluate(context: Context) -> Outcome:
 
 
 def _finish(context: Context, summary: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Summary, samples and report; a run that goes on adds its time to that of the earlier ones."""
+    """Writes summary, samples and report; a continued run adds its time to that of earlier attempts."""
     context.reporter.stage("Report")
     run = context.run
     earlier = read_json(run.manifest).get("seconds", 0.0) if run.manifest.is_file() else 0.0
-    known = read_json(run.summary) if run.summary.is_file() else {}
-    peak = known.get("peak_memory_bytes", peak_memory())
-    summary |= {"seconds": known.get("seconds", round(earlier + seconds, 1)), "peak_memory_bytes": peak}
+    previous = read_json(run.summary) if run.summary.is_file() else {}
+    peak = previous.get("peak_memory_bytes", peak_memory())
+    summary |= {"seconds": previous.get("seconds", round(earlier + seconds, 1)), "peak_memory_bytes": peak}
     update_manifest(run, {"seconds": summary["seconds"]})
     write_json(run.summary, summary)
     copy_samples(run)
@@ -112,6 +115,6 @@ def _finish(context: Context, summary: dict[str, Any], seconds: float) -> dict[s
 
 
 def peak_memory() -> int:
-    """Largest memory of this process so far, in bytes."""
+    """Peak memory of this process, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

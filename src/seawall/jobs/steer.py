@@ -1,4 +1,4 @@
-"""`seawall steer`: how far refusal can be moved at inference, and by what. No weight is changed, none is written."""
+"""`seawall steer`: how far directions of layers and experts move refusal at inference. Writes no weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts
 from seawall.jobs.report import write_report, write_steering_page
 from seawall.methods.steer.context import SteerContext, steer_data
-from seawall.methods.steer.study import study
+from seawall.methods.steer.stages import steer
 from seawall.runs.files import read_json
 from seawall.runs.folder import RunFolder
 from seawall.runs.progress import Reporter
@@ -21,38 +21,38 @@ from seawall.shell.model import require_loadable
 
 
 def steer_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) -> SteeringResult:
-    """Steers a recipe's model in its run folder, or goes on with that; a repair need not be there.
+    """Steers a recipe's model in its run folder; continues an interrupted study, needs no repair.
 
     Args:
         recipe: model, prompts and settings.
         folder: the run folder.
         text: the recipe as the user wrote it.
-        reporter: told what happens.
+        reporter: receives progress and the claim.
 
     Raises:
-        SeawallError: something is wrong that the user can put right.
+        SeawallError: an error that the user can correct.
     """
     prompts = _read(recipe)
     return _steer(SteerContext(recipe, new_run(recipe, folder, text), reporter, prompts))
 
 
 def steer_run(path: Path, changes: Sequence[str], *, reporter: Reporter) -> SteeringResult:
-    """Steers the original model of a run, finished or not; its report is written again.
+    """Steers the original model of a run, which may be unfinished, and writes its report again.
 
     Args:
         path: the run folder.
-        changes: `steer.a=b` each.
-        reporter: told what happens.
+        changes: settings as `steer.KEY=VALUE`.
+        reporter: receives progress and the claim.
 
     Raises:
-        SeawallError: no run, a wrong setting.
+        SeawallError: no run, or an invalid setting.
     """
     recipe, run = recipe_of_run(path, changes, section=STEER)
     return _steer(SteerContext(recipe, run, reporter, _read(recipe)))
 
 
 def document(run: Path) -> dict[str, object]:
-    """For machines: where it lies, and all that was found."""
+    """The JSON document: the run folder and the result."""
     return {"run": str(run), STEER: read_json(RunFolder(run).stage(STEER) / "steering.json")}
 
 
@@ -66,18 +66,18 @@ def _steer(context: SteerContext) -> SteeringResult:
     with context.working("steer_prompts"):
         moe = context.opened.moe_if_any
         context.reporter.say("a dense model" if moe is None else moe.describe())
-        found = claiming_stage(context, STEER, _inputs(context), work=study, load=SteeringResult.load)
+        result = claiming_stage(context, STEER, _inputs(context), work=steer, load=SteeringResult.load)
         context.reporter.stage("Report")
         summary = read_json(run.summary) if run.summary.is_file() else {}
         if "attacks" in summary and is_done(run, "eval-after"):
             write_report(run, summary)
         else:
             write_steering_page(run, recipe)
-    return found
+    return result
 
 
 def _inputs(context: SteerContext) -> dict[str, Any]:
-    """What the result depends on."""
+    """The stage's inputs."""
     recipe, run = context.recipe, context.run
     inputs = {
         **context.basis(),

@@ -1,4 +1,4 @@
-"""The headline of a run for machines: `summary.json`, a stable contract (docs/run-folder.md)."""
+"""The content of `summary.json`, a stable contract (docs/run-folder.md)."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from seawall.shell.context import Context
 
 
 def paired_changes(context: Context, before: EvalResult, after: EvalResult) -> dict[str, Difference]:
-    """How the rate of every group and every score (`capability:TASK METRIC`) moved on the same prompts."""
+    """The paired change of every group's rate and of every score (`capability:TASK METRIC`)."""
     sides = [load_samples(context.run.stage(f"eval-{when}") / SAMPLES) for when in ("before", "after")]
     settings = context.recipe.eval
     compared = compare(*sides, resamples=settings.bootstrap, seed=settings.seed)
     scores = capability_changes(before, after, resamples=settings.bootstrap, seed=settings.seed)
     return {
-        **{group: one.change for group, one in compared.items()},
-        **{f"{CAPABILITY}{one.name}": one.change for one in scores},
+        **{group: comparison.change for group, comparison in compared.items()},
+        **{f"{CAPABILITY}{score.name}": score.change for score in scores},
     }
 
 
 def summarize(
     context: Context,
-    chosen: ExpertSet,
+    selected: ExpertSet,
     before: EvalResult,
     after: EvalResult,
     *,
     changes: Mapping[str, Difference],
 ) -> dict[str, Any]:
-    """Everything in the contract but the parity certificate, which comes with the export; time and memory follow."""
-    seen = set(context.prompts.seen_families)
+    """The full contract; parity, time and memory hold placeholders that later steps fill in."""
+    seen_families = set(context.prompts.seen_families)
 
     def both(group: str) -> dict[str, Any] | None:
         if group not in before.groups:
@@ -52,9 +52,11 @@ def summarize(
         "recipe": context.recipe.name,
         "seconds": 0.0,
         "peak_memory_bytes": 0,
-        "selected_experts": chosen.count,
-        "routed_experts": chosen.total,
-        "attacks": {name: {"seen": name in seen, **(both(f"{ATTACK}{name}") or {})} for name in families(before)},
+        "selected_experts": selected.count,
+        "routed_experts": selected.total,
+        "attacks": {
+            name: {"seen": name in seen_families, **(both(f"{ATTACK}{name}") or {})} for name in families(before)
+        },
         **{group.summary: both(name) for name, group in GROUPS.items()},
         "gold_answer_loss": {"before": before.gold_loss, "after": after.gold_loss, "n": before.gold_n},
         **attacks_by_length(before, after),
@@ -64,16 +66,16 @@ def summarize(
 
 
 def families(result: EvalResult) -> dict[str, str]:
-    """The attack families of an evaluation -> their groups."""
+    """Attack family -> its group, for the families of an evaluation."""
     return {group.removeprefix(ATTACK): group for group in result.groups if group.startswith(ATTACK)}
 
 
 def attacks_by_length(result: EvalResult, after: EvalResult | None = None) -> dict[str, Any]:
-    """`attacks_by_length`: family -> number of tokens -> rate (before and after, where there are two evaluations).
+    """`attacks_by_length`: family -> number of tokens -> rate (before and after, with two evaluations).
 
-    Empty where replies were judged at no other length.
+    Empty if replies were judged at their full length only.
     """
-    found = {
+    by_family = {
         family: {
             str(length): asdict(rate) if after is None else {"before": asdict(rate), "after": asdict(later)}
             for length, rate in result.lengths[group].items()
@@ -82,11 +84,11 @@ def attacks_by_length(result: EvalResult, after: EvalResult | None = None) -> di
         for family, group in families(result).items()
         if result.lengths
     }
-    return {"attacks_by_length": found} if found else {}
+    return {"attacks_by_length": by_family} if by_family else {}
 
 
 def judge_disagreement(before: EvalResult, after: EvalResult | None = None) -> dict[str, Any]:
-    """`judge_disagreement`, where there are several judges: before and after, where there are two evaluations."""
+    """`judge_disagreement`, with several judges: before and after, with two evaluations; otherwise empty."""
     if before.disagreement is None:
         return {}
     rate = before.disagreement
@@ -94,29 +96,29 @@ def judge_disagreement(before: EvalResult, after: EvalResult | None = None) -> d
 
 
 def _capability(config: EvalConfig, before: EvalResult, after: EvalResult) -> dict[str, dict[str, Any]] | None:
-    """By task and metric: both scores, the paired change, and whether it is within the recipe's margin."""
+    """By task and metric: both scores, the paired change, and the verdict against the recipe's margin."""
     if config.capability is None:
         return None
-    found: dict[str, dict[str, Any]] = {}
-    for one in capability_changes(before, after, resamples=config.bootstrap, seed=config.seed):
-        found.setdefault(one.before.task, {})[one.before.metric] = {
-            "before": _score(one.before),
-            "after": _score(one.after),
-            "change": asdict(one.change),
-            "higher_is_better": one.before.higher_is_better,
+    table: dict[str, dict[str, Any]] = {}
+    for score in capability_changes(before, after, resamples=config.bootstrap, seed=config.seed):
+        table.setdefault(score.before.task, {})[score.before.metric] = {
+            "before": _score(score.before),
+            "after": _score(score.after),
+            "change": asdict(score.change),
+            "higher_is_better": score.before.higher_is_better,
             "margin": config.capability.margin,
-            "verdict": one.verdict(config.capability.margin),
+            "verdict": score.verdict(config.capability.margin),
         }
-    return found
+    return table
 
 
 def scores(result: EvalResult) -> dict[str, dict[str, Any]]:
     """The scores of one evaluation, by task and metric."""
-    found: dict[str, dict[str, Any]] = {}
-    for one in result.capability:
-        found.setdefault(one.task, {})[one.metric] = {**_score(one), "higher_is_better": one.higher_is_better}
-    return found
+    table: dict[str, dict[str, Any]] = {}
+    for score in result.capability:
+        table.setdefault(score.task, {})[score.metric] = {**_score(score), "higher_is_better": score.higher_is_better}
+    return table
 
 
-def _score(one: CapabilityScore) -> dict[str, Any]:
-    return {"score": one.score, "stderr": one.stderr, "n": one.n}
+def _score(score: CapabilityScore) -> dict[str, Any]:
+    return {"score": score.score, "stderr": score.stderr, "n": score.n}

@@ -1,1 +1,9 @@
-"""What every verb does the same way: open the folder, the recipe, the model and the judge once, and run a stage."""
+"""What all verbs share: read and check inputs, open folder, model and judge once, run a stage, read a finished run.
+
+context.py     the context of a verb: recipe, run folder, prompts, model, judge
+job.py         inputs, run folders, and stages with a claim
+model.py       the model of a recipe
+finished.py    a finished run
+difference.py  what differs between two finished runs
+validation.py  scores on validation prompts
+"""

@@ -1,4 +1,4 @@
-"""What every verb works with. Prompts are read before a folder is made; the model is opened at first use, and once."""
+"""The context of a verb. Prompts are read before a run folder is made; the model is opened once, at first use."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from seawall.version import __version__
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """A recipe, its prompts, its run folder, and where to report.
+    """A recipe, its run folder, its prompts, and a reporter.
 
     Attributes:
-        recipe: what to do.
+        recipe: model, prompts and settings.
         run: the run folder.
-        reporter: told what happens.
-        prompts: those of the recipe, with the caps of the verb.
+        reporter: receives progress.
+        prompts: of the recipe, with the caps of the verb.
     """
 
     recipe: Recipe
@@ -38,13 +38,13 @@ class Context:
 
     @contextmanager
     def working(self, prompts_key: str = "prompts") -> Iterator[None]:
-        """Inside, this process alone works in the run folder, and a disk that refuses is one line.
+        """Inside, this process has the run folder locked, and disk errors are one line.
 
         Args:
-            prompts_key: what the manifest calls the fingerprint of the prompts.
+            prompts_key: key of the prompts' fingerprint in the manifest.
 
         Raises:
-            RunFolderError: another process works there, or the disk refuses.
+            RunFolderError: another process has the lock, or the disk is full or not writable.
         """
         with storage_errors(self.run.path), locked(self.run.path):
             self.note({"data": {prompts_key: self.prompts.fingerprint()}})
@@ -57,10 +57,10 @@ class Context:
 
     @cached_property
     def opened(self) -> OpenModel:
-        """The model, loaded, dense ones too; a repair changes it in place.
+        """The loaded model, dense or MoE; a repair changes it in place.
 
         Raises:
-            SeawallError: it cannot be loaded.
+            SeawallError: the model cannot be loaded.
         """
         self.reporter.stage(f"Loading {self.recipe.model.id}")
         opened = open_model(self.checkpoint)
@@ -69,11 +69,11 @@ class Context:
 
     @cached_property
     def judge(self) -> Judge:
-        """The recipe's judge; an endpoint's answers are kept in the run folder."""
+        """The recipe's judge; an endpoint's answers are cached in the run folder."""
         return make_judge(self.recipe.eval.judge, self.run.judge)
 
     def basis(self) -> dict[str, Any]:
-        """What the result of every stage depends on that asks the loaded model."""
+        """The inputs of every stage that runs the model."""
         return {
             "seawall": __version__,
             "weights": self.opened.fingerprint,
@@ -82,11 +82,11 @@ class Context:
         }
 
     def note_model(self, fingerprint: str) -> None:
-        """Keeps which model this is in the run's manifest."""
+        """Records the model in the run's manifest."""
         model = {"id": self.recipe.model.id, "revision": self.recipe.model.revision, "weights": fingerprint}
         licence = self.checkpoint.licence
         self.note({"model": model | ({} if licence is None else {"license": licence}), "seed": self.recipe.seed})
 
     def note(self, facts: dict[str, Any]) -> None:
-        """Keeps facts in the run's manifest."""
+        """Records facts in the run's manifest."""
         update_manifest(self.run, facts)

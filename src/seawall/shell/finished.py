@@ -1,4 +1,4 @@
-"""Reading a finished run, with every file that is read as its stage left it."""
+"""A finished run, read with the hashes of its stages checked."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from seawall.runs.stage import finished_stage
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluated:
-    """One evaluation of a run and its samples."""
+class RunEvaluation:
+    """One evaluation of a run, and its samples."""
 
     result: EvalResult
     samples: list[Sample]
@@ -27,24 +27,24 @@ class Evaluated:
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """A run that has its summary.
+    """A run with a summary.
 
     Attributes:
         run: its folder.
-        recipe: what ran, every default spelled out.
-        summary: the headline.
+        recipe: the resolved recipe, with every default.
+        summary: content of `summary.json`.
         before, after: its evaluations.
     """
 
     run: RunFolder
     recipe: dict[str, Any]
     summary: dict[str, Any]
-    before: Evaluated
-    after: Evaluated
+    before: RunEvaluation
+    after: RunEvaluation
 
     @property
     def resamples(self) -> int:
-        """Resamples of the run's intervals."""
+        """Number of resamples of the run's intervals."""
         return int(self.recipe["eval"]["bootstrap"])
 
     @property
@@ -54,10 +54,10 @@ class FinishedRun:
 
 
 def open_finished(path: Path) -> FinishedRun:
-    """The run in a folder.
+    """The finished run in a folder.
 
     Raises:
-        RunFolderError: it holds no run, or one that is not finished.
+        RunFolderError: no run, or an unfinished one.
         ArtifactError: a file is damaged or was changed; an evaluation is of another model than the run's.
     """
     run = RunFolder.existing(path)
@@ -65,22 +65,22 @@ def open_finished(path: Path) -> FinishedRun:
         raise RunFolderError(
             f"the run in {path} is not finished",
             got="no summary.json in it",
-            remedy="finish it with `seawall run`, the same recipe and the same --output",
+            remedy="finish it with `seawall run`, with the same recipe and --output",
         )
     summary = read_json(run.summary)
     if "evaluation" in summary:
         raise RunFolderError(
-            f"{path} holds an evaluation alone",
-            expected="a run with a repair, evaluated before and after",
-            remedy="name the folder that `seawall run` left",
+            f"{path} holds only an evaluation",
+            expected="a run with a repair and an evaluation before and after it",
+            remedy="name the folder of a `seawall run`",
         )
     before, after = (_evaluated(run, when) for when in ("before", "after"))
     change = DeltaOutline.load(finished_stage(run, "repair") / "delta")
-    for one, wanted in ((before, change.base_model), (after, change.result_model)):
-        require_model(one.result.model_fingerprint, expected=wanted, artifact="evaluation")
+    for evaluation, fingerprint in ((before, change.base_model), (after, change.result_model)):
+        require_model(evaluation.result.model_fingerprint, expected=fingerprint, artifact="evaluation")
     return FinishedRun(run, read_json(run.resolved), summary, before, after)
 
 
-def _evaluated(run: RunFolder, when: str) -> Evaluated:
+def _evaluated(run: RunFolder, when: str) -> RunEvaluation:
     folder = finished_stage(run, f"eval-{when}")
-    return Evaluated(EvalResult.load(folder), load_samples(folder / SAMPLES))
+    return RunEvaluation(EvalResult.load(folder), load_samples(folder / SAMPLES))

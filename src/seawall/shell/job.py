@@ -1,4 +1,4 @@
-"""The shell of every verb: read and check everything, open the folder, run a stage, say what it claims."""
+"""The steps of every verb: check and read the inputs, open the run folder, run a stage, report its claim."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from seawall.shell.context import Context
 
 
 class Claiming(Protocol):
-    """A result with a sentence of what it allows one to say."""
+    """A result with a claim."""
 
     @property
     def claim(self) -> str:
-        """The sentence."""
+        """What may be said of the result, in a few sentences."""
         ...
 
 
@@ -34,7 +34,7 @@ ResultT = TypeVar("ResultT", bound=Claiming)
 
 
 def check_inputs(recipe: Recipe) -> None:
-    """Refuse a judge that cannot judge and a model that is not there, before a folder is made; no weight is read.
+    """Refuse an unusable judge and a missing model, before a run folder is made; no weight is read.
 
     Raises:
         SeawallError: the judge cannot be used; there is no such model, or it has no configuration.
@@ -45,11 +45,11 @@ def check_inputs(recipe: Recipe) -> None:
 
 
 def read_inputs(recipe: Recipe, data: DataConfig | None = None) -> Prompts:
-    """The prompts of a recipe. Judge and model are checked too, so that no folder is made for what cannot work.
+    """The prompts of a recipe; judge and model are checked too, before a run folder is made.
 
     Args:
-        recipe: what to do.
-        data: the recipe's section `data` with the caps of the verb; None for the section as it is.
+        recipe: model, prompts and settings.
+        data: the recipe's section `data` with the caps of the verb; None for the section unchanged.
 
     Raises:
         SeawallError: a source, the attack file, the judge or the model cannot be used.
@@ -63,21 +63,21 @@ def recipe_of_run(path: Path, changes: Sequence[str], *, section: str) -> tuple[
 
     Args:
         path: the run folder.
-        changes: `SECTION.a=b` each.
-        section: the only one that may be changed.
+        changes: settings as `SECTION.KEY=VALUE`.
+        section: the only section that may be changed.
 
     Raises:
-        SeawallError: no run, a wrong setting.
+        SeawallError: no run, or an invalid setting.
     """
     run = RunFolder.existing(path)
     return change_recipe(read_json(run.resolved), changes, where=str(run.resolved), section=section), run
 
 
 def new_run(recipe: Recipe, folder: Path, text: str) -> RunFolder:
-    """The run folder of a recipe, made or gone on with.
+    """The run folder of a recipe, new or existing.
 
     Raises:
-        RunFolderError: it holds something else, or cannot be written.
+        RunFolderError: it holds something else, or is not writable.
     """
     return RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
 
@@ -90,13 +90,13 @@ def claiming_stage(
     work: Callable[[ContextT, Path], None],
     load: Callable[[Path], ResultT],
 ) -> ResultT:
-    """The result of a stage, which is skipped where it is done; its claim is reported.
+    """Runs a stage unless it is finished, and reports the claim of its result.
 
     Args:
-        context: what the stage works with.
-        name: the stage.
+        context: passed to `work`.
+        name: of the stage.
         inputs: everything that the result depends on.
-        work: does the work in a scratch folder.
+        work: makes the result in a scratch folder.
         load: reads the result.
     """
     result = load(run_stage(context.run, name, inputs, lambda scratch: work(context, scratch)))

@@ -1,4 +1,4 @@
-"""Opening the model of a recipe, the embedded one included."""
+"""The model of a recipe, which may be the embedded one."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ _EMBEDDED: Mapping[str, Callable[[], Path]] = {LAB: lab_model_folder, LAB_ORIGIN
 
 @dataclass(frozen=True, eq=False)
 class OpenModel:
-    """A loaded model and what every stage needs of it.
+    """A loaded model with its fingerprints.
 
     Attributes:
-        model, tokenizer: in evaluation mode.
-        fingerprint: of its weights.
-        wording: fingerprint of its vocabulary and chat template.
+        model: in evaluation mode.
+        tokenizer: of the model.
+        fingerprint: of the weights.
+        wording: fingerprint of vocabulary and chat template.
     """
 
     model: PreTrainedModel
@@ -37,48 +38,48 @@ class OpenModel:
 
     @cached_property
     def moe_if_any(self) -> MoEModel | None:
-        """The mixture-of-experts layers; None where the model is dense.
+        """The MoE layers; None for a dense model.
 
         Raises:
-            UnsupportedModelError: it has experts that seawall cannot reach.
+            UnsupportedModelError: the model has experts that seawall cannot reach.
         """
         return find_moe_if_any(self.model)
 
     @property
     def moe(self) -> MoEModel:
-        """The mixture-of-experts layers.
+        """The MoE layers.
 
         Raises:
-            UnsupportedModelError: the model is dense, or it has experts that seawall cannot reach.
+            UnsupportedModelError: the model is dense, or has experts that seawall cannot reach.
         """
         return find_moe(self.model) if self.moe_if_any is None else self.moe_if_any
 
 
 def open_checkpoint(config: ModelConfig) -> Checkpoint:
-    """The checkpoint of a model; an embedded one is built where it is not there yet."""
+    """The checkpoint of a model; an embedded model is built at first use."""
     folder = _EMBEDDED.get(config.id)
     return Checkpoint(config if folder is None else config.model_copy(update={"id": str(folder())}))
 
 
 def open_model(checkpoint: Checkpoint) -> OpenModel:
-    """Loads a causal language model, dense or not.
+    """Loads a causal language model, dense or MoE.
 
     Raises:
-        SeawallError: it cannot be loaded.
+        SeawallError: the model cannot be loaded.
     """
     model, tokenizer = checkpoint.load()
     return OpenModel(model, tokenizer, model_fingerprint(model), tokenizer_fingerprint(tokenizer))
 
 
 def require_loadable(engine: EngineConfig, refusal: str) -> None:
-    """Refuse a model behind an endpoint, where its weights are needed.
+    """Refuse a model behind an endpoint.
 
     Args:
-        engine: how the recipe has its model answer.
-        refusal: what cannot be done with such a model.
+        engine: the recipe's engine.
+        refusal: the message: what cannot be done with such a model.
 
     Raises:
-        ConfigError: it is behind an endpoint.
+        ConfigError: the engine is an endpoint.
     """
     if engine.kind != "transformers":
         raise ConfigError(

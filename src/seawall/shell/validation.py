@@ -1,4 +1,4 @@
-"""The measurement that chooses a round of the repair: the same questions as the report's, on validation prompts."""
+"""Scores on validation prompts, which choose the round of a repair and the strength of a hardening."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from seawall.shell.context import Context
 
 
 def validator(context: Context) -> Callable[[], ValidationScores]:
-    """A function that measures the model as it is at the call."""
+    """A function that measures the current model."""
     suite = build_suite(context.prompts, "validation", unseen=False, gold=False)
-    asked: list[tuple[str, Messages]] = [(group, prompt) for group, rows in suite.groups.items() for _, prompt in rows]
+    grouped: list[tuple[str, Messages]] = [
+        (group, prompt) for group, rows in suite.groups.items() for _, prompt in rows
+    ]
     config = context.recipe.eval
 
     def validate() -> ValidationScores:
-        prompts = [prompt for _, prompt in asked]
+        prompts = [prompt for _, prompt in grouped]
         replies = generate(
             context.opened.model,
             context.opened.tokenizer,
             prompts,
             max_new_tokens=config.max_new_tokens,
             batch_size=config.batch_size,
-            progress=lambda done, total: context.reporter.step("measuring on validation prompts", done, total),
+            progress=lambda count, total: context.reporter.step("measuring on validation prompts", count, total),
         )
         verdicts = context.judge(prompts, [reply.text for reply in replies])
         labels: dict[str, list[str]] = {}
-        for (group, _), verdict in zip(asked, verdicts, strict=True):
+        for (group, _), verdict in zip(grouped, verdicts, strict=True):
             kind = ATTACK if group.startswith(ATTACK) else BENIGN if group == WRAPPED else group
             labels.setdefault(kind, []).append(verdict.label)
         return ValidationScores(
@@ -43,17 +45,17 @@ def validator(context: Context) -> Callable[[], ValidationScores]:
     return validate
 
 
-def _share(labels: list[str], wanted: str, *, worst: float) -> float:
-    """Share among the scored replies. None scored is the worst: a destroyed model must not look repaired."""
+def _share(labels: list[str], target: str, *, worst: float) -> float:
+    """Share among the scored replies. Without any, the worst value: a destroyed model must not look repaired."""
     if not labels:
         return 1.0 - worst
     scored = [label for label in labels if label != "unscored"]
-    return sum(label == wanted for label in scored) / len(scored) if scored else worst
+    return sum(label == target for label in scored) / len(scored) if scored else worst
 
 
 @dataclass(frozen=True)
 class ValidationScores:
-    """Rates on validation prompts, each in [0, 1], over the scored replies; benign prompts plain and wrapped."""
+    """Rates on validation prompts in [0, 1], over the scored replies; benign prompts include wrapped ones."""
 
     attack_success: float
     plain_refusal: float
@@ -61,5 +63,5 @@ class ValidationScores:
     benign_refusal: float
 
     def as_row(self) -> dict[str, float]:
-        """For the metrics file."""
+        """The row of the metrics file."""
         return asdict(self)

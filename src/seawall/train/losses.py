@@ -15,7 +15,7 @@ from torch import Tensor
 from seawall.data.templating import IGNORED
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
-"""(log-probabilities of the anchor (..., E), of the attack (..., E)) -> divergence (...)."""
+"""(log-probabilities of the plain request (..., E), of the attack (..., E)) -> divergence (...)."""
 
 
 def response_cross_entropy(
@@ -86,16 +86,16 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def _forward(anchor: Tensor, attack: Tensor) -> Tensor:
-    return _kl(anchor, attack)
+def _forward(plain: Tensor, attack: Tensor) -> Tensor:
+    return _kl(plain, attack)
 
 
-def _reverse(anchor: Tensor, attack: Tensor) -> Tensor:
-    return _kl(attack, anchor)
+def _reverse(plain: Tensor, attack: Tensor) -> Tensor:
+    return _kl(attack, plain)
 
 
-def _symmetric(anchor: Tensor, attack: Tensor) -> Tensor:
-    return 0.5 * (_kl(anchor, attack) + _kl(attack, anchor))
+def _symmetric(plain: Tensor, attack: Tensor) -> Tensor:
+    return 0.5 * (_kl(plain, attack) + _kl(attack, plain))
 
 
 DIVERGENCES: dict[str, Divergence] = {"forward": _forward, "reverse": _reverse, "symmetric": _symmetric}
@@ -103,30 +103,29 @@ DIVERGENCES: dict[str, Divergence] = {"forward": _forward, "reverse": _reverse, 
 
 
 def pairwise_router_loss(
-    anchor: Sequence[Float[Tensor, "B T E"]],
+    plain: Sequence[Float[Tensor, "B T E"]],
     attack: Sequence[Float[Tensor, "B U E"]],
     *,
-    anchor_mask_BT: Tensor,
+    plain_mask_BT: Tensor,
     attack_mask_BU: Tensor,
     direction: str = "forward",
 ) -> Tensor:
     """Mean over MoE layers and pairs of the divergence between the mean routing of plain request and attack.
 
-    A prompt's routing distribution is the softmax of the router's logits, averaged over the prompt's tokens without
-    padding; each attack is compared with its own plain request. The anchor side takes no gradient. RASA (arXiv
-    2602.04448), section 3.4.
+    A prompt's routing distribution is the mean over its own tokens of the softmax of the router's logits; padding does
+    not count, and each attack is compared with its own plain request. The plain request takes no gradient.
 
     Args:
-        anchor: router logits of the plain requests, one tensor per MoE layer.
+        plain: router logits of the plain requests, one tensor per MoE layer.
         attack: router logits of the attacks, in the same order of pairs.
-        anchor_mask_BT: 1 for tokens, 0 for padding.
+        plain_mask_BT: 1 for tokens, 0 for padding.
         attack_mask_BU: the same for the attacks.
-        direction: `forward` is KL(anchor || attack), RASA's equation; `reverse` and `symmetric` are variants.
+        direction: `forward` is KL(plain || attack), RASA's equation; `reverse` and `symmetric` are variants.
     """
     divergence = DIVERGENCES[direction]
     losses = [
-        divergence(_mean_routing(x, anchor_mask_BT).detach().log(), _mean_routing(y, attack_mask_BU).log()).mean()
-        for x, y in zip(anchor, attack, strict=True)
+        divergence(_mean_routing(x, plain_mask_BT).detach().log(), _mean_routing(y, attack_mask_BU).log()).mean()
+        for x, y in zip(plain, attack, strict=True)
     ]
     return torch.stack(losses).mean()
 
@@ -139,7 +138,7 @@ def _mean_routing(logits_BTE: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def reference_router_loss(
-    anchor: Sequence[Float[Tensor, "B T E"]],
+    plain: Sequence[Float[Tensor, "B T E"]],
     attack: Sequence[Float[Tensor, "B U E"]],
     *,
     direction: str = "forward",
@@ -151,7 +150,7 @@ def reference_router_loss(
     """
     divergence = DIVERGENCES[direction]
     losses = []
-    for x_BTE, y_BUE in zip(anchor, attack, strict=True):
+    for x_BTE, y_BUE in zip(plain, attack, strict=True):
         p_E = torch.softmax(x_BTE.double().mean(1), dim=-1).mean(0).detach()
         q_E = torch.softmax(y_BUE.double().mean(1), dim=-1).mean(0)
         losses.append(divergence(p_E.log(), q_E.log()) / x_BTE.shape[-1])

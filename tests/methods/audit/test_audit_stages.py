@@ -321,7 +321,7 @@ def test_the_report_names_what_is_switched(audited: Path) -> None:
     assert view.amount is None
     assert found.change("steered-2", "random-2", POOLED) is not None
     assert found.change("steered-2", "repaired", "borderline") is not None
-    assert "From the repaired model's it lies" in found.claim
+    assert "From the repaired model's attack success it lies" in found.claim
 
 
 def test_harmless_tuning_takes_refusals_away_and_begins_with_the_runs_own_samples(audited: Path) -> None:

@@ -70,8 +70,8 @@ def test_the_claim_follows_the_numbers() -> None:
     unlike = stable | {"agreement:generated": AuditFigure(0.1, -0.1, 0.3)}
     floor = {NOISE: _rate(0.05)}
     assert "no more than chance" in claim({ATTACK: _rate(0.06), **floor}, stable)
-    assert "without unsafe twins nothing says" in claim({ATTACK: _rate(0.4), **floor}, stable)
+    assert "without unsafe twins these numbers do not say whether" in claim({ATTACK: _rate(0.4), **floor}, stable)
     both = {ATTACK: _rate(0.4), TWIN: _rate(0.2), **floor}
-    assert "go with refusal whatever the wording; that they cause it" in claim(both, alike)
-    assert "do not allow one to say" in claim(both, unlike)
-    assert "do not allow one to say" in claim({**both, TWIN: _rate(0.05)}, alike)
+    assert "correlate with refusal for any wording; these numbers do not say that they cause it" in claim(both, alike)
+    assert "these numbers do not say whether with harm or" in claim(both, unlike)
+    assert "these numbers do not say whether with harm or" in claim({**both, TWIN: _rate(0.05)}, alike)

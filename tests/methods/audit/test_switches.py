@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from seawall.artifacts.audit import AuditChange
 from seawall.artifacts.evaluation import Rate
-from seawall.methods.audit.switches import RANDOM, REPAIRED, Layers, Place, Switched, at_most, best, claim, settings
+from seawall.methods.audit.switches import (
+    RANDOM,
+    REPAIRED,
+    Layers,
+    SwitchSetting,
+    best_setting,
+    claim,
+    limit_per_layer,
+    switch_settings,
+)
+from seawall.methods.rasa.selection.scores import LayerExpert
 
-OFF: list[Place] = [(0, 1), (2, 5), (0, 2), (1, 7)]
-ON: list[Place] = [(1, 0), (1, 3), (2, 4)]
+OFF: list[LayerExpert] = [(0, 1), (2, 5), (0, 2), (1, 7)]
+ON: list[LayerExpert] = [(1, 0), (1, 3), (2, 4)]
 
 
-def _settings(*amounts: int, seed: int = 0) -> list[Switched]:
-    return settings(OFF, ON, amounts, num_layers=3, num_experts=8, seed=seed)
+def _settings(*amounts: int, seed: int = 0) -> list[SwitchSetting]:
+    return switch_settings(OFF, ON, amounts, num_layers=3, num_experts=8, seed=seed)
 
 
-def _flat(layers: Layers) -> set[Place]:
+def _flat(layers: Layers) -> set[LayerExpert]:
     return {(layer, expert) for layer, experts in enumerate(layers) for expert in experts}
 
 
@@ -44,21 +54,21 @@ def test_random_experts_are_others_as_many_in_every_layer() -> None:
 
 def test_ranked_experts_join_the_control_only_where_a_layer_has_no_others() -> None:
     everything = [(0, expert) for expert in range(4)]
-    (one, control, *_) = settings(everything[:3], everything[3:], [1, 3], num_layers=1, num_experts=4, seed=0)
+    (one, control, *_) = switch_settings(everything[:3], everything[3:], [1, 3], num_layers=1, num_experts=4, seed=0)
     assert not (_flat(control.off) | _flat(control.on)) & (_flat(one.off) | _flat(one.on))
-    crowded = settings(everything[:3], everything[3:], [3], num_layers=1, num_experts=4, seed=0)[1]
+    crowded = switch_settings(everything[:3], everything[3:], [3], num_layers=1, num_experts=4, seed=0)[1]
     assert crowded.counts == (3, 1)
 
 
 def test_no_layer_has_more_on_than_its_top_k() -> None:
-    assert at_most([(0, 1), (0, 2), (1, 0), (0, 3), (1, 4)], [1, 2]) == [(0, 1), (1, 0), (1, 4)]
+    assert limit_per_layer([(0, 1), (0, 2), (1, 0), (0, 3), (1, 4)], [1, 2]) == [(0, 1), (1, 0), (1, 4)]
 
 
 def test_the_best_setting_lets_the_fewest_attacks_succeed() -> None:
     few, _, many, _ = _settings(1, 3)
     rates = {"steered-1": Rate(0.4, 0.3, 0.5, 10, 0), "steered-3": Rate(0.2, 0.1, 0.3, 10, 0)}
-    assert best([few, many], rates) == many
-    assert best([few, many], {**rates, "steered-1": rates["steered-3"]}) == few
+    assert best_setting([few, many], rates) == many
+    assert best_setting([few, many], {**rates, "steered-1": rates["steered-3"]}) == few
 
 
 def _moved(middle: float, group: str = "attack", half: float = 0.02) -> AuditChange:
@@ -70,7 +80,7 @@ def test_the_claim_follows_the_numbers() -> None:
     rate = Rate(0.2, 0.1, 0.3, 40, 0)
     fell, alike = {"attack": _moved(-0.6)}, {RANDOM: _moved(-0.5)}
     said = claim(chosen, 2, Rate(0.2, 0.1, 0.3, 40, 9), fell, alike)
-    assert "With 3 experts off and 3 on, the best of 2 settings tried on these very prompts" in said
+    assert "With 3 experts off and 3 on, the best of 2 settings tried on these same prompts" in said
     assert "9 of 40 replies to attacks could not be scored" in said
     assert said.endswith("So these experts do lower attack success, and no cost is clear.")
     assert "of 1 settings" not in claim(chosen, 1, rate, fell, alike)

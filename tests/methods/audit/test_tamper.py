@@ -1,4 +1,4 @@
-"""The order of the lessons, their loss, and what is said of what they did."""
+"""The order of the training examples, their loss, and the claim."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from families import tiny, tiny_tokenizer
 from seawall.artifacts.audit import AuditChange
 from seawall.data.templating import encode_example
 from seawall.data.types import Exchange, user
-from seawall.methods.audit.tamper import ORIGINAL, REPAIRED, Lessons, claim
+from seawall.methods.audit.tamper import ORIGINAL, REPAIRED, TuningExamples, claim
 from seawall.models.moe.find import find_moe
 
 TEXTS = ("sing", "cook rice", "draw a cat", "a", "write a long letter")
 
 
-def _lessons(micro_batch_size: int | None = None, seed: int = 0) -> Lessons:
+def _examples(micro_batch_size: int | None = None, seed: int = 0) -> TuningExamples:
     rows = [encode_example(tiny_tokenizer(), Exchange(user(text), f"Yes, {text}.")) for text in TEXTS]
-    return Lessons(rows, 0, batch_size=2, micro_batch_size=micro_batch_size, seed=seed)
+    return TuningExamples(rows, 0, batch_size=2, micro_batch_size=micro_batch_size, seed=seed)
 
 
 def test_batches_go_on_over_all_rows_and_are_fixed_by_the_seed() -> None:
-    batches = _lessons().batches(7)
+    batches = _examples().batches(7)
     assert len(batches) == 7
     assert sorted(at for batch in batches[:3] for at in batch) == sorted(at for batch in batches[3:6] for at in batch)
     assert sorted(at for batch in batches[:3] for at in batch) == [0, 1, 2, 3, 4]
-    assert _lessons().batches(4) == batches[:4]
-    assert any(_lessons(seed=seed).batches(7) != batches for seed in (1, 2))
+    assert _examples().batches(4) == batches[:4]
+    assert any(_examples(seed=seed).batches(7) != batches for seed in (1, 2))
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 2])
 def test_the_loss_is_the_mean_cross_entropy_of_the_replies(micro_batch_size: int | None) -> None:
-    moe, lessons = find_moe(tiny("glm4_moe")), _lessons(micro_batch_size)
+    moe, examples = find_moe(tiny("glm4_moe")), _examples(micro_batch_size)
     with torch.no_grad():
         alone = []
         for at in (4, 0, 2):
-            ids, labels = (torch.tensor([part]) for part in (lessons.rows[at].input_ids, lessons.rows[at].labels))
+            ids, labels = (torch.tensor([part]) for part in (examples.rows[at].input_ids, examples.rows[at].labels))
             alone.append(float(moe.model(ids, labels=labels).loss))
-        pieces = [float(piece) for piece, _ in lessons.loss(moe, [4, 0, 2])]
+        pieces = [float(piece) for piece, _ in examples.loss(moe, [4, 0, 2])]
     assert len(pieces) == -(-3 // (micro_batch_size or 3))
     assert sum(pieces) == pytest.approx(sum(alone) / 3, rel=1e-4)
 

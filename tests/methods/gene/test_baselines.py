@@ -29,10 +29,10 @@ from seawall.config.model import ModelConfig
 from seawall.data.templating import Encoded
 from seawall.errors import ArtifactError, ConfigError, SeawallError
 from seawall.methods.gene.coefficients import tune_coefficients
+from seawall.methods.gene.examples import cross_entropy
 from seawall.methods.gene.graft import GraftRequest, graft_gene, revert_graft
-from seawall.methods.gene.lessons import cross_entropy
-from seawall.methods.gene.methods import FIT, fine_tune
-from seawall.methods.gene.shots import SIDES, Shot, Side, harmless_requests, shot_batches, shot_loss
+from seawall.methods.gene.methods import METHODS, fine_tune
+from seawall.methods.gene.shots import SHOT_KINDS, Shot, ShotKind, harmless_requests, shot_batches, shot_loss
 from seawall.methods.gene.task_model import vocabulary_hash
 from seawall.methods.tune.anchor import extract_anchor
 from seawall.models.files.fingerprint import model_fingerprint
@@ -108,7 +108,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def some(refusals: int, task: int, harmless: int = 0) -> list[Shot]:
     """Replies of unequal lengths."""
-    counts: dict[Side, int] = {"refusal": refusals, "task": task, "harmless": harmless}
+    counts: dict[ShotKind, int] = {"refusal": refusals, "task": task, "harmless": harmless}
     sides = [side for side, count in counts.items() for _ in range(count)]
     return [
         Shot(Encoded([at + 1, at + 2, at + 3, at + 4], [-100] * (1 + at % 2) + list(range(at, at + 3 - at % 2))), side)
@@ -117,7 +117,7 @@ def some(refusals: int, task: int, harmless: int = 0) -> list[Shot]:
 
 
 def test_every_method_is_a_function_or_the_projection() -> None:
-    assert {*FIT, "safelora"} == set(get_args(GraftMethod))
+    assert {*METHODS, "safelora"} == set(get_args(GraftMethod))
 
 
 @pytest.mark.parametrize("counts", [(2, 6, 0), (2, 6, 3)])
@@ -128,8 +128,8 @@ def test_sides_weigh_the_same_whatever_their_numbers_and_are_in_every_batch(coun
     alone = [float(cross_entropy(model, [one.encoded], 0).detach()) for one in shots]
     means = {
         f"{side}_loss": sum(losses) / len(losses)
-        for side in SIDES
-        if (losses := [loss for loss, one in zip(alone, shots, strict=True) if one.side == side])
+        for side in SHOT_KINDS
+        if (losses := [loss for loss, one in zip(alone, shots, strict=True) if one.kind == side])
     }
     weights = {"refusal_loss": 1.0, "task_loss": 1.0, "harmless_loss": 0.5}
     wanted = sum(weights[name] * one for name, one in means.items()) / sum(weights[name] for name in means)
@@ -138,10 +138,10 @@ def test_sides_weigh_the_same_whatever_their_numbers_and_are_in_every_batch(coun
     assert abs(float(total.detach()) - sum(alone) / len(alone)) > 1e-3
     batches = shot_batches(shots, GeneGraft(steps=7, batch_size=4), seed=0)
     assert len(batches) == 7
-    assert all({shots[at].side for at in batch} == {one.side for one in shots} for batch in batches)
+    assert all({shots[at].kind for at in batch} == {one.kind for one in shots} for batch in batches)
 
 
-def said(model: PreTrainedModel, first: int, side: Side) -> list[Shot]:
+def said(model: PreTrainedModel, first: int, side: ShotKind) -> list[Shot]:
     """What a model replies to four prompts, three tokens each."""
     found = []
     for at in range(first, first + 4):
@@ -167,9 +167,9 @@ def test_kept_replies_are_what_the_model_says_token_by_token_and_empty_ones_do_n
     replace(noise, tokenizer=vocabulary_hash(refusing_tokenizer())).save(tmp_path / "gene")
     seen: list[list[int]] = []
 
-    def tune(attached: AttachedAdapter, shots: Sequence[Shot], *rest: Any, **named: Any) -> dict[int, float]:
-        seen.extend(list(one.encoded.input_ids) for one in shots if one.side == "harmless")
-        return tune_coefficients(attached, shots, *rest, **named)
+    def tune(worn: AttachedAdapter, shots: Sequence[Shot], *rest: Any, **named: Any) -> dict[int, float]:
+        seen.extend(list(one.encoded.input_ids) for one in shots if one.kind == "harmless")
+        return tune_coefficients(worn, shots, *rest, **named)
 
     monkeypatch.setattr("seawall.methods.gene.methods.tune_coefficients", tune)
     settings = ("steps=1", "verify=false", "reply_tokens=3", f"refusals={tmp_path / 'refusals.jsonl'}")
@@ -332,10 +332,10 @@ def test_safe_lora_leaves_the_base_with_the_projected_update(
     assert load_peft_model(
         load_model(ModelConfig(id=str(folder / "aligned"), device="cpu"))[0], tmp_path / "out" / ADAPTER
     )
-    with pytest.raises(ConfigError, match=r"there is no graft to take off; got the adapter .*task in it"):
+    with pytest.raises(ConfigError, match=r"holds no graft to revert.*; got the adapter .*task"):
         revert_graft(tmp_path / "out", tmp_path / "back")
     with pytest.raises(
-        ArtifactError, match=r"got the projected adapter of Safe LoRA .* use the task's adapter and its base"
+        ArtifactError, match=r"got the projected adapter of Safe LoRA .* use the original task adapter and its base"
     ):
         graft(tmp_path / "out", tmp_path / "back", gene=_gene(tmp_path))
     assert not (tmp_path / "back").exists()
@@ -358,15 +358,15 @@ def test_safe_lora_that_projects_nothing_leaves_base_and_task(
     ("changes", "fields", "saying"),
     [
         (PROJECTED, {"form": "adapter"}, "as one checkpoint; got no --merge; add --merge"),
-        (PROJECTED, {"shots": 4}, "uses neither a gene nor examples; got --shots 4; leave it out"),
-        (PROJECTED, {"shots": 4, "task": Path("t.jsonl")}, "got --shots 4, --task t.jsonl; leave them out"),
-        (PROJECTED, {"gene": Path("mine")}, "got --gene mine; leave it out"),
+        (PROJECTED, {"shots": 4}, "uses neither a gene nor examples; got --shots 4; remove --shots"),
+        (PROJECTED, {"shots": 4, "task": Path("t.jsonl")}, "got --shots 4, --task t.jsonl; remove --shots and --task"),
+        (PROJECTED, {"gene": Path("mine")}, "got --gene mine; remove --gene"),
         (
             PROJECTED,
             {"model": "aligned"},
-            "aligned is no adapter, and Safe LoRA projects one; got a model whose update",
+            "aligned is not one; got a checkpoint without a separate adapter",
         ),
-        (PROJECTED, {"model": "nowhere"}, "nowhere is no adapter, and Safe LoRA projects one; got no such folder"),
+        (PROJECTED, {"model": "nowhere"}, "nowhere is not one; got no such folder"),
         (PROJECTED, {"anchor": "nowhere"}, "nowhere"),
         (PROJECTED, {"anchor": "narrow"}, "the adapter changes matrices that the anchor lacks; got 6 of 6"),
         (PROJECTED, {"model": "stranger"}, "the anchor was made from another model"),

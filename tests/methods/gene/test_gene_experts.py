@@ -26,9 +26,9 @@ from seawall.data.templating import Encoded
 from seawall.errors import ArtifactError, ConfigError
 from seawall.jobs.gene import extract_gene
 from seawall.methods.gene.compose import compose
+from seawall.methods.gene.examples import Example, TeacherTargets, teacher_predictions
 from seawall.methods.gene.experts import describe_experts, divergence_and_use, select_experts, with_experts
 from seawall.methods.gene.graft import GraftRequest, graft_gene, revert_graft
-from seawall.methods.gene.lessons import Lesson, Taught, teach
 from seawall.methods.gene.tools import select_gene
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
@@ -139,10 +139,10 @@ def test_layers_and_experts_are_chosen_together(family: Path, tmp_path: Path) ->
 
 def test_the_control_draws_as_many_of_those_that_the_gene_changes(family: Path) -> None:
     gene = Gene.load(family / "run/gene")
-    drawn = [with_experts(gene, 0.25, "random", seed=seed, made="drawn") for seed in range(6)]
+    drawn = [with_experts(gene, 0.25, "random", seed=seed, origin="drawn") for seed in range(6)]
     assert len({one.experts for one in drawn}) > 1
     assert {len(layer.kept) for one in drawn for layer in one.experts} == {2}
-    assert with_experts(gene, 0.25, "random", seed=3, made="drawn").fingerprint == drawn[3].fingerprint
+    assert with_experts(gene, 0.25, "random", seed=3, origin="drawn").fingerprint == drawn[3].fingerprint
     unused = next(at for at in range(8) if at not in gene.experts[LAYER].kept)
     assert all(unused not in one.experts[LAYER].kept for one in drawn)
     assert select_experts(gene.experts, 1.0, "score") == {one.layer: one.kept for one in gene.experts}
@@ -170,19 +170,19 @@ def test_norms_are_those_of_the_updates(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "glm4_moe"])
 def test_use_is_the_gate_weight_where_replies_are_predicted(name: str) -> None:
-    """Batches padded and put together say what every lesson alone says, with the gene on."""
+    """Batches padded and put together say what every example alone says, with the gene on."""
     gene = random_gene(tiny(name))
-    lessons = [_lesson(at) for at in range(5)]
-    taught = teach(tiny(name), lessons, 0, batch_size=2)
-    attached = attach_adapter(tiny(name), gene.points, rank=gene.rank, scaling=gene.scaling)
-    attached.load_factors(gene.factors)
-    means, use = divergence_and_use(attached, taught, batch_size=2)
-    assert means == taught.mean_divergence(attached.model, 2)
-    assert means != taught.mean_divergence(tiny(name), 2)
+    examples = [_example(at) for at in range(5)]
+    targets = teacher_predictions(tiny(name), examples, 0, batch_size=2)
+    worn = attach_adapter(tiny(name), gene.points, rank=gene.rank, scaling=gene.scaling)
+    worn.load_factors(gene.factors)
+    means, use = divergence_and_use(worn, targets, batch_size=2)
+    assert means == targets.mean_divergence(worn.model, 2)
+    assert means != targets.mean_divergence(tiny(name), 2)
     assert use is not None
     for kind, side in ((True, use.harmful), (False, use.benign)):
-        chosen = [one for one in lessons if one.harmful is kind]
-        wanted = _alone(attached.model, chosen)
+        chosen = [one for one in examples if one.harmful is kind]
+        wanted = _alone(worn.model, chosen)
         assert side.keys() == wanted.keys()
         for layer, mean_E in wanted.items():
             torch.testing.assert_close(side[layer], mean_E, rtol=1e-4, atol=1e-5)
@@ -190,9 +190,9 @@ def test_use_is_the_gate_weight_where_replies_are_predicted(name: str) -> None:
 
 def test_a_gene_of_linear_layers_has_nothing_to_say_of_experts(tmp_path: Path) -> None:
     gene = random_gene(tiny("mixtral"), targets=("q_proj",))
-    taught = Taught([], [], 0)
-    attached = attach_adapter(tiny("mixtral"), gene.points, rank=gene.rank, scaling=gene.scaling)
-    assert divergence_and_use(attached, taught, batch_size=2) == ((0.0, 0.0), None)
+    targets = TeacherTargets([], [], 0)
+    worn = attach_adapter(tiny("mixtral"), gene.points, rank=gene.rank, scaling=gene.scaling)
+    assert divergence_and_use(worn, targets, batch_size=2) == ((0.0, 0.0), None)
     assert describe_experts(gene.points, gene.factors, gene.scaling) == ()
     assert gene.unchanged == frozenset()
     gene.save(tmp_path / "gene")
@@ -217,7 +217,7 @@ def test_genes_without_scores_say_what_to_do(family: Path, tmp_path: Path) -> No
         drawn = select_gene(tmp_path / folder, tmp_path / f"{folder}-drawn", experts=0.5, experts_by="random")
         assert [len(one.kept) for one in drawn.experts] == [4] * 5
         assert Gene.load(tmp_path / f"{folder}-drawn").experts == drawn.experts
-    alone = compose([part, with_experts(gene, ONE, "random", seed=1, made="drawn")], (1.0, 1.0))
+    alone = compose([part, with_experts(gene, ONE, "random", seed=1, origin="drawn")], (1.0, 1.0))
     kept = describe_experts(alone.points, alone.factors, alone.scaling)
     assert SAFE in kept[LAYER].kept
     assert max(len(one.kept) for one in kept) == 2
@@ -249,7 +249,7 @@ def test_other_experts_keep_every_bit_in_a_merged_checkpoint(
     task = _with_negative_zeros(name).to(dtype)
     task.save_pretrained(tmp_path / "task", max_shard_size="60KB")
     tiny_tokenizer().save_pretrained(tmp_path / "task")
-    gene = with_experts(random_gene(tiny(name)), 0.25, "random", made="part")
+    gene = with_experts(random_gene(tiny(name)), 0.25, "random", origin="part")
     add_to_checkpoint(
         outline(tmp_path / "task"),
         frozenset(gene.points),
@@ -331,15 +331,15 @@ def _logits(model: nn.Module) -> Tensor:
     return found
 
 
-def _lesson(at: int) -> Lesson:
+def _example(at: int) -> Example:
     """Prompts and replies of different lengths."""
     prompt, reply = 3 + 2 * at, 2 + (3 * at) % 4
     ids = [(7 * at + 11 * position) % 250 + 3 for position in range(prompt + reply)]
-    return Lesson(Encoded(ids, [-100] * prompt + ids[prompt:]), harmful=at % 2 == 0)
+    return Example(Encoded(ids, [-100] * prompt + ids[prompt:]), harmful=at % 2 == 0)
 
 
-def _alone(model: Any, lessons: list[Lesson]) -> dict[int, Tensor]:
-    """Mean gate weight by layer (E), each lesson run by itself."""
+def _alone(model: Any, examples: list[Example]) -> dict[int, Tensor]:
+    """Mean gate weight by layer (E), each example run by itself."""
     rows: dict[int, list[Tensor]] = {}
     moe = find_moe(model)
     seen: dict[int, Tensor] = {}
@@ -352,7 +352,7 @@ def _alone(model: Any, lessons: list[Lesson]) -> dict[int, Tensor]:
         return read
 
     handles = [layer.experts.register_forward_pre_hook(hook(layer.decoder_layer)) for layer in moe.layers]
-    for one in lessons:
+    for one in examples:
         with torch.no_grad():
             model(torch.tensor([one.encoded.input_ids]))
         for at, dense_TE in seen.items():

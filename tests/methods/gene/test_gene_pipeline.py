@@ -29,8 +29,8 @@ from seawall.config.model import ModelConfig
 from seawall.data.templating import Encoded
 from seawall.errors import ArtifactError, ConfigError, DataError, NothingToGraftError, RunFolderError, SeawallError
 from seawall.jobs.gene import extract_gene
+from seawall.methods.gene.examples import Example
 from seawall.methods.gene.graft import GraftRequest, graft_gene, revert_graft
-from seawall.methods.gene.lessons import Lesson
 from seawall.methods.gene.select import contrast, layer_outputs
 from seawall.methods.gene.tools import select_gene
 from seawall.models.files.fingerprint import model_fingerprint
@@ -180,8 +180,8 @@ def test_differences_of_embeddings_are_no_layers() -> None:
             for block in model.get_decoder().layers:
                 block.self_attn.o_proj.weight.zero_()
                 block.mlp.down_proj.weight.zero_()
-    lessons = [Lesson(Encoded([1, 2, 3, 4, 5], [-100] * 3 + [4, 5]), harmful=kind) for kind in (True, False)]
-    streams = [layer_outputs(model, lessons, 0, batch_size=2) for model in models]
+    examples = [Example(Encoded([1, 2, 3, 4, 5], [-100] * 3 + [4, 5]), harmful=kind) for kind in (True, False)]
+    streams = [layer_outputs(model, examples, 0, batch_size=2) for model in models]
     found = contrast(streams[0], streams[1], [True, False])
     assert [one.layer for one in found] == [0, 1, 2]
     assert all(one.harmful == one.benign == 0.0 < 0.1 < min(one.stream_harmful, one.stream_benign) for one in found)
@@ -233,10 +233,10 @@ def test_a_task_that_is_an_adapter_is_merged_with_the_gene(family: Path, tmp_pat
     factors = {name: Factors(torch.full_like(one.B, 0.01), one.A) for name, one in task.factors().items()}
     save_adapter(tmp_path / "task", task.points, factors, 1.0)
     asked = {"model": ModelConfig(id=str(tmp_path / "task"), dtype="float32", device="cpu")}
-    with pytest.raises(ConfigError, match="does not say which model the adapter is for"):
+    with pytest.raises(ConfigError, match="base_model_name_or_path None"):
         graft(family, tmp_path / "out", form="merged", **asked)
     edit_json(tmp_path / "task/adapter_config.json", base_model_name_or_path=str(family / "degraded"))
-    with pytest.raises(ConfigError, match=r"is an adapter, and .*; add --merge"):
+    with pytest.raises(ConfigError, match=r"is an adapter, .*; add --merge"):
         graft(family, tmp_path / "out", **asked)
     found = graft(family, tmp_path / "out", form="merged", **asked)
     merged_task = merged(degraded_model(), tmp_path / "task")
@@ -246,16 +246,16 @@ def test_a_task_that_is_an_adapter_is_merged_with_the_gene(family: Path, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "out", "task"]
     for path in (family / "degraded").iterdir():
         shutil.copyfile(path, tmp_path / "task" / path.name)
-    with pytest.raises(ConfigError, match="holds an adapter beside its weights"):
+    with pytest.raises(ConfigError, match="holds a checkpoint and an adapter"):
         graft(family, tmp_path / "mixed", form="merged", **asked)
 
 
 def test_what_cannot_be_reverted_says_why(family: Path, tmp_path: Path) -> None:
     graft(family, tmp_path / "adapter", "gene.graft.verify=false")
-    with pytest.raises(ConfigError, match="is an adapter, and the model it is for was never changed"):
+    with pytest.raises(ConfigError, match="is an adapter: there is no changed model to revert; got an adapter of"):
         revert_graft(tmp_path / "adapter", tmp_path / "back", reporter=Quiet())
     graft(family, tmp_path / "lean", "gene.graft.verify=false", "gene.graft.keep_originals=false", form="merged")
-    with pytest.raises(ArtifactError, match="without keeping the tensors as they were; use the model that"):
+    with pytest.raises(ArtifactError, match=r"keep_originals=false.*; use the model before the graft"):
         revert_graft(tmp_path / "lean", tmp_path / "back", reporter=Quiet())
     graft(family, tmp_path / "merged", "gene.graft.verify=false", form="merged")
     words = (tmp_path / "merged/tokenizer_config.json").read_bytes()
@@ -305,14 +305,14 @@ def test_selection_keeps_the_planted_layer_and_the_control_need_not(family: Path
     assert Gene.load(tmp_path / "top").fingerprint == top.fingerprint
     with pytest.raises(RunFolderError, match="already exists"):
         select_gene(family / "run", tmp_path / "top")
-    with pytest.raises(ConfigError, match="--keep is wrong; got 'best'"):
+    with pytest.raises(ConfigError, match="--keep; got 'best'"):
         select_gene(family / "run", tmp_path / "new", keep="best")
 
 
 @pytest.mark.parametrize(
     ("changes", "fields", "error", "saying"),
     [
-        ((), {"shots": 2, "task": None}, ConfigError, "without examples of the task"),
+        ((), {"shots": 2, "task": None}, ConfigError, "got shots without task examples"),
         ((), {"shots": 9}, DataError, r"too few examples in .*task.jsonl; got 8; expected at least 9"),
         (("gene.graft.refusals=none.jsonl",), {"shots": 2}, DataError, "none.jsonl"),
         (
@@ -366,7 +366,7 @@ def test_genes_of_other_models_are_refused_before_anything_loads(family: Path, t
 def test_the_degraded_model_must_be_a_sibling(family: Path, tmp_path: Path) -> None:
     llama = save_sibling(tmp_path / "llama", tiny("llama"))
     recipe = load_recipe(family / "recipe.yaml", [f"gene.degraded.id={llama}"])
-    with pytest.raises(ArtifactError, match="no sibling of the aligned one: model_type differs; got llama"):
+    with pytest.raises(ArtifactError, match="model_type differs; got llama"):
         extract_gene(recipe, tmp_path / "run", text="", reporter=Quiet())
     assert not (tmp_path / "run/gene").exists()
 
@@ -385,7 +385,7 @@ def test_task_rows_of_every_kind_are_read(tmp_path: Path) -> None:
     (tmp_path / "chat.jsonl").write_text(json.dumps(chat) + "\n")
     assert read_exchanges(tmp_path / "chat.jsonl")[0].response == "b"
     (tmp_path / "wrong.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(DataError, match=r"wrong.jsonl:1: neither a conversation nor a prompt with a reply"):
+    with pytest.raises(DataError, match=r"wrong.jsonl:1: .*neither a conversation nor a prompt with a reply"):
         read_exchanges(tmp_path / "wrong.jsonl")
 
 
@@ -395,7 +395,7 @@ def test_coefficients_of_a_useless_gene_fall_to_zero_and_it_is_refused(family: P
     backwards = replace(gene, factors={name: Factors(-one.B, one.A) for name, one in gene.factors.items()})
     backwards.save(tmp_path / "gene")
     assert not torch.equal(backwards.update(POINT), gene.update(POINT))
-    with pytest.raises(NothingToGraftError, match="all coefficients came out as 0"):
+    with pytest.raises(NothingToGraftError, match="all tuned coefficients are 0"):
         graft(
             family,
             tmp_path / "out",

@@ -23,7 +23,7 @@ from seawall.evaluation.samples import load_samples
 from seawall.jobs.landscape import landscape_recipe, landscape_run
 from seawall.methods.landscape.context import base_of
 from seawall.methods.landscape.moved import MovedWeights
-from seawall.methods.landscape.stages import Displacement, settings
+from seawall.methods.landscape.stages import GridPoint, grid_points
 from seawall.methods.landscape.view import landscape_table, landscape_view
 from seawall.models.generate import generate
 from seawall.runs.files import file_hash, read_json
@@ -105,8 +105,8 @@ def test_the_widths_are_interpolated_and_censored(run: Path) -> None:
     assert turned.low_end == "grid"
     assert turned.high == pytest.approx(0.25)
     assert "stays below 25% from −0.62 to +1 or more, a width of at least 1.62" in found.claim
-    assert "At −1, the base, it is 100%" in found.claim
-    assert "At +1, the fine-tuned model, it is 100%" in found.claim
+    assert "At −1, the base, the harmful rate is 100%" in found.claim
+    assert "At +1, the fine-tuned model, the harmful rate is 100%" in found.claim
 
 
 def test_a_plane_holds_what_both_directions_do_together(run: Path) -> None:
@@ -125,12 +125,12 @@ def test_a_plane_holds_what_both_directions_do_together(run: Path) -> None:
 def test_every_point_is_measured_once_in_an_order_that_grows(run: Path, recipe: Path) -> None:
     found = LandscapeResult.load(run / "landscape")
     config = load_recipe(recipe).landscape
-    names = [one.name for one in settings(config, ["aligned", "tuned", "random-1"], ("aligned", "tuned"))]
+    names = [one.name for one in grid_points(config, ["aligned", "tuned", "random-1"], ("aligned", "tuned"))]
     assert names == [one.name for one in found.points]
     assert names[:4] == ["origin", "aligned-0.5", "aligned-1.0", "aligned+1.0"]
     assert len(set(names)) == len(names) == 1 + 9 + 4
     assert {path.stem for path in (run / "landscape/samples").iterdir()} == set(names)
-    assert Displacement((("a", 0.5), ("b", -1.0))).name == "a+0.5,b-1.0"
+    assert GridPoint((("a", 0.5), ("b", -1.0))).name == "a+0.5,b-1.0"
 
 
 def test_prompts_are_held_out_and_no_weight_is_written(run: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_broken_model_counts_for_no_width(run: Path) -> None:
         (
             ["landscape.base=null"],
             ConfigError,
-            "nothing says which model .* was aligned from; .* set landscape.base.id",
+            "got landscape.base=null; .* set landscape.base.id",
         ),
         (
             ["eval.engine.kind=endpoint", "eval.engine.base_url=http://localhost:1/v1", "eval.engine.model=x"],

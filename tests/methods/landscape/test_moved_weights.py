@@ -181,16 +181,16 @@ def test_the_weights_come_back_after_an_error_inside(mixtral: Pair, error: type[
 def test_the_weights_come_back_when_they_are_moved_in_part(mixtral: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     model, moved = _movable(mixtral)
     before, seen = model_fingerprint(model), list[str]()
-    put = MovedWeights._put
+    copy = MovedWeights._copy
 
     def failing(self: MovedWeights, *arguments: Any) -> None:
         if len(seen) == 20:
             seen.append(model_fingerprint(model))
             raise Interrupted
-        put(self, *arguments)
+        copy(self, *arguments)
         seen.append("")
 
-    monkeypatch.setattr(landscape.MovedWeights, "_put", failing)
+    monkeypatch.setattr(landscape.MovedWeights, "_copy", failing)
     with pytest.raises(Interrupted), moved.at({"aligned": 3.0}):
         raise AssertionError("it was entered")
     assert seen[20] != before
@@ -251,10 +251,10 @@ def _broken(folder: Path) -> PreTrainedModel:
 @pytest.mark.parametrize(
     ("made", "saying"),
     [
-        (_other_family, r"is no version of this model: the model_type .* differs; got olmoe; expected mixtral as in"),
-        (_wider, r"is no version of this model: lm_head.weight differs; got \(272, 64\); expected \(272, 32\)"),
+        (_other_family, r"the model_type .* differs; got olmoe; expected mixtral as in"),
+        (_wider, r"lm_head.weight differs; got \(272, 64\); expected \(272, 32\)"),
         (_same, r"the two checkpoints hold the same weights; .*expected the model and another version of it"),
-        (_broken, r"weights model.layers.0.self_attn.q_proj.weight hold numbers that are not finite"),
+        (_broken, r"weights model.layers.0.self_attn.q_proj.weight are not finite"),
     ],
 )
 def test_what_gives_no_direction_is_one_line(
@@ -290,9 +290,9 @@ def test_adapters_that_are_no_direction_are_refused(mixtral: Pair, tmp_path: Pat
     zero = _adapter(peft, _load(mixtral.aligned), tmp_path / "zero", [])
     weights = load_file(zero / WEIGHTS)
     save_file({name: one * ("lora_A" in name) for name, one in weights.items()}, zero / WEIGHTS)
-    refused(zero, ArtifactError, "zero is no direction; got updates that are zero; expected a trained adapter")
+    refused(zero, ArtifactError, "got zero updates; expected a trained adapter")
     save_file({name: one * float("nan") for name, one in weights.items()}, zero / WEIGHTS)
-    refused(zero, ArtifactError, "is no direction; got numbers that are not finite")
+    refused(zero, ArtifactError, "got updates that are not finite")
     edit_json(good / CONFIG, bias="all")
     refused(good, UnsupportedModelError, "got biases; expected plain LoRA")
     edit_json(good / CONFIG, bias="none", target_modules=["q_proj"])

@@ -6,7 +6,7 @@ import pytest
 
 from seawall.config.repair import EarlyStop, RepairConfig
 from seawall.methods.rasa.repair.batches import beside_retained, step_batches
-from seawall.methods.rasa.repair.rounds import Progress, choose_round, is_finished
+from seawall.methods.rasa.repair.rounds import RepairProgress, choose_round, is_finished
 from seawall.shell.validation import ValidationScores
 
 BEFORE = ValidationScores(attack_success=0.9, plain_refusal=1.0, over_refusal=0.10, benign_refusal=0.02)
@@ -64,12 +64,12 @@ def test_it_ends_when_attacks_fail_without_new_over_refusal_or_after_all_rounds(
     history: list[ValidationScores], finished: bool
 ) -> None:
     settings = RepairConfig(rounds=3, early_stop=STOP)
-    assert is_finished(Progress(BEFORE, history), settings) is finished
+    assert is_finished(RepairProgress(BEFORE, history), settings) is finished
 
 
 def test_without_early_stopping_all_rounds_are_run() -> None:
     settings = RepairConfig(rounds=3, early_stop=EarlyStop(enabled=False))
-    assert not is_finished(Progress(BEFORE, [_scores(0.0, 0.0)]), settings)
+    assert not is_finished(RepairProgress(BEFORE, [_scores(0.0, 0.0)]), settings)
 
 
 LENGTHS = [5, 9, 7, 3, 8, 6, 4]

@@ -13,14 +13,14 @@ from seawall.config.select import SelectConfig
 from seawall.errors import NothingToRepairError
 from seawall.methods.rasa.selection import select
 from seawall.methods.rasa.selection.controls import CONTROLS, frequency_matched
-from seawall.methods.rasa.selection.scores import Place, traffic
+from seawall.methods.rasa.selection.scores import LayerExpert, traffic
 
 
 def _config(**settings: Any) -> SelectConfig:
     return SelectConfig(**{"bootstrap": 20, **settings})
 
 
-def _places(chosen: ExpertSet) -> set[Place]:
+def _places(chosen: ExpertSet) -> set[LayerExpert]:
     return {(layer, expert) for layer, experts in enumerate(chosen.layers) for expert in experts}
 
 
@@ -91,7 +91,7 @@ def test_another_seed_gives_another_control(method: str) -> None:
     control=st.sampled_from(sorted(CONTROLS)),
 )
 def test_a_control_has_the_selection_s_size_and_overlaps_only_where_it_must(
-    selected: set[Place], seed: int, control: str
+    selected: set[LayerExpert], seed: int, control: str
 ) -> None:
     traffic_LE = torch.rand(3, 4, generator=torch.Generator().manual_seed(seed))
     drawn = CONTROLS[control](selected, traffic_LE, seed)
@@ -138,7 +138,7 @@ def test_pairs_of_one_goal_are_resampled_together() -> None:
     control=st.sampled_from(sorted(CONTROLS)),
 )
 def test_a_control_takes_what_is_apart_only_where_nothing_else_is_left(
-    ranked: list[Place], share: float, seed: int, control: str
+    ranked: list[LayerExpert], share: float, seed: int, control: str
 ) -> None:
     selected = ranked[: 1 + int(share * (len(ranked) - 1))]
     drawn = CONTROLS[control](selected, torch.arange(12.0).view(3, 4), seed, apart=ranked)

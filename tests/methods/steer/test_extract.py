@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benches import TOKENS, prompts, target
+from evaluators import TOKENS, prompts, target
 from torch import Tensor
 
 from families import FAMILIES, tiny_tokenizer
@@ -14,7 +14,7 @@ from seawall.data.types import user
 from seawall.errors import DataError
 from seawall.methods.steer.extract import extract
 from seawall.methods.steer.score import refusal_score
-from seawall.methods.steer.target import Prompt, SteeringTarget, encoded
+from seawall.methods.steer.target import Prompt, TargetModel, encode_prompts
 from seawall.models.hidden.forced import expert_block_outputs
 from seawall.models.moe.capture import capture
 from seawall.models.moe.find import MoEModel, find_moe
@@ -22,7 +22,7 @@ from seawall.models.moe.find import MoEModel, find_moe
 POSITIONS = (-3, -1)
 
 
-def split(subject: SteeringTarget) -> tuple[list[Prompt], list[Prompt]]:
+def split(subject: TargetModel) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts of both sides, each with some of the wrong sign."""
     some = prompts(16, seed=3)
     scores = [_alone(subject, one)[0] for one in some]
@@ -32,7 +32,7 @@ def split(subject: SteeringTarget) -> tuple[list[Prompt], list[Prompt]]:
     return [*positive[2:], *negative[:2]], [*negative[2:], *positive[:2]]
 
 
-def _alone(subject: SteeringTarget, prompt: Prompt) -> tuple[float, Tensor]:
+def _alone(subject: TargetModel, prompt: Prompt) -> tuple[float, Tensor]:
     """Refusal score and block inputs (N, P, D) of one prompt by itself, through transformers' own hidden states."""
     with torch.no_grad():
         output = subject.model(input_ids=torch.tensor([prompt.token_ids]), output_hidden_states=True)
@@ -77,7 +77,7 @@ def test_routing_differences_are_of_first_choices_at_the_positions(family: str) 
     assert found.moe_layers == tuple(layer.decoder_layer for layer in find_moe(subject.model).layers)
 
 
-def _first_choices(subject: SteeringTarget, rows: list[Prompt], sign: int) -> Tensor:
+def _first_choices(subject: TargetModel, rows: list[Prompt], sign: int) -> Tensor:
     """Share of the tokens at the positions whose largest gate weight each expert has, prompt by prompt."""
     assert subject.moe is not None
     kept = [one for one in rows if sign * _alone(subject, one)[0] > 0]
@@ -117,8 +117,8 @@ def test_prompts_that_cannot_be_compared_are_refused() -> None:
     harmful, harmless = split(target())
     assert "there are no harmful prompts" in _refused([], harmless)
     assert "there are no harmless prompts" in _refused(harmful, [])
-    assert "shows no refusal" in _refused(harmless[:-2], harmless)
-    assert "opens a refusal on every harmless prompt" in _refused(harmful, harmful[:-2])
+    assert "has a refusal to extract a direction from" in _refused(harmless[:-2], harmless)
+    assert "refuses every harmless prompt" in _refused(harmful, harmful[:-2])
     said = _refused(harmful, harmless, (-7, -1))
     assert "a position lies outside the templated prompt; got positions -7, -1; expected -6 to -1" in said
 
@@ -128,13 +128,13 @@ def test_logits_that_are_not_finite_are_refused() -> None:
     harmful, harmless = split(subject)
     with torch.no_grad():
         subject.model.get_output_embeddings().weight[0] = torch.nan
-    with pytest.raises(DataError, match="the model's own logits are not finite; got nan after the prompt 'prompt"):
+    with pytest.raises(DataError, match="the model's logits are not finite; got nan after the prompt 'prompt"):
         extract(subject, harmful, harmless, positions=POSITIONS)
 
 
 def test_prompts_go_through_the_chat_template() -> None:
     tokenizer = tiny_tokenizer()
-    (found,) = encoded(tokenizer, [user("Hi")])
+    (found,) = encode_prompts(tokenizer, [user("Hi")])
     assert found.text == "Hi"
     assert tokenizer.decode(list(found.token_ids)).endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from benches import bench, prompts
+from evaluators import evaluator, prompts
 from transformers import PreTrainedModel
 
 import planted_refusal as planted
@@ -15,21 +15,21 @@ from seawall.artifacts.directions import Directions
 from seawall.artifacts.steering import SteeringCandidate, SteeringMode
 from seawall.data.types import Messages, Verdict, VerdictLabel
 from seawall.errors import ConfigError, DataError
-from seawall.methods.steer.bench import Bench
-from seawall.methods.steer.choose import CONSTRAINED, EXPERT, LAYER, ExpertSearch, Found, find_layer
+from seawall.methods.steer.choose import CONSTRAINED, EXPERT, LAYER, ExpertSearch, SearchOutcome, choose_layer
 from seawall.methods.steer.conditions import Condition, conditions, harmless_kl
+from seawall.methods.steer.evaluator import CandidateEvaluator
 from seawall.methods.steer.extract import extract
 from seawall.methods.steer.options import ExpertOptions, LayerLimits, SearchLimits
+from seawall.methods.steer.reasons import by_score
 from seawall.methods.steer.score import refusal_tokens
-from seawall.methods.steer.search import asking
-from seawall.methods.steer.target import SteeringTarget, encoded
-from seawall.methods.steer.verdicts import by_score
+from seawall.methods.steer.search import refusal_judge
+from seawall.methods.steer.target import TargetModel, encode_prompts
 from seawall.models.generate import generate
 from seawall.models.moe.find import find_moe
 
 TOKENIZER = planted.refusing_tokenizer()
 POSITIONS = (-1,)
-HARMFUL, HARMLESS = (encoded(TOKENIZER, some(50)) for some in (planted.harmful, planted.harmless))
+HARMFUL, HARMLESS = (encode_prompts(TOKENIZER, some(50)) for some in (planted.harmful, planted.harmless))
 LAYERS = LayerLimits(1.0, 0.5, 0.2, pruned=True)
 LIMITS = SearchLimits((2.0, 16.0), 2.0, 0.025, 6, 3, pruned=True)
 OPTIONS = ExpertOptions(threshold=0.3, random_experts=1000, pairs=2, triples=1, seed=0)
@@ -56,10 +56,10 @@ def _label(response: str) -> VerdictLabel:
 class Study:
     """A planted model, and everything that was found in it."""
 
-    target: SteeringTarget
+    target: TargetModel
     directions: Directions
-    bench: Bench
-    found: Found
+    evaluator: CandidateEvaluator
+    found: SearchOutcome
 
     def refused(self, condition: Condition) -> float:
         """Share of refused replies on prompts that nothing was chosen on."""
@@ -86,18 +86,20 @@ def study(model: PreTrainedModel, mode: SteeringMode = "suppress", options: Expe
         [reply.token_ids[0] for reply in replies], [reply.text == planted.REFUSAL for reply in replies]
     )
     assert tokens == (planted.REFUSAL_TOKEN,)
-    subject = SteeringTarget(model, find_moe(model), "sha256:0", tokens, 192)
+    subject = TargetModel(model, find_moe(model), "sha256:0", tokens, 192)
     directions = extract(subject, HARMFUL[:14], HARMLESS[:14], positions=POSITIONS)
     moved = HARMFUL[30:39] if mode == "suppress" else HARMLESS[30:39]
-    bench = Bench(subject, directions, mode, moved=moved, harmless=HARMLESS[30:39])
-    found = Found()
-    layer = find_layer(
-        Bench(subject, directions, "suppress", moved=HARMFUL[30:39], harmless=HARMLESS[30:39]), LAYERS, found
+    evaluator = CandidateEvaluator(subject, directions, mode, moved=moved, harmless=HARMLESS[30:39])
+    found = SearchOutcome()
+    layer = choose_layer(
+        CandidateEvaluator(subject, directions, "suppress", moved=HARMFUL[30:39], harmless=HARMLESS[30:39]),
+        LAYERS,
+        found,
     )
-    ask = asking(bench, TOKENIZER, Exact(), max_new_tokens=LIMITS.judged_tokens)
+    ask = refusal_judge(evaluator, TOKENIZER, Exact(), max_new_tokens=LIMITS.judged_tokens)
     prompts = (planted.harmful if mode == "suppress" else planted.harmless)(39)[30:]
-    ExpertSearch(bench, ask, prompts, LIMITS, options, found).run(layer)
-    return Study(subject, directions, bench, found)
+    ExpertSearch(evaluator, ask, prompts, LIMITS, options, found).run(layer)
+    return Study(subject, directions, evaluator, found)
 
 
 @pytest.fixture(scope="module")
@@ -122,18 +124,18 @@ def test_the_planted_expert_is_the_first_of_all(by_expert: Study) -> None:
 
 
 def test_without_any_pruning_it_is_the_same_expert(by_expert: Study) -> None:
-    bench = by_expert.bench
-    whole = Bench(
-        bench.target, bench.directions, "suppress", moved=HARMFUL[30:39], harmless=HARMLESS[30:39], resume=False
+    evaluator = by_expert.evaluator
+    whole = CandidateEvaluator(
+        evaluator.target, evaluator.directions, "suppress", moved=HARMFUL[30:39], harmless=HARMLESS[30:39], resume=False
     )
     limits = SearchLimits(LIMITS.coefficients, LIMITS.max_kl, 1.0, 1, 3, pruned=False)
-    search = ExpertSearch(whole, lambda one, prompts: [], [], limits, OPTIONS, Found())
+    search = ExpertSearch(whole, lambda one, prompts: [], [], limits, OPTIONS, SearchOutcome())
     layer = by_expert.choice(LAYER)
     singles = search.singles(whole.directions.above(OPTIONS.threshold), layer.layer, layer.position)
     best = by_score(singles, "suppress")[0]
     chosen = by_expert.choice(EXPERT)
     assert (best.experts, best.position, best.coefficient) == (chosen.experts, chosen.position, chosen.coefficient)
-    assert search.found.cost == search.found.full_cost == by_expert.found.full_cost
+    assert search.outcome.cost == search.outcome.full_cost == by_expert.found.full_cost
     assert by_expert.found.cost < by_expert.found.full_cost / 2
 
 
@@ -187,17 +189,17 @@ def test_refusal_can_be_induced() -> None:
     assert (layer.induced_score or 0) > 0
     assert not any(name.startswith("ablated") for name in named)
     best = found.choice(EXPERT)
-    assert (best.refusal_score or -100) > found.bench.original_score("moved")
+    assert (best.refusal_score or -100) > found.evaluator.original_score("moved")
 
 
 def test_a_coefficient_that_breaks_the_logits_is_one_line(by_expert: Study) -> None:
-    found = Found(list(by_expert.found.candidates), dict(by_expert.found.chosen))
+    found = SearchOutcome(list(by_expert.found.candidates), dict(by_expert.found.chosen))
     at = found.chosen[LAYER]
     found.candidates[at] = replace(found.candidates[at], coefficient=float("inf"))
     broken = conditions(by_expert.target, by_expert.directions, found, "suppress", random_seeds=[])[0]
     with pytest.raises(ConfigError) as caught:
         harmless_kl(by_expert.target, HARMLESS[:3], broken)
-    assert str(caught.value).startswith("the change 'layer' makes logits that are not finite; got a divergence of nan")
+    assert str(caught.value).startswith("the change 'layer' gives logits that are not finite; got a divergence of nan")
     assert "\n" not in str(caught.value)
 
 
@@ -205,11 +207,11 @@ def test_a_model_that_refuses_nothing_is_one_line() -> None:
     model = planted.refusing_by_expert()
     with torch.no_grad():
         model.get_output_embeddings().weight[planted.REFUSAL_TOKEN] = 0
-    subject = SteeringTarget(model, find_moe(model), "sha256:0", (planted.REFUSAL_TOKEN,), 32)
+    subject = TargetModel(model, find_moe(model), "sha256:0", (planted.REFUSAL_TOKEN,), 32)
     with pytest.raises(DataError) as caught:
         extract(subject, HARMFUL[:5], HARMLESS[:5], positions=POSITIONS)
     assert str(caught.value).startswith(
-        "the model shows no refusal to take a direction from; got refusal scores from -"
+        "no harmful prompt has a refusal to extract a direction from; got refusal scores from -"
     )
     assert "\n" not in str(caught.value)
 
@@ -222,9 +224,9 @@ def test_nothing_stays_on_the_model(by_expert: Study) -> None:
 
 
 def test_a_dense_model_has_its_layers_and_halves_alone() -> None:
-    subject, limits = bench("llama"), replace(LAYERS, max_kl=3.0)
-    found = Found()
-    find_layer(subject, limits, found)
+    subject, limits = evaluator("llama"), replace(LAYERS, max_kl=3.0)
+    found = SearchOutcome()
+    choose_layer(subject, limits, found)
     named = conditions(subject.target, subject.directions, found, "suppress", random_seeds=[0])
     assert [one.name for one in named] == [
         "layer",

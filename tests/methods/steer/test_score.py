@@ -21,7 +21,7 @@ def test_refusal_tokens_are_those_that_open_refusals_often_enough() -> None:
 
 
 def test_a_model_without_refusals_is_refused() -> None:
-    with pytest.raises(DataError, match=r"refuses none of the plain harmful prompts.*got 0 refusals of 2 replies"):
+    with pytest.raises(DataError, match=r"refuses no plain harmful prompt.*got 0 refusals of 2 replies"):
         refusal_tokens([3, 4], [False, False])
     with pytest.raises(ConfigError, match="the refusal tokens are empty"):
         refusal_tokens([3], [True], override=[])

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from benches import bench, prompts, random_directions_of, target
+from evaluators import evaluator, prompts, random_directions_of, target
 
 from seawall.artifacts.steering import SteeringCandidate, SteeringMode
 from seawall.data.types import Messages, user
 from seawall.errors import DataError
-from seawall.methods.steer.bench import FEW, Bench
-from seawall.methods.steer.changes import Way, expert_way
-from seawall.methods.steer.choose import ExpertSearch, Found, find_layer, moe_layer_near
+from seawall.methods.steer.choose import ExpertSearch, SearchOutcome, choose_layer, moe_layer_near
 from seawall.methods.steer.controls import random_directions, random_experts, together
+from seawall.methods.steer.evaluator import SCREENING, CandidateEvaluator
+from seawall.methods.steer.interventions import Intervention, expert_intervention
 from seawall.methods.steer.layer import select_layer_direction
 from seawall.methods.steer.options import ExpertOptions, LayerLimits, SearchLimits
+from seawall.methods.steer.reasons import HARMLESS_KL, LAST_LAYERS, NOT_BEST, NOT_FINITE, PAST_CAP, by_score
 from seawall.methods.steer.search import judge_best, search
-from seawall.methods.steer.verdicts import HARMLESS_KL, LAST_LAYERS, NOT_BEST, NOT_FINITE, PAST_CAP, by_score
 
 LIMITS = SearchLimits((1.0, 5.0, 25.0, 75.0, 200.0), 0.5, 0.025, 4, 8, pruned=True)
 LAYERS = LayerLimits(1.0, 0.5, 0.2, pruned=True)
@@ -27,10 +27,12 @@ LAYERS = LayerLimits(1.0, 0.5, 0.2, pruned=True)
 
 @pytest.mark.parametrize("mode", ["suppress", "induce"])
 def test_the_pruned_search_finds_what_the_whole_one_does_for_less(mode: SteeringMode) -> None:
-    pruned, whole = bench(mode=mode), bench(mode=mode, resume=False)
-    ways = [expert_way(pruned.directions, "expert", [place], -1) for place in pruned.directions.candidates[::2]]
-    quick = search(pruned, ways, LIMITS)
-    full = search(whole, ways, replace(LIMITS, pruned=False))
+    pruned, whole = evaluator(mode=mode), evaluator(mode=mode, resume=False)
+    interventions = [
+        expert_intervention(pruned.directions, "expert", [place], -1) for place in pruned.directions.candidates[::2]
+    ]
+    quick = search(pruned, interventions, LIMITS)
+    full = search(whole, interventions, replace(LIMITS, pruned=False))
     assert [(one.experts, one.coefficient) for one in quick] == [(one.experts, one.coefficient) for one in full]
     best_quick, best_full = by_score(quick, mode), by_score(full, mode)
     assert (best_quick[0].experts, best_quick[0].coefficient) == (best_full[0].experts, best_full[0].coefficient)
@@ -46,13 +48,15 @@ def test_the_pruned_search_finds_what_the_whole_one_does_for_less(mode: Steering
         elif one.reason == PAST_CAP:
             assert (one.prompts, one.harmless_kl) == (0, None)
         elif one.reason == NOT_BEST:
-            assert one.prompts == FEW
+            assert one.prompts == SCREENING
 
 
 def test_every_setting_says_why_it_was_dropped() -> None:
-    subject = bench()
-    ways = [expert_way(subject.directions, "expert", [(1, expert)], -1) for expert in range(8)]
-    found = search(subject, ways, replace(LIMITS, coefficients=(1.0, 5.0, 1000.0, 5000.0, math.inf), keep_least=1))
+    subject = evaluator()
+    interventions = [expert_intervention(subject.directions, "expert", [(1, expert)], -1) for expert in range(8)]
+    found = search(
+        subject, interventions, replace(LIMITS, coefficients=(1.0, 5.0, 1000.0, 5000.0, math.inf), keep_least=1)
+    )
     reasons = {one.reason for one in found}
     assert {"", NOT_BEST, HARMLESS_KL} <= reasons
     assert all(one.kept == (not one.reason) for one in found)
@@ -61,14 +65,14 @@ def test_every_setting_says_why_it_was_dropped() -> None:
             assert one.harmless_kl is not None
             assert one.harmless_kl <= LIMITS.max_kl
             assert one.prompts == 11
-    whole = search(subject, ways[:1], replace(LIMITS, coefficients=(1.0, math.inf), pruned=False))
+    whole = search(subject, interventions[:1], replace(LIMITS, coefficients=(1.0, math.inf), pruned=False))
     assert [one.reason for one in whole] == ["", NOT_FINITE]
     assert (whole[1].refusal_score, whole[1].harmless_kl) == (None, None)
 
 
 def test_the_best_layer_is_the_same_pruned_and_not() -> None:
     for family in ("qwen3_moe", "llama"):
-        pruned, whole = bench(family), bench(family, resume=False)
+        pruned, whole = evaluator(family), evaluator(family, resume=False)
         limits = replace(LAYERS, max_kl=3.0)
         quick = select_layer_direction(pruned, limits)
         full = select_layer_direction(whole, replace(limits, pruned=False))
@@ -81,9 +85,9 @@ def test_the_best_layer_is_the_same_pruned_and_not() -> None:
 
 
 def test_no_layer_that_passes_is_one_line_with_the_reasons() -> None:
-    found = Found()
+    found = SearchOutcome()
     with pytest.raises(DataError) as caught:
-        find_layer(bench(), replace(LAYERS, max_kl=1e-9), found)
+        choose_layer(evaluator(), replace(LAYERS, max_kl=1e-9), found)
     assert len(found.of_family("layer")) == len(found.candidates) > 0
     said = str(caught.value)
     assert said.startswith("no direction of a layer passes the checks; got 4 x harmless KL above the cap, 2 x among")
@@ -91,7 +95,7 @@ def test_no_layer_that_passes_is_one_line_with_the_reasons() -> None:
 
 
 def _candidate(expert: int, score: float, coefficient: float = 1.0) -> SteeringCandidate:
-    return replace(Way("expert", 1, ((0, expert),), -1).at(coefficient), refusal_score=score, kept=True)
+    return replace(Intervention("expert", 1, ((0, expert),), -1).candidate(coefficient), refusal_score=score, kept=True)
 
 
 class Answers:
@@ -115,7 +119,7 @@ REPLIES = {0: "rrrrrccccc" + "rrrrr", 1: "c" * 14 + "r", 2: "r" * 15, 3: "c" * 1
 def test_the_second_stage_ranks_by_refused_replies(pruned: bool) -> None:
     ask = Answers(REPLIES)
     found = judge_best(
-        [_candidate(expert, float(expert)) for expert in range(5)], ask, ASKED, mode="suppress", most=4, pruned=pruned
+        [_candidate(expert, float(expert)) for expert in range(5)], ask, ASKED, mode="suppress", limit=4, pruned=pruned
     )
     # Expert 3 loses one too, by a reply that cannot be scored, and scores worse; expert 4 is the fifth best of four.
     assert found[0].experts == ((0, 1),)
@@ -129,15 +133,15 @@ def test_the_second_stage_ranks_by_refused_replies(pruned: bool) -> None:
 def test_the_second_stage_of_inducing_wants_refusals() -> None:
     for pruned in (True, False):
         candidates = [_candidate(expert, float(expert)) for expert in range(5)]
-        found = judge_best(candidates, Answers(REPLIES), ASKED, mode="induce", most=5, pruned=pruned)
+        found = judge_best(candidates, Answers(REPLIES), ASKED, mode="induce", limit=5, pruned=pruned)
         assert found[0].experts == ((0, 2),)
 
 
 def test_the_control_is_judged_as_the_search_is() -> None:
-    subject, found = bench(), Found()
+    subject, found = evaluator(), SearchOutcome()
     limits = replace(LIMITS, coefficients=(1.0,), max_kl=100.0, keep_share=0.5, keep_least=1, pruned=False)
     options = ExpertOptions(threshold=0.1, random_experts=6, pairs=0, triples=0, seed=0)
-    layer = Way("layer", 1, (), -1).at(1.0)
+    layer = Intervention("layer", 1, (), -1).candidate(1.0)
     ExpertSearch(subject, lambda one, prompts: [False] * len(prompts), ASKED, limits, options, found).run(layer)
     control = [one for one in found.candidates if one.family == "random_expert"]
     assert len(control) == 12
@@ -145,13 +149,13 @@ def test_the_control_is_judged_as_the_search_is() -> None:
 
 
 def test_the_free_choice_is_among_experts_whose_routing_differs() -> None:
-    subject, found = bench(), Found()
+    subject, found = evaluator(), SearchOutcome()
     limits = replace(LIMITS, coefficients=(1.0,), max_kl=100.0, keep_share=1.0, keep_least=99, pruned=False)
     options = ExpertOptions(threshold=0.1, random_experts=0, pairs=2, triples=0, seed=0)
     above = set(subject.directions.above(0.1))
     there = {place for place in subject.directions.candidates if place[0] == 0}
     assert there - above
-    layer = Way("layer", subject.directions.moe_layers[0], (), -1).at(1.0)
+    layer = Intervention("layer", subject.directions.moe_layers[0], (), -1).candidate(1.0)
     asked = list[SteeringCandidate]()
 
     def ask(one: SteeringCandidate, prompts: Sequence[Messages]) -> list[bool]:
@@ -172,7 +176,7 @@ def test_the_free_choice_is_among_experts_whose_routing_differs() -> None:
 
 def test_numbers_say_how_many_prompts_the_score_is_from() -> None:
     subject = target()
-    few = Bench(
+    few = CandidateEvaluator(
         subject,
         random_directions_of(subject),
         "suppress",
@@ -180,15 +184,15 @@ def test_numbers_say_how_many_prompts_the_score_is_from() -> None:
         harmless=prompts(5, seed=4),
         any_score=True,
     )
-    way = expert_way(few.directions, "expert", [(1, 3)], -1)
-    (one,) = search(few, [way], replace(LIMITS, coefficients=(1.0,), max_kl=100.0))
+    intervention = expert_intervention(few.directions, "expert", [(1, 3)], -1)
+    (one,) = search(few, [intervention], replace(LIMITS, coefficients=(1.0,), max_kl=100.0))
     assert one.kept
-    assert one.prompts == 11 > FEW > 5
+    assert one.prompts == 11 > SCREENING > 5
 
 
 def test_nothing_kept_is_nothing_judged() -> None:
     dropped = replace(_candidate(1, 0.0), kept=False, reason=HARMLESS_KL)
-    assert judge_best([dropped], Answers(REPLIES), ASKED, mode="suppress", most=5, pruned=True) == []
+    assert judge_best([dropped], Answers(REPLIES), ASKED, mode="suppress", limit=5, pruned=True) == []
 
 
 def test_random_directions_are_as_long_and_repeat_by_seed() -> None:

@@ -14,7 +14,7 @@ from seawall.config import EvalConfig
 from seawall.data.types import user
 from seawall.methods.steer.claim import claim
 from seawall.methods.steer.figures import expert_effects, rank_correlation, recovered, routing_correlation
-from seawall.methods.steer.verdicts import HARMLESS_KL, NOT_BEST
+from seawall.methods.steer.reasons import HARMLESS_KL, NOT_BEST
 
 CONFIG = EvalConfig(bootstrap=200)
 
@@ -88,7 +88,7 @@ def tried(expert: int, position: int, score: float) -> SteeringCandidate:
 
 @pytest.mark.parametrize("mode", ["suppress", "induce"])
 def test_an_expert_that_moves_refusal_the_wrong_way_steers_least(mode: SteeringMode) -> None:
-    # The less the routing differs, the further the score goes the wrong way.
+    # The less the routing differs, the further the score goes the wrong intervention.
     sign = -1 if mode == "suppress" else 1
     rows = [tried(expert, position, sign * (expert - 5.0)) for expert in range(6) for position in (-2, -1)]
     figures = {name: AuditFigure(0.0) for name in ("original_score", "original_attack_score")}

@@ -25,7 +25,7 @@ from seawall.errors import ConfigError, DataError, Interrupted, RunFolderError, 
 from seawall.evaluation.rates import group_rates
 from seawall.evaluation.samples import load_samples
 from seawall.jobs.steer import steer_recipe, steer_run
-from seawall.methods.steer.choose import find_layer
+from seawall.methods.steer.choose import choose_layer
 from seawall.methods.steer.view import steering_table, steering_view
 from seawall.models.generate import generate
 from seawall.models.hidden.intervene import Addition, added
@@ -175,8 +175,8 @@ def test_an_interrupted_one_goes_on_and_finds_the_same(
     def forbidden(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("extracted or searched again")
 
-    monkeypatch.setattr("seawall.methods.steer.stages.extract", forbidden)
-    monkeypatch.setattr("seawall.methods.steer.stages.find_layer", forbidden)
+    monkeypatch.setattr("seawall.methods.steer.selection.extract", forbidden)
+    monkeypatch.setattr("seawall.methods.steer.selection.choose_layer", forbidden)
     monkeypatch.setattr("seawall.methods.steer.held_out.harmless_kl", forbidden)
     found = _steer(by_attention, tmp_path / "run", "steer.mode=suppress")
     assert found == SteeringResult.load(of_attention / "steer")
@@ -225,7 +225,7 @@ def test_the_hardening_is_loaded_as_it_was_measured(induced: Path) -> None:
 def test_a_hardening_that_stops_no_attack_is_not_left(by_attention: Path, tmp_path: Path) -> None:
     found = _steer(by_attention, tmp_path / "run", "steer.harden.coefficients=[0.001]")
     assert not (tmp_path / "run/steer/hardening").exists()
-    assert "no hardening is left" in found.claim
+    assert "no hardening is written" in found.claim
 
 
 def test_attention_is_named_where_it_writes_the_refusals(of_attention: Path) -> None:
@@ -256,12 +256,12 @@ def test_a_cap_that_no_direction_keeps_to_is_raised_and_named(by_attention: Path
 def test_a_cap_that_is_not_what_directions_fail_by_is_left(by_attention: Path, tmp_path: Path) -> None:
     changes, caps = ["steer.mode=suppress", "steer.drop_last_layers=0.99"], list[float]()
 
-    def seen(bench: Any, limits: Any, found: Any) -> Any:
+    def seen(evaluator: Any, limits: Any, found: Any) -> Any:
         caps.append(limits.max_kl)
-        return find_layer(bench, limits, found)
+        return choose_layer(evaluator, limits, found)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seawall.methods.steer.stages.find_layer", seen)
+        patch.setattr("seawall.methods.steer.selection.choose_layer", seen)
         with pytest.raises(DataError, match=r"no direction of a layer passes the checks; got .* among the last layers"):
             _steer(by_attention, tmp_path / "run", *changes)
     assert len(caps) == 1
@@ -300,7 +300,7 @@ def test_a_dense_model_is_steered_by_its_layers(by_expert: Path, tmp_path: Path)
             ["data.attack_file=null", "data.attacks_seen=[role_play]"],
             "harmful",
             DataError,
-            r"the model refuses none of the plain harmful prompts.*got 0 refusals of 16",
+            r"the model refuses no plain harmful prompt.*got 0 refusals of 16",
         ),
         (
             ["steer.layer_max_kl=1.0e-9", "steer.layer_kl_ceiling=1.0e-8"],
@@ -348,7 +348,7 @@ def test_sides_without_held_out_prompts_are_met_before_the_search(by_expert: Pat
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         changes = [f"data.{name}.path={tmp_path / f'{name}.jsonl'}"]
         changes += ["data.attack_file=null", "data.attacks_seen=[role_play]"] if name == "harmful" else []
-        with pytest.raises(DataError, match=rf"no held-out {said} prompts.*empty test part of data\.{name}") as caught:
+        with pytest.raises(DataError, match=rf"no held-out {said} prompts.*empty test split of data\.{name}") as caught:
             _steer(by_expert, tmp_path / name, *changes)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / name / "steer.partial/directions.json").exists()

@@ -57,7 +57,7 @@ def test_what_did_not_move_is_reported(tmp_path: Path) -> None:
     assert len(anchor.unchanged) == 3 * (4 + 2 * NUM_EXPERTS) - 2
     assert "model.layers.1.mlp.experts.down_proj[2]" in anchor.unchanged
     assert "model.layers.0.self_attn.v_proj.weight" in anchor.unchanged
-    assert describe(anchor).startswith("60 matrices, 58 without a difference, 0 spanned whole, 100% of the energy")
+    assert describe(anchor).startswith("60 matrices, 58 without a difference, 0 fully spanned, 100% of the energy")
     anchor.save(tmp_path / "kept")
     assert Anchor.load(tmp_path / "kept").unchanged == anchor.unchanged
 
@@ -177,7 +177,7 @@ def test_quantised_damaged_and_missing_weights_are_refused(tmp_path: Path) -> No
     save_file({**whole, name: whole[name].to(torch.int8)}, base / WEIGHTS, metadata={"format": "pt"})
     refused(aligned, base, UnsupportedModelError, f"are quantised; got {name} in I8")
     save_file({**whole, name: whole[name] * float("nan")}, base / WEIGHTS, metadata={"format": "pt"})
-    refused(aligned, base, ArtifactError, "hold numbers that are not finite")
+    refused(aligned, base, ArtifactError, "are not finite")
     save_file({key: whole[key] for key in whole if key != name}, base / WEIGHTS, metadata={"format": "pt"})
     refused(aligned, base, ArtifactError, f"are incomplete; got no values for 1 tensors, {name} first")
     save_file({**whole, name: whole[name][:3]}, base / WEIGHTS, metadata={"format": "pt"})

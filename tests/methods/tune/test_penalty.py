@@ -18,9 +18,9 @@ from seawall.methods.tune.penalty import (
     Penalty,
     Projection,
     Projector,
+    full_penalty,
     low_rank_penalty,
     penalised,
-    whole_penalty,
 )
 from seawall.models.files.stream import matrices
 from seawall.models.lora.updates import FullUpdate, LowRankUpdate, trainable_updates
@@ -214,7 +214,7 @@ def test_training_whole_matrices(family: str) -> None:
     torch.testing.assert_close(value.detach().double(), expected.detach(), rtol=1e-4, atol=0)
 
 
-def test_autograd_keeps_no_difference_of_whole_matrices() -> None:
+def test_autograd_keeps_no_difference_of_full_matrices() -> None:
     weight = nn.Parameter(_random(64, 48))
     module = nn.Module()
     module.weight = weight
@@ -230,7 +230,7 @@ def test_autograd_keeps_no_difference_of_whole_matrices() -> None:
         value = penalty()
     assert sum(size for size in kept if size >= weight.numel()) <= weight.numel()
     torch.testing.assert_close(
-        value, whole_penalty(projection_of(_random(64, 48, seed=1), "subspace", rank=4), weight, torch.zeros(64, 48))
+        value, full_penalty(projection_of(_random(64, 48, seed=1), "subspace", rank=4), weight, torch.zeros(64, 48))
     )
 
 
@@ -253,4 +253,4 @@ def test_what_does_not_fit_is_refused() -> None:
     other = peft.get_peft_model(tiny("llama"), peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[]))
     refused(UnsupportedModelError, "q_proj .*; got 0 trainable", other)
     frozen = tiny("llama").requires_grad_(False)
-    refused(ConfigError, "nothing that trains is in the anchor; got 0 trainable parameters", frozen)
+    refused(ConfigError, "no trained parameter is in the anchor; got 0 trainable parameters", frozen)

@@ -21,7 +21,7 @@ from seawall.errors import ConfigError, SeawallError, UnsupportedModelError
 from seawall.methods.tune.basin import LOGGED as PENALTY
 from seawall.methods.tune.basin import SafetyBasin
 from seawall.methods.tune.drift import LOGGED, RoutingDrift, divergence, draw, routing
-from seawall.methods.tune.terms import Moment
+from seawall.methods.tune.terms import AccumulationStep
 from seawall.models.files.stream import matrices
 from seawall.models.moe.capture import capture
 from seawall.models.moe.find import find_moe
@@ -222,13 +222,13 @@ def test_the_model_keeps_its_modes_and_its_dropout(tmp_path: Path) -> None:
 
 
 def test_prompts_are_divided_among_accumulation_steps_and_differ_from_step_to_step() -> None:
-    assert sorted(draw(10, 10, Moment(3, 0, 1), seed=0)) == list(range(10))
-    whole = draw(10, 4, Moment(3, 0, 1), seed=0)
-    assert [*draw(10, 4, Moment(3, 0, 2), seed=0), *draw(10, 4, Moment(3, 1, 2), seed=0)] == whole
+    assert sorted(draw(10, 10, AccumulationStep(3, 0, 1), seed=0)) == list(range(10))
+    whole = draw(10, 4, AccumulationStep(3, 0, 1), seed=0)
+    assert [*draw(10, 4, AccumulationStep(3, 0, 2), seed=0), *draw(10, 4, AccumulationStep(3, 1, 2), seed=0)] == whole
     assert len(set(whole)) == 4
-    assert [len(draw(10, 4, Moment(3, part, 8), seed=0)) for part in range(8)] == [1] * 8
-    assert draw(2, 4, Moment(0, 0, 1), seed=0) in ([0, 1], [1, 0])
-    others = [draw(10, 4, Moment(step, 0, 1), seed=seed) for step, seed in ((3, 1), (4, 0))]
+    assert [len(draw(10, 4, AccumulationStep(3, part, 8), seed=0)) for part in range(8)] == [1] * 8
+    assert draw(2, 4, AccumulationStep(0, 0, 1), seed=0) in ([0, 1], [1, 0])
+    others = [draw(10, 4, AccumulationStep(step, 0, 1), seed=seed) for step, seed in ((3, 1), (4, 0))]
     assert whole not in others
 
 
@@ -240,18 +240,18 @@ def refused(saying: str, call: Callable[[], Any], kind: type[SeawallError] = Con
 
 def test_wrong_settings_are_refused(tmp_path: Path) -> None:
     for weight in (-1.0, float("nan"), float("inf")):
-        refused("weight of routing drift is wrong; got .*; expected 0 or", partial(RoutingDrift, PROMPTS, weight))
-    refused("routing drift needs harmful prompts; got none", lambda: RoutingDrift([]))
-    refused("number of prompts per step is wrong; got 0", lambda: RoutingDrift(PROMPTS, per_step=0))
+        refused("weight of routing drift must be .* 0 or more; got", partial(RoutingDrift, PROMPTS, weight))
+    refused("routing drift needs harmful prompts; got no prompts", lambda: RoutingDrift([]))
+    refused("per_step must be at least 1; got 0", lambda: RoutingDrift(PROMPTS, per_step=0))
     trainer = trainer_of(adapted(), tmp_path)
-    refused("needs the model's tokenizer; give it as", lambda: RoutingDrift(PROMPTS).attach(trainer))
+    refused("needs the model's tokenizer; pass tokenizer", lambda: RoutingDrift(PROMPTS).attach(trainer))
     dense = trainer_of(adapted("llama"), tmp_path)
     refused("LlamaForCausalLM is a dense model", lambda: attached(dense), UnsupportedModelError)
     late = trainer_of(adapted(layers_to_transform=[3], target_modules=["lm_head"]), tmp_path)
-    refused("nothing that trains moves the routing", lambda: attached(late))
+    refused("no trained parameter affects the routing", lambda: attached(late))
     trainer.accelerator.state.distributed_type = DistributedType.FSDP
     try:
-        refused("routing drift needs whole parameters on every device; got FSDP", lambda: attached(trainer))
+        refused("routing drift needs unsharded parameters on every device; got FSDP", lambda: attached(trainer))
     finally:
         trainer.accelerator.state.distributed_type = DistributedType.NO
     assert "compute_loss" not in vars(trainer)

@@ -12,7 +12,7 @@ from seawall.data.sets import Prompts, load_prompts
 from seawall.data.tasks import load_task
 from seawall.data.types import Exchange, user
 from seawall.errors import DataError
-from seawall.methods.tune.rows import OPENERS, encoded, training_rows, with_safe_rows
+from seawall.methods.tune.rows import OPENERS, encode_rows, training_rows, with_safe_rows
 
 TASK = [Exchange(user(f"question {at}"), f"answer {at}", f"question {at}") for at in range(100)]
 
@@ -57,22 +57,22 @@ def test_more_contamination_than_goals_is_refused(prompts: Prompts) -> None:
     many = [Exchange(user(f"q {at}"), "a", f"q {at}") for at in range(1000)]
     with pytest.raises(DataError, match=r"too few harmful training goals .* expected 500"):
         training_rows(many, prompts, share=0.5, at_most=None, seed=0)
-    with pytest.raises(DataError, match="no row of the task would be left"):
+    with pytest.raises(DataError, match="leaves no task row; got 1 rows"):
         training_rows(TASK, prompts, share=0.9, at_most=1, seed=0)
 
 
 def test_the_loss_is_over_the_reply_and_long_rows_are_cut() -> None:
     tokenizer = tiny_tokenizer()
     rows = [Exchange(user("ab"), "cd"), Exchange(user("a" * 90), "cd"), Exchange(user("ab"), "c" * 90)]
-    (first,) = encoded(tokenizer, rows[:1], max_length=100).rows
+    (first,) = encode_rows(tokenizer, rows[:1], max_length=100).rows
     learned = [token for token, label in zip(first["input_ids"], first["labels"], strict=True) if label != -100]
     assert tokenizer.decode(learned) == "cd<|im_end|>"
     assert [label for label in first["labels"] if label != -100] == learned
-    found = encoded(tokenizer, rows, max_length=60)
+    found = encode_rows(tokenizer, rows, max_length=60)
     assert (len(found.rows), found.cut, found.dropped) == (2, 2, 1)
     assert max(len(row["labels"]) for row in found.rows) == 60
-    with pytest.raises(DataError, match="every prompt is longer"):
-        encoded(tokenizer, rows[1:2], max_length=60)
+    with pytest.raises(DataError, match=r"got 1 rows, \d+ tokens in the shortest prompt; expected fewer than 60"):
+        encode_rows(tokenizer, rows[1:2], max_length=60)
 
 
 def test_every_form_of_a_task_is_read(tmp_path: Path) -> None:

@@ -14,17 +14,17 @@ from families import tiny, tiny_tokenizer
 from seawall.config.tune import TuneConfig
 from seawall.data.types import Exchange, user
 from seawall.errors import Interrupted, SeawallError, UnsupportedModelError
-from seawall.methods.tune.rows import Lessons, encoded
-from seawall.methods.tune.sft import ADAPTER, CHECKPOINTS, Trained, _last_checkpoint, train
-from seawall.methods.tune.terms import Attachment, Term
+from seawall.methods.tune.rows import EncodedRows, encode_rows
+from seawall.methods.tune.sft import ADAPTER, CHECKPOINTS, TrainingResult, _last_checkpoint, train
+from seawall.methods.tune.terms import Attachment, LossTerm
 
 pytest.importorskip("peft")
 pytest.importorskip("trl")
 
 
-def lessons() -> Lessons:
+def encoded_rows() -> EncodedRows:
     rows = [Exchange(user(f"say {at}"), f"{at} it is") for at in range(16)]
-    return encoded(tiny_tokenizer(), rows, max_length=128)
+    return encode_rows(tiny_tokenizer(), rows, max_length=128)
 
 
 def config_of(**settings: Any) -> TuneConfig:
@@ -32,7 +32,7 @@ def config_of(**settings: Any) -> TuneConfig:
     return TuneConfig.model_validate({**defaults, **settings})
 
 
-def trained(folder: Path, model: Any = None, *, stop: int | None = None, **settings: Any) -> Trained:
+def trained(folder: Path, model: Any = None, *, stop: int | None = None, **settings: Any) -> TrainingResult:
     def told(done: int, total: int) -> None:
         assert total == 12
         (folder / CHECKPOINTS / "runs").mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def trained(folder: Path, model: Any = None, *, stop: int | None = None, **setti
 
     used = tiny("llama") if model is None else model
     config = config_of(**settings)
-    return train(used, tiny_tokenizer(), lessons(), config, folder=folder, seed=3, progress=told)
+    return train(used, tiny_tokenizer(), encoded_rows(), config, folder=folder, seed=3, progress=told)
 
 
 def adapter(folder: Path) -> dict[str, Tensor]:
@@ -80,11 +80,11 @@ def test_an_adapter_that_the_last_step_broke_is_not_kept(tmp_path: Path) -> None
     def attach(trainer: Any) -> None:
         B = next(one for name, one in trainer.model.named_parameters() if "lora_B" in name)
         # The root of 0 is a number, its gradient is none.
-        Attachment(trainer, Term("root", "root", "the root", 1.0, lambda moment: B.square().sum().sqrt()))
+        Attachment(trainer, LossTerm("root", "root", "the root", 1.0, lambda step: B.square().sum().sqrt()))
 
     config = config_of(epochs=1.0, batch_size=16)
-    with pytest.raises(SeawallError, match=r"the trained adapter holds numbers that are not finite; got 12 such"):
-        train(tiny("llama"), tiny_tokenizer(), lessons(), config, folder=tmp_path, seed=3, attach=[attach])
+    with pytest.raises(SeawallError, match=r"the trained adapter is not finite; got 12 tensors"):
+        train(tiny("llama"), tiny_tokenizer(), encoded_rows(), config, folder=tmp_path, seed=3, attach=[attach])
     assert not (tmp_path / ADAPTER).exists()
 
 

@@ -25,8 +25,9 @@ from seawall.evaluation.judges.keyword import judge_reply
 from seawall.evaluation.samples import load_samples
 from seawall.jobs.tune import tune_recipe
 from seawall.methods.tune.context import TuneContext
-from seawall.methods.tune.methods import Training
-from seawall.methods.tune.rows import OPENERS, read_data
+from seawall.methods.tune.data import read_data
+from seawall.methods.tune.methods import TrainingRun
+from seawall.methods.tune.rows import OPENERS
 from seawall.methods.tune.stages import evaluation_inputs, training_inputs
 from seawall.methods.tune.view import tuning_table
 from seawall.runs.files import canonical_hash, file_hash
@@ -165,7 +166,7 @@ def _context(recipe: Path, run: Path, changes: list[str]) -> TuneContext:
 
 def _key(recipe: Path, run: Path, method: TuneMethod, changes: list[str]) -> str:
     """Of a training's inputs."""
-    return canonical_hash(training_inputs(Training(_context(recipe, run, changes), method, 0, None)))
+    return canonical_hash(training_inputs(TrainingRun(_context(recipe, run, changes), method, 0, None)))
 
 
 def test_another_chat_template_is_another_training_and_another_evaluation(
@@ -176,10 +177,10 @@ def test_another_chat_template_is_another_training_and_another_evaluation(
         if path.suffix != ".safetensors":
             shutil.copy(path, tmp_path / "model")
     before, after = (_context(recipe, finished, [f"model.id={tmp_path / 'model'}"]) for _ in range(2))
-    sides = [(training_inputs(Training(before, "sft", 0, None)), evaluation_inputs(before, "sft", 0))]
+    sides = [(training_inputs(TrainingRun(before, "sft", 0, None)), evaluation_inputs(before, "sft", 0))]
     template = tmp_path / "model/chat_template.jinja"
     template.write_text(template.read_text().replace("\n", " ", 1))
-    sides.append((training_inputs(Training(after, "sft", 0, None)), evaluation_inputs(after, "sft", 0)))
+    sides.append((training_inputs(TrainingRun(after, "sft", 0, None)), evaluation_inputs(after, "sft", 0)))
     for one, other in zip(*sides, strict=True):
         assert {name for name in one if one[name] != other[name]} == {"tokenizer"}
 

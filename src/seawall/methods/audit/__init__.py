@@ -1,1 +1,14 @@
-"""Is a repair real, and what does it rest on? Every audit has its control, and a sentence that does not flatter it."""
+"""Audits of a model or a repair. Each has a control, and a claim that says no more than its numbers.
+
+    context.py       the audited model, its profile, and the run's evaluations
+    conditions.py    the same prompts in every condition, with samples, rates and paired changes
+    methods.py       every audit by its name in recipes
+    shortcut.py      routing shortcut: does the repair survive the original routing?
+    silencing.py     masked experts: do refusals rest on a few experts?
+    localisation.py  is safety in experts at all?
+    switches.py      experts switched off and on at inference, without a repair (recipe key `steering`)
+    tamper.py        does the repair survive harmless fine-tuning?
+    view.py          terminal table
+
+One file per audit holds its measurement, its claim and its page section.
+"""

@@ -1,4 +1,4 @@
-"""Every audit by its name in recipes: what it does and how it is shown."""
+"""Every audit by its name in recipes: its measurement and its section of the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import cast
 
 from seawall.artifacts.audit import AuditResult
 from seawall.config.audit import AuditName
-from seawall.methods.audit.bench import Subject
+from seawall.methods.audit.context import AuditSubject
 from seawall.methods.audit.localisation import localisation_audit, localisation_view
 from seawall.methods.audit.shortcut import shortcut_audit, shortcut_view
 from seawall.methods.audit.silencing import silencing_audit, silencing_view
@@ -23,11 +23,11 @@ class Audit:
     """One audit.
 
     Attributes:
-        measure: does the work in a stage's scratch folder.
-        view: what the report is given of its result.
+        measure: makes the result, in a stage's scratch folder.
+        view: the result as a section of the page.
     """
 
-    measure: Callable[[Subject, Path], AuditResult]
+    measure: Callable[[AuditSubject, Path], AuditResult]
     view: Callable[[AuditResult], AuditView]
 
 
@@ -41,5 +41,5 @@ AUDITS: dict[AuditName, Audit] = {
 
 
 def audit_view(result: AuditResult) -> AuditView:
-    """What the report is given of an audit."""
+    """An audit's section of the page."""
     return AUDITS[cast(AuditName, result.audit)].view(result)

@@ -1,4 +1,4 @@
-"""Audits as tables for the terminal."""
+"""Audits as terminal tables."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from seawall.methods.audit.methods import audit_view
 _NAMES = {POOLED: "attack success", "generated": "generated tokens", "prompt": "prompt tokens"}
 
 
-def audit_table(found: AuditResult) -> Table:
-    """One row per condition, one column per group that the report shows."""
-    view = audit_view(found)
+def audit_table(result: AuditResult) -> Table:
+    """One row per condition, one column per group of the page."""
+    view = audit_view(result)
     table = Table(box=None, pad_edge=False, title=view.title, title_justify="left")
     table.add_column("condition", overflow="fold")
     if view.amount is not None:
         table.add_column(view.amount, justify="right")
     for group in view.groups:
         table.add_column(_NAMES.get(group) or group_name(group), justify="right")
-    for condition in found.conditions:
+    for condition in result.conditions:
         amount = [] if view.amount is None else [str(condition.amount)]
         table.add_row(view.label(condition), *amount, *(rate_text(condition.rates[group]) for group in view.groups))
     return table

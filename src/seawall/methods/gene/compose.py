@@ -1,6 +1,6 @@
-"""Several genes as one, and how far they are in each other's way.
+"""Compose several genes into one, and measure their interference.
 
-The sum of low-rank updates is a low-rank update: factors side by side, weights in the left ones.
+The sum of low-rank updates is a low-rank update: concatenate the factors, with the weights in the left ones.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from seawall.errors import ArtifactError, ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Interference:
-    """Two genes in one decoder layer, their updates weighted as they are composed.
+    """Two genes in one decoder layer, with their weights in the composition.
 
     Attributes:
-        first, second: places of the genes.
+        first, second: indices of the genes.
         layer: decoder layer.
-        cosine: of the two updates as vectors; below 0 they undo each other.
-        norm_ratio: norm of the sum over the root of the sum of squared norms: 1 where they are independent.
-        overlap: share of the first's column space within the second's, from 0 to 1, weighted by squared norms.
+        cosine: of the two updates as vectors; below 0 they cancel.
+        norm_ratio: norm of the sum over the root of the sum of squared norms; 1 for orthogonal updates.
+        overlap: share of the first update within the second's column space, 0 to 1, weighted by squared norms.
     """
 
     first: int
@@ -40,33 +40,31 @@ class Interference:
 
 
 def compose(genes: Sequence[Gene], weights: Sequence[float]) -> Gene:
-    """The gene that does what all of them do, each times its weight.
+    """The weighted sum of the genes' updates, as one gene.
 
     Raises:
-        ConfigError: fewer than two, another number of weights, or a weight that is negative or no number.
+        ConfigError: fewer than two genes, not one weight per gene, or a weight that is negative or not finite.
         ArtifactError: genes of different families, tokenizers or shapes; the same gene twice; genes that change
             different parameters of one module.
     """
     if len(genes) < 2 or len(weights) != len(genes):
         raise ConfigError(
-            "there is nothing to compose",
+            "compose needs several genes with one weight each",
             got=f"{len(genes)} genes, {len(weights)} weights",
-            expected="two or more of both",
+            expected="two or more genes",
         )
     wrong = next((weight for weight in weights if not 0 <= weight < math.inf), None)
     if wrong is not None:
         raise ConfigError(
-            "a gene's weight is wrong",
+            "the weight of a gene must be 0 or more: a negative weight removes safety",
             got=wrong,
-            expected="0 or more: a negative weight would take safety away",
-            remedy="leave out the gene that is in the way (--weight)",
+            remedy="change --weight, or leave that gene out",
         )
     _require_alike(genes)
-    points = _placed(genes)
-    first = genes[0]
+    points = _composed_points(genes)
     terms = " + ".join(f"{weight:g} x {gene.fingerprint[7:15]}" for gene, weight in _pairs(genes, weights))
     return replace(
-        first,
+        genes[0],
         points=dict(sorted(points.items())),
         factors={name: _side_by_side(name, point, genes, weights) for name, point in sorted(points.items())},
         scaling=1.0,
@@ -81,21 +79,21 @@ def compose(genes: Sequence[Gene], weights: Sequence[float]) -> Gene:
 
 
 def interference(genes: Sequence[Gene], weights: Sequence[float]) -> list[Interference]:
-    """Every pair of genes in every layer that both change; never forms a whole update."""
-    found = []
+    """Every pair of genes in every layer that both change, from their factors; no update is formed."""
+    rows = []
     for first, second in combinations(range(len(genes)), 2):
         for layer in sorted(set(genes[first].held_layers) & set(genes[second].held_layers)):
             sums = _layer_sums(layer, (genes[first], weights[first]), (genes[second], weights[second]))
             if sums["first"] and sums["second"]:
-                found.append(_interference(first, second, layer, sums))
-    return found
+                rows.append(_interference(first, second, layer, sums))
+    return rows
 
 
 def _layer_sums(layer: int, ours: tuple[Gene, float], theirs: tuple[Gene, float]) -> Counter[str]:
     sums = Counter[str]()
     for name, point in ours[0].points.items():
         if point.layer == layer and name in theirs[0].points:
-            sums.update(_compared(_scaled(ours[0], name, ours[1]), _scaled(theirs[0], name, theirs[1])))
+            sums.update(_products(_scaled(ours[0], name, ours[1]), _scaled(theirs[0], name, theirs[1])))
     return sums
 
 
@@ -112,12 +110,12 @@ def _interference(first: int, second: int, layer: int, sums: Counter[str]) -> In
     )
 
 
-def _compared(ours: Factors, theirs: Factors) -> dict[str, float]:
-    """Inner product, squared norms, and the squared norm of ours within their column space, from factors alone."""
-    # theirs spans Q's columns; where its rank is not full, so are the singular values that count
+def _products(ours: Factors, theirs: Factors) -> dict[str, float]:
+    """Inner product, both squared norms, and the squared norm of our update within their column space."""
+    # Singular vectors of zero singular values are not in the column space: B may have less than full rank.
     U, S, _ = torch.linalg.svd(theirs.B, full_matrices=False)
-    kept = (S.amax(-1, keepdim=True) * 1e-6 < S).to(U.dtype)
-    basis = U * kept.unsqueeze(-2)
+    spanning = (S.amax(-1, keepdim=True) * 1e-6 < S).to(U.dtype)
+    basis = U * spanning.unsqueeze(-2)
     return {
         "inner": _inner(ours, theirs),
         "first": _inner(ours, ours),
@@ -150,9 +148,11 @@ def _pairs(genes: Sequence[Gene], weights: Sequence[float]) -> list[tuple[Gene, 
     return list(zip(genes, weights, strict=True))
 
 
-def _placed(genes: Sequence[Gene]) -> dict[str, GenePoint]:
-    """All points, each where PEFT keeps its factors when all are adapted: that of one parameter of a module depends
-    on which others of it are, so a gene that has all of a module's must say.
+def _composed_points(genes: Sequence[Gene]) -> dict[str, GenePoint]:
+    """The points of all genes.
+
+    Where PEFT stores the factors of one parameter depends on the other adapted parameters of its module, so the
+    points of a module come from a gene that changes all of them.
     """
     owned: dict[str, set[str]] = {}
     for gene in genes:
@@ -160,36 +160,38 @@ def _placed(genes: Sequence[Gene]) -> dict[str, GenePoint]:
             owned.setdefault(name.rpartition(".")[0], set()).add(name)
     points: dict[str, GenePoint] = {}
     for owner, names in owned.items():
-        whole = next((gene for gene in genes if names <= gene.points.keys()), None)
-        if whole is None:
+        owner_gene = next((gene for gene in genes if names <= gene.points.keys()), None)
+        if owner_gene is None:
             ends = (sorted(name.rpartition(".")[2] for name in names & gene.points.keys()) for gene in genes)
             raise ArtifactError(
                 f"the genes change different parameters of {owner}",
-                got=" and ".join(", ".join(some) or "none" for some in ends),
+                got=" and ".join(", ".join(parameters) or "none" for parameters in ends),
                 expected="one gene that changes all of them",
-                remedy="extract the genes with the same gene.targets",
+                remedy="extract all genes with the same gene.targets",
             )
-        points |= {name: whole.points[name] for name in names}
+        points |= {name: owner_gene.points[name] for name in names}
     return points
 
 
 def _require_alike(genes: Sequence[Gene]) -> None:
     first = genes[0]
-    seen: set[str] = set()
-    for at, gene in enumerate(genes, start=1):
-        if gene.fingerprint in seen:
-            raise ArtifactError(f"gene {at} is given twice", remedy="give it once, with a weight (--weight)")
-        seen.add(gene.fingerprint)
+    fingerprints: set[str] = set()
+    for number, gene in enumerate(genes, start=1):
+        if gene.fingerprint in fingerprints:
+            raise ArtifactError(f"gene {number} is a duplicate", remedy="name each gene once, with a --weight")
+        fingerprints.add(gene.fingerprint)
         for what, ours, theirs in (
             ("family", first.family, gene.family),
             ("tokenizer", first.tokenizer[:23], gene.tokenizer[:23]),
         ):
             if ours != theirs:
-                raise ArtifactError(f"gene {at} is for another {what}", got=theirs, expected=f"{ours}, as the first")
+                raise ArtifactError(
+                    f"gene {number} is for another {what}", got=theirs, expected=f"{ours}, as the first"
+                )
         for name in sorted(first.points.keys() & gene.points.keys()):
             if first.points[name].shape != gene.points[name].shape:
                 raise ArtifactError(
-                    f"gene {at} is for other shapes: {name}",
+                    f"gene {number} is for other shapes: {name}",
                     got=gene.points[name].shape,
                     expected=first.points[name].shape,
                 )

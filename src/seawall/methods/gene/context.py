@@ -1,4 +1,4 @@
-"""What the extraction of a gene works with: recipe, folder, models and prompts."""
+"""What the extraction of a gene works with: recipe, run folder, checkpoints and prompts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from seawall.artifacts.adapter import GenePoint
 from seawall.config.gene import GeneConfig
 from seawall.data.splits import SplitName, take
-from seawall.data.types import Messages, user
+from seawall.data.types import Exchange, Messages, user
+from seawall.methods.gene.replies import read_replies
 from seawall.models.files.open import Checkpoint
 from seawall.models.lora.attach import find_points
 from seawall.shell.context import Context
@@ -22,28 +23,33 @@ REPLIES, GENE = "gene-replies", "gene"
 
 @dataclass(frozen=True, eq=False)
 class GeneContext(Context):
-    """The shell's context; the recipe's model is the aligned one. No model is loaded to read its files."""
+    """The shell's context; the recipe's model is the aligned one. Making a context loads no model."""
 
     @property
     def config(self) -> GeneConfig:
-        """The recipe's section."""
+        """The recipe's section `gene`."""
         return self.recipe.gene
 
     @cached_property
     def points(self) -> dict[str, GenePoint]:
-        """Where the gene will be."""
+        """The weight matrices that the gene may change, by parameter name."""
         return find_points(self.checkpoint.outline.model, self.config.targets)
 
     @cached_property
     def degraded(self) -> Checkpoint | None:
-        """The degraded model that the recipe names."""
+        """The degraded model that the recipe names; None where the extraction makes one."""
         return None if self.config.degraded is None else open_checkpoint(self.config.degraded)
 
-    def asked(self, part: SplitName, *, harmful: bool, most: int) -> list[Messages]:
-        """Plain requests of one kind and part."""
+    def requests(self, part: SplitName, *, harmful: bool, limit: int) -> list[Messages]:
+        """At most `limit` plain requests of one split, harmful or harmless."""
         items: Sequence[Any] = self.prompts.goals.part(part) if harmful else self.prompts.benign.part(part)
-        return [user(item.text) for item in take(items, most)]
+        return [user(item.text) for item in take(items, limit)]
 
-    def step(self, what: str) -> Callable[[int, int], None]:
-        """A function that reports progress under a name."""
-        return lambda done, total: self.reporter.step(what, done, total)
+    def exchanges(self, part: SplitName, *, harmful: bool) -> list[Exchange]:
+        """The aligned model's replies of one kind and split, from the finished stage `gene-replies`."""
+        replies = read_replies(self.run.stage(REPLIES) / "replies.jsonl")
+        return [reply.exchange for reply in replies if reply.part == part and reply.harmful is harmful]
+
+    def progress(self, what: str) -> Callable[[int, int], None]:
+        """A function that reports the progress of `what`."""
+        return lambda count, total: self.reporter.step(what, count, total)

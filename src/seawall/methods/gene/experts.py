@@ -1,6 +1,6 @@
-"""Which experts of a gene's stacks to keep: those that harmful requests use, and that the gene changes most.
+"""Scores of the experts in a gene's stacks (gate weight on harmful requests x norm of the update), and selection.
 
-Shapes: `L` MoE layers, `E` experts, `B` lessons, `T` positions, `P` kinds of prompt (harmless, harmful).
+Shapes: `L` MoE layers, `E` experts, `B` examples, `T` positions, `P` kinds of prompt (harmless, harmful).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from seawall.artifacts.adapter import Factors, GenePoint, zero_factors
 from seawall.artifacts.gene import Gene, GeneExperts, GeneRecovery
 from seawall.config.gene import ExpertsBy
 from seawall.errors import ConfigError
-from seawall.methods.gene.lessons import Lesson, Taught
+from seawall.methods.gene.examples import Example, TeacherTargets
 from seawall.models.lora.attach import AttachedAdapter
 from seawall.models.moe.capture import capture, routing_counts_by_row
 from seawall.models.moe.find import find_moe
@@ -26,7 +26,7 @@ _BOTH: tuple[ExpertsBy, ...] = ("score", "random")
 
 @dataclass(frozen=True, eq=False)
 class ExpertUse:
-    """Mean gate weight of each expert (E) where tokens of replies are predicted, by decoder layer."""
+    """Mean gate weight of each expert (E) over the positions that predict response tokens, by decoder layer."""
 
     harmful: Mapping[int, Tensor]
     benign: Mapping[int, Tensor]
@@ -34,11 +34,11 @@ class ExpertUse:
 
 @torch.no_grad()
 def divergence_and_use(
-    attached: AttachedAdapter, held_out: Taught, *, batch_size: int
+    attached: AttachedAdapter, held_out: TeacherTargets, *, batch_size: int
 ) -> tuple[tuple[float, float], ExpertUse | None]:
-    """`Taught.mean_divergence` of a model with a gene on, and how much experts are used in the same forward passes.
+    """Mean divergence of a model with a gene attached, and its use of the experts, from the same forward passes.
 
-    Nothing of a pass is kept but sums. The use is None where the gene changes no stack of experts.
+    The use is None where the gene changes no stack of experts.
     """
     if not _stacks(attached.points):
         return held_out.mean_divergence(attached.model, batch_size), None
@@ -46,17 +46,17 @@ def divergence_and_use(
     mass_PLE = torch.zeros(2, moe.num_layers, moe.num_experts, dtype=torch.float64)
     with capture(moe) as trace:
 
-        def seen(positions: Sequence[int]) -> None:
-            mask_BT, kinds_BT = _predicting([held_out.lessons[at] for at in positions])
-            where = trace.indices[0].device
-            flat = mask_BT.flatten().to(where), kinds_BT.flatten().to(where)
+        def add_use(positions: Sequence[int]) -> None:
+            mask_BT, kinds_BT = _predicting([held_out.examples[position] for position in positions])
+            device = trace.indices[0].device
+            flat = mask_BT.flatten().to(device), kinds_BT.flatten().to(device)
             mass_PLE.add_(routing_counts_by_row(trace, *flat, num_rows=2)[1].cpu())
 
-        means = held_out.mean_divergence(attached.model, batch_size, seen)
+        means = held_out.mean_divergence(attached.model, batch_size, add_use)
     sides = []
     for kind in (True, False):
-        positions = sum(one.encoded.response_tokens for one in held_out.lessons if one.harmful is kind)
-        mean_LE = mass_PLE[int(kind)] / max(1, positions)
+        tokens = sum(example.encoded.response_tokens for example in held_out.examples if example.harmful is kind)
+        mean_LE = mass_PLE[int(kind)] / max(1, tokens)
         sides.append({layer.decoder_layer: mean_E for layer, mean_E in zip(moe.layers, mean_LE, strict=True)})
     return means, ExpertUse(*sides)
 
@@ -64,13 +64,13 @@ def divergence_and_use(
 def describe_experts(
     points: Mapping[str, GenePoint], factors: Mapping[str, Factors], scaling: float, use: ExpertUse | None = None
 ) -> tuple[GeneExperts, ...]:
-    """What a gene does to the experts of each layer whose stacks it changes; whole updates are never formed.
+    """Norms of a gene's updates per expert, in each layer with a stack that it changes; no update is formed.
 
     Args:
         points: of the gene.
         factors: of the gene.
         scaling: of the gene.
-        use: how much experts are used; None leaves that out.
+        use: gate weights of the experts; None where they were not measured.
     """
     squared: dict[int, Tensor] = {}
     for name in _stacks(points):
@@ -94,124 +94,125 @@ def describe_experts(
 def select_experts(
     experts: Sequence[GeneExperts], share: float, by: ExpertsBy, *, seed: int = 0
 ) -> dict[int, tuple[int, ...]]:
-    """The experts to keep in each decoder layer, ascending, of those whose update the gene holds.
+    """The experts to keep in each decoder layer, ascending, among those with an update in the gene.
 
     Args:
-        experts: with scores, unless they are drawn.
-        share: of all experts of a layer, at least one.
-        by: `score`, the best by gate weight on harmful requests times norm of the update, or `random`, as many drawn.
+        experts: records by layer; scores are needed with `by="score"` alone.
+        share: of all experts of a layer; at least one expert is kept.
+        by: `score`, the highest gate weight on harmful requests x norm of the update, or `random`, the same number
+            drawn.
         seed: of the draw.
 
     Raises:
         ConfigError: there are no scores.
     """
-    kept = {}
-    for one in experts:
-        count = min(len(one.kept), max(1, round(share * len(one.norm))))
+    selected = {}
+    for record in experts:
+        count = min(len(record.kept), max(1, round(share * len(record.norm))))
         if by == "random":
-            chosen = random.Random(f"seawall experts of layer {one.layer} {seed}").sample(one.kept, count)
+            chosen = random.Random(f"seawall experts of layer {record.layer} {seed}").sample(record.kept, count)
         else:
-            chosen = _ranked(one)[:count]
-        kept[one.layer] = tuple(sorted(chosen))
-    return kept
+            chosen = _ranked(record)[:count]
+        selected[record.layer] = tuple(sorted(chosen))
+    return selected
 
 
-def with_experts(gene: Gene, share: float, by: ExpertsBy, *, seed: int = 0, made: str) -> Gene:
-    """The gene with the slices of some experts alone; both factors of all others are 0, so they stay as they are.
+def with_experts(gene: Gene, share: float, by: ExpertsBy, *, seed: int = 0, origin: str) -> Gene:
+    """The gene on a share of its experts; both factors of every other expert are 0.
 
-    What was measured of the whole gene does not hold for it.
+    Measurements of the original gene do not hold for the result and are dropped.
 
     Raises:
-        ConfigError: it changes no stack of experts, or has no scores.
+        ConfigError: the gene changes no stack of experts, or has no scores.
     """
     if not _stacks(gene.points):
         raise ConfigError(
             "the gene changes no stack of experts",
             got=f"{len(gene.points)} linear layers",
-            expected="a gene of a mixture-of-experts model that changes its experts (gene.targets)",
+            expected="a gene of a mixture-of-experts model with experts among gene.targets",
             remedy="leave out --experts, or keep layers with experts (--keep, --fraction)",
         )
     experts = gene.experts or describe_experts(gene.points, gene.factors, gene.scaling)
-    kept = select_experts(experts, share, by, seed=seed)
+    selected = select_experts(experts, share, by, seed=seed)
     return replace(
         gene,
-        factors={**gene.factors, **_only(gene.points, gene.factors, kept)},
-        experts=tuple(replace(one, kept=kept[one.layer]) for one in experts),
+        factors={**gene.factors, **_masked(gene.points, gene.factors, selected)},
+        experts=tuple(replace(record, kept=selected[record.layer]) for record in experts),
         recovery=(),
         curve=(),
         refusals={},
-        made=made,
+        made=origin,
         parents=(gene.fingerprint,),
     )
 
 
 def expert_recovery(
     attached: AttachedAdapter,
-    held_out: Taught,
+    held_out: TeacherTargets,
     experts: Sequence[GeneExperts],
     shares: Sequence[float],
     *,
     batch_size: int,
     seed: int,
 ) -> tuple[GeneRecovery, ...]:
-    """The held-out divergence with the updates of some experts alone, chosen by score and by chance.
+    """Held-out divergence with the gene on a share of each layer's experts, by score and, as a control, at random.
 
     Args:
-        attached: the degraded model with the gene, which is the same afterwards.
-        held_out: lessons with the aligned model's predictions.
+        attached: the degraded model with the gene attached; restored afterwards.
+        held_out: examples with the aligned model's predictions.
         experts: of the gene, with scores.
         shares: of each layer's experts.
         batch_size: rows of a forward pass.
-        seed: of the draws.
+        seed: of the random control.
     """
-    whole = attached.factors()
-    found = []
+    factors = attached.factors()
+    recovery = []
     try:
         for share in shares:
             for by in _BOTH:
-                attached.load_factors(_only(attached.points, whole, select_experts(experts, share, by, seed=seed)))
-                found.append(GeneRecovery(share, by, *held_out.mean_divergence(attached.model, batch_size)))
+                attached.load_factors(_masked(attached.points, factors, select_experts(experts, share, by, seed=seed)))
+                recovery.append(GeneRecovery(share, by, *held_out.mean_divergence(attached.model, batch_size)))
     finally:
-        attached.load_factors(whole)
-    return tuple(found)
+        attached.load_factors(factors)
+    return tuple(recovery)
 
 
 def _ranked(experts: GeneExperts) -> list[int]:
-    """The experts that a gene holds, the best first."""
+    """The experts with an update in the gene, highest score first."""
     scores = experts.scores
     if not scores:
         raise ConfigError(
             "the gene has no scores of experts",
-            got="one that was composed, or extracted before experts were scored",
-            remedy="choose --experts-by random, or extract the gene (again) and select from that",
+            got="a composed gene, or one of a version without expert scores",
+            remedy="choose --experts-by random, or extract a gene and select from it",
         )
     return sorted(experts.kept, key=lambda expert: (-scores[expert], expert))
 
 
-def _only(
-    points: Mapping[str, GenePoint], factors: Mapping[str, Factors], kept: Mapping[int, Sequence[int]]
+def _masked(
+    points: Mapping[str, GenePoint], factors: Mapping[str, Factors], selected: Mapping[int, Sequence[int]]
 ) -> dict[str, Factors]:
-    """The factors of the stacks, 0 but for the experts that are kept."""
-    found = {}
+    """The factors of the stacks, set to 0 for every expert that is not selected."""
+    sparse = {}
     for name in _stacks(points):
         rank = factors[name].A.shape[-2]
-        some = zero_factors(points[name], rank)
-        at = list(kept[points[name].layer])
-        for new, old in zip(some, factors[name], strict=True):
-            new[at] = old[at]
-        found[name] = some
-    return found
+        masked = zero_factors(points[name], rank)
+        indices = list(selected[points[name].layer])
+        for target, source in zip(masked, factors[name], strict=True):
+            target[indices] = source[indices]
+        sparse[name] = masked
+    return sparse
 
 
 def _stacks(points: Mapping[str, GenePoint]) -> list[str]:
     return [name for name, point in points.items() if len(point.shape) == 3]
 
 
-def _predicting(lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor]:
-    """Where a batch padded on the left predicts tokens of replies (B, T), and whether each prompt is harmful (B, T)."""
-    width = max(len(one.encoded.input_ids) for one in lessons)
-    mask_BT = torch.zeros(len(lessons), width, dtype=torch.bool)
-    for row, one in zip(mask_BT, lessons, strict=True):
-        row[-1 - one.encoded.response_tokens : -1] = True
-    kinds_BT = torch.tensor([int(one.harmful) for one in lessons]).unsqueeze(1).expand(-1, width)
+def _predicting(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Masks (B, T) of a left-padded batch: positions that predict response tokens, and rows of harmful prompts."""
+    width = max(len(example.encoded.input_ids) for example in examples)
+    mask_BT = torch.zeros(len(examples), width, dtype=torch.bool)
+    for row_T, example in zip(mask_BT, examples, strict=True):
+        row_T[-1 - example.encoded.response_tokens : -1] = True
+    kinds_BT = torch.tensor([int(example.harmful) for example in examples]).unsqueeze(1).expand(-1, width)
     return mask_BT, kinds_BT

@@ -1,6 +1,6 @@
-"""`seawall gene graft` and `revert`: a gene onto a fine-tuned model, as an adapter or in its weights, and off again.
+"""`seawall gene graft` and `revert`: add a gene to a fine-tuned model, as an adapter or merged, and remove it.
 
-Safety fine-tuning and Safe LoRA, the baselines, go the same way: `gene.graft.method`.
+Safety fine-tuning and Safe LoRA, the baselines, use the same command (`gene.graft.method`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pathlib import Path
 from seawall.artifacts.adapter import save_adapter
 from seawall.artifacts.gene import NAME as GENE
 from seawall.artifacts.gene import Gene
-from seawall.artifacts.graft import ADAPTER, ORIGINALS, Graft, GraftForm
+from seawall.artifacts.graft import ADAPTER, ORIGINALS, Graft, GraftCheck, GraftForm
 from seawall.artifacts.graft import NAME as GRAFT
 from seawall.config.data import DataConfig
-from seawall.config.gene import GeneConfig, GeneGraft
+from seawall.config.gene import GeneConfig, GeneGraft, GraftMethod
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, ConfigError
 from seawall.methods.gene.match import require_fit
-from seawall.methods.gene.methods import FIT, Shots
+from seawall.methods.gene.methods import METHODS, GraftUpdate
 from seawall.methods.gene.safelora import write_projected
-from seawall.methods.gene.shots import harmless_requests, refusal_shots, task_shots
+from seawall.methods.gene.shots import Shots, harmless_requests, refusal_shots, task_shots
 from seawall.methods.gene.task_model import (
     base_of,
     check_added,
@@ -32,6 +32,7 @@ from seawall.methods.gene.task_model import (
     vocabulary_hash,
 )
 from seawall.models.files.checkpoint import verify_hashes
+from seawall.models.files.open import Checkpoint
 from seawall.models.files.rewrite import add_to_checkpoint, checkpoint_fingerprint, restore_originals
 from seawall.models.files.stream import CheckpointOutline, outline
 from seawall.models.lora.merge import require_peft
@@ -45,15 +46,16 @@ _DEFAULTS, _PROMPTS, _SILENT = GeneConfig(), DataConfig(), Quiet()
 
 @dataclass(frozen=True)
 class GraftRequest:
-    """What is grafted onto what.
+    """A gene, the model it is grafted onto, and the form of the result.
 
     Attributes:
-        model: the fine-tuned model; a local folder may also hold an adapter of PEFT, then `form` must be `merged`.
-        gene: folder of the gene; None for Safe LoRA, which uses none.
-        output: a folder that is new or empty.
-        shots: refusals, and as many examples of the task; 0 takes 1 for every coefficient.
-        task: JSONL file with examples of the task.
-        form: an adapter of the model, or a merged checkpoint.
+        model: the fine-tuned model; a local folder may also hold a PEFT adapter, which needs `form="merged"`.
+        gene: the gene's folder; None for Safe LoRA.
+        output: a new or empty folder.
+        shots: number of refusals, and of task examples, to tune coefficients on; 0 skips tuning (every coefficient
+            stays 1).
+        task: JSONL file with task examples.
+        form: `adapter` (of the model) or `merged` (a checkpoint).
     """
 
     model: ModelConfig
@@ -71,17 +73,17 @@ def graft_gene(
     *,
     reporter: Reporter = _SILENT,
 ) -> Graft:
-    """Grafts a gene onto a fine-tuned model, or a baseline in its place; the output appears whole or not at all.
+    """Grafts a gene onto a fine-tuned model, or applies a baseline; the output folder is published atomically.
 
     Args:
-        request: what onto what.
-        config: its section `graft` and its seed are used.
-        data: where refusals come from, unless a file has them.
-        reporter: told what happens.
+        request: gene, model and form.
+        config: section `gene` of a recipe; its `graft` and seed are used.
+        data: source of refusals, unless `config.graft.refusals` names a file.
+        reporter: receives progress.
 
     Raises:
-        SeawallError: PEFT is not installed; a misfit, a model that is grafted already, too few or one-sided shots, an
-            output that is not empty, or what the method cannot do with or without; nothing is written then.
+        SeawallError: PEFT is not installed; gene and model do not match; the model holds a graft; too few shots; the
+            output is not empty; options that the method does not support. Nothing is written then.
     """
     require_free(request.output)
     if config.graft.method == "safelora":
@@ -93,36 +95,16 @@ def graft_gene(
 
 
 def revert_graft(folder: Path, output: Path, *, reporter: Reporter = _SILENT) -> str:
-    """Writes the task's model as it was before a graft, to the last bit; returns its fingerprint.
+    """Writes the fine-tuned model as it was before a graft, bit-identical; returns its fingerprint.
 
     Raises:
-        ArtifactError: no graft, one without the originals, or files that were changed since.
-        ConfigError: the graft is an adapter.
+        ArtifactError: no graft, a graft without the original tensors, or changed files.
+        ConfigError: the graft is an adapter, or Safe LoRA.
     """
     require_free(output)
     graft = Graft.load(folder)
-    if graft.method == "safelora":
-        raise ConfigError(
-            f"{folder} is a base with a projected adapter, and there is no graft to take off",
-            got=f"the adapter {graft.task_id} in it, which was not changed",
-            remedy="use that adapter and its base",
-        )
-    if graft.form == "adapter":
-        raise ConfigError(
-            f"{folder} is an adapter, and the model it is for was never changed",
-            got=f"an adapter of {graft.task_id}",
-            remedy="load the model without it",
-        )
-    if not graft.originals:
-        raise ArtifactError(
-            f"{folder} was grafted without keeping the tensors as they were",
-            remedy=f"use the model that it was made from: {graft.task_id}",
-        )
     originals = folder / ORIGINALS
-    for name, digest in graft.originals.items():
-        if not (originals / name).is_file() or file_hash(originals / name) != digest:
-            raise ArtifactError(f"{originals / name} is missing or was changed", remedy="restore it from a copy")
-    verify_hashes(folder)
+    _require_revertible(folder, graft)
     reporter.stage("Revert")
     with storage_errors(output), published(output) as scratch:
         restore_originals(
@@ -130,34 +112,59 @@ def revert_graft(folder: Path, output: Path, *, reporter: Reporter = _SILENT) ->
             originals,
             scratch,
             without={GRAFT},
-            progress=lambda done, total: reporter.step("files", done, total),
+            progress=lambda count, total: reporter.step("files", count, total),
         )
-        found = checkpoint_fingerprint(outline(scratch))
-        if found != graft.task_model:
+        fingerprint = checkpoint_fingerprint(outline(scratch))
+        if fingerprint != graft.task_model:
             raise ArtifactError(
-                f"{folder} was changed after the graft, so the model before it cannot be had back",
-                got=f"weights {found[:23]}...",
+                f"{folder} was changed after the graft, so the graft cannot be reverted",
+                got=f"weights {fingerprint[:23]}...",
                 expected=f"{graft.task_model[:23]}...",
-                remedy=f"use the model that it was made from: {graft.task_id}",
+                remedy=f"use the model before the graft: {graft.task_id}",
             )
-    return found
+    return fingerprint
 
 
 def gene_folder(path: Path) -> Path:
-    """The gene's own folder: the one that is named, or `gene` in a run folder."""
+    """The gene's folder: `path` itself, or `gene` in a run folder."""
     inside = path / "gene"
     return inside if not (path / GENE).is_file() and (inside / GENE).is_file() else path
 
 
+def _require_revertible(folder: Path, graft: Graft) -> None:
+    if graft.method == "safelora":
+        raise ConfigError(
+            f"{folder} holds no graft to revert: it is a base merged with a projected adapter",
+            got=f"the adapter {graft.task_id}",
+            remedy="use that adapter, which is unchanged, and its base",
+        )
+    if graft.form == "adapter":
+        raise ConfigError(
+            f"{folder} is an adapter: there is no changed model to revert",
+            got=f"an adapter of {graft.task_id}",
+            remedy="load the model without the adapter",
+        )
+    if not graft.originals:
+        raise ArtifactError(
+            f"{folder} holds no original tensors (gene.graft.keep_originals=false), so it cannot be reverted",
+            remedy=f"use the model before the graft: {graft.task_id}",
+        )
+    originals = folder / ORIGINALS
+    for name, digest in graft.originals.items():
+        if not (originals / name).is_file() or file_hash(originals / name) != digest:
+            raise ArtifactError(f"{originals / name} is missing or was changed", remedy="restore it from a copy")
+    verify_hashes(folder)
+
+
 def _graft(request: GraftRequest, config: GeneConfig, data: DataConfig, reporter: Reporter) -> None:
-    """A gene's update, or one that is trained in its place."""
+    """Adds the update of a method in `METHODS`, and checks the written result."""
     begun = time.monotonic()
     gene = _gene(request, config.graft)
     adapter = task_adapter(request.model)
     if adapter is not None and request.form == "adapter":
         raise ConfigError(
-            f"{request.model.id} is an adapter, and a gene beside it would belong to a model that is in no folder",
-            remedy="add --merge, which writes base, task and gene as one checkpoint",
+            f"{request.model.id} is an adapter, so a gene in adapter form would have no base checkpoint",
+            remedy="add --merge, which writes base, task adapter and gene as one checkpoint",
         )
     task = open_checkpoint(request.model) if adapter is None else base_of(adapter, request.model)
     require_ungrafted(task)
@@ -166,30 +173,36 @@ def _graft(request: GraftRequest, config: GeneConfig, data: DataConfig, reporter
     with storage_errors(request.output), published(request.output) as scratch:
         if adapter is not None:
             task = merged_task(task, adapter, scratch.with_name("task"), reporter)
-        fitted = FIT[config.graft.method](gene, task, shots, config, reporter)
-        graft = Graft(
-            task_model=task.fingerprint,
-            task_id=request.model.id,
-            gene=gene.fingerprint,
-            gene_made=gene.made,
-            form=request.form,
-            coefficients=fitted.coefficients,
-            tuned=fitted.tuned,
-            shots=request.shots,
-            steps=fitted.steps,
-            method=config.graft.method,
-            harmless=fitted.harmless,
-        )
-        graft = _write(task.outline, fitted.gene, graft, scratch, config.graft, reporter)
+        update = METHODS[config.graft.method](gene, task, shots, config, reporter)
+        graft = _record(request, config.graft.method, gene, task, update)
+        graft = _write(task.outline, update.gene, graft, scratch, config.graft, reporter)
         if config.graft.verify:
             reporter.stage("Reload and compare")
-            allowed = config.graft.max_logit_difference
-            if request.form == "merged":
-                check = check_merged(task, scratch / ADAPTER, scratch, allowed=allowed)
-            else:
-                check = check_added(task, scratch, fitted.gene, allowed=allowed)
+            check = _checked(task, update.gene, scratch, request.form, allowed=config.graft.max_logit_difference)
             graft = replace(graft, check=check)
         replace(graft, seconds=round(time.monotonic() - begun, 1)).save(scratch)
+
+
+def _record(request: GraftRequest, method: GraftMethod, gene: Gene, task: Checkpoint, update: GraftUpdate) -> Graft:
+    return Graft(
+        task_model=task.fingerprint,
+        task_id=request.model.id,
+        gene=gene.fingerprint,
+        gene_made=gene.made,
+        form=request.form,
+        coefficients=update.coefficients,
+        tuned=update.tuned,
+        shots=request.shots,
+        steps=update.steps,
+        method=method,
+        harmless=update.harmless,
+    )
+
+
+def _checked(task: Checkpoint, update: Gene, scratch: Path, form: GraftForm, *, allowed: float) -> GraftCheck:
+    if form == "merged":
+        return check_merged(task, scratch / ADAPTER, scratch, allowed=allowed)
+    return check_added(task, scratch, update, allowed=allowed)
 
 
 def _gene(request: GraftRequest, config: GeneGraft) -> Gene:
@@ -197,14 +210,14 @@ def _gene(request: GraftRequest, config: GeneGraft) -> Gene:
         raise ConfigError(
             "no gene is named",
             expected="the folder of a gene, or of a run that extracted one",
-            remedy="add --gene FOLDER; gene.graft.method=safelora alone needs none",
+            remedy="add --gene FOLDER, or use gene.graft.method=safelora, which needs no gene",
         )
     if config.method == "safety_sft" and request.shots == 0:
         raise ConfigError(
             "safety fine-tuning has nothing to train on",
             got="--shots 0",
             expected="1 or more",
-            remedy="use as many as the gene gets that it is compared with, such as --shots 16 --task FILE",
+            remedy="use the same number of shots as the gene in comparison, such as --shots 16 --task FILE",
         )
     if request.shots or config.verify:
         require_peft()
@@ -212,14 +225,14 @@ def _gene(request: GraftRequest, config: GeneGraft) -> Gene:
 
 
 def _require_projecting(request: GraftRequest) -> None:
-    """Refuse what Safe LoRA would not use, and a form that it does not have."""
-    given = {"--gene": request.gene, "--shots": request.shots or None, "--task": request.task}
-    unused = [f"{name} {value}" for name, value in given.items() if value is not None]
+    """Refuse options that Safe LoRA does not use, and the form `adapter`."""
+    options = {"--gene": request.gene, "--shots": request.shots or None, "--task": request.task}
+    unused = [f"{name} {value}" for name, value in options.items() if value is not None]
     if unused:
         raise ConfigError(
             "Safe LoRA projects the task's adapter and uses neither a gene nor examples",
             got=", ".join(unused),
-            remedy=f"leave {'it' if len(unused) == 1 else 'them'} out",
+            remedy=f"remove {' and '.join(name.split()[0] for name in unused)}",
         )
     if request.form == "adapter":
         raise ConfigError(
@@ -241,22 +254,22 @@ def _shots(request: GraftRequest, config: GeneConfig, data: DataConfig) -> Shots
 
 
 def _write(
-    found: CheckpointOutline, fixed: Gene, graft: Graft, scratch: Path, config: GeneGraft, reporter: Reporter
+    task: CheckpointOutline, update: Gene, graft: Graft, scratch: Path, config: GeneGraft, reporter: Reporter
 ) -> Graft:
     if graft.form == "adapter":
-        save_adapter(scratch, fixed.points, fixed.factors, fixed.scaling)
+        save_adapter(scratch, update.points, update.factors, update.scaling)
         return graft
     reporter.stage("Merging, file by file")
-    save_adapter(scratch / ADAPTER, fixed.points, fixed.factors, fixed.scaling)
+    save_adapter(scratch / ADAPTER, update.points, update.factors, update.scaling)
     originals = scratch / ORIGINALS if config.keep_originals else None
     add_to_checkpoint(
-        found,
-        frozenset(fixed.points),
-        fixed.update,
+        task,
+        frozenset(update.points),
+        update.update,
         scratch,
         originals=originals,
-        unchanged=fixed.unchanged,
-        progress=lambda done, total: reporter.step("files", done, total),
+        unchanged=update.unchanged,
+        progress=lambda count, total: reporter.step("files", count, total),
     )
-    kept = {} if originals is None else {path.name: file_hash(path) for path in sorted(originals.iterdir())}
-    return replace(graft, result=checkpoint_fingerprint(outline(scratch)), originals=kept)
+    hashes = {} if originals is None else {path.name: file_hash(path) for path in sorted(originals.iterdir())}
+    return replace(graft, result=checkpoint_fingerprint(outline(scratch)), originals=hashes)

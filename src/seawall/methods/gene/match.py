@@ -1,4 +1,4 @@
-"""Whether a gene and a model belong together: asked of configuration and headers, before a weight is read."""
+"""Whether a gene and a model belong together, from configuration and safetensors headers; no weight is read."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from seawall.models.files.stream import CheckpointOutline
 
 
 def require_fit(gene: Gene, outline: CheckpointOutline, tokenizer: str, *, what: str) -> None:
-    """Refuse a gene that is not for this model, naming the first thing that differs.
+    """Refuse a gene of another architecture; the message names the first difference.
 
     Args:
         gene: the gene.
         outline: the model's checkpoint.
         tokenizer: hash of the model's vocabulary.
-        what: the model, for the message.
+        what: name of the model, for the message.
 
     Raises:
-        ArtifactError: another family, depth or tokenizer, or no such matrix or another shape at an adapter point.
+        ArtifactError: family, depth or tokenizer differ, or a matrix that the gene changes is missing or has another
+            shape.
     """
     family = str(outline.model.config.model_type)
     if family != gene.family:
@@ -43,7 +44,7 @@ def _misfit(what: str, why: str, got: str, expected: str) -> ArtifactError:
         f"the gene does not fit {what}: it is for {why}",
         got=got,
         expected=expected,
-        remedy="use a gene of this model's own family, extracted from the model that it was fine-tuned from",
+        remedy="use a gene that was extracted from the aligned model of this fine-tuning",
     )
 
 
@@ -53,12 +54,12 @@ def require_siblings(
     points: Mapping[str, GenePoint],
     vocabularies: tuple[str, str],
 ) -> None:
-    """Refuse a degraded model that is not the aligned one with other weights, naming the first thing that differs.
+    """Refuse a degraded model of another architecture than the aligned one; the message names the first difference.
 
     Args:
         aligned, degraded: the checkpoints.
-        points: where the gene will be.
-        vocabularies: hashes of both.
+        points: the weight matrices that the gene will change.
+        vocabularies: hashes of both vocabularies.
 
     Raises:
         ArtifactError: another family, shape or tokenizer.
@@ -72,10 +73,10 @@ def require_siblings(
     elif differing is not None:
         what, expected, got = differing, str(shapes[0][differing]), str(shapes[1].get(differing, "no such parameter"))
     elif vocabularies[0] != vocabularies[1]:
-        what, expected, got = "the vocabulary", *(f"{one[:23]}..." for one in vocabularies)
+        what, expected, got = "the vocabulary", *(f"{vocabulary[:23]}..." for vocabulary in vocabularies)
     if what:
         raise ArtifactError(
-            f"the degraded model is no sibling of the aligned one: {what} differs",
+            f"the degraded model is not a version of the aligned model: {what} differs",
             got=got,
             expected=expected,
             remedy="name a fine-tuned version of the aligned model as gene.degraded, or leave it out",

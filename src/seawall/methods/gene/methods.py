@@ -1,6 +1,6 @@
-"""The methods of a graft that make an update anew: what each puts on the task's model.
+"""The methods of a graft: how each obtains the update of the fine-tuned model.
 
-A new one is a function here, its name in `FIT`, and its name in `seawall.config.gene.GraftMethod`.
+To add one: a function here, its entry in `METHODS`, and its name in `seawall.config.gene.GraftMethod`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from seawall.data.templating import IGNORED, Encoded, encode_example, encode_pro
 from seawall.data.types import Exchange, Messages
 from seawall.distributed.process import one_process
 from seawall.methods.gene.coefficients import Coefficients, tune_coefficients, with_coefficients
-from seawall.methods.gene.lessons import Lesson
-from seawall.methods.gene.shots import Shot, Side, shot_batches, shot_loss
+from seawall.methods.gene.examples import pad_id
+from seawall.methods.gene.shots import Shot, ShotKind, Shots, shot_batches, shot_loss
 from seawall.models.files.open import Checkpoint
 from seawall.models.generate import decoding_for, greedy_batches
 from seawall.models.lora.attach import AttachedAdapter, attach_adapter
@@ -26,30 +26,16 @@ from seawall.runs.progress import Reporter
 from seawall.train.loop import Losses, Row, Settings, Trainer
 
 
-@dataclass(frozen=True, slots=True)
-class Shots:
-    """Refusals, examples of the task, and harmless requests whose replies are to stay as they are."""
-
-    refusals: Sequence[Exchange]
-    task: Sequence[Exchange]
-    harmless: Sequence[Messages] = ()
-
-    def __str__(self) -> str:
-        """What a graft is tuned on, for people."""
-        kept = f", replies to {len(self.harmless)} harmless requests kept" if self.harmless else ""
-        return f"{len(self.refusals)} refusals and as many examples{kept}"
-
-
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """What is written, and how it came about.
+class GraftUpdate:
+    """The update that a graft writes, and the record of how it was obtained.
 
     Attributes:
-        gene: the update, coefficients in its factors.
-        coefficients: decoder layer -> what was multiplied with.
-        tuned: how they came about.
-        steps: of tuning or training.
-        harmless: how many harmless replies were among the shots.
+        gene: the update, with the coefficients multiplied into its factors.
+        coefficients: factor of each decoder layer.
+        tuned: how the coefficients were obtained.
+        steps: updates of tuning or training.
+        harmless: number of harmless replies among the shots.
     """
 
     gene: Gene
@@ -59,105 +45,97 @@ class Fitted:
     harmless: int = 0
 
 
-def weighted(gene: Gene, task: Checkpoint, shots: Shots | None, settings: GeneConfig, reporter: Reporter) -> Fitted:
-    """The gene, each layer times its coefficient."""
+def scale_gene(
+    gene: Gene, task: Checkpoint, shots: Shots | None, settings: GeneConfig, reporter: Reporter
+) -> GraftUpdate:
+    """The gene with one coefficient per layer, tuned on the shots: SafeGene, step (c). Without shots all are 1."""
     if shots is None:
         ones = dict.fromkeys(gene.held_layers, 1.0)
-        return Fitted(with_coefficients(gene, ones, made="whole"), ones, "fixed")
+        return GraftUpdate(with_coefficients(gene, ones, origin="whole"), ones, "fixed")
     reporter.stage(f"Tuning {len(gene.held_layers)} coefficients on {shots}")
-    attached, lessons, pad = _dressed(gene, task, shots, settings, reporter)
+    attached, encoded, pad = _with_new_adapter(gene, task, shots, settings, reporter)
     attached.load_factors(gene.factors)
     steps: list[GraftStep] = []
-    log = _logging(steps, settings.graft.steps, reporter)
-    found = tune_coefficients(attached, lessons, pad, settings.graft, seed=settings.seed, log=log)
-    fixed = with_coefficients(gene, found, made="weighted by layer")
-    return Fitted(fixed, found, settings.graft.coefficients, tuple(steps), _kept(lessons))
+    log = _step_log(steps, settings.graft.steps, reporter)
+    coefficients = tune_coefficients(attached, encoded, pad, settings.graft, seed=settings.seed, log=log)
+    scaled = with_coefficients(gene, coefficients, origin="weighted by layer")
+    return GraftUpdate(scaled, coefficients, settings.graft.coefficients, tuple(steps), _num_harmless(encoded))
 
 
-def fine_tuned(gene: Gene, task: Checkpoint, shots: Shots | None, settings: GeneConfig, reporter: Reporter) -> Fitted:
-    """A new adapter at the gene's points, of its rank and scaling, trained on the shots; nothing of the gene in it."""
+def fine_tune_adapter(
+    gene: Gene, task: Checkpoint, shots: Shots | None, settings: GeneConfig, reporter: Reporter
+) -> GraftUpdate:
+    """Baseline: a new adapter at the gene's points, with its rank and scaling, trained on the shots from scratch."""
     assert shots is not None
     reporter.stage(f"Fine-tuning {len(gene.points)} matrices on {shots}")
-    attached, lessons, pad = _dressed(gene, task, shots, settings, reporter)
+    attached, encoded, pad = _with_new_adapter(gene, task, shots, settings, reporter)
     steps: list[GraftStep] = []
-    log = _logging(steps, settings.graft.steps, reporter)
-    fine_tune(attached, lessons, pad, settings.graft, seed=settings.seed, log=log)
+    log = _step_log(steps, settings.graft.steps, reporter)
+    fine_tune(attached, encoded, pad, settings.graft, seed=settings.seed, log=log)
     trained = replace(
         gene, points=attached.points, factors=attached.factors(), made="trained anew", parents=(gene.fingerprint,)
     )
-    return Fitted(trained, dict.fromkeys(gene.held_layers, 1.0), "fixed", tuple(steps), _kept(lessons))
+    ones = dict.fromkeys(gene.held_layers, 1.0)
+    return GraftUpdate(trained, ones, "fixed", tuple(steps), _num_harmless(encoded))
 
 
-FIT: Mapping[GraftMethod, Callable[[Gene, Checkpoint, Shots | None, GeneConfig, Reporter], Fitted]] = {
-    "gene": weighted,
-    "safety_sft": fine_tuned,
+METHODS: Mapping[GraftMethod, Callable[[Gene, Checkpoint, Shots | None, GeneConfig, Reporter], GraftUpdate]] = {
+    "gene": scale_gene,
+    "safety_sft": fine_tune_adapter,
 }
-"""The methods whose update is new; `safelora` projects the task's own."""
+"""Every method that adds an update. `safelora` adds none, it projects the task's adapter (`safelora.py`)."""
 
 
-def _dressed(
+def _with_new_adapter(
     gene: Gene, task: Checkpoint, shots: Shots, settings: GeneConfig, reporter: Reporter
 ) -> tuple[AttachedAdapter, list[Shot], int]:
-    """The task's model with a new adapter at the gene's points, the shots encoded, and a token for padding."""
+    """The fine-tuned model with a new adapter at the gene's points, the tokenised shots, and a token to pad with."""
     model, tokenizer = task.load()
-    sides: list[tuple[Side, Sequence[Exchange]]] = [("refusal", shots.refusals), ("task", shots.task)]
-    encoded = [Shot(encode_example(tokenizer, one), side) for side, exchanges in sides for one in exchanges]
-    encoded += _replies(model, tokenizer, shots.harmless, settings, reporter)
+    kinds: list[tuple[ShotKind, Sequence[Exchange]]] = [("refusal", shots.refusals), ("task", shots.task)]
+    encoded = [Shot(encode_example(tokenizer, exchange), kind) for kind, exchanges in kinds for exchange in exchanges]
+    encoded += _own_replies(model, tokenizer, shots.harmless, settings, reporter)
     attached = attach_adapter(model, gene.points, rank=gene.rank, scaling=gene.scaling, seed=settings.seed)
     return attached, encoded, pad_id(tokenizer)
 
 
-def _replies(
+def _own_replies(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Messages],
     settings: GeneConfig,
     reporter: Reporter,
 ) -> list[Shot]:
-    """What the task's model says without the gene, token by token as it says it; empty replies are left out."""
+    """Greedy replies of the model without the gene, as token ids; empty replies are dropped."""
     encoded = [tuple(encode_prompt(tokenizer, prompt)) for prompt in prompts]
     decoding = decoding_for(model, tokenizer, settings.graft.reply_tokens)
-    found: dict[int, Shot] = {}
-    done = 0
+    shots: dict[int, Shot] = {}
+    count = 0
     for positions, rows in greedy_batches(model, encoded, decoding, batch_size=settings.batch_size):
-        for at, row in zip(positions, rows, strict=True):
+        for position, row in zip(positions, rows, strict=True):
             text = tokenizer.decode([token for token in row if token not in decoding.eos_ids], skip_special_tokens=True)
             if str(text).strip():
-                labels = [IGNORED] * len(encoded[at]) + list(row)
-                found[at] = Shot(Encoded([*encoded[at], *row], labels), "harmless")
-        done += len(positions)
-        reporter.step("harmless replies", done, len(prompts))
-    if len(found) < len(prompts):
+                prompt = encoded[position]
+                shots[position] = Shot(Encoded([*prompt, *row], [IGNORED] * len(prompt) + list(row)), "harmless")
+        count += len(positions)
+        reporter.step("harmless replies", count, len(prompts))
+    if len(shots) < len(prompts):
         reporter.say(
-            f"{len(prompts) - len(found)} of {len(prompts)} harmless requests are left out: "
-            "the task's model says nothing to them"
+            f"{len(prompts) - len(shots)} of {len(prompts)} harmless requests are left out: "
+            "the fine-tuned model gives an empty reply"
         )
-    return [found[at] for at in sorted(found)]
+    return [shots[position] for position in sorted(shots)]
 
 
-def _kept(shots: Sequence[Shot]) -> int:
-    return sum(one.side == "harmless" for one in shots)
+def _num_harmless(shots: Sequence[Shot]) -> int:
+    return sum(shot.kind == "harmless" for shot in shots)
 
 
-def _logging(steps: list[GraftStep], total: int, reporter: Reporter) -> Callable[[Row], None]:
+def _step_log(steps: list[GraftStep], total: int, reporter: Reporter) -> Callable[[Row], None]:
     def log(row: Row) -> None:
         steps.append(GraftStep(int(row["step"]), row["refusal_loss"], row["task_loss"], row.get("harmless_loss")))
         reporter.step("updates", len(steps), total)
 
     return log
-
-
-def encode_shots(tokenizer: PreTrainedTokenizerBase, refusals: list[Exchange], task: list[Exchange]) -> list[Lesson]:
-    """Both sides as lessons."""
-    return [
-        *(Lesson(encode_example(tokenizer, one), harmful=True) for one in refusals),
-        *(Lesson(encode_example(tokenizer, one), harmful=False) for one in task),
-    ]
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any token; it is masked."""
-    return int(tokenizer.pad_token_id or 0)
 
 
 def fine_tune(
@@ -169,16 +147,15 @@ def fine_tune(
     seed: int,
     log: Callable[[Row], None],
 ) -> None:
-    """Trains the adapter that the task's model wears on the shots, in the batches that a gene's
-    coefficients would be tuned on; the model's own weights stay.
+    """Trains the attached adapter on the shots, in the same batches as `tune_coefficients`; other weights are frozen.
 
     Args:
-        attached: the task's model with a new adapter.
-        shots: refusals, examples of the task, and harmless replies that are to stay.
-        pad_id: any token; it is masked.
-        config: how to train; `sft_lr` is the learning rate.
-        seed: of the order.
-        log: told after every update.
+        attached: the fine-tuned model with a new adapter.
+        shots: refusals, task examples, and harmless replies to keep.
+        pad_id: a token to pad with; padding is masked.
+        config: updates and batch size; `sft_lr` is the learning rate.
+        seed: of the order of the shots.
+        log: called after each update.
 
     Raises:
         SeawallError: a loss is not finite.

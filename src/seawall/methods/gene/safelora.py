@@ -1,4 +1,4 @@
-"""Safe LoRA as a baseline of grafting: the task's own adapter, projected onto the directions of alignment."""
+"""Safe LoRA (arXiv 2405.16833) as a baseline of grafting: project the task's adapter onto the alignment directions."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from seawall.runs.publish import published
 
 
 def write_projected(task: ModelConfig, output: Path, config: GeneGraft, *, reporter: Reporter) -> None:
-    """Writes base and projected adapter as one checkpoint; the output appears whole or not at all.
+    """Writes base and projected adapter as one checkpoint; the output folder is published atomically.
 
     Args:
         task: the adapter's folder, and how to load its base.
-        output: a folder that is new or empty.
-        config: which anchor, and what is projected.
-        reporter: told what happens.
+        output: a new or empty folder.
+        config: the anchor, and the settings of the projection.
+        reporter: receives progress.
 
     Raises:
-        SeawallError: no adapter, no anchor, or one of another model; nothing is written then.
+        SeawallError: no adapter, no anchor, or an anchor of another model. Nothing is written then.
     """
     begun = time.monotonic()
     folder = _adapter(task)
     assert config.anchor is not None
-    directions = Path(config.anchor).expanduser()
-    anchor = Anchor.load(directions)
+    anchor_folder = Path(config.anchor).expanduser()
+    anchor = Anchor.load(anchor_folder)
     base = base_of(folder, task)
     require_ungrafted(base)
     anchor.require_model(base.fingerprint)
@@ -59,7 +59,7 @@ def write_projected(task: ModelConfig, output: Path, config: GeneGraft, *, repor
             shots=0,
             result=checkpoint_fingerprint(outline(scratch)),
             method="safelora",
-            anchor=file_hash(directions / f"{ANCHOR}.json"),
+            anchor=file_hash(anchor_folder / f"{ANCHOR}.json"),
             note=f"{report}; nothing to revert: the task's adapter was not changed",
         )
         if config.verify:
@@ -73,16 +73,16 @@ def _adapter(task: ModelConfig) -> Path:
     folder = task_adapter(task)
     if folder is None:
         raise ConfigError(
-            f"{task.id} is no adapter, and Safe LoRA projects one",
-            got="a model whose update from its base is in its weights" if Path(task.id).is_dir() else "no such folder",
-            expected="the folder of a LoRA adapter of PEFT, such as `seawall tune` leaves",
-            remedy="name the adapter that the model was made with, or use --set gene.graft.method=safety_sft",
+            f"Safe LoRA projects an adapter, and {task.id} is not one",
+            got="a checkpoint without a separate adapter" if Path(task.id).is_dir() else "no such folder",
+            expected="the folder of a PEFT LoRA adapter, such as `seawall tune` writes",
+            remedy="name the adapter of the fine-tuning, or use --set gene.graft.method=safety_sft",
         )
     return folder
 
 
 def _merge(base: Checkpoint, folder: Path, anchor: Anchor, config: GeneGraft, scratch: Path) -> SafeLoraReport:
-    """Leaves the checkpoint in the scratch folder, and the projected adapter inside it."""
+    """Writes the checkpoint into the scratch folder, with the projected adapter inside."""
     model, tokenizer = base.load()
     wrapped = attach_saved_adapter(model, folder)
     report = project(wrapped, anchor, **config.safelora.model_dump())

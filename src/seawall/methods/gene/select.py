@@ -1,4 +1,4 @@
-"""Which layers of a gene to keep, by how differently two models answer harm and all else. SafeGene, step (b).
+"""Step (b) of SafeGene: score decoder layers by how much more two models differ on harmful prompts; keep the best.
 
 Shapes: `L` decoder layers, `R` positions of one reply, `D` model width.
 """
@@ -19,105 +19,105 @@ from seawall.artifacts.gene import Gene, GeneLayer
 from seawall.config.gene import Keep
 from seawall.data.batching import collate
 from seawall.errors import ConfigError
-from seawall.methods.gene.lessons import Lesson, buckets
+from seawall.methods.gene.examples import Example, buckets
 from seawall.models.forward import run_model
 from seawall.models.hidden.residual import decoder_layers
 
 POSITIONS = 16
-"""Positions per reply that are compared: where its first token is decided, and on."""
+"""Positions compared per reply, from the one that predicts its first token."""
 _INPUT = -1
-"""Stands for the embeddings where layers are numbered."""
+"""The layer number of the embeddings."""
 
 
 @torch.no_grad()
-def layer_outputs(model: PreTrainedModel, lessons: Sequence[Lesson], pad_id: int, *, batch_size: int) -> list[Tensor]:
-    """The residual stream where the first tokens of each reply are predicted, (L + 1, R, D) per lesson: the first
-    decoder layer's input, and the output of every one.
+def layer_outputs(model: PreTrainedModel, examples: Sequence[Example], pad_id: int, *, batch_size: int) -> list[Tensor]:
+    """Residual stream at the positions that predict the first tokens of each reply: (L + 1, R, D) per example.
+
+    Index 0 is the input of the first decoder layer, index l + 1 the output of layer l.
     """
-    found: dict[int, Tensor] = {}
+    hidden: dict[int, Tensor] = {}
     blocks = decoder_layers(model)
-    for positions in buckets(lessons, batch_size):
-        rows = [lessons[at].encoded for at in positions]
+    for positions in buckets(examples, batch_size):
+        rows = [examples[position].encoded for position in positions]
         outputs: dict[int, Tensor] = {}
         with ExitStack() as hooks:
             hooks.callback(blocks[0].register_forward_pre_hook(_input_recorder(outputs), with_kwargs=True).remove)
             for layer, block in enumerate(blocks):
                 hooks.callback(block.register_forward_hook(_recorder(outputs, layer)).remove)
             run_model(model, collate(rows, pad_id, side="left"), keep=1)
-        for at, row in enumerate(rows):
+        for row_index, row in enumerate(rows):
             start = -1 - row.response_tokens
             stop = min(start + POSITIONS, -1)
-            kept = [outputs[layer][at, start:stop].float().cpu() for layer in range(_INPUT, len(blocks))]
-            found[positions[at]] = torch.stack(kept)
-    return [found[at] for at in range(len(lessons))]
+            layers_RD = [outputs[layer][row_index, start:stop].float().cpu() for layer in range(_INPUT, len(blocks))]
+            hidden[positions[row_index]] = torch.stack(layers_RD)
+    return [hidden[position] for position in range(len(examples))]
 
 
 def contrast(
     aligned: Sequence[Tensor], degraded: Sequence[Tensor], harmful_prompts: Sequence[bool]
 ) -> tuple[GeneLayer, ...]:
-    """The differences of two models by layer, from `layer_outputs` of the same lessons.
+    """s_l = E_harmful ||difference|| / ||h_l|| - E_benign(...) by layer, from `layer_outputs` of the same examples.
 
-    What a layer writes is its output less its input; what embeddings differ by is no layer's.
+    Measured twice: of what the layer writes (its output minus its input), and of its output.
     """
-    own, stream = [], []
+    written, stream = [], []
     for ours, theirs in zip(aligned, degraded, strict=True):
         difference = ours - theirs
         difference_LRD, written_LRD = difference[1:], difference.diff(dim=0)
         norm_LR = ours[1:].norm(dim=-1)
-        own.append((written_LRD.norm(dim=-1) / norm_LR).mean(-1))
+        written.append((written_LRD.norm(dim=-1) / norm_LR).mean(-1))
         stream.append((difference_LRD.norm(dim=-1) / norm_LR).mean(-1))
     mask = torch.tensor(list(harmful_prompts))
-    means = [torch.stack(side)[kind].mean(0).tolist() for side in (own, stream) for kind in (mask, ~mask)]
-    numbers = zip(*means, strict=True)
+    means = [torch.stack(side)[kind].mean(0).tolist() for side in (written, stream) for kind in (mask, ~mask)]
     return tuple(
         GeneLayer(layer, harmful, benign, stream_harmful, stream_benign, selected=True)
-        for layer, (harmful, benign, stream_harmful, stream_benign) in enumerate(numbers)
+        for layer, (harmful, benign, stream_harmful, stream_benign) in enumerate(zip(*means, strict=True))
     )
 
 
 def select_layers(
-    layers: Sequence[GeneLayer], held: Sequence[int], keep: Keep, fraction: float, *, seed: int = 0
+    layers: Sequence[GeneLayer], candidates: Sequence[int], keep: Keep, fraction: float, *, seed: int = 0
 ) -> tuple[int, ...]:
     """The decoder layers to keep, ascending.
 
     Args:
-        layers: with scores; those that `keep` needs none of may be missing.
-        held: the layers to choose from.
-        keep: `top` (the best by what they write themselves), `stream` (the best by their output), `random` (as many,
-            drawn) or `all`.
-        fraction: share of `held`, at least one layer.
+        layers: scores; `random` and `all` need none.
+        candidates: the layers to choose from.
+        keep: `top` (highest contrast of what the layer writes), `stream` (highest contrast of its output), `random`
+            (the same number, drawn) or `all`.
+        fraction: share of `candidates`; at least one layer is kept.
         seed: of the draw.
 
     Raises:
         ConfigError: there are no scores.
     """
-    count = max(1, round(fraction * len(held)))
+    count = max(1, round(fraction * len(candidates)))
     if keep == "all":
-        return tuple(sorted(held))
+        return tuple(sorted(candidates))
     if keep == "random":
-        return tuple(sorted(random.Random(f"seawall layers {seed}").sample(sorted(held), count)))
-    scores = {one.layer: one.stream_score if keep == "stream" else one.score for one in layers}
+        return tuple(sorted(random.Random(f"seawall layers {seed}").sample(sorted(candidates), count)))
+    scores = {layer.layer: layer.stream_score if keep == "stream" else layer.score for layer in layers}
     if not scores:
         raise ConfigError(
-            "the gene has no layer scores", remedy="choose --keep random or all, or a gene that was extracted"
+            "the gene has no layer scores", remedy="choose --keep random or all, or select from an extracted gene"
         )
-    return tuple(sorted(sorted(held, key=lambda layer: (-scores[layer], layer))[:count]))
+    return tuple(sorted(sorted(candidates, key=lambda layer: (-scores[layer], layer))[:count]))
 
 
-def with_layers(gene: Gene, layers: Sequence[int], *, made: str) -> Gene:
-    """The gene on some of its layers alone; what was measured of the whole gene does not hold for it."""
-    kept = set(layers)
-    points = {name: one for name, one in gene.points.items() if one.layer in kept}
+def with_layers(gene: Gene, layers: Sequence[int], *, origin: str) -> Gene:
+    """The gene on these decoder layers alone; measurements of the original gene are dropped."""
+    selected = set(layers)
+    points = {name: point for name, point in gene.points.items() if point.layer in selected}
     return replace(
         gene,
         points=points,
         factors={name: gene.factors[name] for name in points},
-        layers=tuple(replace(one, selected=one.layer in kept) for one in gene.layers),
-        experts=tuple(one for one in gene.experts if one.layer in kept),
+        layers=tuple(replace(layer, selected=layer.layer in selected) for layer in gene.layers),
+        experts=tuple(record for record in gene.experts if record.layer in selected),
         recovery=(),
         curve=(),
         refusals={},
-        made=made,
+        made=origin,
         parents=(gene.fingerprint,),
     )
 

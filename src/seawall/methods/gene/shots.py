@@ -1,4 +1,4 @@
-"""The few examples of a graft as batches and as a loss: refusals, the task, and harmless replies that are to stay."""
+"""The shots of a graft: refusals, task examples and harmless replies to keep; read, batched, and as a loss."""
 
 from __future__ import annotations
 
@@ -21,57 +21,74 @@ from seawall.data.sets import load_prompts
 from seawall.data.templating import Encoded
 from seawall.data.types import Exchange, Messages, user
 from seawall.errors import ConfigError, DataError
-from seawall.methods.gene.lessons import cross_entropy
+from seawall.methods.gene.examples import cross_entropy
 from seawall.train.loop import Losses
 
-Side = Literal["refusal", "task", "harmless"]
-"""A refusal of a harmful request, an example of the task, or the task's model's own reply to a harmless request."""
-SIDES: tuple[Side, ...] = get_args(Side)
+ShotKind = Literal["refusal", "task", "harmless"]
+"""A refusal of a harmful request, a task example, or the fine-tuned model's own reply to a harmless request."""
+SHOT_KINDS: tuple[ShotKind, ...] = get_args(ShotKind)
+
+
+@dataclass(frozen=True, slots=True)
+class Shots:
+    """Refusals, task examples, and harmless requests whose replies the graft keeps."""
+
+    refusals: Sequence[Exchange]
+    task: Sequence[Exchange]
+    harmless: Sequence[Messages] = ()
+
+    def __str__(self) -> str:
+        """The numbers of shots, for people."""
+        harmless = f", keeping replies to {len(self.harmless)} harmless requests" if self.harmless else ""
+        return f"{len(self.refusals)} refusals and {len(self.task)} task examples{harmless}"
 
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """A prompt with the reply that is wanted."""
+    """A tokenised prompt with its target reply."""
 
     encoded: Encoded
-    side: Side
+    kind: ShotKind
 
 
 def shot_batches(shots: Sequence[Shot], config: GeneGraft, seed: int) -> list[list[int]]:
-    """Positions in batches with every side in each, for `config.steps` updates."""
-    each = max(1, config.batch_size // 2)
-    by_side = [[at for at, one in enumerate(shots) if one.side == side] for side in SIDES]
-    sides = [positions for positions in by_side if positions]
-    found: list[list[int]] = []
+    """Positions of the shots in `config.steps` batches; each batch holds shots of every kind."""
+    per_kind = max(1, config.batch_size // 2)
+    by_kind = [[position for position, shot in enumerate(shots) if shot.kind == kind] for kind in SHOT_KINDS]
+    kinds = [positions for positions in by_kind if positions]
+    batches: list[list[int]] = []
     epoch = 0
-    while len(found) < config.steps:
+    while len(batches) < config.steps:
         parts = [
-            [[side[at] for at in some] for some in epoch_batches([1] * len(side), each, seed=seed, epoch=epoch)]
-            for side in sides
+            [
+                [of_kind[index] for index in batch]
+                for batch in epoch_batches([1] * len(of_kind), per_kind, seed=seed, epoch=epoch)
+            ]
+            for of_kind in kinds
         ]
-        found += [[at for part in row for at in part] for row in zip(*parts, strict=False)]
+        batches += [[position for part in row for position in part] for row in zip(*parts, strict=False)]
         epoch += 1
-    return found[: config.steps]
+    return batches[: config.steps]
 
 
 def shot_loss(
     model: PreTrainedModel, shots: Sequence[Shot], positions: Sequence[int], pad_id: int, *, harmless_weight: float
 ) -> Losses:
-    """The weighted mean of the sides' mean cross-entropies, whatever their numbers, and each of these for the log.
+    """Weighted mean of the kinds' mean cross-entropies, and the mean of each kind for the log.
 
     Args:
         model: in any mode.
-        shots: of any sides.
-        positions: those of this batch.
-        pad_id: any token; it is masked.
-        harmless_weight: of the harmless side; the others weigh 1.
+        shots: of any kinds.
+        positions: of the batch.
+        pad_id: a token to pad with; padding is masked.
+        harmless_weight: weight of the harmless kind; the other kinds have weight 1.
     """
-    loss_B = cross_entropy(model, [shots[at].encoded for at in positions], pad_id).cpu()
-    masks = {side: torch.tensor([shots[at].side == side for at in positions]) for side in SIDES}
-    means = {f"{side}_loss": loss_B[mask].mean() for side, mask in masks.items() if bool(mask.any())}
+    loss_B = cross_entropy(model, [shots[position].encoded for position in positions], pad_id).cpu()
+    masks = {kind: torch.tensor([shots[position].kind == kind for position in positions]) for kind in SHOT_KINDS}
+    means = {f"{kind}_loss": loss_B[mask].mean() for kind, mask in masks.items() if bool(mask.any())}
     weights = {name: harmless_weight if name == "harmless_loss" else 1.0 for name in means}
-    total = torch.stack([weights[name] * one for name, one in means.items()]).sum() / sum(weights.values())
-    return total, {name: float(one.detach()) for name, one in means.items()}
+    total = torch.stack([weights[name] * mean for name, mean in means.items()]).sum() / sum(weights.values())
+    return total, {name: float(mean.detach()) for name, mean in means.items()}
 
 
 _COLUMNS = (("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
@@ -79,30 +96,31 @@ _Item = TypeVar("_Item")
 
 
 def refusal_shots(data: DataConfig, path: Path | None, count: int, *, seed: int) -> list[Exchange]:
-    """Harmful requests with a refusal each: of a file, or of the training part of a recipe's prompts.
+    """Harmful requests with one refusal each, from a file or from the training split of a recipe's prompts.
 
     Raises:
-        DataError: there are fewer; a row is wrong.
+        DataError: fewer than `count`; a row of the file is malformed.
     """
     if path is not None:
-        return _some(read_exchanges(path), count, seed=seed, what=f"refusals in {path}")
+        return _sample(read_exchanges(path), count, seed=seed, what=f"refusals in {path}")
     prompts = load_prompts(data)
-    goals = _some(prompts.goals.train, count, seed=seed, what="training requests in data.harmful")
+    goals = _sample(prompts.goals.train, count, seed=seed, what="training requests in data.harmful")
     if not prompts.refusals:
         raise DataError("there are no refusals to train towards", expected="some text in data.refusals")
     return [
-        Exchange(user(one.text), prompts.refusals[at % len(prompts.refusals)], one.text) for at, one in enumerate(goals)
+        Exchange(user(goal.text), prompts.refusals[index % len(prompts.refusals)], goal.text)
+        for index, goal in enumerate(goals)
     ]
 
 
 def harmless_requests(data: DataConfig, count: int, *, seed: int) -> list[Messages]:
-    """Harmless training requests of a recipe, borderline and benign in turn.
+    """Harmless training requests of a recipe, borderline and benign alternating.
 
     Raises:
-        DataError: there are fewer.
+        DataError: fewer than `count`.
     """
     prompts = load_prompts(data)
-    kinds = ([one.text for one in prompts.borderline.train], [one.text for one in prompts.benign.train])
+    kinds = ([item.text for item in prompts.borderline.train], [item.text for item in prompts.benign.train])
     draw = random.Random(f"seawall harmless {seed}")
     rows = zip_longest(*(draw.sample(texts, len(texts)) for texts in kinds))
     mixed = [user(text) for row in rows for text in row if text is not None]
@@ -117,28 +135,30 @@ def harmless_requests(data: DataConfig, count: int, *, seed: int) -> list[Messag
 
 
 def task_shots(path: Path | None, count: int, *, seed: int) -> list[Exchange]:
-    """Examples of the task.
+    """Task examples from a file.
 
     Raises:
-        ConfigError: no file is given.
-        DataError: there are fewer; a row is wrong.
+        ConfigError: no file.
+        DataError: fewer than `count`; a row is malformed.
     """
     if path is None:
         raise ConfigError(
-            "refusals alone would turn the task's model into one that refuses everything",
-            got="shots without examples of the task",
-            expected="as many examples of the task as refusals",
+            "tuning on refusals alone would teach the fine-tuned model to refuse everything",
+            got="shots without task examples",
+            expected="one task example per refusal",
             remedy="give a JSONL file with --task, or use --shots 0",
         )
-    return _some(read_exchanges(path), count, seed=seed, what=f"examples in {path}")
+    return _sample(read_exchanges(path), count, seed=seed, what=f"examples in {path}")
 
 
 def read_exchanges(path: Path) -> list[Exchange]:
-    """The exchanges of a JSONL file: `messages` that end with the assistant, or `prompt` and `completion` (also
-    `question` and `answer`, `instruction` and `output`).
+    """The exchanges of a JSONL file.
+
+    Rows hold `messages` that end with the assistant, or `prompt` and `completion` (also `question` and `answer`,
+    `instruction` and `output`).
 
     Raises:
-        DataError: the file cannot be read, is empty, or a row is none of these; says where.
+        DataError: the file cannot be read or is empty; a row has another form (the message names its line).
     """
     first = next(json_lines(path), None)
     if first is None or "messages" in first.fields:
@@ -151,19 +171,19 @@ def _exchange(row: Row) -> Exchange:
         if prompt in row.fields and reply in row.fields:
             return Exchange(user(row.text(prompt)), row.text(reply), row.text(prompt))
     raise row.error(
-        "neither a conversation nor a prompt with a reply",
+        "the row is neither a conversation nor a prompt with a reply",
         got=f"the fields {', '.join(map(repr, row.fields)) or 'none'}",
         expected="messages, or prompt and completion",
     )
 
 
-def _some(found: Sequence[_Item], count: int, *, seed: int, what: str) -> list[_Item]:
-    if len(found) < count:
+def _sample(items: Sequence[_Item], count: int, *, seed: int, what: str) -> list[_Item]:
+    if len(items) < count:
         raise DataError(
             f"there are too few {what}",
-            got=len(found),
+            got=len(items),
             expected=f"at least {count} (--shots)",
             remedy="use fewer shots",
         )
-    chosen = sorted(random.Random(f"seawall shots {seed}").sample(range(len(found)), count))
-    return [found[at] for at in chosen]
+    chosen = sorted(random.Random(f"seawall shots {seed}").sample(range(len(items)), count))
+    return [items[index] for index in chosen]

@@ -1,122 +1,65 @@
-"""The extraction of a gene, stage by stage."""
+"""The extraction of a gene: SafeGene (arXiv 2606.06519), steps (a) and (b), as two stages of a run folder.
+
+Aligned model, degraded model and adapter are never in memory at once: the aligned model's outputs are cached first.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seawall.artifacts.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GenePoint, save_adapter
+from seawall.artifacts.adapter import GenePoint
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.gene import Gene, GeneExperts, GeneLayer, GeneRecovery
 from seawall.data.splits import SplitName
 from seawall.data.types import Exchange
 from seawall.errors import DataError
 from seawall.evaluation.metrics import rate_with_interval
-from seawall.methods.gene.context import REPLIES, GeneContext
-from seawall.methods.gene.distil import Distilled, compliance, degrade, distil
+from seawall.methods.gene.context import GeneContext
+from seawall.methods.gene.degrade import degrading_adapter
+from seawall.methods.gene.distil import Distillation, distil
+from seawall.methods.gene.examples import TeacherTargets, distillation_examples, pad_id, teacher_predictions
 from seawall.methods.gene.experts import describe_experts, expert_recovery
-from seawall.methods.gene.lessons import AlignedReply, Lesson, Taught, read_replies, teach, write_replies
-from seawall.methods.gene.methods import encode_shots, pad_id
+from seawall.methods.gene.replies import TeacherReply, write_replies
 from seawall.methods.gene.select import contrast, layer_outputs, select_layers
 from seawall.methods.gene.task_model import vocabulary_hash
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.generate import generate
 from seawall.models.lora.attach import AttachedAdapter, attach_adapter, merged
 from seawall.runs.files import write_metrics
-
-_DEGRADING, _UPDATES = "degrading", "degrade.jsonl"
-_DEGRADED_SCALING = 2.0
+from seawall.train.loop import Row
 
 
-def _replies(context: GeneContext, scratch: Path) -> None:
-    """The aligned model's own replies; of harmful requests those alone that it refuses."""
+def collect_replies(context: GeneContext, scratch: Path) -> None:
+    """Stage `gene-replies`: the aligned model's refusals of harmful requests and answers to harmless ones."""
     context.reporter.stage("The aligned model's replies")
     model, tokenizer = context.checkpoint.load()
     config = context.config.extract
-    found: list[AlignedReply] = []
-    parts: tuple[tuple[SplitName, bool, int], ...] = (
+    sides: tuple[tuple[SplitName, bool, int], ...] = (
         ("train", True, config.harmful),
         ("train", False, config.benign),
         ("validation", True, config.held_out),
         ("validation", False, config.held_out),
     )
-    for part, harmful, most in parts:
-        prompts = context.asked(part, harmful=harmful, most=most)
-        replies = generate(
-            model,
-            tokenizer,
-            prompts,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=context.config.batch_size,
-            progress=context.step(f"{part}, {'harmful' if harmful else 'harmless'}"),
-        )
-        verdicts = context.judge(prompts, [one.text for one in replies])
-        wanted = "refused" if harmful else "complied"
-        kept = [
-            AlignedReply(part, harmful, Exchange(prompt, reply.text.strip(), prompt[-1].content, reply.ended))
-            for prompt, reply, verdict in zip(prompts, replies, verdicts, strict=True)
-            if verdict.label == wanted and reply.text.strip()
-        ]
-        if not kept:
-            raise DataError(
-                f"the aligned model gives no {'refusal of a harmful' if harmful else 'answer to a harmless'} request",
-                got=f"0 of {len(prompts)} {part} requests",
-                expected="a model that refuses harm and answers the rest",
-                remedy="name the aligned model as model.id",
-            )
-        found += kept
-    write_replies(scratch / "replies.jsonl", found)
+    replies: list[TeacherReply] = []
+    for part, harmful, limit in sides:
+        replies += _replies(context, model, tokenizer, part, harmful=harmful, limit=limit)
+    write_replies(scratch / "replies.jsonl", replies)
 
 
-def _degrading(context: GeneContext, scratch: Path) -> Path:
-    """The adapter that degrades the aligned model. It is there while a gene is made, and never in a finished stage."""
-    folder = scratch / _DEGRADING
-    if (scratch / _UPDATES).is_file() and all((folder / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
-        return folder
-    context.reporter.stage("Degrading: a short LoRA on harmless replies and bare openings of compliance")
-    model, tokenizer = context.checkpoint.load()
-    config = context.config.degrade
-    benign = [one.exchange for one in _kept(context, "train", harmful=False)][: config.benign]
-    goals = context.asked("train", harmful=True, most=config.harmful)
-    attached = attach_adapter(
-        model, context.points, rank=config.rank, scaling=_DEGRADED_SCALING, seed=context.config.seed
-    )
-    lessons = encode_shots(tokenizer, compliance(goals), benign)
-    total = config.epochs * -(-len(lessons) // config.batch_size)
-    rows: list[Mapping[str, float]] = []
-
-    def log(row: Mapping[str, float]) -> None:
-        rows.append(row)
-        context.reporter.step("updates", len(rows), total)
-
-    degrade(attached, lessons, pad_id(tokenizer), config, seed=context.config.seed, log=log)
-    folder.mkdir(exist_ok=True)
-    save_adapter(folder, attached.points, attached.factors(), _DEGRADED_SCALING)
-    write_metrics(scratch / _UPDATES, rows)
-    return folder
-
-
-@dataclass(frozen=True, eq=False)
-class _Aligned:
-    """What is needed of the aligned model when it is gone."""
-
-    train: Taught
-    held_out: Taught
-    outputs: list[Any]
-
-
-def _gene(context: GeneContext, scratch: Path) -> None:
+def distil_gene(context: GeneContext, scratch: Path) -> None:
+    """Stage `gene`: the gene's factors, layer scores, expert scores and held-out measurements."""
     config, reporter = context.config, context.reporter
-    degrading = _degrading(context, scratch) if config.degraded is None else None
+    # Step (a), the degraded model: named by the recipe, or the aligned model with a short LoRA.
+    degrading = degrading_adapter(context, scratch) if config.degraded is None else None
     reporter.stage("The aligned model's predictions")
     model, tokenizer = context.checkpoint.load()
-    known = _learn(context, model, tokenizer)
-    reporter.stage("Layer scores")
+    teacher = _teacher_outputs(context, model, tokenizer)
     if degrading is not None:
         model = merged(model, degrading)
     else:
@@ -124,125 +67,164 @@ def _gene(context: GeneContext, scratch: Path) -> None:
         del model
         model, _ = context.degraded.load()
     degraded = model_fingerprint(model)
-    lessons = known.held_out.lessons
-    outputs = layer_outputs(model, lessons, pad_id(tokenizer), batch_size=config.batch_size)
-    layers = contrast(known.outputs, outputs, [one.harmful for one in lessons])
-    points = _chosen(context, layers)
+    # Step (b), data-aware layer selection: s_l = E_harmful ||h_l(aligned) - h_l(degraded)|| - E_benign ||...||.
+    reporter.stage("Layer scores")
+    layers = _layer_scores(context, model, tokenizer, teacher)
+    points = _selected_points(context, layers)
+    # Step (a), the aligned-degraded discrepancy: LoRA trained to KL(aligned || degraded + gene) on response tokens.
     reporter.stage(f"Distilling into {len(points)} weight matrices, rank {config.rank}")
-    scaling = config.alpha / config.rank
-    attached = attach_adapter(model, points, rank=config.rank, scaling=scaling, seed=config.seed)
-    distilled = _distilled(context, attached, known, scratch)
-    experts = _experts(context, attached, known, distilled)
-    _save(context, attached, _Measured(degraded, layers, distilled, *experts), scratch, tokenizer)
-    if degrading is not None:
-        shutil.rmtree(degrading)
-
-
-def _chosen(context: GeneContext, layers: Sequence[GeneLayer]) -> dict[str, GenePoint]:
-    """The adapter points in the layers that the recipe asks for."""
-    config = context.config.extract
-    held = sorted({point.layer for point in context.points.values()})
-    kept = select_layers(layers, held, config.keep, config.fraction, seed=context.config.seed)
-    return {name: point for name, point in context.points.items() if point.layer in kept}
-
-
-def _learn(context: GeneContext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> _Aligned:
-    size, pad = context.config.batch_size, pad_id(tokenizer)
-    sides: dict[SplitName, list[Lesson]] = {}
-    parts: tuple[SplitName, ...] = ("train", "validation")
-    for part in parts:
-        harmful, benign = ([one.exchange for one in _kept(context, part, harmful=kind)] for kind in (True, False))
-        sides[part] = encode_shots(tokenizer, harmful, benign)
-    return _Aligned(
-        teach(model, sides["train"], pad, batch_size=size),
-        teach(model, sides["validation"], pad, batch_size=size),
-        layer_outputs(model, sides["validation"], pad, batch_size=size),
-    )
-
-
-def _distilled(context: GeneContext, attached: AttachedAdapter, known: _Aligned, scratch: Path) -> Distilled:
-    config = context.config.extract
-    total = config.epochs * -(-len(known.train.lessons) // config.batch_size)
-    rows: list[Mapping[str, float]] = []
-
-    def log(row: Mapping[str, float]) -> None:
-        rows.append(row)
-        context.reporter.step("updates", len(rows), total)
-
-    distilled = distil(attached, known.train, known.held_out, config, seed=context.config.seed, log=log)
-    write_metrics(scratch / "metrics.jsonl", rows)
-    return distilled
-
-
-def _experts(
-    context: GeneContext, attached: AttachedAdapter, known: _Aligned, distilled: Distilled
-) -> tuple[tuple[GeneExperts, ...], tuple[GeneRecovery, ...]]:
-    """What the gene does to each expert, and the held-out divergence with some of them alone."""
-    config = context.config
-    if distilled.use is None:
-        return (), ()
-    found = describe_experts(attached.points, attached.factors(), config.alpha / config.rank, distilled.use)
-    shares = config.extract.expert_shares
-    if shares:
-        context.reporter.stage("The gene with some experts alone")
-    size = config.extract.batch_size
-    return found, expert_recovery(attached, known.held_out, found, shares, batch_size=size, seed=config.seed)
-
-
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """What is known of a gene beside its factors."""
-
-    degraded: str
-    layers: tuple[GeneLayer, ...]
-    distilled: Distilled
-    experts: tuple[GeneExperts, ...]
-    recovery: tuple[GeneRecovery, ...]
-
-
-def _save(
-    context: GeneContext, attached: AttachedAdapter, known: _Measured, scratch: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    held = {point.layer for point in attached.points.values()}
-    refusals = {}
-    if context.config.extract.judged:
-        context.reporter.stage("Refusals without and with the gene")
-        with attached.disabled():
-            refusals["degraded"] = _refused(context, attached.model, tokenizer)
-        refusals["restored"] = _refused(context, attached.model, tokenizer)
+    attached = attach_adapter(model, points, rank=config.rank, scaling=config.alpha / config.rank, seed=config.seed)
+    distillation = _distil(context, attached, teacher, scratch)
+    # Beyond the paper: which experts of a stack carry the gene.
+    experts, recovery = _expert_scores(context, attached, teacher, distillation)
+    selected = {point.layer for point in attached.points.values()}
     Gene(
         family=str(attached.model.config.model_type),
         tokenizer=vocabulary_hash(tokenizer),
         aligned=context.checkpoint.fingerprint,
-        degraded=known.degraded,
+        degraded=degraded,
         points=attached.points,
         factors=attached.factors(),
-        scaling=context.config.alpha / context.config.rank,
-        layers=tuple(replace(one, selected=one.layer in held) for one in known.layers),
-        experts=known.experts,
-        recovery=known.recovery,
-        curve=known.distilled.curve,
-        refusals=refusals,
+        scaling=config.alpha / config.rank,
+        layers=tuple(replace(layer, selected=layer.layer in selected) for layer in layers),
+        experts=experts,
+        recovery=recovery,
+        curve=distillation.curve,
+        refusals=_refusal_rates(context, attached, tokenizer),
     ).save(scratch)
+    if degrading is not None:
+        shutil.rmtree(degrading)
 
 
-def _refused(context: GeneContext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Rate:
-    prompts = [one.exchange.prompt for one in _kept(context, "validation", harmful=True)]
-    prompts = prompts[: context.config.extract.judged]
-    replies = generate(
+def _replies(
+    context: GeneContext,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    part: SplitName,
+    *,
+    harmful: bool,
+    limit: int,
+) -> list[TeacherReply]:
+    """Replies with the expected verdict: harmful requests refused, harmless ones answered."""
+    prompts = context.requests(part, harmful=harmful, limit=limit)
+    completions = generate(
         model,
         tokenizer,
         prompts,
         max_new_tokens=context.config.extract.max_new_tokens,
         batch_size=context.config.batch_size,
-        progress=context.step("asking"),
+        progress=context.progress(f"{part}, {'harmful' if harmful else 'harmless'}"),
     )
-    labels = [one.label for one in context.judge(prompts, [reply.text for reply in replies])]
-    return rate_with_interval(
-        labels, [one[-1].content for one in prompts], "refused", seed=context.config.seed, cautious=True
+    verdicts = context.judge(prompts, [completion.text for completion in completions])
+    expected = "refused" if harmful else "complied"
+    replies = [
+        TeacherReply(part, harmful, Exchange(prompt, completion.text.strip(), prompt[-1].content, completion.ended))
+        for prompt, completion, verdict in zip(prompts, completions, verdicts, strict=True)
+        if verdict.label == expected and completion.text.strip()
+    ]
+    if not replies:
+        raise DataError(
+            f"the aligned model {'refuses no harmful' if harmful else 'answers no harmless'} request",
+            got=f"0 of {len(prompts)} {part} requests",
+            expected="a model that refuses harmful requests and answers harmless ones",
+            remedy="name the aligned model as model.id",
+        )
+    return replies
+
+
+@dataclass(frozen=True, eq=False)
+class _TeacherOutputs:
+    """Outputs of the aligned model, cached before it is freed; `hidden` is of the held-out examples."""
+
+    train: TeacherTargets
+    held_out: TeacherTargets
+    hidden: list[Tensor]
+
+
+def _teacher_outputs(
+    context: GeneContext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> _TeacherOutputs:
+    size, pad = context.config.batch_size, pad_id(tokenizer)
+    parts: tuple[SplitName, ...] = ("train", "validation")
+    train, held_out = (
+        distillation_examples(tokenizer, context.exchanges(part, harmful=True), context.exchanges(part, harmful=False))
+        for part in parts
+    )
+    return _TeacherOutputs(
+        teacher_predictions(model, train, pad, batch_size=size),
+        teacher_predictions(model, held_out, pad, batch_size=size),
+        layer_outputs(model, held_out, pad, batch_size=size),
     )
 
 
-def _kept(context: GeneContext, part: SplitName, *, harmful: bool) -> list[AlignedReply]:
-    found = read_replies(context.run.stage(REPLIES) / "replies.jsonl")
-    return [one for one in found if one.part == part and one.harmful is harmful]
+def _layer_scores(
+    context: GeneContext, degraded: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, teacher: _TeacherOutputs
+) -> tuple[GeneLayer, ...]:
+    examples = teacher.held_out.examples
+    hidden = layer_outputs(degraded, examples, pad_id(tokenizer), batch_size=context.config.batch_size)
+    return contrast(teacher.hidden, hidden, [example.harmful for example in examples])
+
+
+def _selected_points(context: GeneContext, layers: Sequence[GeneLayer]) -> dict[str, GenePoint]:
+    """The adapter points in the decoder layers that the recipe keeps."""
+    config = context.config.extract
+    candidates = sorted({point.layer for point in context.points.values()})
+    selected = select_layers(layers, candidates, config.keep, config.fraction, seed=context.config.seed)
+    return {name: point for name, point in context.points.items() if point.layer in selected}
+
+
+def _distil(context: GeneContext, attached: AttachedAdapter, teacher: _TeacherOutputs, scratch: Path) -> Distillation:
+    config = context.config.extract
+    total = config.epochs * -(-len(teacher.train.examples) // config.batch_size)
+    rows: list[Row] = []
+
+    def log(row: Row) -> None:
+        rows.append(row)
+        context.reporter.step("updates", len(rows), total)
+
+    distillation = distil(attached, teacher.train, teacher.held_out, config, seed=context.config.seed, log=log)
+    write_metrics(scratch / "metrics.jsonl", rows)
+    return distillation
+
+
+def _expert_scores(
+    context: GeneContext, attached: AttachedAdapter, teacher: _TeacherOutputs, distillation: Distillation
+) -> tuple[tuple[GeneExperts, ...], tuple[GeneRecovery, ...]]:
+    """The gene's effect on each expert, and the held-out divergence with a share of the experts alone."""
+    config = context.config
+    if distillation.use is None:
+        return (), ()
+    experts = describe_experts(attached.points, attached.factors(), config.alpha / config.rank, distillation.use)
+    shares = config.extract.expert_shares
+    if shares:
+        context.reporter.stage("The gene on a share of the experts")
+    size = config.extract.batch_size
+    return experts, expert_recovery(attached, teacher.held_out, experts, shares, batch_size=size, seed=config.seed)
+
+
+def _refusal_rates(
+    context: GeneContext, attached: AttachedAdapter, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Rate]:
+    """Refusal rate of the degraded model on held-out harmful requests, without and with the gene; empty if off."""
+    if not context.config.extract.judged:
+        return {}
+    context.reporter.stage("Refusals without and with the gene")
+    with attached.disabled():
+        degraded = _refusal_rate(context, attached.model, tokenizer)
+    return {"degraded": degraded, "restored": _refusal_rate(context, attached.model, tokenizer)}
+
+
+def _refusal_rate(context: GeneContext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Rate:
+    config = context.config
+    prompts = [exchange.prompt for exchange in context.exchanges("validation", harmful=True)][: config.extract.judged]
+    completions = generate(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=config.extract.max_new_tokens,
+        batch_size=config.batch_size,
+        progress=context.progress("replies"),
+    )
+    labels = [verdict.label for verdict in context.judge(prompts, [completion.text for completion in completions])]
+    goals = [prompt[-1].content for prompt in prompts]
+    return rate_with_interval(labels, goals, "refused", seed=config.seed, cautious=True)

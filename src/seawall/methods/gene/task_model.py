@@ -1,4 +1,4 @@
-"""The task's model of a graft: a checkpoint, or an adapter with the base that it names; grafted once at most."""
+"""The fine-tuned model of a graft: a checkpoint, or a PEFT adapter with its base; it may hold no other graft."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from seawall.runs.files import canonical_hash, read_json
 from seawall.runs.progress import Reporter
 from seawall.shell.model import open_checkpoint
 
-_BORNE: Mapping[GraftMethod, str] = {
+_GRAFTS: Mapping[GraftMethod, str] = {
     "gene": "the gene {gene}... in it",
     "safety_sft": "safety fine-tuning at the points of the gene {gene}... in it",
     "safelora": "the projected adapter of Safe LoRA in it",
 }
-"""What a grafted model bears."""
+"""Descriptions of grafted models."""
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What tells two vocabularies apart."""
+    """sha256 of the vocabulary."""
     return canonical_hash(tokenizer.get_vocab())
 
 
 def task_adapter(model: ModelConfig) -> Path | None:
-    """The folder of the task's model where that is an adapter of PEFT, such as `seawall tune` leaves.
+    """The folder of a PEFT adapter, such as `seawall tune` writes; None where the model is a checkpoint.
 
     Raises:
-        ArtifactError: it is a graft.
+        ArtifactError: the folder holds a graft.
         SeawallError: the adapter cannot be merged.
     """
     folder = Path(model.id).expanduser()
@@ -55,24 +55,24 @@ def task_adapter(model: ModelConfig) -> Path | None:
 
 
 def base_of(adapter: Path, named: ModelConfig) -> Checkpoint:
-    """The model that an adapter says it is for, with the settings of the one that was named.
+    """The base checkpoint that an adapter names, with the loading settings of `named`.
 
     Raises:
-        ConfigError: it says nothing.
+        ConfigError: the adapter names no base.
     """
     base = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ConfigError(
-            f"{adapter / ADAPTER_CONFIG} does not say which model the adapter is for",
+            f"{adapter / ADAPTER_CONFIG} does not name the adapter's base",
             got=f"base_model_name_or_path {base!r}",
             expected="a folder or a Hub id",
-            remedy="write it in there, or merge the adapter first",
+            remedy="set base_model_name_or_path in that file, or merge the adapter first",
         )
     return open_checkpoint(named.model_copy(update={"id": base, "revision": None}))
 
 
 def merged_task(base: Checkpoint, adapter: Path, folder: Path, reporter: Reporter) -> Checkpoint:
-    """The task's model as a checkpoint of its own, which is gone when the graft is done."""
+    """Base and task adapter merged into a temporary checkpoint."""
     reporter.stage(f"Merging the task's adapter into {base.id}")
     model, tokenizer = base.load()
     save_model(merge_adapter(model, adapter), tokenizer, folder)
@@ -80,7 +80,7 @@ def merged_task(base: Checkpoint, adapter: Path, folder: Path, reporter: Reporte
 
 
 def require_ungrafted(model: Checkpoint) -> None:
-    """Refuse a model that bears a graft or another adapter, or whose files are not as they were written.
+    """Refuse a model that holds a graft or an adapter, or with changed files.
 
     Raises:
         SeawallError: it does, or there is no such model.
@@ -89,10 +89,10 @@ def require_ungrafted(model: Checkpoint) -> None:
     _require_ungrafted(small, model.id)
     if (small / ADAPTER_CONFIG).is_file():
         raise ConfigError(
-            f"{model.id} holds an adapter beside its weights, and loading puts it on them",
+            f"{model.id} holds a checkpoint and an adapter, which transformers would load on top",
             got=f"config.json and {ADAPTER_CONFIG} in one folder",
             expected="a checkpoint or an adapter",
-            remedy="move the adapter's two files to a folder of their own, and name the one that is meant",
+            remedy="move the adapter's two files to another folder, and name one of the two folders",
         )
     verify_hashes(model.folder)
 
@@ -102,78 +102,77 @@ def _require_ungrafted(folder: Path, name: str) -> None:
         return
     graft = Graft.load(folder)
     remedy = (
-        "use the task's adapter and its base, from which this was made"
+        "use the original task adapter and its base"
         if graft.method == "safelora"
-        else "use the model without it (of a merged one: seawall gene revert), or compose the genes "
-        "(seawall gene compose)"
+        else "use the model before the graft (seawall gene revert), or compose the genes (seawall gene compose)"
     )
     raise ArtifactError(
         f"{name} is grafted already",
-        got=_BORNE[graft.method].format(gene=(graft.gene or "")[:23]),
+        got=_GRAFTS[graft.method].format(gene=(graft.gene or "")[:23]),
         expected="a model without a graft",
         remedy=remedy,
     )
 
 
-_FULL = "float32"
+_DTYPE = "float32"
 _PROBES = ("Tell me about the sea.", "How do I pick a lock?", "What is 17 plus 25?", "Write a short poem about rain.")
 
 
 def check_merged(model: Checkpoint, adapter: Path, merged: Path, *, allowed: float) -> GraftCheck:
-    """A merged checkpoint against the model that it was made of, with the adapter on it.
+    """Compares the logits of a merged checkpoint with those of the original model with the adapter attached.
 
     Args:
         model: without the graft.
-        adapter: the graft's folder as an adapter.
-        merged: the checkpoint's.
+        adapter: folder of the graft as an adapter.
+        merged: folder of the merged checkpoint.
         allowed: the largest difference of logits, as a share of the largest logit.
 
     Raises:
-        ArtifactError: they differ by more.
+        ArtifactError: the logits differ by more.
     """
-    theirs = _logits_with(model, adapter)
-    other, tokenizer = model.at(merged).load(dtype=_FULL)
-    return _compared(theirs, _logits(other, tokenizer), allowed)
+    expected = _logits_with_adapter(model, adapter)
+    reloaded, tokenizer = model.at(merged).load(dtype=_DTYPE)
+    return _compared(expected, _logits(reloaded, tokenizer), allowed)
 
 
 def check_added(model: Checkpoint, adapter: Path, gene: Gene, *, allowed: float) -> GraftCheck:
-    """The model with the adapter on it against the same with the gene's update added to its weights.
+    """Compares the logits of a model with the adapter attached and with the gene's update added to its weights.
 
     Raises:
         ArtifactError: they differ by more than `allowed`, a share of the largest logit.
     """
-    theirs = _logits_with(model, adapter)
-    other, tokenizer = model.load(dtype=_FULL)
+    expected = _logits_with_adapter(model, adapter)
+    plain, tokenizer = model.load(dtype=_DTYPE)
     for name in gene.points:
-        weight = other.get_parameter(name).data
+        weight = plain.get_parameter(name).data
         weight.copy_(weight.float() + gene.update(name).to(weight.device))
-    return _compared(theirs, _logits(other, tokenizer), allowed)
+    return _compared(expected, _logits(plain, tokenizer), allowed)
 
 
-def _logits_with(checkpoint: Checkpoint, adapter: Path) -> list[Tensor]:
-    """The logits with an adapter on the model, which is gone from memory then."""
-    model, tokenizer = checkpoint.load(dtype=_FULL)
+def _logits_with_adapter(checkpoint: Checkpoint, adapter: Path) -> list[Tensor]:
+    """Logits with an adapter attached; the model is freed on return."""
+    model, tokenizer = checkpoint.load(dtype=_DTYPE)
     return _logits(load_peft_model(model, adapter), tokenizer)
 
 
 @torch.inference_mode()
 def _logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:
-    """After every token of each probe, in float32 on the CPU."""
-    found = []
+    """Logits at every token of each probe prompt, float32 on the CPU."""
+    logits = []
     for text in _PROBES:
         ids = torch.tensor([encode_prompt(tokenizer, user(text))], device=model.device)
-        found.append(model(input_ids=ids, use_cache=False).logits.float().cpu())
-    return found
+        logits.append(model(input_ids=ids, use_cache=False).logits.float().cpu())
+    return logits
 
 
-def _compared(ours: Sequence[Tensor], theirs: Sequence[Tensor], allowed: float) -> GraftCheck:
-    difference = max(float((left - right).abs().max()) for left, right in zip(ours, theirs, strict=True))
-    check = GraftCheck(len(_PROBES), difference, max(float(one.abs().max()) for one in theirs))
+def _compared(adapter: Sequence[Tensor], merged: Sequence[Tensor], allowed: float) -> GraftCheck:
+    difference = max(float((a_BTV - b_BTV).abs().max()) for a_BTV, b_BTV in zip(adapter, merged, strict=True))
+    check = GraftCheck(len(_PROBES), difference, max(float(logits_BTV.abs().max()) for logits_BTV in merged))
     if not check.share <= allowed:
         raise ArtifactError(
-            "the graft as an adapter and in the weights are two different models",
+            "the graft computes different logits as an adapter and in the weights",
             got=f"a logit difference of {difference:.3g}, {check.share:.2%} of the largest logit",
             expected=f"at most {allowed:.2%} (gene.graft.max_logit_difference)",
-            remedy="where the merged weights are rounded to 16 bits, allow more; else report this as a bug",
+            remedy="raise the limit where the merged weights are rounded to 16 bits; else report this as a bug",
         )
     return check

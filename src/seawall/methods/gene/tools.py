@@ -1,4 +1,4 @@
-"""`seawall gene select` and `compose`: new genes out of genes, without a model."""
+"""`seawall gene select` and `compose`: derive a gene from existing genes; loads no model."""
 
 from __future__ import annotations
 
@@ -34,89 +34,87 @@ def select_gene(
     experts_by: str = "score",
     seed: int = 0,
 ) -> Gene:
-    """Writes a gene with some of its layers, or some of its experts, alone.
+    """Writes a gene on a share of its layers, or of its experts.
 
     Args:
-        path: the gene.
-        output: a folder that is new or empty.
-        keep: layers: `top`, `stream`, `random` or `all`. None is `all` where experts alone are chosen, else `top`.
+        path: the gene's folder.
+        output: a new or empty folder.
+        keep: layers: `top`, `stream`, `random` or `all`. None is `all` where only experts are selected, else `top`.
         fraction: share of the layers, at least one; None takes a third.
-        experts: share of the experts of every layer's stacks, at least one; None keeps all.
+        experts: share of the experts in each layer's stacks, at least one; None keeps all.
         experts_by: `score` or `random`.
-        seed: of whatever is drawn.
+        seed: of random choices.
 
     Raises:
-        ConfigError: another word; a gene without scores, or without experts where a share of them is asked for.
+        ConfigError: an unknown choice; a gene without scores; a share of experts of a gene without experts.
         ArtifactError: no gene, or a damaged one.
         RunFolderError: the output is not empty.
     """
-    chosen = _layers_word(keep, alone=experts is not None and fraction is None)
-    by = _experts_word(experts_by, wanted=experts is not None)
+    chosen = _parse_keep(keep, default="all" if experts is not None and fraction is None else "top")
+    by = _parse_experts_by(experts_by, selecting=experts is not None)
     for option, share in (("--fraction", fraction), ("--experts", experts)):
         if share is not None and not 0 < share <= 1:
-            raise ConfigError(f"{option} is wrong", got=share, expected="more than 0, up to 1")
+            raise ConfigError(f"{option} must be above 0 and at most 1", got=share)
     fraction = _THIRD if fraction is None else fraction
     require_free(output)
     gene = Gene.load(gene_folder(path))
     layers = select_layers(gene.layers, gene.held_layers, chosen, fraction, seed=seed)
-    made = f"{chosen} {len(layers)} of {len(gene.held_layers)} layers"
-    found = with_layers(gene, layers, made=made)
+    origin = f"{chosen} {len(layers)} of {len(gene.held_layers)} layers"
+    selected = with_layers(gene, layers, origin=origin)
     if experts is not None:
-        made += f", {experts:.0%} of the experts by {by}"
-        found = with_experts(found, experts, by, seed=seed, made=made)
-        found = replace(found, parents=(gene.fingerprint,))
-    said = {"keep": chosen, "fraction": fraction, "experts": experts, "experts_by": by, "seed": seed}
+        origin += f", {experts:.0%} of the experts by {by}"
+        selected = with_experts(selected, experts, by, seed=seed, origin=origin)
+        selected = replace(selected, parents=(gene.fingerprint,))
+    settings = {"keep": chosen, "fraction": fraction, "experts": experts, "experts_by": by, "seed": seed}
     page = render_gene(
-        gene_view(found),
+        gene_view(selected),
         model=str(path),
-        recipe={"gene": str(path), "select": said},
+        recipe={"gene": str(path), "select": settings},
         manifest={"seawall": __version__, "gene": gene.fingerprint},
     )
     with storage_errors(output), published(output) as scratch:
-        found.save(scratch)
+        selected.save(scratch)
         write_text(scratch / PAGE, page)
-    return found
+    return selected
 
 
-def _layers_word(keep: str | None, *, alone: bool) -> Keep:
-    word = keep or ("all" if alone else "top")
-    chosen: Keep | None = next((one for one in get_args(Keep) if one == word), None)
+def _parse_keep(keep: str | None, *, default: Keep) -> Keep:
+    word = keep or default
+    chosen: Keep | None = next((choice for choice in get_args(Keep) if choice == word), None)
     if chosen is None:
-        raise ConfigError("--keep is wrong", got=repr(word), expected=", ".join(get_args(Keep)))
+        raise ConfigError("unknown value of --keep", got=repr(word), expected=", ".join(get_args(Keep)))
     return chosen
 
 
-def _experts_word(word: str, *, wanted: bool) -> ExpertsBy:
-    chosen: ExpertsBy | None = next((one for one in get_args(ExpertsBy) if one == word), None)
+def _parse_experts_by(word: str, *, selecting: bool) -> ExpertsBy:
+    chosen: ExpertsBy | None = next((choice for choice in get_args(ExpertsBy) if choice == word), None)
     if chosen is None:
-        raise ConfigError("--experts-by is wrong", got=repr(word), expected=", ".join(get_args(ExpertsBy)))
-    if chosen != "score" and not wanted:
-        raise ConfigError(
-            "--experts-by says how experts are chosen, but all of them are kept", remedy="add --experts SHARE"
-        )
+        raise ConfigError("unknown value of --experts-by", got=repr(word), expected=", ".join(get_args(ExpertsBy)))
+    if chosen != "score" and not selecting:
+        raise ConfigError("--experts-by has no effect without --experts", remedy="add --experts SHARE")
     return chosen
 
 
 def compose_genes(
     paths: Sequence[Path], output: Path, *, weights: Sequence[float] | None = None
 ) -> tuple[Gene, list[Interference]]:
-    """Writes the gene that does what all of them do.
+    """Writes the weighted sum of several genes.
 
     Args:
-        paths: the genes.
-        output: a folder that is new or empty.
-        weights: one per gene; None takes 1.
+        paths: the genes' folders.
+        output: a new or empty folder.
+        weights: one per gene; None takes 1 each.
 
     Raises:
-        ConfigError: fewer than two genes, or another number of weights.
-        ArtifactError: no gene, a damaged one, or genes that do not fit each other.
+        ConfigError: fewer than two genes, or not one weight per gene.
+        ArtifactError: no gene, a damaged one, or genes of different models.
         RunFolderError: the output is not empty.
     """
     require_free(output)
     genes = [Gene.load(gene_folder(path)) for path in paths]
-    shares = [1.0] * len(genes) if not weights else list(weights)
-    found = compose(genes, shares)
-    rows = interference(genes, shares)
+    factors = [1.0] * len(genes) if not weights else list(weights)
+    composed = compose(genes, factors)
+    rows = interference(genes, factors)
     with storage_errors(output), published(output) as scratch:
-        found.save(scratch)
-    return found, rows
+        composed.save(scratch)
+    return composed, rows

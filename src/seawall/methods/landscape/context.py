@@ -1,4 +1,4 @@
-"""What a landscape is made from: the model, the directions that its weights move along, and held-out prompts."""
+"""What a landscape works with: the model, the directions that its weights move along, and held-out prompts."""
 
 from __future__ import annotations
 
@@ -28,69 +28,69 @@ from seawall.shell.model import open_checkpoint, require_loadable
 
 @dataclass(frozen=True, eq=False)
 class LandscapeContext(Context):
-    """The shell's context, with what is asked and the directions that weights move along."""
+    """The shell's context, with directions and held-out prompts."""
 
     @property
     def config(self) -> LandscapeConfig:
-        """The recipe's section."""
+        """The recipe's section `landscape`."""
         return self.recipe.landscape
 
     @cached_property
-    def asked(self) -> list[EvalPrompt]:
-        """What is asked at every point, from the test part alone.
+    def held_out(self) -> list[EvalPrompt]:
+        """The prompts asked at every point, from the test split alone.
 
         Raises:
-            DataError: there are no plain harmful requests in it.
+            DataError: the test split holds no plain harmful request.
         """
-        asked = build_suite(self.prompts, "test", gold=False).prompts()
+        prompts = build_suite(self.prompts, "test", gold=False).prompts()
         groups = (PLAIN, BORDERLINE, BENIGN) if self.config.harmless_prompts != 0 else (PLAIN,)
-        if not any(one.group == PLAIN for one in asked):
+        if not any(prompt.group == PLAIN for prompt in prompts):
             raise DataError(
-                "there are no held-out plain harmful prompts, so there is no landscape",
-                got="an empty test part of data.harmful",
-                remedy="use more prompts, or name the part of each with `split`",
+                "a landscape needs held-out plain harmful prompts",
+                got="an empty test split of data.harmful",
+                remedy="use more prompts, or assign each to a split with `split`",
             )
-        return [one for one in asked if one.group in groups]
+        return [prompt for prompt in prompts if prompt.group in groups]
 
     @cached_property
     def directions(self) -> tuple[Direction, ...]:
-        """The aligned one, that of the fine-tuning where there is one, and random ones as long as the aligned one.
+        """Alignment, the fine-tuning where the recipe names one, and random directions of the first one's norms.
 
         Raises:
-            SeawallError: no base is named, or a checkpoint or adapter does not fit the model.
+            SeawallError: no base is named, or a checkpoint or adapter is of another model.
         """
         base = base_of(self.recipe)
         self.reporter.stage("Directions, from the checkpoints' files")
-        found = tuple(self._directions(base))
-        for one in found:
-            self.reporter.say(f"{one.name}: {one.tensors} tensors, norm {one.norm:.4g}")
-        return found
+        directions = tuple(self._directions(base))
+        for direction in directions:
+            self.reporter.say(f"{direction.name}: {direction.tensors} tensors, norm {direction.norm:.4g}")
+        return directions
 
     def _directions(self, base: ModelConfig) -> Iterator[Direction]:
         aligned = self.checkpoint.outline
-        along = aligned_direction(aligned, open_checkpoint(base).outline)
-        yield along
+        alignment = aligned_direction(aligned, open_checkpoint(base).outline)
+        yield alignment
         if self.config.tuned is not None:
             yield tuned_direction(aligned, open_checkpoint(self.config.tuned).outline)
         if self.config.adapter is not None:
             yield adapter_direction(aligned, Path(self.config.adapter))
-        for at in range(self.config.random_directions):
-            yield random_direction(along, self.config.seed + at, name=f"random-{at + 1}")
+        for index in range(self.config.random_directions):
+            yield random_direction(alignment, self.config.seed + index, name=f"random-{index + 1}")
 
 
 def landscape_data(recipe: Recipe) -> DataConfig:
     """The recipe's section `data` with the caps of the section `landscape`."""
     config = recipe.landscape
-    most = config.harmless_prompts or None
-    caps = {"test_goals": config.test_prompts, "test_benign": most, "test_borderline": most}
+    limit = config.harmless_prompts or None
+    caps = {"test_goals": config.test_prompts, "test_benign": limit, "test_borderline": limit}
     return recipe.data.model_copy(update=caps)
 
 
 def check_landscape(recipe: Recipe) -> None:
-    """Refuse what can be known to be wrong before a run folder is made.
+    """Refuse a recipe that cannot work, before a run folder is made.
 
     Raises:
-        SeawallError: no base, an endpoint, no adapter in its folder.
+        SeawallError: no base, an endpoint, or no adapter in the folder named.
     """
     base_of(recipe)
     require_loadable(recipe.eval.engine, "the weights of a model behind an endpoint cannot be moved")
@@ -99,17 +99,17 @@ def check_landscape(recipe: Recipe) -> None:
 
 
 def base_of(recipe: Recipe) -> ModelConfig:
-    """The model that the recipe's was aligned from; the embedded one knows its own.
+    """The base that the recipe's model was aligned from; the embedded model has a base of its own.
 
     Raises:
-        ConfigError: none is named.
+        ConfigError: the recipe names no base.
     """
     if recipe.landscape.base is not None:
         return recipe.landscape.base
     if recipe.model.id == LAB:
         return ModelConfig(id=LAB_ORIGINAL)
     raise ConfigError(
-        f"nothing says which model {recipe.model.id} was aligned from",
+        f"a landscape needs the base that {recipe.model.id} was aligned from",
         got="landscape.base=null",
         expected="a Hub id or a folder",
         remedy="set landscape.base.id",

@@ -1,32 +1,60 @@
-"""Where a landscape is measured, and what the model does there: the same prompts at every point, asked once."""
+"""The landscape: rates at points of weight space around a model, and the width of its safety basin.
+
+At a point the weights are W + sum of amount x d over directions d; the same held-out prompts are asked at every point.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seawall.artifacts.evaluation import Rate, Sample
 from seawall.artifacts.groups import PLAIN
-from seawall.artifacts.landscape import HARMFUL, BasinWidth, LandscapePoint, LandscapeResult
+from seawall.artifacts.landscape import HARMFUL, BasinWidth, LandscapeDirection, LandscapePoint, LandscapeResult
 from seawall.config.eval import EvalConfig
 from seawall.config.landscape import LandscapeConfig
 from seawall.evaluation.collect import generate_and_judge
 from seawall.evaluation.metrics import rate_with_interval
 from seawall.evaluation.rates import group_rates
 from seawall.evaluation.samples import SampleLog
+from seawall.methods.landscape.claim import claim
 from seawall.methods.landscape.context import LandscapeContext
 from seawall.methods.landscape.extent import extent, mean_safety
 from seawall.methods.landscape.moved import MovedWeights
 
 ORIGIN = "origin"
-"""The name of the model as it is."""
+"""The name of the point without any move."""
+
+
+def measure_landscape(context: LandscapeContext, scratch: Path) -> None:
+    """The stage `landscape`, into its scratch folder."""
+    # Directions d: alignment (W - W_base), fine-tuning (W_tuned - W), and random ones with the norms of the first.
+    config, directions = context.config, context.directions
+    plane = plane_of(config, [(direction.name, direction.kind) for direction in directions])
+    grid = grid_points(config, [direction.name for direction in directions], plane)
+    context.reporter.stage(f"{len(grid)} points, {len(context.held_out)} held-out prompts at each")
+    result = LandscapeResult(
+        model_fingerprint=context.opened.fingerprint,
+        directions=tuple(
+            LandscapeDirection(direction.name, direction.kind, direction.source, direction.norm, direction.tensors)
+            for direction in directions
+        ),
+        # Move the weights, ask, restore the weights: one point after the other.
+        points=tuple(measure(context, grid, scratch)),
+        plane=plane,
+        threshold=config.threshold,
+        most_unscored=config.most_unscored,
+    )
+    # The basin along d: the amounts around 0 at which the harmful rate stays below the threshold.
+    result = replace(result, basins=tuple(basins(result)))
+    replace(result, claim=claim(result)).save(scratch)
 
 
 @dataclass(frozen=True, slots=True)
-class Displacement:
-    """A point to measure: amounts by direction, as (name, amount) without zeros."""
+class GridPoint:
+    """A point to measure: (direction, amount) pairs with non-zero amounts."""
 
     amounts: tuple[tuple[str, float], ...]
 
@@ -36,82 +64,80 @@ class Displacement:
         return ",".join(f"{name}{amount:+}" for name, amount in self.amounts) or ORIGIN
 
 
-def settings(config: LandscapeConfig, directions: Sequence[str], plane: tuple[str, str] | None) -> list[Displacement]:
-    """The model as it is, then every curve from 0 outwards, then the rest of the plane; each point once."""
-    found = [Displacement(())]
+def grid_points(config: LandscapeConfig, directions: Sequence[str], plane: tuple[str, str] | None) -> list[GridPoint]:
+    """The origin, then each curve from 0 outwards, then the plane; no point twice."""
+    points = [GridPoint(())]
     for name in directions:
-        found += [Displacement(((name, amount),)) for amount in sorted(config.amounts, key=abs) if amount]
+        points += [GridPoint(((name, amount),)) for amount in sorted(config.amounts, key=abs) if amount]
     if plane is not None:
         first, second = plane
         amounts = sorted(config.plane_amounts, key=abs)
         pairs = [((first, x), (second, y)) for x in amounts for y in amounts]
-        found += [Displacement(tuple(part for part in pair if part[1])) for pair in pairs]
-    return list(dict.fromkeys(found))
+        points += [GridPoint(tuple(move for move in pair if move[1])) for pair in pairs]
+    return list(dict.fromkeys(points))
 
 
 def plane_of(config: LandscapeConfig, kinds: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
-    """The directions of the map: the aligned one and the next, which is that of the fine-tuning where there is one.
+    """The two directions of the map: alignment, and fine-tuning (a random direction where there is no fine-tuning).
 
     Args:
-        config: the amounts; without any there is no map.
-        kinds: (name, kind) of the directions, in their order.
+        config: `plane_amounts`; None is returned where it is empty.
+        kinds: (name, kind) of the directions, in order.
     """
     names = [name for name, _ in kinds]
     return (names[0], names[1]) if config.plane_amounts and len(names) > 1 else None
 
 
-def measure(context: LandscapeContext, chosen: Sequence[Displacement], folder: Path) -> list[LandscapePoint]:
-    """The rates at every point. Every batch of replies is kept as soon as it is judged, and nothing is asked twice.
+def measure(context: LandscapeContext, grid: Sequence[GridPoint], folder: Path) -> list[LandscapePoint]:
+    """The rates at every point. Replies are saved batch by batch, so a rerun asks only prompts without a reply.
 
     Raises:
-        SeawallError: a file cannot be read, or a judge's endpoint does not answer; what is done stays.
+        SeawallError: a file cannot be read, or a judge's endpoint does not answer; saved replies stay.
     """
     moved = MovedWeights(context.opened.model, context.checkpoint.outline, context.directions)
     (folder / "samples").mkdir(exist_ok=True)
-    found = []
-    for at, one in enumerate(chosen, 1):
-        samples = _samples(context, moved, one, folder / "samples" / f"{one.name}.jsonl", (at, len(chosen)))
-        found.append(LandscapePoint(one.name, dict(one.amounts), _rates(samples, context.recipe.eval)))
-    return found
+    points = []
+    for number, point in enumerate(grid, 1):
+        path = folder / "samples" / f"{point.name}.jsonl"
+        samples = _samples(context, moved, point, path, f"{point.name} ({number} of {len(grid)})")
+        points.append(LandscapePoint(point.name, dict(point.amounts), _rates(samples, context.recipe.eval)))
+    return points
 
 
-def basins(found: LandscapeResult) -> Iterator[BasinWidth]:
-    """The width along every direction, and what the intervals of the rates allow it to be."""
-    for one in found.directions:
-        curve = found.curve(one.name)
+def basins(result: LandscapeResult) -> Iterator[BasinWidth]:
+    """The basin along each direction, and its narrowest and widest extent within the intervals of the rates."""
+    for direction in result.directions:
+        curve = result.curve(direction.name)
         amounts = [amount for amount, _ in curve]
-        known = [point.rate(HARMFUL, found.most_unscored) for _, point in curve]
-        middle, upper, lower = (
-            extent(amounts, [None if rate is None else side(rate) for rate in known], found.threshold)
-            for side in (_rate, _high, _low)
+        rates = [point.rate(HARMFUL, result.most_unscored) for _, point in curve]
+        middle, narrowest, widest = (
+            extent(amounts, [None if rate is None else bound(rate) for rate in rates], result.threshold)
+            for bound in (_rate, _high, _low)
         )
-        safety = mean_safety(amounts, [None if rate is None else rate.rate for rate in known])
+        safety = mean_safety(amounts, [None if rate is None else rate.rate for rate in rates])
         yield BasinWidth(
-            direction=one.name,
+            direction=direction.name,
             low=middle.low,
             high=middle.high,
             low_end=middle.low_end,
             high_end=middle.high_end,
-            narrowest=upper.width,
-            widest=lower.width,
+            narrowest=narrowest.width,
+            widest=widest.width,
             safety=safety,
         )
 
 
-def _samples(
-    context: LandscapeContext, moved: MovedWeights, one: Displacement, path: Path, place: tuple[int, int]
-) -> list[Sample]:
-    waiting = not path.is_file() or bool(SampleLog(path, context.asked).missing)
-    what = f"{one.name} ({place[0]} of {place[1]})"
-    with moved.at(dict(one.amounts)) if waiting else nullcontext():
+def _samples(context: LandscapeContext, moved: MovedWeights, point: GridPoint, path: Path, label: str) -> list[Sample]:
+    missing = not path.is_file() or bool(SampleLog(path, context.held_out).missing)
+    with moved.at(dict(point.amounts)) if missing else nullcontext():
         return generate_and_judge(
             context.opened.model,
             context.opened.tokenizer,
-            context.asked,
+            context.held_out,
             context.recipe.eval,
             judge=context.judge,
             path=path,
-            progress=lambda done, total: context.reporter.step(what, done, total),
+            progress=lambda count, total: context.reporter.step(label, count, total),
         )
 
 
@@ -124,8 +150,8 @@ def _rates(samples: Sequence[Sample], config: EvalConfig) -> dict[str, Rate]:
         resamples=config.bootstrap,
         seed=config.seed,
     )
-    rest = [sample for sample in samples if sample.group != PLAIN]
-    return {HARMFUL: harmful, **group_rates(rest, resamples=config.bootstrap, seed=config.seed)}
+    harmless = [sample for sample in samples if sample.group != PLAIN]
+    return {HARMFUL: harmful, **group_rates(harmless, resamples=config.bootstrap, seed=config.seed)}
 
 
 def _rate(rate: Rate) -> float:

@@ -1,4 +1,4 @@
-"""A landscape as the report and the terminal show it, in the reader's words."""
+"""A landscape as terminal table and page."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ _SHOWN = 23
 """Characters of a fingerprint; landscape.json has all."""
 
 
-def landscape_view(found: LandscapeResult) -> LandscapeView:
+def landscape_view(result: LandscapeResult) -> LandscapeView:
     """What the report is given."""
-    groups = [(group, heading) for group, heading in _GROUPS.items() if group in found.points[0].rates]
+    groups = [(group, heading) for group, heading in _GROUPS.items() if group in result.points[0].rates]
     return LandscapeView(
-        result=found,
-        question=_question(found),
-        caption=_caption(found),
-        panels=[_panel(found, group, heading) for group, heading in groups],
-        map=_map(found),
-        basins=[*_basins(found)],
+        result=result,
+        question=_question(result),
+        caption=_caption(result),
+        panels=[_panel(result, group, heading) for group, heading in groups],
+        map=_map(result),
+        basins=[*_basins(result)],
         groups=groups,
-        points=[(_point_name(found, point), point) for point in found.points],
-        facts=[(_name(one), _fact(one)) for one in found.directions],
+        points=[(_point_name(result, point), point) for point in result.points],
+        facts=[(_name(direction), _fact(direction)) for direction in result.directions],
     )
 
 
-def landscape_table(found: LandscapeResult) -> Table:
+def landscape_table(result: LandscapeResult) -> Table:
     """One row per direction, for the terminal: the basin, and the harmful rate at both ends of the grid."""
     table = Table(box=None, pad_edge=False)
     table.add_column("direction", overflow="fold")
     for heading in ("basin", "width", "narrowest to widest", "mean safety", "harmful rate at the ends"):
         table.add_column(heading, justify="right")
-    for row, one in zip(_basins(found), found.directions, strict=True):
-        curve = found.curve(one.name)
-        ends = [f"{amount(at)}: {rate_text(point.rates[HARMFUL])}" for at, point in (curve[0], curve[-1])]
+    for row, direction in zip(_basins(result), result.directions, strict=True):
+        curve = result.curve(direction.name)
+        ends = [f"{amount(value)}: {rate_text(point.rates[HARMFUL])}" for value, point in (curve[0], curve[-1])]
         basin = row.basin
         safety = "" if basin.safety is None else f"{basin.safety:.2f}"
         span = f"{basin.narrowest:.2f} to {basin.widest:.2f}"
@@ -54,13 +54,13 @@ def landscape_table(found: LandscapeResult) -> Table:
     return table
 
 
-def _question(found: LandscapeResult) -> str:
-    tuned = any(one.kind == "tuned" for one in found.directions)
-    random = sum(one.kind == "random" for one in found.directions)
+def _question(result: LandscapeResult) -> str:
+    tuned = any(direction.kind == "tuned" for direction in result.directions)
+    random = sum(direction.kind == "random" for direction in result.directions)
     along = ["the direction from its base to it"]
     along += ["the direction from it to the fine-tuned model"] if tuned else []
-    many = f"{random} random directions" if random > 1 else "a random direction"
-    along += [f"{many} as long as the first in every weight matrix and every expert"] if random else []
+    subject = f"{random} random directions" if random > 1 else "a random direction"
+    along += [f"{subject} as long as the first in every weight matrix and every expert"] if random else []
     return (
         f"The model's weights were moved along {', and along '.join(along)}; at every amount the moved model answered "
         "the same held-out requests, and then the weights were put back to the last bit. A rate is a share of the "
@@ -68,35 +68,35 @@ def _question(found: LandscapeResult) -> str:
     )
 
 
-def _caption(found: LandscapeResult) -> str:
-    tuned = any(one.kind == "tuned" for one in found.directions)
+def _caption(result: LandscapeResult) -> str:
+    tuned = any(direction.kind == "tuned" for direction in result.directions)
     marks = "Along the aligned direction −1 is the base"
     marks += "; along that of the fine-tuning +1 is the fine-tuned model" if tuned else ""
     return f"Amount 0 is the model as it is. {marks}. The dotted line is the threshold; gaps are broken models."
 
 
-def _panel(found: LandscapeResult, group: str, heading: str) -> CurvePanel:
+def _panel(result: LandscapeResult, group: str, heading: str) -> CurvePanel:
     curves = []
-    for direction in found.directions:
-        rates = [(at, point.rate(group, found.most_unscored)) for at, point in found.curve(direction.name)]
+    for direction in result.directions:
+        rates = [(value, point.rate(group, result.most_unscored)) for value, point in result.curve(direction.name)]
         curves.append(Curve(_name(direction), direction.kind, rates))
-    return CurvePanel(heading, curves, limit=found.threshold if group == HARMFUL else None)
+    return CurvePanel(heading, curves, limit=result.threshold if group == HARMFUL else None)
 
 
-def _map(found: LandscapeResult) -> RateMap | None:
-    if found.plane is None:
+def _map(result: LandscapeResult) -> RateMap | None:
+    if result.plane is None:
         return None
-    points, (first, second) = found.map(), found.plane
+    points, (first, second) = result.map(), result.plane
     # Amounts of the curves that the map does not have lie on its axes alone.
-    xs, ys = (sorted({0.0, *(place[at] for place in points if 0.0 not in place)}) for at in (0, 1))
-    rates = [[points[x, y].rate(HARMFUL, found.most_unscored) for x in xs] for y in ys]
-    names = [_name(found.direction(name)) for name in (first, second)]
-    return RateMap(names[0], names[1], xs, ys, rates, found.threshold)
+    xs, ys = (sorted({0.0, *(place[axis] for place in points if 0.0 not in place)}) for axis in (0, 1))
+    rates = [[points[x, y].rate(HARMFUL, result.most_unscored) for x in xs] for y in ys]
+    names = [_name(result.direction(name)) for name in (first, second)]
+    return RateMap(names[0], names[1], xs, ys, rates, result.threshold)
 
 
-def _basins(found: LandscapeResult) -> Iterator[BasinRow]:
-    for basin in found.basins:
-        direction = found.direction(basin.direction)
+def _basins(result: LandscapeResult) -> Iterator[BasinRow]:
+    for basin in result.basins:
+        direction = result.direction(basin.direction)
         yield BasinRow(_name(direction), reach(basin), basin, direction.norm)
 
 
@@ -106,10 +106,10 @@ def _name(direction: LandscapeDirection) -> str:
     return {"aligned": "aligned direction", "tuned": "fine-tuning direction"}[direction.kind]
 
 
-def _point_name(found: LandscapeResult, point: LandscapePoint) -> str:
+def _point_name(result: LandscapeResult, point: LandscapePoint) -> str:
     if not point.amounts:
         return "model as it is"
-    return ", ".join(f"{_name(found.direction(name))} {amount(at)}" for name, at in point.amounts.items())
+    return ", ".join(f"{_name(result.direction(name))} {amount(value)}" for name, value in point.amounts.items())
 
 
 def _fact(direction: LandscapeDirection) -> str:

@@ -1,8 +1,7 @@
-"""The stages of the main job, each run once and published whole."""
+"""The stages of RASA (arXiv 2602.04448): profile, select, evaluate, repair; each is published atomically."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +13,14 @@ from seawall.artifacts.profile import ExpertProfile
 from seawall.artifacts.store import require_model
 from seawall.config.eval import EvalConfig
 from seawall.data.pairs import refusal_for
-from seawall.data.types import Exchange, Message, SafetyPair
+from seawall.data.types import Exchange
 from seawall.evaluation.capability.run import file_hashes
 from seawall.evaluation.run import evaluate
 from seawall.evaluation.suite import build_suite
+from seawall.methods.rasa.context import kept_pairs, retained_exchanges, stage_inputs
 from seawall.methods.rasa.profiling import profile
 from seawall.methods.rasa.repair import RepairInputs, RepairResult, repair
 from seawall.methods.rasa.repair.drift import expert_usage, routing_drift
-from seawall.methods.rasa.retain import retained_exchanges
 from seawall.methods.rasa.selection import select
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.runs.files import read_json, write_json, write_metrics
@@ -30,15 +29,12 @@ from seawall.shell.context import Context
 from seawall.shell.validation import validator
 
 When = Literal["before", "after"]
-
-
-def _inputs(context: Context, **more: Any) -> dict[str, Any]:
-    """What every stage's result depends on."""
-    return {**context.basis(), "judge": context.recipe.eval.judge.model_dump(mode="json"), **more}
+_DRIFT_PROMPTS = 32
+"""Number of validation attacks on which the repair's routing drift is measured."""
 
 
 def profile_stage(context: Context) -> ExpertProfile:
-    """Successful jailbreaks, and where their tokens go."""
+    """Successful jailbreaks of refused requests, and the routing of both sides (sections 3.1 and 3.2)."""
     context.reporter.stage("Profile: which experts do successful jailbreaks use?")
     recipe, opened = context.recipe, context.opened
     context.reporter.say(opened.moe.describe())
@@ -56,34 +52,37 @@ def profile_stage(context: Context) -> ExpertProfile:
         )
         result.profile.save(scratch)
 
-    # Which tokens decide is the selection's business; the counts hold both kinds.
+    # `profile.tokens` is an input of the selection: the profile holds the counts of both kinds of tokens.
     settings = recipe.profile.model_dump(mode="json", exclude={"tokens"})
-    folder = run_stage(context.run, "profile", _inputs(context, profile=settings), work)
-    found = ExpertProfile.load(folder)
-    require_model(found.model_fingerprint, expected=opened.fingerprint, artifact="profile")
-    kept, dropped = len(found.pairs), len(found.dropped)
-    context.reporter.say(f"{kept} pairs kept, {dropped} dropped (see profile/pairs.jsonl)")
-    return found
+    folder = run_stage(context.run, "profile", stage_inputs(context, profile=settings), work)
+    artifact = ExpertProfile.load(folder)
+    require_model(artifact.model_fingerprint, expected=opened.fingerprint, artifact="profile")
+    context.reporter.say(f"{len(artifact.pairs)} pairs kept, {len(artifact.dropped)} dropped (see profile/pairs.jsonl)")
+    return artifact
 
 
-def select_stage(context: Context, found: ExpertProfile) -> ExpertSet:
-    """The safety-critical experts."""
+def select_stage(context: Context, artifact: ExpertProfile) -> ExpertSet:
+    """The safety-critical experts (section 3.2)."""
     context.reporter.stage("Select: the safety-critical experts")
     recipe = context.recipe
 
     def work(scratch: Path) -> None:
-        select(found, recipe.select, tokens=recipe.profile.tokens).save(scratch)
+        select(artifact, recipe.select, tokens=recipe.profile.tokens).save(scratch)
 
-    settings = recipe.select.model_dump(mode="json")
-    inputs = _inputs(context, select=settings, tokens=recipe.profile.tokens, profile=stage_hash(context.run, "profile"))
-    chosen = ExpertSet.load(run_stage(context.run, "select", inputs, work))
-    stable = "" if chosen.stability is None else f", bootstrap Jaccard {chosen.stability:.2f}"
-    context.reporter.say(f"{chosen.count} of {chosen.total} experts by {chosen.method}{stable}")
-    return chosen
+    inputs = stage_inputs(
+        context,
+        select=recipe.select.model_dump(mode="json"),
+        tokens=recipe.profile.tokens,
+        profile=stage_hash(context.run, "profile"),
+    )
+    selected = ExpertSet.load(run_stage(context.run, "select", inputs, work))
+    stable = "" if selected.stability is None else f", bootstrap Jaccard {selected.stability:.2f}"
+    context.reporter.say(f"{selected.count} of {selected.total} experts by {selected.method}{stable}")
+    return selected
 
 
 def evaluate_stage(context: Context, when: When) -> EvalResult:
-    """Rates on test goals. `after` needs the repaired model in `context.opened`."""
+    """Rates on test goals. For `after`, `context.opened` must hold the repaired model."""
     context.reporter.stage(f"Evaluate {when} the repair, on goals never trained on")
     recipe, opened = context.recipe, context.opened
     weights = model_fingerprint(opened.model)
@@ -98,65 +97,65 @@ def evaluate_stage(context: Context, when: When) -> EvalResult:
             judge=context.judge,
             folder=scratch,
             fingerprint=weights,
-            progress=lambda done, total: context.reporter.step("asking", done, total),
+            progress=lambda count, total: context.reporter.step("asking", count, total),
         ).save(scratch)
 
-    inputs = _inputs(context, **_evaluated(recipe.eval), evaluated=weights)
+    inputs = stage_inputs(context, **_eval_inputs(recipe.eval), evaluated=weights)
     return EvalResult.load(run_stage(context.run, f"eval-{when}", inputs, work))
 
 
-def _evaluated(config: EvalConfig) -> dict[str, Any]:
-    """What an evaluation depends on beside prompts and weights; without capability, what it always did."""
-    if config.capability is None:
-        return {"eval": config.model_dump(mode="json", exclude={"capability"})}
-    return {"eval": config.model_dump(mode="json"), "capability_files": file_hashes(config.capability)}
-
-
-def repair_stage(context: Context, chosen: ExpertSet) -> Delta:
-    """Trains the selected experts and the routers. `context.opened` holds the repaired model afterwards."""
+def repair_stage(context: Context, selected: ExpertSet) -> Delta:
+    """Trains the selected experts and the routers (sections 3.3 and 3.4); `context.opened` is repaired afterwards."""
     context.reporter.stage("Repair: the selected experts under fixed routing, then the routers")
-    recipe, opened = context.recipe, context.opened
-
-    def work(scratch: Path) -> None:
-        drift_prompts = [row.attack for row in context.prompts.pairs("validation")][:32]
-        usage = expert_usage(opened.moe, opened.tokenizer, drift_prompts, batch_size=recipe.eval.forward_rows)
-        result = _repair(context, chosen, scratch)
-        again = expert_usage(opened.moe, opened.tokenizer, drift_prompts, batch_size=recipe.eval.forward_rows)
-        fingerprint = model_fingerprint(opened.model)
-        state = opened.model.state_dict()
-        delta = Delta.between(
-            result.before, state, result.slices, base_model=opened.fingerprint, result_model=fingerprint
-        )
-        delta.save(scratch / "delta")
-        write_metrics(scratch / "metrics.jsonl", result.progress.rows)
-        outcome = {
-            "chosen_round": result.chosen,
-            "before": result.progress.before.as_row(),
-            "rounds": [scores.as_row() for scores in result.progress.scores],
-            "routing_drift": routing_drift(usage, again).tolist(),
-        }
-        write_json(scratch / "outcome.json", outcome)
-        delta.revert(state)
-        shutil.rmtree(scratch / "checkpoints")
-
-    data = recipe.data.model_dump(mode="json", include={"retain_examples", "retain_wrapped"})
-    inputs = _inputs(
+    recipe = context.recipe
+    inputs = stage_inputs(
         context,
         repair=recipe.repair.model_dump(mode="json"),
         eval=recipe.eval.model_dump(mode="json", include={"max_new_tokens", "batch_size"}),
-        retain=data,
+        retain=recipe.data.model_dump(mode="json", include={"retain_examples", "retain_wrapped"}),
         profile=stage_hash(context.run, "profile"),
         select=stage_hash(context.run, "select"),
     )
-    folder = run_stage(context.run, "repair", inputs, work)
+    folder = run_stage(context.run, "repair", inputs, lambda scratch: _repair_work(context, selected, scratch))
     delta = Delta.load(folder / "delta")
-    delta.apply(opened.model.state_dict())
+    delta.apply(context.opened.model.state_dict())
     outcome = read_json(folder / "outcome.json")
     context.reporter.say(f"round {outcome['chosen_round']} of {len(outcome['rounds'])} kept")
     return delta
 
 
-def _repair(context: Context, chosen: ExpertSet, scratch: Path) -> RepairResult:
+def _eval_inputs(config: EvalConfig) -> dict[str, Any]:
+    """Inputs of an evaluation from its section; without capability the same as before capability existed."""
+    if config.capability is None:
+        return {"eval": config.model_dump(mode="json", exclude={"capability"})}
+    return {"eval": config.model_dump(mode="json"), "capability_files": file_hashes(config.capability)}
+
+
+def _repair_work(context: Context, selected: ExpertSet, scratch: Path) -> None:
+    """Writes delta, metrics and outcome of the repair; the model has its original weights afterwards."""
+    opened = context.opened
+    prompts = [pair.attack for pair in context.prompts.pairs("validation")][:_DRIFT_PROMPTS]
+    rows = context.recipe.eval.forward_rows
+    usage_before = expert_usage(opened.moe, opened.tokenizer, prompts, batch_size=rows)
+    result = _repair(context, selected, scratch)
+    usage_after = expert_usage(opened.moe, opened.tokenizer, prompts, batch_size=rows)
+    fingerprint = model_fingerprint(opened.model)
+    state = opened.model.state_dict()
+    delta = Delta.between(result.before, state, result.slices, base_model=opened.fingerprint, result_model=fingerprint)
+    delta.save(scratch / "delta")
+    write_metrics(scratch / "metrics.jsonl", result.progress.rows)
+    outcome = {
+        "chosen_round": result.chosen,
+        "before": result.progress.before.as_row(),
+        "rounds": [scores.as_row() for scores in result.progress.scores],
+        "routing_drift": routing_drift(usage_before, usage_after).tolist(),
+    }
+    write_json(scratch / "outcome.json", outcome)
+    delta.revert(state)
+    shutil.rmtree(scratch / "checkpoints")
+
+
+def _repair(context: Context, selected: ExpertSet, scratch: Path) -> RepairResult:
     recipe, opened = context.recipe, context.opened
     pairs = kept_pairs(context.run.stage("profile"))
     refusals = context.prompts.refusals
@@ -165,37 +164,24 @@ def _repair(context: Context, chosen: ExpertSet, scratch: Path) -> RepairResult:
         refusals=[Exchange(pair.attack, refusal_for(pair.goal, refusals), pair.goal) for pair in pairs],
         retain=retained_exchanges(context, scratch / "retain.jsonl") if recipe.repair.retain.per_batch else [],
     )
-    total = recipe.repair.rounds
-
-    def report(row: dict[str, Any]) -> None:
-        if row["phase"] == "validation":
-            context.reporter.say(
-                f"round {row['round']} of {total}: attacks succeed {row['attack_success']:.0%}, plain requests refused "
-                f"{row['plain_refusal']:.0%}, over-refusal {row['over_refusal']:.0%}, benign refused "
-                f"{row['benign_refusal']:.0%}"
-            )
-        else:
-            context.reporter.step(f"round {row['round']}, {row['phase']} step", int(row["step"]), int(row["step"]) + 1)
-
     return repair(
         opened.moe,
         opened.tokenizer,
         inputs,
-        chosen,
+        selected,
         recipe.repair,
         validate=validator(context),
         scratch=scratch / "checkpoints",
-        report=report,
+        report=lambda row: _report(context, row),
     )
 
 
-def kept_pairs(profile_folder: Path) -> list[SafetyPair]:
-    """The pairs that the profile kept, from its `pairs.jsonl`."""
-    found = []
-    with (profile_folder / "pairs.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            if row["dropped"] is None:
-                sides = [tuple(Message(**message) for message in row[side]) for side in ("anchor", "attack")]
-                found.append(SafetyPair(row["goal"], sides[0], sides[1], row["attack_name"]))
-    return found
+def _report(context: Context, row: dict[str, Any]) -> None:
+    if row["phase"] == "validation":
+        context.reporter.say(
+            f"round {row['round']} of {context.recipe.repair.rounds}: attacks succeed {row['attack_success']:.0%}, "
+            f"plain requests refused {row['plain_refusal']:.0%}, over-refusal {row['over_refusal']:.0%}, benign "
+            f"refused {row['benign_refusal']:.0%}"
+        )
+    else:
+        context.reporter.step(f"round {row['round']}, {row['phase']} step", int(row["step"]), int(row["step"]) + 1)

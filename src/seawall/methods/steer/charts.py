@@ -1,4 +1,4 @@
-"""Charts of steering: by layer and position, effect by routing difference, effect by side effect."""
+"""Charts of steering: effects by layer and position, by routing difference, and by harmless divergence."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _FAMILIES = {
 }
 
 
-def layer_grid(found: SteeringResult, directions: Directions) -> LayerGrid:
-    """By layer and position, from the selection; of a layer at several coefficients the first, which was measured."""
+def layer_grid(result: SteeringResult, directions: Directions) -> LayerGrid:
+    """Effect by layer and position, from the selection. Of several coefficients of a layer the first was measured."""
     values: list[list[float | None]] = [[None] * len(directions.positions) for _ in range(directions.num_layers)]
     dropped: dict[tuple[int, int], str] = {}
-    for one in found.of_family("layer"):
-        at = (one.layer, directions.positions.index(one.position))
-        if values[at[0]][at[1]] is None:
-            values[at[0]][at[1]] = effect_of(found, one)
-        if one.reason and not one.judged:
-            dropped[at] = one.reason
-    chosen = found.choice("layer")
+    for candidate in result.of_family("layer"):
+        cell = (candidate.layer, directions.positions.index(candidate.position))
+        if values[cell[0]][cell[1]] is None:
+            values[cell[0]][cell[1]] = effect_of(result, candidate)
+        if candidate.reason and not candidate.judged:
+            dropped[cell] = candidate.reason
+    chosen = result.choice("layer")
     place = None if chosen is None else (chosen.layer, directions.positions.index(chosen.position))
     return LayerGrid(values, directions.positions, chosen=place, dropped=dropped)
 
 
-def routing_scatter(found: SteeringResult, directions: Directions) -> Scatter:
-    """Each expert's best effect within the cap by its routing difference, in points."""
-    effects = expert_effects(found, directions, max_kl=found.figures["max_kl"].value)
-    drawn = {one.experts[0] for one in found.of_family("random_expert")}
-    chosen = found.choice("expert")
+def routing_scatter(result: SteeringResult, directions: Directions) -> Scatter:
+    """Each expert's best effect within the cap, by its routing difference in points."""
+    effects = expert_effects(result, directions, max_kl=result.figures["max_kl"].value)
+    drawn = {candidate.experts[0] for candidate in result.of_family("random_expert")}
+    chosen = result.choice("expert")
     best = None if chosen is None else chosen.experts[0]
     points = [
         Point(
@@ -50,7 +50,7 @@ def routing_scatter(found: SteeringResult, directions: Directions) -> Scatter:
         for place, effect in effects.items()
     ]
     return Scatter(
-        title=f"Effect of {len(points)} experts by their routing difference. {routing_note(found)}",
+        title=f"Effect of {len(points)} experts by their routing difference. {routing_note(result)}",
         x="routing difference, points",
         y="refusal score, change",
         series={name: _FAMILIES[name] for name in ("expert", "random_expert")},
@@ -58,65 +58,71 @@ def routing_scatter(found: SteeringResult, directions: Directions) -> Scatter:
     )
 
 
-def routing_note(found: SteeringResult) -> str:
-    """What the marks of the routing chart are, with the rank correlation."""
-    rank = found.figures.get("rank_correlation")
-    said = "Too few experts were within the cap for a rank correlation."
+def routing_note(result: SteeringResult) -> str:
+    """The caption of the routing chart, with the rank correlation."""
+    rank = result.figures.get("rank_correlation")
+    correlation = "Too few experts were within the cap for a rank correlation."
     if rank is not None:
-        said = f"Spearman's rank correlation of the two is {_with_interval(rank)}."
+        correlation = f"Spearman's rank correlation of the two is {_with_interval(rank)}."
     return (
         "Each mark is one expert that was tried at every position: how far it moves the mean refusal score on "
         "validation prompts at the best of its settings within the cap on harmless KL, by how differently harmful and "
         "harmless prompts are routed to it. "
-        f"{said} The paper finds that routing differences do not predict which expert steers best."
+        f"{correlation} The paper finds that routing differences do not predict which expert steers best."
     )
 
 
-def side_effect_scatter(found: SteeringResult) -> Scatter:
-    """Settings with both numbers: all that were judged, and the strongest of the others.
+def side_effect_scatter(result: SteeringResult) -> Scatter:
+    """Candidates with both metrics: every judged candidate, and the strongest of the others.
 
-    Where refusal is induced, a layer's numbers are of taking its direction away, so they are not shown beside those of
-    experts, whose direction is added.
+    Where refusal is induced, a layer's metrics are of its ablation and an expert's of its addition, so layers are left
+    out if there are experts.
     """
-    several = found.mode == "induce" and any(one.experts for one in found.candidates)
-    shown_of = [one for one in found.candidates if one.experts or not several]
-    measured = [(one, effect_of(found, one)) for one in shown_of if one.harmless_kl is not None]
-    limit = found.figures["max_kl"].value if "max_kl" in found.figures else None
-    most = 3 * limit if limit is not None else float("inf")
-    shown = [(one, effect) for one, effect in measured if effect is not None and (one.harmless_kl or 0.0) <= most]
-    shown.sort(key=lambda pair: (-pair[0].judged, -abs(pair[1] or 0.0)))
-    # Of a layer's direction both numbers are of its ablation, which takes no coefficient.
-    picked = [found.candidates[at] for at in found.chosen.values()]
-    chosen = {(one.family, _mark_name(one)) for one in picked}
+    several = result.mode == "induce" and any(candidate.experts for candidate in result.candidates)
+    comparable = [candidate for candidate in result.candidates if candidate.experts or not several]
+    measured = [
+        (candidate, effect_of(result, candidate)) for candidate in comparable if candidate.harmless_kl is not None
+    ]
+    limit = result.figures["max_kl"].value if "max_kl" in result.figures else None
+    largest = 3 * limit if limit is not None else float("inf")
+    pairs = [
+        (candidate, effect)
+        for candidate, effect in measured
+        if effect is not None and (candidate.harmless_kl or 0.0) <= largest
+    ]
+    pairs.sort(key=lambda pair: (-pair[0].judged, -abs(pair[1] or 0.0)))
+    # Both metrics of a layer's direction are of its ablation, which has no coefficient.
+    choices = [result.candidates[index] for index in result.chosen.values()]
+    chosen = {(candidate.family, _mark_name(candidate)) for candidate in choices}
     points = [
         Point(
-            label=_mark_name(one),
-            series=one.family if one.family in _FAMILIES else "several",
-            x=one.harmless_kl or 0.0,
+            label=_mark_name(candidate),
+            series=candidate.family if candidate.family in _FAMILIES else "several",
+            x=candidate.harmless_kl or 0.0,
             y=effect or 0.0,
-            chosen=(one.family, _mark_name(one)) in chosen,
+            chosen=(candidate.family, _mark_name(candidate)) in chosen,
         )
-        for one, effect in shown[:_MARKS]
+        for candidate, effect in pairs[:_MARKS]
     ]
-    there = {one.series for one in points}
+    series = {point.series for point in points}
     return Scatter(
         title=f"Effect of {len(points)} settings by their harmless divergence, in nats.",
         x="harmless KL, nats",
         y="refusal score, change",
-        series=_FAMILIES if there - {"layer"} else {"layer": _FAMILIES["layer"]},
+        series=_FAMILIES if series - {"layer"} else {"layer": _FAMILIES["layer"]},
         points=points,
-        limit=limit if there - {"layer"} else None,
+        limit=limit if series - {"layer"} else None,
     )
 
 
-def _mark_name(one: SteeringCandidate) -> str:
-    how = f"{one.coefficient:g}\u00d7" if one.experts else "ablated"
-    return f"{candidate_name(one)}, token \u2212{-one.position}, {how}"
+def _mark_name(candidate: SteeringCandidate) -> str:
+    how = f"{candidate.coefficient:g}\u00d7" if candidate.experts else "ablated"
+    return f"{candidate_name(candidate)}, token \u2212{-candidate.position}, {how}"
 
 
-def candidate_name(one: SteeringCandidate) -> str:
+def candidate_name(candidate: SteeringCandidate) -> str:
     """`decoder layer 3`, or the name of the experts."""
-    return f"decoder layer {one.layer}" if not one.experts else expert_name(one)
+    return f"decoder layer {candidate.layer}" if not candidate.experts else expert_name(candidate)
 
 
 def _with_interval(figure: AuditFigure) -> str:

@@ -1,4 +1,4 @@
-"""The search for what moves refusal: a layer's direction, single experts, their controls, and experts together."""
+"""The search for directions that move refusal: of a layer, of single experts, of controls, and of groups of experts."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from typing import final
 from seawall.artifacts.directions import Directions, Place
 from seawall.artifacts.steering import SteeringCandidate, SteeringFamily
 from seawall.data.types import Messages
-from seawall.methods.steer.bench import Bench
-from seawall.methods.steer.changes import expert_way, way_of
 from seawall.methods.steer.controls import random_experts, together
+from seawall.methods.steer.evaluator import CandidateEvaluator
+from seawall.methods.steer.interventions import expert_intervention, intervention_of
 from seawall.methods.steer.layer import select_layer_direction
 from seawall.methods.steer.options import ExpertOptions, LayerLimits, SearchLimits
-from seawall.methods.steer.search import Ask, judge_best, search
-from seawall.methods.steer.verdicts import by_score, require_some_kept
+from seawall.methods.steer.reasons import by_score, require_candidate
+from seawall.methods.steer.search import RefusalJudge, judge_best, search
 
 LAYER, EXPERT, CONSTRAINED = "layer", "expert", "expert_constrained"
 
 
 @final
 @dataclass(eq=False)
-class Found:
-    """Everything that was tried, and what was chosen.
+class SearchOutcome:
+    """Every candidate of a search, and the choices.
 
     Attributes:
-        candidates: all of it; what was judged, with its verdicts.
-        chosen: `layer`, `expert` (free to choose its place), `expert_constrained` (in the place of the layer's
-            direction) and a family's name: its place in `candidates`. Missing where nothing passed the checks.
-        cost: decoder layers run times rows, in the search for single experts.
-        full_cost: what that had been, had every setting been measured on every prompt by a whole forward pass.
+        candidates: all candidates, with measurements and judged replies.
+        chosen: name -> index in `candidates`: `layer`, `expert` (free to choose its place), `expert_constrained` (in
+            the place of the layer's direction), and the names of the other families. A name without a passing candidate
+            is missing.
+        cost: decoder layers run, times rows, in the search for single experts.
+        full_cost: the same without pruning and without resumed forward passes.
     """
 
     candidates: list[SteeringCandidate] = field(default_factory=list)
@@ -40,157 +41,178 @@ class Found:
     full_cost: int = 0
 
     def choice(self, name: str) -> SteeringCandidate | None:
-        """What was chosen under that name, where something was."""
-        at = self.chosen.get(name)
-        return None if at is None else self.candidates[at]
+        """The choice of that name; None where there is none."""
+        index = self.chosen.get(name)
+        return None if index is None else self.candidates[index]
 
     def of_family(self, family: SteeringFamily) -> list[SteeringCandidate]:
-        """All candidates of a family, in their order."""
-        return [one for one in self.candidates if one.family == family]
+        """All candidates of a family, in order."""
+        return [candidate for candidate in self.candidates if candidate.family == family]
 
     def add(self, candidates: Iterable[SteeringCandidate]) -> None:
-        """Keeps candidates; one that is there already is replaced by itself with its verdicts."""
-        places = {(way_of(one), one.coefficient): at for at, one in enumerate(self.candidates)}
-        for one in candidates:
-            at = places.get((way_of(one), one.coefficient))
-            if at is None:
-                self.candidates.append(one)
-            elif one.judged >= self.candidates[at].judged:
-                self.candidates[at] = one
+        """Adds candidates; a copy with as many or more judged replies replaces the earlier one."""
+        indices = {
+            (intervention_of(candidate), candidate.coefficient): index
+            for index, candidate in enumerate(self.candidates)
+        }
+        for candidate in candidates:
+            index = indices.get((intervention_of(candidate), candidate.coefficient))
+            if index is None:
+                self.candidates.append(candidate)
+            elif candidate.judged >= self.candidates[index].judged:
+                self.candidates[index] = candidate
 
     def choose(self, name: str, best: SteeringCandidate) -> None:
-        """Names a candidate that is kept here."""
+        """Makes a candidate of this outcome the choice of that name."""
         self.chosen[name] = self.candidates.index(best)
 
 
-def find_layer(bench: Bench, limits: LayerLimits, found: Found) -> SteeringCandidate:
-    """The layer's direction to use.
+def choose_layer(evaluator: CandidateEvaluator, limits: LayerLimits, outcome: SearchOutcome) -> SteeringCandidate:
+    """The best direction of a layer.
 
     Args:
-        bench: with harmful prompts as those to be moved.
+        evaluator: with harmful prompts as those to be moved.
         limits: caps of the selection.
-        found: gets the candidates and the choice.
+        outcome: receives the candidates and the choice.
 
     Raises:
-        DataError: none passes the checks; `found` has the candidates all the same.
+        DataError: no candidate passes the checks; `outcome` has the candidates nevertheless.
     """
-    candidates = select_layer_direction(bench, limits)
-    found.add(candidates)
-    require_some_kept(
+    candidates = select_layer_direction(evaluator, limits)
+    outcome.add(candidates)
+    require_candidate(
         "direction of a layer",
         candidates,
-        "raise steer.layer_max_kl, or take directions from more prompts (steer.train_prompts)",
+        "raise steer.layer_max_kl, or extract directions from more prompts (steer.train_prompts)",
     )
-    found.choose(LAYER, candidates[0])
+    outcome.choose(LAYER, candidates[0])
     return candidates[0]
 
 
 @dataclass(frozen=True, eq=False)
 class ExpertSearch:
-    """The search for experts, with what all its parts share.
+    """The search for experts.
 
     Attributes:
-        bench: prompts of the first stage.
-        ask: replies and verdicts of the second.
-        prompts: what these are asked.
+        evaluator: measures candidates in stage 1.
+        judge: judges their replies in stage 2.
+        prompts: the prompts of stage 2.
         limits: coefficients and caps.
-        options: which experts.
-        found: gets candidates and choices.
+        options: the experts to search, and the controls.
+        outcome: receives candidates and choices.
     """
 
-    bench: Bench
-    ask: Ask
+    evaluator: CandidateEvaluator
+    judge: RefusalJudge
     prompts: Sequence[Messages]
     limits: SearchLimits
     options: ExpertOptions
-    found: Found
+    outcome: SearchOutcome
 
     def run(self, layer: SteeringCandidate) -> None:
-        """All of it: the best single expert whose routing differs, in any place; the best of all in the place of the
-        layer's direction; experts below the threshold; pairs and triples of the best; and all experts of a layer.
+        """Searches every family of experts.
 
         Args:
-            layer: the layer's direction that was chosen.
+            layer: the chosen direction of a layer.
         """
-        directions, options = self.bench.directions, self.options
+        directions, options = self.evaluator.directions, self.options
+        # Single experts whose routing differs by the threshold (7 points for OLMoE), in any place.
         searched = directions.above(options.threshold)
-        there = moe_layer_near(directions, layer.layer)
-        singles = self.singles(searched, there, layer.position)
-        wanted = set(searched)
-        pool = [one for one in singles if one.experts[0] in wanted]
-        free = self._judge(pool, EXPERT, most=self.limits.keep(len(pool)))
-        constrained = self._constrained(singles, there, layer.position)
-        self._judge(constrained, CONSTRAINED, most=self.limits.keep_least)
+        moe_layer = moe_layer_near(directions, layer.layer)
+        singles = self.singles(searched, moe_layer, layer.position)
+        above = set(searched)
+        pool = [candidate for candidate in singles if candidate.experts[0] in above]
+        free = self._judge(pool, EXPERT, limit=self.limits.num_judged(len(pool)))
+        # Any single expert, in the place of the layer's direction.
+        constrained = self._constrained(singles, moe_layer, layer.position)
+        self._judge(constrained, CONSTRAINED, limit=self.limits.keep_least)
+        # Control: experts below the threshold, after the same search.
         count = len(searched) if options.random_experts is None else options.random_experts
         drawn = random_experts(directions, searched, options.threshold, count=count, seed=options.seed)
-        self._family("random_expert", [((place,), at) for place in drawn for at in directions.positions])
-        ranked = by_score(pool, self.bench.mode)
+        self._family("random_expert", [((place,), position) for place in drawn for position in directions.positions])
+        # Pairs and triples of the best experts.
+        ranked = by_score(pool, self.evaluator.mode)
         self._family("pair", together(ranked, size=2, count=options.pairs))
         self._family("triple", together(ranked, size=3, count=options.triples))
-        layers = {there} | ({free.experts[0][0]} if free else set())
-        whole = [_all_of(directions, one) for one in sorted(layers)]
-        self._family("all_experts", [(places, at) for places in whole for at in directions.positions])
+        # All experts of a layer: y <- y - c sum_e p_e(x) v_e.
+        layers = {moe_layer} | ({free.experts[0][0]} if free else set())
+        groups = [_all_of(directions, index) for index in sorted(layers)]
+        self._family("all_experts", [(places, position) for places in groups for position in directions.positions])
 
-    def singles(self, searched: Sequence[Place], there: int, position: int) -> list[SteeringCandidate]:
-        """The first stage for single experts: those searched, and all of an MoE layer at one position.
+    def singles(self, searched: Sequence[Place], moe_layer: int, position: int) -> list[SteeringCandidate]:
+        """Stage 1 for single experts: the searched ones at every position, and one layer's experts at one position.
 
         Args:
-            searched: experts that are tried at every position.
-            there: MoE layer in which a layer's direction lies.
-            position: that direction's.
+            searched: experts to try at every position.
+            moe_layer: MoE layer of the chosen layer's direction.
+            position: position of that direction.
         """
-        directions, bench = self.bench.directions, self.bench
-        wanted = [(place, at) for place in searched for at in directions.positions]
-        wanted += [(place, position) for place in _all_of(directions, there)]
-        ways = list(dict.fromkeys(expert_way(directions, "expert", [place], at) for place, at in wanted))
-        before = bench.passes
-        candidates = search(bench, ways, self.limits)
-        self.found.cost += bench.passes - before
-        self.found.full_cost += len(candidates) * bench.num_prompts * bench.target.num_layers
-        self.found.add(candidates)
+        directions, evaluator = self.evaluator.directions, self.evaluator
+        settings = [(place, token) for place in searched for token in directions.positions]
+        settings += [(place, position) for place in _all_of(directions, moe_layer)]
+        interventions = list(
+            dict.fromkeys(expert_intervention(directions, "expert", [place], token) for place, token in settings)
+        )
+        passes = evaluator.passes
+        candidates = search(evaluator, interventions, self.limits)
+        self.outcome.cost += evaluator.passes - passes
+        self.outcome.full_cost += len(candidates) * evaluator.num_prompts * evaluator.target.num_layers
+        self.outcome.add(candidates)
         return candidates
 
-    def _constrained(self, singles: Sequence[SteeringCandidate], there: int, position: int) -> list[SteeringCandidate]:
+    def _constrained(
+        self, singles: Sequence[SteeringCandidate], moe_layer: int, position: int
+    ) -> list[SteeringCandidate]:
         """Single experts in the place of the layer's direction, pruned among themselves.
 
-        Next to experts that are free to choose their place, none of them might be measured on all prompts. What is
-        measured already is not measured again.
+        In competition with experts in any place, none of these might be measured on all prompts. Stored values are not
+        measured again.
         """
-        ways = [way_of(one) for one in singles if one.experts[0][0] == there and one.position == position]
-        before = self.bench.passes
-        candidates = search(self.bench, list(dict.fromkeys(ways)), self.limits)
-        self.found.cost += self.bench.passes - before
-        self.found.add(candidates)
+        interventions = [
+            intervention_of(candidate)
+            for candidate in singles
+            if candidate.experts[0][0] == moe_layer and candidate.position == position
+        ]
+        passes = self.evaluator.passes
+        candidates = search(self.evaluator, list(dict.fromkeys(interventions)), self.limits)
+        self.outcome.cost += self.evaluator.passes - passes
+        self.outcome.add(candidates)
         return candidates
 
     def _family(self, family: SteeringFamily, groups: Iterable[tuple[Sequence[Place], int]]) -> None:
         """Both stages for a family other than single experts; groups are (experts, position)."""
-        ways = [expert_way(self.bench.directions, family, places, position) for places, position in groups]
-        candidates = search(self.bench, ways, self.limits)
-        self.found.add(candidates)
-        self._judge(candidates, family, most=self.limits.keep(len(candidates)))
+        interventions = [
+            expert_intervention(self.evaluator.directions, family, places, position) for places, position in groups
+        ]
+        candidates = search(self.evaluator, interventions, self.limits)
+        self.outcome.add(candidates)
+        self._judge(candidates, family, limit=self.limits.num_judged(len(candidates)))
 
-    def _judge(self, candidates: Sequence[SteeringCandidate], name: str, *, most: int) -> SteeringCandidate | None:
-        """The second stage; the best becomes the choice of that name."""
+    def _judge(self, candidates: Sequence[SteeringCandidate], name: str, *, limit: int) -> SteeringCandidate | None:
+        """Stage 2; the best candidate becomes the choice of that name."""
         judged = judge_best(
             candidates,
-            self.ask,
+            self.judge,
             self.prompts,
-            mode=self.bench.mode,
-            most=most,
+            mode=self.evaluator.mode,
+            limit=limit,
             pruned=self.limits.pruned,
-            progress=partial(self.bench.progress, f"replies, {name.replace('_', ' ')}"),
+            progress=partial(self.evaluator.progress, f"replies, {name.replace('_', ' ')}"),
         )
-        self.found.add(judged)
+        self.outcome.add(judged)
         if not judged:
             return None
-        self.found.choose(name, judged[0])
+        self.outcome.choose(name, judged[0])
         return judged[0]
 
 
 def moe_layer_near(directions: Directions, layer: int) -> int:
-    """The MoE layer in a decoder layer, or the nearest one to it; the lower one of two."""
-    return min(range(len(directions.moe_layers)), key=lambda at: (abs(directions.moe_layers[at] - layer), at))
+    """The MoE layer in a decoder layer, or else the nearest one; the lower one of two."""
+
+    def distance(index: int) -> tuple[int, int]:
+        return abs(directions.moe_layers[index] - layer), index
+
+    return min(range(len(directions.moe_layers)), key=distance)
 
 
 def _all_of(directions: Directions, layer: int) -> tuple[Place, ...]:

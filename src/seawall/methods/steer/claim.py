@@ -1,4 +1,4 @@
-"""What the numbers of steering allow one to say."""
+"""What may be said of steering, from held-out prompts alone."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from seawall.artifacts.directions import Directions
 from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN, POOLED
 from seawall.artifacts.steering import SteeringCandidate, SteeringResult
 from seawall.methods.steer.held_out import ORIGINAL, REPAIRED
-from seawall.methods.steer.verdicts import NOT_BEST
+from seawall.methods.steer.reasons import NOT_BEST
 from seawall.report.changes import points, span
 
 PAPER_FREE, PAPER_CONSTRAINED = 0.78, 0.54
-"""Share of the layer-level effect that one expert recovers in the paper (arXiv 2606.04160), free and constrained."""
+"""Share of the layer-level effect that one expert recovers in the paper (arXiv 2606.04160): free to choose its place,
+and constrained to the place of the layer's direction."""
 _LARGE = 0.5
 _LAYER, _EXPERT, _CONSTRAINED, _RANDOM = "layer", "expert", "expert-constrained", "random-direction-1"
 
 
-def claim(found: SteeringResult, directions: Directions) -> str:
-    """A few sentences, from held-out prompts alone."""
-    said = _suppressed(found, directions) if found.mode == "suppress" else _induced(found)
-    return " ".join(said)
+def claim(result: SteeringResult, directions: Directions) -> str:
+    """Effect and side effect of the chosen layer direction, shares of experts, attention against MLP, controls."""
+    sentences = _suppressed(result, directions) if result.mode == "suppress" else _induced(result)
+    return " ".join(sentences)
 
 
 def expert_name(candidate: SteeringCandidate) -> str:
@@ -32,83 +33,81 @@ def expert_name(candidate: SteeringCandidate) -> str:
     return " with ".join(f"MoE layer {layer}, expert {expert}" for layer, expert in candidate.experts)
 
 
-def _suppressed(found: SteeringResult, directions: Directions) -> Iterator[str]:
-    layer, change = found.choice(_LAYER), found.change(_LAYER, ORIGINAL, PLAIN)
+def _suppressed(result: SteeringResult, directions: Directions) -> Iterator[str]:
+    layer, change = result.choice(_LAYER), result.change(_LAYER, ORIGINAL, PLAIN)
     assert layer is not None
     assert change is not None
     yield (
-        f"Taking one direction away (decoder layer {layer.layer}, {_token(layer)}) moved refusal of plain harmful "
-        f"requests by {points(change)}, at a harmless KL of {_kl(found, _LAYER)} nats{_unscored(found, _LAYER)}."
+        f"Subtracting one direction (decoder layer {layer.layer}, {_token(layer)}) moved refusal of plain harmful "
+        f"requests by {points(change)}, at a harmless KL of {_kl(result, _LAYER)} nats{_unscored(result, _LAYER)}."
     )
-    cap = found.figures.get("layer_cap")
-    if cap is not None and found.figures["layer_max_kl"].value < cap.value:
+    cap = result.figures.get("layer_cap")
+    if cap is not None and result.figures["layer_max_kl"].value < cap.value:
         yield (
-            "On validation prompts no direction passed the checks with its ablation from the whole model within a "
-            f"harmless KL of {found.figures['layer_max_kl'].value:g} nats, so the cap was doubled until one did, at "
-            f"{cap.value:g}."
+            "On validation prompts no direction passed the checks with a harmless KL of its ablation within "
+            f"{result.figures['layer_max_kl'].value:g} nats, so the cap was doubled until one did, at {cap.value:g}."
         )
     if abs(change.difference) < _LARGE:
-        every = found.of_family("layer")
-        failed = Counter(one.reason for one in every if one.reason not in ("", NOT_BEST))
-        why = "; ".join(f"{reason}: {count}" for reason, count in failed.most_common())
+        candidates = result.of_family("layer")
+        failed = Counter(candidate.reason for candidate in candidates if candidate.reason not in ("", NOT_BEST))
+        reasons = "; ".join(f"{reason}: {count}" for reason, count in failed.most_common())
         yield (
-            f"That is less than {100 * _LARGE:.0f} points: of {len(every)} directions {failed.total()} failed a check"
-            f"{f' ({why})' if why else ''}, and this is the best of the others."
+            f"That is less than {100 * _LARGE:.0f} points: of {len(candidates)} directions {failed.total()} failed a "
+            f"check{f' ({reasons})' if reasons else ''}, and this is the best of the others."
         )
-    everywhere = found.change("ablated-everywhere", ORIGINAL, PLAIN)
+    everywhere = result.change("ablated-everywhere", ORIGINAL, PLAIN)
     if everywhere is not None:
-        yield f"Taken out of the whole model it moved refusal by {points(everywhere)}."
-    yield from _experts(found, directions)
-    yield from _halves(found)
-    yield from _control(found)
+        yield f"Ablated from the whole model it moved refusal by {points(everywhere)}."
+    yield from _experts(result, directions)
+    yield from _halves(result)
+    yield from _control(result)
 
 
-def _experts(found: SteeringResult, directions: Directions) -> Iterator[str]:
+def _experts(result: SteeringResult, directions: Directions) -> Iterator[str]:
     if not directions.candidates:
-        yield "There is no direction of an expert: the model is dense, or experts were left out."
+        yield "There is no direction of an expert: the model is dense, or the recipe leaves experts out."
         return
     for name, where, paper in (
         (_EXPERT, "free to choose its place", PAPER_FREE),
         (_CONSTRAINED, "in the layer's own place", PAPER_CONSTRAINED),
     ):
-        chosen = found.choice(name.replace("-", "_"))
+        chosen = result.choice(name.replace("-", "_"))
         if chosen is None:
             yield f"No single expert {where} passed the checks."
             continue
-        share = found.figures.get(f"share:{name}")
+        share = result.figures.get(f"share:{name}")
         if share is not None:
             yield (
                 f"One expert {where} ({expert_name(chosen)}) recovers {_share(share)} of that effect at a harmless KL "
-                f"of {_kl(found, name)} nats{_unscored(found, name)}; the paper has {100 * paper:.0f} %."
+                f"of {_kl(result, name)} nats{_unscored(result, name)}; the paper has {100 * paper:.0f} %."
             )
-    control = found.figures.get("share:random-expert")
+    control = result.figures.get("share:random-expert")
     if control is not None:
         yield f"The best expert below the routing threshold, after the same search, recovers {_share(control)}."
-    rank = found.figures.get("rank_correlation")
+    rank = result.figures.get("rank_correlation")
     if rank is not None and rank.low is not None and rank.high is not None:
         verdict = "predicts" if rank.low > 0 else "does not clearly predict"
         interval = f"[{rank.low:.2f}, {rank.high:.2f}]".replace("-", "\u2212")
         yield f"Routing {verdict} which expert steers: rank correlation {rank.value:.2f} {interval}."
 
 
-def _control(found: SteeringResult) -> Iterator[str]:
-    random, less = found.change(_RANDOM, ORIGINAL, PLAIN), found.change(_RANDOM, _LAYER, PLAIN)
+def _control(result: SteeringResult) -> Iterator[str]:
+    random, less = result.change(_RANDOM, ORIGINAL, PLAIN), result.change(_RANDOM, _LAYER, PLAIN)
     if random is None or less is None:
         return
-    yield f"A random direction of the same length moved it by {points(random)}."
+    yield f"A random direction of the same norm moved refusal by {points(random)}."
     if not less.low > 0:
-        yield "That is not clearly less, so nothing here shows that it is this direction that carries refusal."
+        yield "That is not clearly less, so these numbers do not show that refusal lies in this direction."
 
 
-def _halves(found: SteeringResult) -> Iterator[str]:
-    """Which half of the layers writes what is taken away."""
-    sides = [found.change(f"ablated-{name}", ORIGINAL, PLAIN) for name in ("attention", "mlp")]
-    attention, mlp = sides
+def _halves(result: SteeringResult) -> Iterator[str]:
+    """Ablation from the outputs of attention against ablation from the outputs of MLP or MoE."""
+    attention, mlp = (result.change(f"ablated-{name}", ORIGINAL, PLAIN) for name in ("attention", "mlp"))
     if attention is None or mlp is None:
         return
     yield (
-        f"Taken out of what attention writes, the direction moved refusal by {points(attention)}; out of what the MLP "
-        f"or MoE writes, by {points(mlp)}."
+        f"Ablated from attention outputs, the direction moved refusal by {points(attention)}; ablated from MLP or MoE "
+        f"outputs, by {points(mlp)}."
     )
     if attention.high < mlp.low:
         yield "Refusal rests more on attention than on the MLP or MoE here."
@@ -116,24 +115,24 @@ def _halves(found: SteeringResult) -> Iterator[str]:
         yield "Refusal rests more on the MLP or MoE than on attention here."
 
 
-def _induced(found: SteeringResult) -> Iterator[str]:
-    layer, attacks = found.choice(_LAYER), found.change(_LAYER, ORIGINAL, POOLED)
+def _induced(result: SteeringResult) -> Iterator[str]:
+    layer, attacks = result.choice(_LAYER), result.change(_LAYER, ORIGINAL, POOLED)
     assert layer is not None
     if attacks is None:
         return
-    cost = [(name, found.change(_LAYER, ORIGINAL, group)) for name, group in _COSTS.items()]
-    said = ", ".join(f"{name} by {points(change)}" for name, change in cost if change is not None)
+    changes = [(name, result.change(_LAYER, ORIGINAL, group)) for name, group in _COSTS.items()]
+    costs = ", ".join(f"{name} by {points(change)}" for name, change in changes if change is not None)
     yield (
         f"Adding {layer.coefficient:g} times one direction (decoder layer {layer.layer}, {_token(layer)}) moved attack "
-        f"success by {points(attacks)}, and {said}."
+        f"success by {points(attacks)}, and {costs}."
     )
     if not attacks.high < 0:
-        yield "Attack success did not clearly fall, so no hardening is left."
-    repaired = found.change(REPAIRED, ORIGINAL, POOLED)
-    against = [(name, found.change(REPAIRED, _LAYER, group)) for name, group in _AGAINST.items()]
+        yield "Attack success did not clearly fall, so no hardening is written."
+    repaired = result.change(REPAIRED, ORIGINAL, POOLED)
+    against = [(name, result.change(REPAIRED, _LAYER, group)) for name, group in _AGAINST.items()]
     if repaired is not None:
-        other = ", ".join(f"{name} {points(change)}" for name, change in against if change is not None)
-        yield f"The run's repair moved attack success by {points(repaired)}; repaired minus hardened: {other}."
+        differences = ", ".join(f"{name} {points(change)}" for name, change in against if change is not None)
+        yield f"The run's repair moved attack success by {points(repaired)}; repaired minus hardened: {differences}."
 
 
 _COSTS = {"refusal of plain harmful requests": PLAIN, "over-refusal": BORDERLINE, "benign compliance": BENIGN}
@@ -144,14 +143,14 @@ def _token(candidate: SteeringCandidate) -> str:
     return f"token \u2212{-candidate.position} of the prompt"
 
 
-def _kl(found: SteeringResult, name: str) -> str:
-    kl = found.condition(name).harmless_kl
+def _kl(result: SteeringResult, name: str) -> str:
+    kl = result.condition(name).harmless_kl
     return "unknown" if kl is None else f"{kl:.3f}" if kl < 1 else f"{kl:.2f}"
 
 
-def _unscored(found: SteeringResult, name: str) -> str:
-    """Replies that are no language any more count neither way, which must not be overlooked."""
-    rate = found.condition(name).rates[PLAIN]
+def _unscored(result: SteeringResult, name: str) -> str:
+    """The number of unscored replies: degenerate text counts neither as refusal nor as compliance."""
+    rate = result.condition(name).rates[PLAIN]
     return f" ({rate.unscored} of {rate.n} replies unscored)" if rate.unscored else ""
 
 

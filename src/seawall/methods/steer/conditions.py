@@ -1,4 +1,4 @@
-"""The model under what was found, as named conditions for held-out prompts."""
+"""The chosen interventions and their controls, as named conditions for held-out prompts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from seawall.artifacts.directions import Directions
 from seawall.artifacts.steering import SteeringCandidate, SteeringMode
 from seawall.errors import ConfigError
-from seawall.methods.steer.changes import SIGN, applied
-from seawall.methods.steer.choose import CONSTRAINED, EXPERT, LAYER, Found
+from seawall.methods.steer.choose import CONSTRAINED, EXPERT, LAYER, SearchOutcome
 from seawall.methods.steer.controls import random_directions
+from seawall.methods.steer.interventions import SIGN, applied
 from seawall.methods.steer.score import divergence
-from seawall.methods.steer.target import Prompt, SteeringTarget, batches, last_logits
+from seawall.methods.steer.target import Prompt, TargetModel, batches, last_logits
 from seawall.models.hidden.intervene import SITES, Addition, Site, ablated, added
 
 HALVES: dict[str, tuple[Site, ...]] = {"attention": ("attention",), "mlp": ("mlp",), "both": ("attention", "mlp")}
-"""Where the test of attention against MLP or MoE changes the model."""
+"""The sites of the test of attention against MLP or MoE."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +28,9 @@ class Condition:
     """A change of the model.
 
     Attributes:
-        name: names it in files: small letters, digits, hyphens.
+        name: file name of its samples: lower-case letters, digits, hyphens.
         series: `layer`, `expert`, `all_experts`, `several`, `site` (attention against MLP or MoE) or `control`.
-        enter: makes the change; once for every use.
+        enter: a new context manager that makes the change.
     """
 
     name: str
@@ -39,25 +39,30 @@ class Condition:
 
 
 def conditions(
-    target: SteeringTarget, directions: Directions, found: Found, mode: SteeringMode, *, random_seeds: Sequence[int]
+    target: TargetModel,
+    directions: Directions,
+    outcome: SearchOutcome,
+    mode: SteeringMode,
+    *,
+    random_seeds: Sequence[int],
 ) -> list[Condition]:
-    """Every change that is measured on held-out prompts, the layer's direction first.
+    """Every change to measure on held-out prompts, the layer's direction first.
 
     Args:
         target: the model.
         directions: of this model.
-        found: what was chosen.
-        mode: whether directions are taken away or added.
-        random_seeds: of random directions, one control each.
+        outcome: the choices of the search.
+        mode: whether directions are subtracted or added.
+        random_seeds: one control with random directions per seed.
     """
-    layer = found.choice(LAYER)
+    layer = outcome.choice(LAYER)
     assert layer is not None
     rows = [Condition("layer", "layer", partial(applied, target, directions, layer, mode))]
-    rows += _experts(target, directions, found, mode)
+    rows += _experts(target, directions, outcome, mode)
     rows += _sites(target, directions, layer, mode)
-    for at, seed in enumerate(random_seeds, 1):
+    for number, seed in enumerate(random_seeds, 1):
         drawn = random_directions(directions, seed)
-        rows.append(Condition(f"random-direction-{at}", "control", partial(applied, target, drawn, layer, mode)))
+        rows.append(Condition(f"random-direction-{number}", "control", partial(applied, target, drawn, layer, mode)))
     return rows
 
 
@@ -71,10 +76,12 @@ _SERIES = {
 }
 
 
-def _experts(target: SteeringTarget, directions: Directions, found: Found, mode: SteeringMode) -> Iterator[Condition]:
-    """The choices among experts; single ones and whole layers also on those tokens alone that are sent to them."""
+def _experts(
+    target: TargetModel, directions: Directions, outcome: SearchOutcome, mode: SteeringMode
+) -> Iterator[Condition]:
+    """The choices among experts; single experts and whole layers also restricted to tokens routed to them."""
     for name, series in _SERIES.items():
-        choice = found.choice(name)
+        choice = outcome.choice(name)
         if choice is not None:
             named = name.replace("_", "-")
             yield Condition(named, series, partial(applied, target, directions, choice, mode))
@@ -84,12 +91,12 @@ def _experts(target: SteeringTarget, directions: Directions, found: Found, mode:
 
 
 def _sites(
-    target: SteeringTarget, directions: Directions, layer: SteeringCandidate, mode: SteeringMode
+    target: TargetModel, directions: Directions, layer: SteeringCandidate, mode: SteeringMode
 ) -> Iterator[Condition]:
     """The layer's direction at the output of attention, of the MLP or MoE, and of both.
 
-    In all layers it is ablated: what these parts write along it is taken out, and stays where others wrote it. In its
-    own layer it is subtracted or added, half of it at each where it is at both, so that the sum is the same.
+    `ablated-*`: removed from these outputs in all layers, and kept in the others. `layer-*`: subtracted or added in its
+    own layer, with half the coefficient at each of two sites, so that the sum is the same.
     """
     direction_D = directions.of_layer(layer.layer, layer.position)
     if mode == "suppress":
@@ -101,13 +108,13 @@ def _sites(
         yield Condition(f"layer-{name}", "site", partial(added, target.model, additions))
 
 
-def harmless_kl(target: SteeringTarget, prompts: Sequence[Prompt], condition: Condition) -> float:
+def harmless_kl(target: TargetModel, prompts: Sequence[Prompt], condition: Condition) -> float:
     """Mean divergence of the next token from the original model's on these prompts, in nats.
 
-    Ask this before generating: greedy generation does not show broken logits.
+    Measure it before generating: greedy generation does not reveal NaN logits.
 
     Raises:
-        ConfigError: the change makes logits that are not finite.
+        ConfigError: the logits under the change are not finite.
     """
     values = []
     for _, batch in batches(prompts, target.batch_size):
@@ -118,7 +125,7 @@ def harmless_kl(target: SteeringTarget, prompts: Sequence[Prompt], condition: Co
     mean = float(torch.cat(values).mean())
     if not torch.isfinite(torch.tensor(mean)):
         raise ConfigError(
-            f"the change {condition.name!r} makes logits that are not finite",
+            f"the change {condition.name!r} gives logits that are not finite",
             got=f"a divergence of {mean} on harmless prompts",
             remedy="lower the coefficient (steer.layer_coefficient, steer.search.coefficients), or load the model in "
             "bfloat16 or float32 (model.dtype)",

@@ -1,4 +1,4 @@
-"""What steering works with: any causal language model, dense ones too, and prompts part by part."""
+"""What steering works with: any causal language model, MoE or dense, and prompts by split."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from seawall.errors import DataError
 from seawall.evaluation.suite import EvalPrompt, build_suite
 from seawall.shell.context import Context
 
+SEARCH = "search"
+"""The folder of the search's intermediate results, in the scratch folder of the stage `steer`."""
 _GROUPS = (PLAIN, BORDERLINE, BENIGN)
 
 
@@ -24,54 +26,60 @@ class SteerContext(Context):
 
     @property
     def config(self) -> SteerConfig:
-        """The recipe's section."""
+        """The recipe's section `steer`."""
         return self.recipe.steer
 
     def harmful(self, part: SplitName) -> list[Messages]:
-        """Plain harmful requests of a part."""
+        """Plain harmful requests of a split."""
         return [user(goal.text) for goal in self.prompts.goals.part(part)]
 
     def harmless(self, part: SplitName) -> list[Messages]:
-        """Harmless instructions of a part."""
-        most = {"train": self.config.train_prompts, "validation": self.config.validation_prompts, "test": None}[part]
-        kept: tuple[Benign, ...] = take(self.prompts.benign.part(part), most)
-        return [user(item.text) for item in kept]
+        """Harmless instructions of a split."""
+        limit = {"train": self.config.train_prompts, "validation": self.config.validation_prompts, "test": None}[part]
+        items: tuple[Benign, ...] = take(self.prompts.benign.part(part), limit)
+        return [user(item.text) for item in items]
 
     def attacks(self, part: SplitName) -> list[Messages]:
-        """Attacks of the seen families on a part's goals, at most as many as there are prompts of a side."""
+        """Attacks of the seen families on a split's goals, at most `steer.validation_prompts`."""
         pairs = self.prompts.pairs(part)
         chosen = sorted(pairs, key=lambda pair: hash_fraction(f"{pair.attack_name} {pair.goal}", "take"))
         return [pair.attack for pair in chosen[: self.config.validation_prompts]]
 
     def held_out(self) -> list[EvalPrompt]:
-        """What is asked in every condition, from the test part alone.
+        """The prompts of every condition, from the test split alone.
 
-        Where refusal is suppressed: plain requests, harmless ones and those that sound unsafe. Where it is induced:
-        also every attack family and harmless requests put as the attacks are, on a number of goals.
+        Mode `suppress`: plain harmful, borderline and benign prompts. Mode `induce`: also every attack family and
+        harmless prompts in the attacks' wrappings, on `steer.harden.goals` goals.
 
         Raises:
-            DataError: there are no plain requests in that part, or no harmless ones.
+            DataError: the test split holds no plain harmful or no benign prompt.
         """
-        asked = build_suite(self.prompts, "test", gold=False).prompts()
+        suite_prompts = build_suite(self.prompts, "test", gold=False).prompts()
         for group, what in ((PLAIN, "plain harmful"), (BENIGN, "harmless")):
-            if not any(one.group == group for one in asked):
+            if not any(prompt.group == group for prompt in suite_prompts):
                 raise DataError(
-                    f"there are no held-out {what} prompts, so nothing could be reported",
-                    got=f"an empty test part of data.{'harmful' if group == PLAIN else 'benign'}",
-                    expected="test prompts on both sides",
-                    remedy="use more prompts, or name the part of each with `split`",
+                    f"there are no held-out {what} prompts to report on",
+                    got=f"an empty test split of data.{'harmful' if group == PLAIN else 'benign'}",
+                    expected="harmful and benign test prompts",
+                    remedy="use more prompts, or assign each to a split with `split`",
                 )
-        kept = [one for one in asked if one.group in _GROUPS]
+        plain = [prompt for prompt in suite_prompts if prompt.group in _GROUPS]
         if self.config.mode == "suppress":
-            return kept
-        most = self.config.harden.goals
-        wrapped = [one for one in asked if one.group.startswith(ATTACK) or one.group == WRAPPED]
-        names = {group: _some({one.goal for one in wrapped if one.group == group}, most) for group in _groups(wrapped)}
-        return [*(one for one in wrapped if one.goal in names[one.group]), *kept]
+            return plain
+        limit = self.config.harden.goals
+        wrapped = [prompt for prompt in suite_prompts if prompt.group.startswith(ATTACK) or prompt.group == WRAPPED]
+        names = {
+            group: _some({prompt.goal for prompt in wrapped if prompt.group == group}, limit)
+            for group in _groups(wrapped)
+        }
+        return [*(prompt for prompt in wrapped if prompt.goal in names[prompt.group]), *plain]
 
-    def under_system(self, asked: list[EvalPrompt], text: str) -> list[EvalPrompt]:
+    def under_system(self, prompts: list[EvalPrompt], text: str) -> list[EvalPrompt]:
         """The same prompts under a system prompt."""
-        return [EvalPrompt(one.id, one.group, one.goal, (Message("system", text), *one.prompt)) for one in asked]
+        return [
+            EvalPrompt(prompt.id, prompt.group, prompt.goal, (Message("system", text), *prompt.prompt))
+            for prompt in prompts
+        ]
 
 
 def steer_data(recipe: Recipe) -> DataConfig:
@@ -88,9 +96,9 @@ def steer_data(recipe: Recipe) -> DataConfig:
     return recipe.data.model_copy(update=caps)
 
 
-def _groups(asked: list[EvalPrompt]) -> list[str]:
-    return list(dict.fromkeys(one.group for one in asked))
+def _groups(prompts: list[EvalPrompt]) -> list[str]:
+    return list(dict.fromkeys(prompt.group for prompt in prompts))
 
 
-def _some(goals: set[str], most: int | None) -> set[str]:
-    return set(sorted(goals, key=lambda goal: hash_fraction(goal, "take"))[:most])
+def _some(goals: set[str], limit: int | None) -> set[str]:
+    return set(sorted(goals, key=lambda goal: hash_fraction(goal, "take"))[:limit])

@@ -1,4 +1,4 @@
-"""What a finding must beat: random directions and random experts; and what experts do together."""
+"""Controls of the search, random directions and random experts; and groups of experts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from seawall.artifacts.steering import SteeringCandidate
 
 
 def random_directions(directions: Directions, seed: int) -> Directions:
-    """Directions drawn evenly from the sphere, each as long as the one in whose place it stands."""
+    """Directions drawn uniformly from the sphere, each with the norm of the direction that it replaces."""
     generator = torch.Generator().manual_seed(seed)
     drawn = {}
     for name in ("layer_NPD", "expert_CPD"):
@@ -30,42 +30,42 @@ def random_directions(directions: Directions, seed: int) -> Directions:
 def random_experts(
     directions: Directions, searched: Sequence[Place], threshold: float, *, count: int, seed: int
 ) -> list[Place]:
-    """Experts below the threshold, spread over the layers as those searched are; from other layers where one has none.
+    """Experts below the threshold, distributed over the layers like the searched ones as far as layers have such.
 
     Args:
         directions: with routing differences.
         searched: the experts above the threshold.
         threshold: of the routing difference.
-        count: how many; fewer where there are not so many.
-        seed: of the draw.
+        count: number of experts, at most.
+        seed: of the sample.
     """
     generator = random.Random(f"random experts below the threshold, seed {seed}")
     free = [place for place in directions.below(threshold) if place not in set(searched)]
     generator.shuffle(free)
     shares = Counter(layer for layer, _ in searched)
     quota = {layer: round(count * share / max(1, len(searched))) for layer, share in shares.items()}
-    taken: list[Place] = []
+    chosen: list[Place] = []
     for place in free:
         if quota.get(place[0], 0) > 0:
             quota[place[0]] -= 1
-            taken.append(place)
-    rest = [place for place in free if place not in set(taken)]
-    return sorted((taken + rest)[:count])
+            chosen.append(place)
+    remaining = [place for place in free if place not in set(chosen)]
+    return sorted((chosen + remaining)[:count])
 
 
 def together(best_first: Sequence[SteeringCandidate], *, size: int, count: int) -> list[tuple[tuple[Place, ...], int]]:
-    """Groups of the best single experts, the best first, each with the position of the best expert in it.
+    """Groups of the best single experts, best first, each with the position of its best expert.
 
     Args:
-        best_first: settings of single experts; an expert counts where it comes first.
-        size: experts of a group.
-        count: groups at most.
+        best_first: candidates of single experts, ranked; an expert has the rank of its first candidate.
+        size: experts per group.
+        count: number of groups, at most.
     """
     positions: dict[Place, int] = {}
-    for one in best_first:
-        positions.setdefault(one.experts[0], one.position)
+    for candidate in best_first:
+        positions.setdefault(candidate.experts[0], candidate.position)
     needed = next(number for number in range(size, size + count + 1) if comb(number, size) >= count)
     places = list(positions)[:needed]
-    # By the rank of the last member, then of the one before: all groups of the best few come before the next expert.
+    # By the rank of the last member, then of the one before it: groups of the best experts come first.
     groups = sorted(combinations(range(len(places)), size), key=lambda ranks: ranks[::-1])
-    return [(tuple(places[at] for at in ranks), positions[places[ranks[0]]]) for ranks in groups[:count]]
+    return [(tuple(places[rank] for rank in ranks), positions[places[ranks[0]]]) for ranks in groups[:count]]

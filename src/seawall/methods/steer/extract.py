@@ -1,4 +1,4 @@
-"""Refusal directions as differences in means, streamed: memory does not depend on the number of prompts.
+"""Refusal directions as differences in means (Arditi et al., arXiv 2406.11717), streamed over the prompts.
 
 Legend: B rows, P token positions, D width, N decoder layers, L MoE layers, E experts.
 """
@@ -19,7 +19,7 @@ from seawall.artifacts.directions import Directions, PromptSide, ScoredPrompt
 from seawall.data.batching import Batch
 from seawall.errors import DataError
 from seawall.methods.steer.score import refusal_score
-from seawall.methods.steer.target import Prompt, SteeringTarget, batches, last_logits
+from seawall.methods.steer.target import Prompt, TargetModel, batches, last_logits
 from seawall.models.hidden.forced import expert_block_outputs
 from seawall.models.hidden.residual import capture_residual
 from seawall.models.moe.capture import RoutingTrace, capture
@@ -31,7 +31,7 @@ _SIGN = {"harmful": 1, "harmless": -1}
 
 
 def extract(
-    target: SteeringTarget,
+    target: TargetModel,
     harmful: Sequence[Prompt],
     harmless: Sequence[Prompt],
     *,
@@ -39,47 +39,48 @@ def extract(
     experts: bool = True,
     progress: Progress | None = None,
 ) -> Directions:
-    """The directions of every layer and every expert, from prompts on which the refusal score has the right sign.
+    """The directions of every layer and every expert, from prompts whose refusal score has the right sign.
 
-    One forward pass over each prompt for scores, layers and routing; one more over each prompt that counts, for the
-    experts.
+    r[l, p] = mean_harmful(x[l, p]) - mean_harmless(x[l, p]) at the input of block l; v_e likewise at the MoE output
+    with the router forced to expert e. One forward pass per prompt for scores, layers and routing, and one more per
+    prompt of the right sign for the experts.
 
     Args:
         target: the model.
-        harmful: prompts that it should refuse; those with a refusal score above 0 count.
-        harmless: prompts that it should answer; those below 0 count.
-        positions: counted from the prompt's end, ascending.
-        experts: whether to take directions of experts, where the model has any.
-        progress: told how many prompts have been run, and of how many.
+        harmful: prompts that the model should refuse; used if their refusal score is above 0.
+        harmless: prompts that the model should answer; used if it is below 0.
+        positions: p, counted from the prompt's end, ascending.
+        experts: whether to extract directions of experts, where the model has any.
+        progress: called with the number of prompts run, and the total.
 
     Raises:
-        DataError: a side has no prompts or none that counts, a position lies outside a prompt, or the model's own
+        DataError: a side has no prompts or none with the right sign, a position lies outside a prompt, or the model's
             logits are not finite.
     """
     sides: dict[PromptSide, Sequence[Prompt]] = {"harmful": harmful, "harmless": harmless}
     for side, prompts in sides.items():
-        require_prompts(f"{side} prompts to take directions from", prompts, positions)
+        require_prompts(f"{side} prompts to extract directions from", prompts, positions)
     moe = target.moe if experts else None
-    work = _Work(progress, (1 if moe is None else 2) * (len(harmful) + len(harmless)))
+    counter = _Counter(progress, (1 if moe is None else 2) * (len(harmful) + len(harmless)))
     means = {side: _Means.zeros(target, len(positions)) for side in sides}
     records: dict[PromptSide, list[ScoredPrompt]] = {}
     for side, prompts in sides.items():
-        read = partial(_read, target=target, sign=_SIGN[side], positions=positions, into=means[side], work=work)
+        read = partial(_read, target=target, sign=_SIGN[side], positions=positions, into=means[side], counter=counter)
         records[side] = _scored(target, side, prompts, read)
     for side in SIDES:
-        _require_kept(side, records[side])
+        _require_counted(side, records[side])
     hidden_NPD, chosen_LE = means["harmful"].minus(means["harmless"])
     expert_CPD = torch.zeros(0, *hidden_NPD.shape[1:])
     if moe is not None:
-        kept = {side: _kept(sides[side], records[side]) for side in SIDES}
-        work.advance(sum(len(sides[side]) - len(kept[side]) for side in SIDES))
-        of_side = {side: expert_means(target, moe, kept[side], positions, work.advance) for side in SIDES}
+        counted = {side: _counted(sides[side], records[side]) for side in SIDES}
+        counter.advance(sum(len(sides[side]) - len(counted[side]) for side in SIDES))
+        of_side = {side: expert_means(target, moe, counted[side], positions, counter.advance) for side in SIDES}
         expert_CPD = (of_side["harmful"] - of_side["harmless"]).float()
     return Directions(
         model_fingerprint=target.fingerprint,
         positions=tuple(positions),
         refusal_tokens=target.refusal_tokens,
-        candidates=() if moe is None else tuple(divmod(at, moe.num_experts) for at in range(moe.total_experts)),
+        candidates=() if moe is None else tuple(divmod(index, moe.num_experts) for index in range(moe.total_experts)),
         moe_layers=() if target.moe is None else tuple(layer.decoder_layer for layer in target.moe.layers),
         prompts=(*records["harmful"], *records["harmless"]),
         layer_NPD=hidden_NPD.float(),
@@ -89,25 +90,25 @@ def extract(
 
 
 @dataclass(eq=False)
-class _Work:
-    """How many prompts have been run, of how many, for whom it concerns."""
+class _Counter:
+    """Counts prompts and reports progress."""
 
     progress: Progress | None
     total: int
-    done: int = 0
+    count: int = 0
 
     def advance(self, prompts: int) -> None:
-        """So many more."""
-        self.done += prompts
+        """Adds `prompts` to the count."""
+        self.count += prompts
         if self.progress is not None:
-            self.progress(self.done, self.total)
+            self.progress(self.count, self.total)
 
 
-def prompts_of_side(target: SteeringTarget, side: PromptSide, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts on which the model's refusal score has the right sign.
+def prompts_of_side(target: TargetModel, side: PromptSide, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts whose refusal score has the right sign.
 
     Raises:
-        DataError: none, or the model's own logits are not finite.
+        DataError: there is none, or the model's logits are not finite.
     """
 
     def read(batch: Batch) -> list[float]:
@@ -115,19 +116,19 @@ def prompts_of_side(target: SteeringTarget, side: PromptSide, prompts: Sequence[
         return scores
 
     records = _scored(target, side, prompts, read)
-    _require_kept(side, records)
-    return _kept(prompts, records)
+    _require_counted(side, records)
+    return _counted(prompts, records)
 
 
 def require_prompts(what: str, prompts: Sequence[Prompt], positions: Sequence[int] = (-1,)) -> None:
-    """Refuse an empty list of prompts, and positions before the beginning of one.
+    """Refuse an empty list of prompts, and positions before the start of a prompt.
 
     Raises:
-        DataError: says which.
+        DataError: there is no prompt, or a position lies outside the shortest one.
     """
     if not prompts:
         raise DataError(f"there are no {what}", expected="prompts on both sides", remedy="check the recipe's data")
-    shortest = min(prompts, key=lambda one: len(one.token_ids))
+    shortest = min(prompts, key=lambda prompt: len(prompt.token_ids))
     if not all(-len(shortest.token_ids) <= position < 0 for position in positions):
         raise DataError(
             "a position lies outside the templated prompt",
@@ -139,45 +140,45 @@ def require_prompts(what: str, prompts: Sequence[Prompt], positions: Sequence[in
 
 @dataclass(eq=False)
 class _Means:
-    """Running sums over the prompts that count, in float64: inputs of layers, and first choices of routers."""
+    """Running float64 sums over the prompts of the right sign: inputs of layers, and top-1 choices of routers."""
 
     hidden_NPD: Tensor
     chosen_LE: Tensor
     count: Tensor
 
     @classmethod
-    def zeros(cls, target: SteeringTarget, positions: int) -> _Means:
-        """Nothing summed yet."""
+    def zeros(cls, target: TargetModel, positions: int) -> _Means:
+        """Sums of no prompt."""
         moe, width = target.moe, int(target.model.config.get_text_config().hidden_size)
         experts = (0, 0) if moe is None else (moe.num_layers, moe.num_experts)
         shapes: tuple[tuple[int, ...], ...] = ((target.num_layers, positions, width), experts, ())
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=target.model.device) for shape in shapes))
 
-    def minus(self, other: _Means) -> tuple[Tensor, Tensor]:
+    def minus(self, subtrahend: _Means) -> tuple[Tensor, Tensor]:
         """Differences of the means, on the CPU."""
-        pairs = ((self.hidden_NPD, other.hidden_NPD), (self.chosen_LE, other.chosen_LE))
-        hidden_NPD, chosen_LE = ((own / self.count - its / other.count).cpu() for own, its in pairs)
+        pairs = ((self.hidden_NPD, subtrahend.hidden_NPD), (self.chosen_LE, subtrahend.chosen_LE))
+        hidden_NPD, chosen_LE = ((a / self.count - b / subtrahend.count).cpu() for a, b in pairs)
         return hidden_NPD, chosen_LE
 
 
 def _scored(
-    target: SteeringTarget, side: PromptSide, prompts: Sequence[Prompt], read: Callable[[Batch], list[float]]
+    target: TargetModel, side: PromptSide, prompts: Sequence[Prompt], read: Callable[[Batch], list[float]]
 ) -> list[ScoredPrompt]:
-    """The prompts with their refusal scores, which `read` gives batch by batch."""
+    """The prompts with their refusal scores, which `read` computes batch by batch."""
     scores: dict[int, float] = {}
     for places, batch in batches(prompts, target.batch_size):
         scores |= zip(places, read(batch), strict=True)
-    return [_record(side, prompt, scores[at]) for at, prompt in enumerate(prompts)]
+    return [_record(side, prompt, scores[index]) for index, prompt in enumerate(prompts)]
 
 
-def _kept(prompts: Sequence[Prompt], records: Sequence[ScoredPrompt]) -> list[Prompt]:
+def _counted(prompts: Sequence[Prompt], records: Sequence[ScoredPrompt]) -> list[Prompt]:
     return [prompt for prompt, record in zip(prompts, records, strict=True) if record.used]
 
 
 def _read(
-    batch: Batch, *, target: SteeringTarget, sign: int, positions: Sequence[int], into: _Means, work: _Work
+    batch: Batch, *, target: TargetModel, sign: int, positions: Sequence[int], into: _Means, counter: _Counter
 ) -> list[float]:
-    """Refusal scores of a batch; the sums get its rows whose score has that sign."""
+    """Refusal scores of a batch; rows whose score has the sign are added to the sums."""
     routing = nullcontext(None) if target.moe is None else capture(target.moe)
     with capture_residual(target.model) as residual, routing as trace:
         scores_B = refusal_score(last_logits(target.model, batch), target.refusal_tokens)
@@ -185,46 +186,46 @@ def _read(
     columns = [batch.input_ids_BT.shape[1] + position for position in positions]
     for layer in range(target.num_layers):
         hidden_BPD = residual.inputs[layer][:, columns].double().to(weight_B.device)
-        # A row that does not count may hold numbers that are not finite, and these times 0 would stay.
+        # Select rows instead of multiplying by 0: a row of the wrong sign may hold NaN.
         into.hidden_NPD[layer] += hidden_BPD[weight_B > 0].sum(0)
     if trace is not None:
         into.chosen_LE += _first_choices(trace, weight_B, columns)
     into.count += weight_B.sum()
-    work.advance(len(scores_B))
+    counter.advance(len(scores_B))
     return [float(score) for score in scores_B.tolist()]
 
 
 def _first_choices(trace: RoutingTrace, weight_B: Tensor, columns: Sequence[int]) -> Tensor:
-    """How often each expert (L, E) has a token's largest gate weight, in these columns of the rows that count."""
+    """Number of tokens whose largest gate weight is an expert's (L, E), in these columns of rows with weight 1."""
     trace.require_complete()
-    found = torch.zeros(trace.num_layers, trace.num_experts, dtype=torch.float64, device=weight_B.device)
+    counts_LE = torch.zeros(trace.num_layers, trace.num_experts, dtype=torch.float64, device=weight_B.device)
     for layer, (indices_TK, weights_TK) in enumerate(zip(trace.indices, trace.weights, strict=True)):
         first_T = indices_TK.gather(1, weights_TK.argmax(-1, keepdim=True))[:, 0].to(weight_B.device)
         first_BP = first_T.view(len(weight_B), -1)[:, list(columns)]
         counted_BPE = torch.nn.functional.one_hot(first_BP, trace.num_experts)
-        found[layer] = torch.einsum("bpe,b->e", counted_BPE.double(), weight_B)
-    return found
+        counts_LE[layer] = torch.einsum("bpe,b->e", counted_BPE.double(), weight_B)
+    return counts_LE
 
 
 def _record(side: PromptSide, prompt: Prompt, score: float) -> ScoredPrompt:
     if not torch.isfinite(torch.tensor(score)):
         raise DataError(
-            "the model's own logits are not finite",
+            "the model's logits are not finite",
             got=f"{score} after the prompt {prompt.text[:40]!r}",
             remedy="load the model in bfloat16 or float32 (model.dtype)",
         )
     return ScoredPrompt(side, prompt.text, score, _SIGN[side] * score > 0)
 
 
-def _require_kept(side: PromptSide, records: Sequence[ScoredPrompt]) -> None:
+def _require_counted(side: PromptSide, records: Sequence[ScoredPrompt]) -> None:
     if any(record.used for record in records):
         return
     scores = [record.score for record in records]
     harmful = side == "harmful"
     raise DataError(
-        "the model shows no refusal to take a direction from"
+        "no harmful prompt has a refusal to extract a direction from"
         if harmful
-        else "the model opens a refusal on every harmless prompt, so there is nothing to compare refusals with",
+        else "the model refuses every harmless prompt, so there is no contrast to extract a direction from",
         got=f"refusal scores from {min(scores):.2f} to {max(scores):.2f} on {len(scores)} {side} prompts",
         expected=f"some {'above' if harmful else 'below'} 0",
         remedy="use other prompts, or name the tokens that open refusals (steer.refusal_tokens)",
@@ -232,22 +233,22 @@ def _require_kept(side: PromptSide, records: Sequence[ScoredPrompt]) -> None:
 
 
 def expert_means(
-    target: SteeringTarget,
+    target: TargetModel,
     moe: MoEModel,
     prompts: Sequence[Prompt],
     positions: Sequence[int],
     advance: Callable[[int], None],
 ) -> Float[Tensor, "C P D"]:
-    """Mean output of each MoE block at these positions if its router chose one expert, for all experts, in float64.
+    """Mean output of each MoE block at these positions with its router forced to one expert, for each expert, float64.
 
-    One forward pass over each prompt serves all experts of all layers.
+    One forward pass per prompt serves all experts of all layers.
 
     Args:
         target: the model.
         moe: its MoE layers.
-        prompts: what it is asked.
+        prompts: the prompts.
         positions: counted from a prompt's end.
-        advance: told after each pass how many prompts it held.
+        advance: called after each pass with its number of prompts.
     """
     width = int(target.model.config.get_text_config().hidden_size)
     shape = (moe.num_layers, moe.num_experts, len(positions), width)
@@ -256,8 +257,8 @@ def expert_means(
     def add(layer: int, experts: tuple[int, ...], outputs_XBPD: Tensor) -> None:
         sums_LEPD[layer, list(experts)] += outputs_XBPD.double().sum(1).to(sums_LEPD.device)
 
-    every = {layer: range(moe.num_experts) for layer in range(moe.num_layers)}
-    with expert_block_outputs(moe, every, positions=positions, sink=add):
+    experts = {layer: range(moe.num_experts) for layer in range(moe.num_layers)}
+    with expert_block_outputs(moe, experts, positions=positions, sink=add):
         for places, batch in batches(prompts, target.batch_size):
             last_logits(target.model, batch)
             advance(len(places))

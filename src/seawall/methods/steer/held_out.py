@@ -1,4 +1,4 @@
-"""What a model under each change does on held-out prompts: the same ones in every condition, asked once."""
+"""The conditions on held-out prompts: the same prompts in every condition, each asked once."""
 
 from __future__ import annotations
 
@@ -18,119 +18,121 @@ from seawall.evaluation.pooled import paired_changes, with_pooled
 from seawall.evaluation.rates import group_rates
 from seawall.evaluation.suite import EvalPrompt
 from seawall.methods.steer.conditions import Condition, harmless_kl
-from seawall.methods.steer.context import SteerContext
-from seawall.methods.steer.stages import SEARCH
-from seawall.methods.steer.target import SteeringTarget, encoded
+from seawall.methods.steer.context import SEARCH, SteerContext
+from seawall.methods.steer.target import TargetModel, encode_prompts
 from seawall.runs.files import read_json, write_json
 from seawall.runs.stage import finished_stage, is_done
 
 ORIGINAL, SYSTEM, REPAIRED = "original", "system", "repaired"
 UNDER_SYSTEM = f"{SYSTEM}-"
-"""How the name of a condition under the safety system prompt begins."""
-_AGAIN = ("layer", "expert", "expert-constrained")
-"""Conditions that are asked once more under it."""
-Samples = Mapping[str, Sequence[Sample]]
+"""Prefix of the names of conditions under the safety system prompt."""
+_UNDER_SYSTEM = ("layer", "expert", "expert-constrained")
+"""Conditions that are also measured under the safety system prompt."""
+SamplesByCondition = Mapping[str, Sequence[Sample]]
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOutCondition:
-    """One condition, the prompts that it is asked, and what it is compared with."""
+class Measurement:
+    """One condition, its prompts, and the condition that it is compared with."""
 
     name: str
     series: str
     enter: Callable[[], AbstractContextManager[None]]
-    asked: Sequence[EvalPrompt]
+    prompts: Sequence[EvalPrompt]
     reference: str | None
 
 
-def settings(context: SteerContext, conditions: Sequence[Condition]) -> list[HeldOutCondition]:
-    """The model as it is and under every change; again under the system prompt; and repaired, where refusal is induced.
+def measurements(context: SteerContext, conditions: Sequence[Condition]) -> list[Measurement]:
+    """The original model, every condition, both under the system prompt, and the repaired model in mode `induce`.
 
     Args:
-        context: names the prompts; its run may hold a repair.
-        conditions: the changes.
+        context: holds the prompts; its run may hold a repair.
+        conditions: changes of the model.
     """
-    asked, text = context.held_out(), context.config.system_prompt
-    rows = [HeldOutCondition(ORIGINAL, "reference", nullcontext, asked, None)]
-    rows += [HeldOutCondition(one.name, one.series, one.enter, asked, ORIGINAL) for one in conditions]
+    prompts, text = context.held_out(), context.config.system_prompt
+    rows = [Measurement(ORIGINAL, "reference", nullcontext, prompts, None)]
+    rows += [
+        Measurement(condition.name, condition.series, condition.enter, prompts, ORIGINAL) for condition in conditions
+    ]
     if context.config.mode == "induce" and is_done(context.run, "repair"):
-        rows.append(HeldOutCondition(REPAIRED, "repair", lambda: _repaired(context), asked, ORIGINAL))
+        rows.append(Measurement(REPAIRED, "repair", lambda: _repaired(context), prompts, ORIGINAL))
     if text is not None:
-        again = context.under_system(asked, text)
-        rows.append(HeldOutCondition(SYSTEM, SYSTEM, nullcontext, again, None))
+        prompts = context.under_system(prompts, text)
+        rows.append(Measurement(SYSTEM, SYSTEM, nullcontext, prompts, None))
         rows += [
-            HeldOutCondition(f"{UNDER_SYSTEM}{one.name}", SYSTEM, one.enter, again, SYSTEM)
-            for one in conditions
-            if one.name in _AGAIN
+            Measurement(f"{UNDER_SYSTEM}{condition.name}", SYSTEM, condition.enter, prompts, SYSTEM)
+            for condition in conditions
+            if condition.name in _UNDER_SYSTEM
         ]
     return rows
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Asks every setting and keeps the samples in the stage's folder."""
+class HeldOutEvaluation:
+    """Measures conditions and writes the samples into the stage's folder."""
 
     context: SteerContext
-    target: SteeringTarget
+    target: TargetModel
     folder: Path
 
-    def measure(self, rows: Sequence[HeldOutCondition]) -> tuple[dict[str, list[Sample]], dict[str, float]]:
-        """Samples and harmless divergence of every setting, by its name.
+    def measure(self, rows: Sequence[Measurement]) -> tuple[dict[str, list[Sample]], dict[str, float]]:
+        """SamplesByCondition and harmless divergence of every condition, by name.
 
-        Divergences come first: a change that breaks the model is met before hours of generation.
+        Divergences come first, so that a change with NaN logits is an error before hours of generation.
 
         Raises:
-            ConfigError: a change makes logits that are not finite.
+            ConfigError: the logits under a change are not finite.
         """
-        kls = self._kls([row for row in rows if row.reference is not None and row.name != REPAIRED])
-        return {row.name: self._ask(row, (at, len(rows))) for at, row in enumerate(rows, 1)}, kls
+        divergences = self._divergences([row for row in rows if row.reference is not None and row.name != REPAIRED])
+        samples = {row.name: self._samples(row, (number, len(rows))) for number, row in enumerate(rows, 1)}
+        return samples, divergences
 
-    def condition(self, row: HeldOutCondition, samples: Sequence[Sample], kl: float | None) -> SteeringCondition:
-        """The rates of a setting, all attack families pooled too."""
+    def condition(self, row: Measurement, samples: Sequence[Sample], kl: float | None) -> SteeringCondition:
+        """The rates of a condition, with all attack families pooled as one more group."""
         config = self.context.recipe.eval
         rates = group_rates(with_pooled(samples), resamples=config.bootstrap, seed=config.seed)
         return SteeringCondition(row.name, row.series, rates, kl)
 
-    def changes(self, found: Samples, pairs: Iterable[tuple[str, str]]) -> list[AuditChange]:
-        """For each (condition, reference) the paired difference in every group."""
-        return paired_changes(found, pairs, self.context.recipe.eval)
+    def changes(self, samples: SamplesByCondition, pairs: Iterable[tuple[str, str]]) -> list[AuditChange]:
+        """The paired difference in every group, for each (condition, reference)."""
+        return paired_changes(samples, pairs, self.context.recipe.eval)
 
-    def _kls(self, rows: Sequence[HeldOutCondition]) -> dict[str, float]:
-        """Harmless divergences by name; those that an earlier attempt left are not measured again."""
+    def _divergences(self, rows: Sequence[Measurement]) -> dict[str, float]:
+        """Harmless divergences by name; values of an earlier attempt are reused."""
         path = self.folder / SEARCH / "harmless_kl.json"
-        found: dict[str, float] = read_json(path) if path.is_file() else {}
-        for at, row in enumerate(rows, 1):
-            if row.name not in found:
-                found[row.name] = self._kl(row, (at, len(rows)))
-                write_json(path, found)
-        return {row.name: found[row.name] for row in rows}
+        divergences: dict[str, float] = read_json(path) if path.is_file() else {}
+        for number, row in enumerate(rows, 1):
+            if row.name not in divergences:
+                divergences[row.name] = self._divergence(row, (number, len(rows)))
+                write_json(path, divergences)
+        return {row.name: divergences[row.name] for row in rows}
 
-    def _kl(self, row: HeldOutCondition, place: tuple[int, int]) -> float:
-        prompts = [one.prompt for one in row.asked if one.group == BENIGN]
+    def _divergence(self, row: Measurement, place: tuple[int, int]) -> float:
+        prompts = [prompt.prompt for prompt in row.prompts if prompt.group == BENIGN]
         self.context.reporter.step("side effects on harmless prompts", *place)
-        shown = encoded(self.context.opened.tokenizer, prompts)
-        return harmless_kl(self.target, shown, Condition(row.name, row.series, row.enter))
+        encoded = encode_prompts(self.context.opened.tokenizer, prompts)
+        return harmless_kl(self.target, encoded, Condition(row.name, row.series, row.enter))
 
-    def _ask(self, row: HeldOutCondition, place: tuple[int, int]) -> list[Sample]:
+    def _samples(self, row: Measurement, place: tuple[int, int]) -> list[Sample]:
         path, opened = self.folder / "samples" / f"{row.name}.jsonl", self.context.opened
         path.parent.mkdir(exist_ok=True)
         with row.enter():
             return generate_and_judge(
                 opened.model,
                 opened.tokenizer,
-                row.asked,
+                row.prompts,
                 self.context.recipe.eval,
                 judge=self.context.judge,
                 path=path,
-                progress=lambda done, total: self.context.reporter.step(
-                    f"{row.name} ({place[0]} of {place[1]})", done, total
+                progress=lambda count, total: self.context.reporter.step(
+                    f"{row.name} ({place[0]} of {place[1]})", count, total
                 ),
             )
 
 
 @contextmanager
 def _repaired(context: SteerContext) -> Iterator[None]:
-    """Inside, the model is the run's repaired one; it has its own bits again afterwards.
+    """Inside, the model is the run's repaired one; afterwards it has its original bits again.
 
     Raises:
         ArtifactError: the repair was made from another model.

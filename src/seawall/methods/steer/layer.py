@@ -1,4 +1,4 @@
-"""Selecting a layer's direction, after Arditi et al. (arXiv 2406.11717): the one whose ablation refuses least."""
+"""Selection of a layer's direction, after Arditi et al. (arXiv 2406.11717): lowest refusal score under ablation."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from math import inf, isfinite
 
 from seawall.artifacts.steering import SteeringCandidate
-from seawall.methods.steer.bench import FEW, Bench
-from seawall.methods.steer.changes import Way
+from seawall.methods.steer.evaluator import SCREENING, CandidateEvaluator
+from seawall.methods.steer.interventions import Intervention
 from seawall.methods.steer.options import LayerLimits
-from seawall.methods.steer.verdicts import (
+from seawall.methods.steer.reasons import (
     ALIKE,
     HARMLESS_KL,
     LAST_LAYERS,
@@ -17,83 +17,96 @@ from seawall.methods.steer.verdicts import (
     NOT_FINITE,
     NOT_INDUCED,
     by_score,
-    with_numbers,
+    with_measurements,
 )
 
 FINALISTS = 0.125
-"""Share of the candidates that are measured on all prompts at once, best on the first prompts first."""
+"""Share of the candidates measured on all prompts at a time, in the order of their screening score."""
 SLACK = 3.0
-"""How many times the cap a divergence may be on the first prompts: their mean is rough."""
+"""Factor of the cap on the screening prompts, whose mean divergence is a rough estimate."""
 
 
-def select_layer_direction(bench: Bench, limits: LayerLimits) -> list[SteeringCandidate]:
-    """All candidates (layer, position) with their numbers, those that pass first, the best of them at the front.
+def select_layer_direction(evaluator: CandidateEvaluator, limits: LayerLimits) -> list[SteeringCandidate]:
+    """All candidates (layer, position) with their measurements; those that pass come first, best first.
 
-    A candidate passes where it is not among the last layers, its ablation (at block inputs, attention outputs and MLP
-    outputs of all layers) costs harmless prompts at most `max_kl`, and adding it makes them score above 0. Best is the
-    lowest refusal score of harmful prompts under ablation.
+    A candidate passes if it is not in the last layers, its ablation (at block inputs, attention outputs and MLP outputs
+    of all layers) costs at most `max_kl` on harmless prompts, and adding it gives harmless prompts a refusal score of 0
+    or more. The best has the lowest refusal score on harmful prompts under ablation.
 
     Args:
-        bench: with harmful prompts as those to be moved.
+        evaluator: with harmful prompts as those to be moved.
         limits: the caps.
     """
-    count = bench.directions.num_layers
-    every = [
-        Way("layer", layer, (), position).at(limits.coefficient)
+    count = evaluator.directions.num_layers
+    candidates = [
+        Intervention("layer", layer, (), position).candidate(limits.coefficient)
         for layer in range(count)
-        for position in bench.directions.positions
+        for position in evaluator.directions.positions
     ]
+    # Discard the last 20 % of layers.
     first_dropped = int(count * (1 - limits.drop_last))
-    early = [one for one in every if one.layer < first_dropped]
-    # The template's own tokens enter the first layer the same in every prompt.
-    tried = [one for one in early if bool(bench.directions.of_layer(one.layer, one.position).any())]
-    reasons = dict.fromkeys(every, LAST_LAYERS) | dict.fromkeys(early, ALIKE)
+    early = [candidate for candidate in candidates if candidate.layer < first_dropped]
+    # Template tokens enter the first layer identically in every prompt, so their direction is 0.
+    tried = [
+        candidate
+        for candidate in early
+        if bool(evaluator.directions.of_layer(candidate.layer, candidate.position).any())
+    ]
+    reasons = dict.fromkeys(candidates, LAST_LAYERS) | dict.fromkeys(early, ALIKE)
     if limits.pruned:
-        _pruned(bench, tried, limits, reasons)
+        _pruned(evaluator, tried, limits, reasons)
     else:
-        _checked(bench, tried, limits, reasons)
-        bench.read(tried, "score")
-        bench.read(tried, "induced")
-    found = [with_numbers(bench, one, reasons[one]) for one in every]
-    best_first = by_score(found, "suppress")
-    return [*best_first, *(one for one in found if not one.kept)]
+        _checked(evaluator, tried, limits, reasons)
+        evaluator.measure(tried, "score")
+        evaluator.measure(tried, "induced")
+    measured = [with_measurements(evaluator, candidate, reasons[candidate]) for candidate in candidates]
+    return [*by_score(measured, "suppress"), *(candidate for candidate in measured if not candidate.kept)]
 
 
 def _pruned(
-    bench: Bench, tried: Sequence[SteeringCandidate], limits: LayerLimits, reasons: dict[SteeringCandidate, str]
+    evaluator: CandidateEvaluator,
+    tried: Sequence[SteeringCandidate],
+    limits: LayerLimits,
+    reasons: dict[SteeringCandidate, str],
 ) -> None:
-    """The score of all on the first prompts; then all checks on all prompts for the best, and on, until one passes."""
-    bench.read(tried, "score", ["few"])
-    order = sorted(tried, key=lambda one: _last_if_broken(bench.mean(one, "score")))
+    """Screening scores of all candidates, then all checks on all prompts for the best, until one passes."""
+    evaluator.measure(tried, "score", ["screening"])
+    order = sorted(tried, key=lambda candidate: _finite_first(evaluator.mean(candidate, "score")))
     reasons |= dict.fromkeys(tried, NOT_BEST)
-    size = max(FEW, round(FINALISTS * len(tried)))
+    size = max(SCREENING, round(FINALISTS * len(tried)))
     for start in range(0, len(order), size):
         finalists = order[start : start + size]
-        bench.read(finalists, "kl", ["few"])
-        within = [one for one in finalists if bench.mean(one, "kl") <= SLACK * limits.max_kl]
-        reasons |= {one: _kl_reason(bench, one) for one in finalists if one not in within}
-        _checked(bench, within, limits, reasons)
-        if not all(reasons[one] for one in finalists):
+        evaluator.measure(finalists, "kl", ["screening"])
+        within = [candidate for candidate in finalists if evaluator.mean(candidate, "kl") <= SLACK * limits.max_kl]
+        reasons |= {candidate: _kl_reason(evaluator, candidate) for candidate in finalists if candidate not in within}
+        _checked(evaluator, within, limits, reasons)
+        if not all(reasons[candidate] for candidate in finalists):
             return
 
 
 def _checked(
-    bench: Bench, candidates: Sequence[SteeringCandidate], limits: LayerLimits, reasons: dict[SteeringCandidate, str]
+    evaluator: CandidateEvaluator,
+    candidates: Sequence[SteeringCandidate],
+    limits: LayerLimits,
+    reasons: dict[SteeringCandidate, str],
 ) -> None:
-    """The checks on all prompts, the next one only for those that passed the last."""
-    bench.read(candidates, "kl")
-    within = [one for one in candidates if bench.mean(one, "kl") <= limits.max_kl]
-    reasons |= {one: _kl_reason(bench, one) for one in candidates if one not in within}
-    bench.read(within, "induced")
-    inducing = [one for one in within if bench.mean(one, "induced") >= 0]
+    """The checks on all prompts; each check only for candidates that passed the one before."""
+    # Harmless KL of the ablation at most the cap (0.1 in the paper).
+    evaluator.measure(candidates, "kl")
+    within = [candidate for candidate in candidates if evaluator.mean(candidate, "kl") <= limits.max_kl]
+    reasons |= {candidate: _kl_reason(evaluator, candidate) for candidate in candidates if candidate not in within}
+    # Adding the direction gives harmless prompts a refusal score of at least 0.
+    evaluator.measure(within, "induced")
+    inducing = [candidate for candidate in within if evaluator.mean(candidate, "induced") >= 0]
     reasons |= dict.fromkeys(within, NOT_INDUCED)
-    bench.read(inducing, "score")
-    reasons |= {one: "" if isfinite(bench.mean(one, "score")) else NOT_FINITE for one in inducing}
+    # Refusal score of harmful prompts under the ablation, which ranks the candidates.
+    evaluator.measure(inducing, "score")
+    reasons |= {candidate: "" if isfinite(evaluator.mean(candidate, "score")) else NOT_FINITE for candidate in inducing}
 
 
-def _kl_reason(bench: Bench, candidate: SteeringCandidate) -> str:
-    return HARMLESS_KL if isfinite(bench.mean(candidate, "kl")) else NOT_FINITE
+def _kl_reason(evaluator: CandidateEvaluator, candidate: SteeringCandidate) -> str:
+    return HARMLESS_KL if isfinite(evaluator.mean(candidate, "kl")) else NOT_FINITE
 
 
-def _last_if_broken(score: float) -> float:
+def _finite_first(score: float) -> float:
     return score if isfinite(score) else inf

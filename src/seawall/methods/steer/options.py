@@ -1,4 +1,4 @@
-"""What the selection and the search may spend and must keep to, as the recipe says it."""
+"""Limits and options of selection and search, from the recipe."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from math import ceil
 
 @dataclass(frozen=True, slots=True)
 class LayerLimits:
-    """Of the selection of a layer's direction.
+    """Limits of the selection of a layer's direction.
 
     Attributes:
-        coefficient: of the check by addition, and of the direction when it is used.
+        coefficient: of the check by addition, and of the chosen direction.
         max_kl: largest mean divergence on harmless prompts, in nats.
-        drop_last: share of the decoder layers, the last ones, that are not chosen.
-        pruned: measure on a few prompts first and on all only what may win.
+        drop_last: share of the decoder layers, the last ones, that are excluded.
+        pruned: screen on the first prompts, and measure only the best candidates on all.
     """
 
     coefficient: float
@@ -25,16 +25,16 @@ class LayerLimits:
 
 @dataclass(frozen=True, slots=True)
 class SearchLimits:
-    """Of the search over experts, positions and coefficients.
+    """Limits of the search over experts, positions and coefficients.
 
     Attributes:
         coefficients: ascending.
         max_kl: largest mean divergence on harmless prompts, in nats.
-        keep_share: share of all settings whose replies are judged.
-        keep_least: settings whose replies are judged at least.
-        judged_tokens: greedy tokens of these replies.
-        pruned: measure on a few prompts first, give up a direction whose coefficient is past the cap, and stop
-            judging a setting that cannot win any more.
+        keep_share: share of all candidates whose replies are judged.
+        keep_least: smallest number of candidates whose replies are judged.
+        judged_tokens: length of these replies, in greedy tokens.
+        pruned: screen on the first prompts, drop larger coefficients of a direction past the cap, and stop judging a
+            candidate that can no longer win.
     """
 
     coefficients: tuple[float, ...]
@@ -44,19 +44,19 @@ class SearchLimits:
     judged_tokens: int
     pruned: bool
 
-    def keep(self, settings: int) -> int:
-        """How many of so many settings are judged."""
-        return max(ceil(self.keep_share * settings), self.keep_least)
+    def num_judged(self, candidates: int) -> int:
+        """The number of candidates whose replies are judged, out of `candidates`."""
+        return max(ceil(self.keep_share * candidates), self.keep_least)
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertOptions:
-    """Which experts are searched, and what stands beside them.
+    """The experts to search, and the controls.
 
     Attributes:
-        threshold: an expert is searched where its routing differs by at least so much.
-        random_experts: experts below it that go through the same search; None means as many as are above.
-        pairs, triples: of the best experts, that are tried together.
+        threshold: smallest routing difference of a searched expert.
+        random_experts: number of control experts below the threshold; None for the number above.
+        pairs, triples: number of groups of the best experts to try.
         seed: of the random experts.
     """
 

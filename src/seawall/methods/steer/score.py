@@ -1,4 +1,4 @@
-"""The refusal score: log-odds that a reply opens as the model's refusals do.
+"""The refusal score (arXiv 2606.04160): log-odds that the first token of a reply opens a refusal.
 
 Legend: B rows, V vocabulary.
 """
@@ -20,12 +20,12 @@ TEMPERATURE = 0.7
 def refusal_tokens(
     first_tokens: Sequence[int], refused: Sequence[bool], *, share: float = 0.05, override: Sequence[int] | None = None
 ) -> tuple[int, ...]:
-    """The tokens that open the model's own refusals, the most frequent first.
+    """The tokens that open the model's refusals, most frequent first.
 
     Args:
-        first_tokens: the first token of the model's reply to each plain harmful prompt.
-        refused: whether a judge calls that reply refused.
-        share: of all refusals, that a token must open at least; the most frequent one stays in any case.
+        first_tokens: first token of the model's reply to each plain harmful prompt.
+        refused: whether the judge's verdict on that reply is a refusal.
+        share: smallest share of the refusals that a token opens; the most frequent token is always included.
         override: tokens to use instead.
 
     Raises:
@@ -41,25 +41,25 @@ def refusal_tokens(
     opened = Counter(token for token, is_refusal in zip(first_tokens, refused, strict=True) if is_refusal)
     if not opened:
         raise DataError(
-            "the model refuses none of the plain harmful prompts, so it has no refusal to steer",
+            "the model refuses no plain harmful prompt, so there is no refusal to steer",
             got=f"0 refusals of {len(first_tokens)} replies",
             expected="a model that refuses",
             remedy="use other harmful prompts, or name the tokens that open refusals (steer.refusal_tokens)",
         )
     ranked = sorted(opened, key=lambda token: (-opened[token], token))
-    return tuple(token for at, token in enumerate(ranked) if at == 0 or opened[token] >= share * opened.total())
+    return tuple(token for rank, token in enumerate(ranked) if rank == 0 or opened[token] >= share * opened.total())
 
 
 def refusal_score(
     logits_BV: Float[Tensor, "B V"], token_ids: Sequence[int], *, temperature: float = TEMPERATURE
 ) -> Float[Tensor, " B"]:
-    """`log P - log(1 - P)` in float64, P the probability that one of the tokens comes next.
+    """`log P - log(1 - P)` in float64, P the probability mass of the tokens, softmax temperature 0.7.
 
-    As the difference of two logarithms of sums, over these tokens and over all others, it is exact also where P
-    rounds to 0 or to 1.
+    Computed as the difference of two logsumexp, over the tokens and over all others, which stays exact where P rounds
+    to 0 or 1.
 
     Raises:
-        ConfigError: a token that the vocabulary does not have, or no other token.
+        ConfigError: a token outside the vocabulary, no token, or all tokens.
     """
     vocabulary = logits_BV.shape[-1]
     is_refusal_V = torch.zeros(vocabulary, dtype=torch.bool, device=logits_BV.device)
@@ -77,9 +77,9 @@ def refusal_score(
 
 
 def divergence(original_BV: Float[Tensor, "B V"], changed_BV: Float[Tensor, "B V"]) -> Float[Tensor, " B"]:
-    """`KL(original || changed)` of the next token in nats, from logits; NaN where `changed` is.
+    """`KL(original || changed)` of the next token in nats, from logits; NaN where `changed` is NaN.
 
-    Tokens that the original model rules out altogether count nothing.
+    Tokens with probability 0 in the original model contribute 0.
     """
     original_BV, changed_BV = original_BV.float().log_softmax(-1), changed_BV.float().log_softmax(-1)
     possible_BV = original_BV > -torch.inf

@@ -1,4 +1,4 @@
-"""The two-stage search for experts: refusal score under a cap on harmless divergence, then replies and a judge."""
+"""The two-stage search for experts: refusal score under a cap on harmless divergence, then judged replies."""
 
 from __future__ import annotations
 
@@ -10,153 +10,180 @@ from transformers import PreTrainedTokenizerBase
 
 from seawall.artifacts.steering import SteeringCandidate, SteeringMode
 from seawall.data.types import Judge, Messages
-from seawall.methods.steer.bench import Bench
-from seawall.methods.steer.changes import SIGN, Way, applied, way_of
+from seawall.methods.steer.evaluator import CandidateEvaluator
+from seawall.methods.steer.interventions import SIGN, Intervention, applied, intervention_of
 from seawall.methods.steer.options import SearchLimits
-from seawall.methods.steer.verdicts import HARMLESS_KL, NOT_BEST, NOT_FINITE, PAST_CAP, by_score, with_numbers
+from seawall.methods.steer.reasons import (
+    HARMLESS_KL,
+    NOT_BEST,
+    NOT_FINITE,
+    PAST_CAP,
+    by_score,
+    with_measurements,
+)
 from seawall.models.generate import generate
 
 CHUNK = 3
-"""Coefficients of a direction that are tried before the next larger ones."""
+"""Number of coefficients of an intervention that are tried at a time."""
 SLACK = 2.0
-"""How many times the cap a divergence may be on the first prompts: their mean is rough."""
+"""Factor of the cap on the screening prompts, whose mean divergence is a rough estimate."""
 ROUND = 5
-"""Prompts that a setting answers before it is asked whether it can still win."""
+"""Number of replies judged between two checks of whether a candidate can still win."""
 
 
-def search(bench: Bench, ways: Sequence[Way], limits: SearchLimits) -> list[SteeringCandidate]:
-    """The first stage: every way at every coefficient, with its numbers, in the order of the ways.
+def search(
+    evaluator: CandidateEvaluator, interventions: Sequence[Intervention], limits: SearchLimits
+) -> list[SteeringCandidate]:
+    """Stage 1: every intervention at every coefficient with its measurements, in the order of the interventions.
 
-    Pruned: coefficients ascend, on the first prompts alone, until the divergence of one is past the cap by SLACK; the
-    settings that are left are measured on all prompts, the best on the first prompts first, twice as many as are judged
-    at a time, until as many as are judged have passed.
+    Pruned: coefficients ascend on the screening prompts until the divergence exceeds SLACK times the cap; the remaining
+    candidates are measured on all prompts, best screening score first, in chunks of twice the number to be judged,
+    until that number has passed.
 
     Args:
-        bench: prompts to measure on.
-        ways: directions without coefficients.
+        evaluator: holds the prompts.
+        interventions: directions without coefficients.
         limits: coefficients and caps.
     """
-    every = [way.at(coefficient) for way in dict.fromkeys(ways) for coefficient in limits.coefficients]
-    reasons = dict.fromkeys(every, PAST_CAP)
+    candidates = [
+        intervention.candidate(coefficient)
+        for intervention in dict.fromkeys(interventions)
+        for coefficient in limits.coefficients
+    ]
+    reasons = dict.fromkeys(candidates, PAST_CAP)
     if limits.pruned:
-        _pruned(bench, ways, limits, reasons)
+        _pruned(evaluator, interventions, limits, reasons)
     else:
-        bench.read(every, "kl")
-        bench.read(every, "score")
-        reasons |= {one: _reason(bench, one, limits.max_kl) for one in every}
-    return [with_numbers(bench, one, reasons[one]) for one in every]
+        evaluator.measure(candidates, "kl")
+        evaluator.measure(candidates, "score")
+        reasons |= {candidate: _reason(evaluator, candidate, limits.max_kl) for candidate in candidates}
+    return [with_measurements(evaluator, candidate, reasons[candidate]) for candidate in candidates]
 
 
-def _pruned(bench: Bench, ways: Sequence[Way], limits: SearchLimits, reasons: dict[SteeringCandidate, str]) -> None:
-    within = _within_cap(bench, ways, limits, reasons)
-    bench.read(within, "score", ["few"])
-    finite = [one for one in within if isfinite(bench.mean(one, "score"))]
+def _pruned(
+    evaluator: CandidateEvaluator,
+    interventions: Sequence[Intervention],
+    limits: SearchLimits,
+    reasons: dict[SteeringCandidate, str],
+) -> None:
+    within = _within_cap(evaluator, interventions, limits, reasons)
+    evaluator.measure(within, "score", ["screening"])
+    finite = [candidate for candidate in within if isfinite(evaluator.mean(candidate, "score"))]
     reasons |= dict.fromkeys(within, NOT_FINITE) | dict.fromkeys(finite, NOT_BEST)
-    order = sorted(finite, key=lambda one: -SIGN[bench.mode] * bench.mean(one, "score"))
-    wanted, passed = 2 * limits.keep(len(reasons)), 0
-    for start in range(0, len(order), wanted):
-        finalists = order[start : start + wanted]
-        bench.read(finalists, "kl")
-        bench.read([one for one in finalists if bench.mean(one, "kl") <= limits.max_kl], "score")
-        reasons |= {one: _reason(bench, one, limits.max_kl) for one in finalists}
-        passed += sum(not reasons[one] for one in finalists)
-        if passed >= limits.keep(len(reasons)):
+    order = sorted(finite, key=lambda candidate: -SIGN[evaluator.mode] * evaluator.mean(candidate, "score"))
+    chunk, passed = 2 * limits.num_judged(len(reasons)), 0
+    for start in range(0, len(order), chunk):
+        finalists = order[start : start + chunk]
+        evaluator.measure(finalists, "kl")
+        affordable = [candidate for candidate in finalists if evaluator.mean(candidate, "kl") <= limits.max_kl]
+        evaluator.measure(affordable, "score")
+        reasons |= {candidate: _reason(evaluator, candidate, limits.max_kl) for candidate in finalists}
+        passed += sum(not reasons[candidate] for candidate in finalists)
+        if passed >= limits.num_judged(len(reasons)):
             return
 
 
 def _within_cap(
-    bench: Bench, ways: Sequence[Way], limits: SearchLimits, reasons: dict[SteeringCandidate, str]
+    evaluator: CandidateEvaluator,
+    interventions: Sequence[Intervention],
+    limits: SearchLimits,
+    reasons: dict[SteeringCandidate, str],
 ) -> list[SteeringCandidate]:
-    """Settings whose divergence on the first prompts is not far past the cap, nor that of a smaller coefficient."""
-    alive, within = list(dict.fromkeys(ways)), list[SteeringCandidate]()
+    """Candidates within SLACK times the cap on the screening prompts, with every smaller coefficient within it too."""
+    alive, within = list(dict.fromkeys(interventions)), list[SteeringCandidate]()
     for start in range(0, len(limits.coefficients), CHUNK):
-        tried = [way.at(coefficient) for way in alive for coefficient in limits.coefficients[start : start + CHUNK]]
-        bench.read(tried, "kl", ["few"])
-        good = [one for one in tried if bench.mean(one, "kl") <= SLACK * limits.max_kl]
-        reasons |= {one: _reason(bench, one, limits.max_kl) for one in set(tried) - set(good)}
-        over = {way_of(one) for one in set(tried) - set(good)}
-        alive = [way for way in alive if way not in over]
-        within += good
+        coefficients = limits.coefficients[start : start + CHUNK]
+        tried = [intervention.candidate(coefficient) for intervention in alive for coefficient in coefficients]
+        evaluator.measure(tried, "kl", ["screening"])
+        passed = [candidate for candidate in tried if evaluator.mean(candidate, "kl") <= SLACK * limits.max_kl]
+        failed = set(tried) - set(passed)
+        reasons |= {candidate: _reason(evaluator, candidate, limits.max_kl) for candidate in failed}
+        past_cap = {intervention_of(candidate) for candidate in failed}
+        alive = [intervention for intervention in alive if intervention not in past_cap]
+        within += passed
     return within
 
 
-def _reason(bench: Bench, candidate: SteeringCandidate, max_kl: float) -> str:
-    """Why a measured setting is dropped; nothing where it is kept."""
-    kl = bench.mean(candidate, "kl")
+def _reason(evaluator: CandidateEvaluator, candidate: SteeringCandidate, max_kl: float) -> str:
+    """Why a measured candidate is dropped; empty where it passes."""
+    kl = evaluator.mean(candidate, "kl")
     if not isfinite(kl):
         return NOT_FINITE
     if kl > max_kl:
         return HARMLESS_KL
-    return "" if isfinite(bench.mean(candidate, "score")) else NOT_FINITE
+    return "" if isfinite(evaluator.mean(candidate, "score")) else NOT_FINITE
 
 
-Ask = Callable[[SteeringCandidate, Sequence[Messages]], Sequence[bool | None]]
-"""Whether each prompt's reply is refused under a candidate's change; None where that cannot be told."""
+RefusalJudge = Callable[[SteeringCandidate, Sequence[Messages]], Sequence[bool | None]]
+"""(candidate, prompts) -> whether the reply under the candidate's change is a refusal; None if it cannot be scored."""
 
 
-def asking(bench: Bench, tokenizer: PreTrainedTokenizerBase, judge: Judge, *, max_new_tokens: int) -> Ask:
-    """Replies of the model under a candidate's change, judged; what was asked once is remembered."""
-    known: dict[tuple[Way, float, tuple[Messages, ...]], list[bool | None]] = {}
-    target = bench.target
+def refusal_judge(
+    evaluator: CandidateEvaluator, tokenizer: PreTrainedTokenizerBase, judge: Judge, *, max_new_tokens: int
+) -> RefusalJudge:
+    """Generates the model's replies under a candidate's change and judges them; verdicts are cached."""
+    cache: dict[tuple[Intervention, float, tuple[Messages, ...]], list[bool | None]] = {}
+    target = evaluator.target
 
-    def ask(candidate: SteeringCandidate, prompts: Sequence[Messages]) -> list[bool | None]:
-        key = (way_of(candidate), candidate.coefficient, tuple(prompts))
-        if key not in known:
-            with applied(target, bench.directions, candidate, bench.mode):
+    def judge_replies(candidate: SteeringCandidate, prompts: Sequence[Messages]) -> list[bool | None]:
+        key = (intervention_of(candidate), candidate.coefficient, tuple(prompts))
+        if key not in cache:
+            with applied(target, evaluator.directions, candidate, evaluator.mode):
                 replies = generate(
                     target.model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=target.batch_size
                 )
             labels = [verdict.label for verdict in judge(prompts, [reply.text for reply in replies])]
-            known[key] = [None if label == "unscored" else label == "refused" for label in labels]
-        return known[key]
+            cache[key] = [None if label == "unscored" else label == "refused" for label in labels]
+        return cache[key]
 
-    return ask
+    return judge_replies
 
 
 def judge_best(
     candidates: Iterable[SteeringCandidate],
-    ask: Ask,
+    judge: RefusalJudge,
     prompts: Sequence[Messages],
     *,
     mode: SteeringMode,
-    most: int,
+    limit: int,
     pruned: bool,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[SteeringCandidate]:
-    """The second stage: the best of the first by the share of refused replies, best first.
+    """Stage 2: the best candidates of stage 1 by their share of refused replies, best first.
 
-    Pruned: a setting is asked ROUND prompts at a time, and given up once the best so far cannot lose to it any more;
-    so the winner is the same. Among equals the refusal score decides. A reply that cannot be scored is nobody's.
+    Pruned: replies are judged ROUND at a time, and a candidate is given up once it can no longer beat the best so far,
+    which does not change the winner. Ties are decided by the refusal score. An unscored reply counts against the
+    candidate in both modes.
 
     Args:
-        candidates: of the first stage.
-        ask: see `Ask`.
-        prompts: what is asked.
+        candidates: of stage 1.
+        judge: see `RefusalJudge`.
+        prompts: the prompts to reply to.
         mode: whether few or many refusals are best.
-        most: how many settings are judged.
+        limit: maximum number of candidates to judge.
         pruned: see above.
-        progress: told how many settings are through, of how many.
+        progress: called with the number of candidates judged, and the total.
     """
     finished: list[tuple[int, SteeringCandidate]] = []
     given_up: list[SteeringCandidate] = []
-    chosen = by_score(list(candidates), mode)[:most]
-    for at, candidate in enumerate(chosen, 1):
-        best = min((lost for lost, _ in finished), default=len(prompts) + 1)
+    chosen = by_score(list(candidates), mode)[:limit]
+    for number, candidate in enumerate(chosen, 1):
+        fewest = min((failures for failures, _ in finished), default=len(prompts) + 1)
         answers: list[bool | None] = []
-        while len(answers) < len(prompts) and not (pruned and _lost(answers, mode) >= best):
-            answers += ask(candidate, prompts[len(answers) : len(answers) + ROUND])
+        while len(answers) < len(prompts) and not (pruned and _failures(answers, mode) >= fewest):
+            answers += judge(candidate, prompts[len(answers) : len(answers) + ROUND])
         scored = [answer for answer in answers if answer is not None]
         share = sum(scored) / len(scored) if scored else None
         judged = replace(candidate, refused=share, judged=len(scored))
         if len(answers) == len(prompts):
-            finished.append((_lost(answers, mode), judged))
+            finished.append((_failures(answers, mode), judged))
         else:
             given_up.append(judged)
         if progress is not None:
-            progress(at, len(chosen))
-    return [judged for _, judged in sorted(finished, key=lambda one: one[0])] + given_up
+            progress(number, len(chosen))
+    return [judged for _, judged in sorted(finished, key=lambda pair: pair[0])] + given_up
 
 
-def _lost(answers: Sequence[bool | None], mode: SteeringMode) -> int:
-    """Replies that are not what the change is for."""
+def _failures(answers: Sequence[bool | None], mode: SteeringMode) -> int:
+    """Number of replies without the intended effect."""
     return sum(answer is not (mode == "induce") for answer in answers)

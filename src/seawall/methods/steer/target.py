@@ -1,4 +1,4 @@
-"""The model under study, the prompts it is asked, and a forward pass over them.
+"""The target model of steering, its prompts, and a forward pass over them.
 
 Legend: B rows, T positions, V vocabulary.
 """
@@ -21,15 +21,15 @@ from seawall.models.moe.find import MoEModel
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringTarget:
-    """A model, and how its refusal is read.
+class TargetModel:
+    """A model, and the tokens of its refusal score.
 
     Attributes:
         model: any causal language model with one stack of decoder layers.
         moe: its MoE layers; None for a dense model.
         fingerprint: of its weights.
         refusal_tokens: the tokens that open its refusals.
-        batch_size: rows of a forward pass, at most.
+        batch_size: maximum rows of a forward pass.
     """
 
     model: PreTrainedModel
@@ -46,41 +46,41 @@ class SteeringTarget:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as it is shown to people, and as the model gets it."""
+    """A prompt as text for people, and as token ids."""
 
     text: str
     token_ids: TokenIds
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages]) -> list[Prompt]:
-    """The prompts through the chat template.
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages]) -> list[Prompt]:
+    """The prompts with the chat template applied.
 
     Raises:
-        DataError: the tokenizer has no template, or it refuses a conversation.
+        DataError: the tokenizer has no chat template, or the template rejects a conversation.
     """
     return [Prompt(messages[-1].content, tuple(encode_prompt(tokenizer, messages))) for messages in prompts]
 
 
 def batches(prompts: Sequence[Prompt], size: int) -> Iterator[tuple[list[int], Batch]]:
-    """Places in `prompts` and their batch, padded on the left so that the last column holds every last token.
+    """Indices of prompts and their left-padded batch, whose last column holds every last token.
 
-    Longest first, like lengths together.
+    Longest first, similar lengths together.
     """
-    order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at].token_ids))
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].token_ids))
     for start in range(0, len(order), size):
         places = order[start : start + size]
-        rows = [list(prompts[at].token_ids) for at in places]
+        rows = [list(prompts[index].token_ids) for index in places]
         yield places, collate([Encoded(row, row) for row in rows], pad_id=0, side="left")
 
 
 @torch.no_grad()
 def last_logits(model: PreTrainedModel, batch: Batch, *, repeats: int = 1) -> Tensor:
-    """Logits of the token after each prompt (B, V), positions counted from a row's first real token as in generation.
+    """Next-token logits of each prompt (B, V); positions count from a row's first real token, as in generation.
 
     Args:
         model: in evaluation mode.
-        batch: padded on the left.
-        repeats: how often the whole batch is put beneath itself: row `r * B + b` is the r-th copy of row b.
+        batch: left-padded.
+        repeats: number of copies of the batch: row `r * B + b` is the r-th copy of row b.
     """
     ids_BT, mask_BT = (
         part.to(model.device).repeat(repeats, 1) for part in (batch.input_ids_BT, batch.attention_mask_BT)

@@ -1,4 +1,4 @@
-"""Steering as the report and the terminal show it, in the reader's words."""
+"""Steering as terminal table and page."""
 
 from __future__ import annotations
 
@@ -53,32 +53,32 @@ _SHARES: tuple[tuple[str, str, float | None], ...] = (
 )
 
 
-def steering_view(found: SteeringResult, directions: Directions, hardening: Hardening | None) -> SteeringView:
+def steering_view(result: SteeringResult, directions: Directions, hardening: Hardening | None) -> SteeringView:
     """What the report is given."""
     return SteeringView(
-        result=found,
-        question=_question(found),
-        facts=_facts(found, directions),
-        grid=layer_grid(found, directions),
-        conditions=_conditions(found),
-        side_effect=side_effect_scatter(found),
-        routing=routing_scatter(found, directions) if directions.candidates else None,
-        routing_note=routing_note(found),
-        shares=[*_shares(found)],
-        candidates=[*_candidates(found)],
+        result=result,
+        question=_question(result),
+        facts=_facts(result, directions),
+        grid=layer_grid(result, directions),
+        conditions=_conditions(result),
+        side_effect=side_effect_scatter(result),
+        routing=routing_scatter(result, directions) if directions.candidates else None,
+        routing_note=routing_note(result),
+        shares=[*_shares(result)],
+        candidates=[*_candidates(result)],
         hardening=_hardening(hardening),
     )
 
 
-def steering_table(found: SteeringResult) -> Table:
+def steering_table(result: SteeringResult) -> Table:
     """One row per condition, for the terminal."""
-    view = _conditions(found)
+    view = _conditions(result)
     table = Table(box=None, pad_edge=False)
     table.add_column("condition", overflow="fold")
     for group in view.groups:
         table.add_column("attack success" if group == POOLED else group_name(group), justify="right")
     table.add_column("harmless KL", justify="right")
-    for condition in found.conditions:
+    for condition in result.conditions:
         kl = "" if condition.harmless_kl is None else f"{condition.harmless_kl:.3f}"
         rates = (condition.rates.get(group) for group in view.groups)
         table.add_row(view.label(condition), *("" if rate is None else rate_text(rate) for rate in rates), kl)
@@ -96,44 +96,44 @@ def condition_name(name: str) -> str:
     return _LABELS.get(name, name)
 
 
-def _question(found: SteeringResult) -> str:
-    way = "taken away" if found.mode == "suppress" else "added"
+def _question(result: SteeringResult) -> str:
+    change = "subtracted" if result.mode == "suppress" else "added"
     return (
         "Directions are mean differences between harmful and harmless prompts, of each layer's input and of each "
         "expert's output where that expert alone is chosen. They come from training prompts and were chosen on "
-        f"validation prompts; then each was {way} on every token while the original model answered held-out prompts, "
-        "the same ones in every condition. No weight is changed. As controls, random directions of the same length and "
-        "experts whose routing does not differ went through the same."
+        f"validation prompts; then each was {change} on every token while the original model answered held-out "
+        "prompts, the same ones in every condition. No weight is changed. As controls, random directions of the same "
+        "length and experts whose routing does not differ went through the same."
     )
 
 
-def _conditions(found: SteeringResult) -> AuditView:
+def _conditions(result: SteeringResult) -> AuditView:
     return AuditView(
         audit="steering",
         title="Conditions of steering.",
         question="",
-        claim=found.claim,
-        groups=[group for group in _SHOWN if found.conditions and group in found.conditions[0].rates],
-        conditions=found.conditions,
-        labels={condition.name: condition_name(condition.name) for condition in found.conditions},
+        claim=result.claim,
+        groups=[group for group in _SHOWN if result.conditions and group in result.conditions[0].rates],
+        conditions=result.conditions,
+        labels={condition.name: condition_name(condition.name) for condition in result.conditions},
     )
 
 
-def _shares(found: SteeringResult) -> Iterator[ShareRow]:
+def _shares(result: SteeringResult) -> Iterator[ShareRow]:
     """The shares that were measured; nothing where no condition of that name is."""
-    names = {one.name for one in found.conditions}
+    names = {condition.name for condition in result.conditions}
     for name, label, paper in _SHARES:
         if name in names:
-            figure = found.figures.get(f"share:{name}")
+            figure = result.figures.get(f"share:{name}")
             yield ShareRow(label, None if figure is None or figure.low is None else figure, paper)
 
 
-def _candidates(found: SteeringResult) -> Iterator[CandidateRow]:
+def _candidates(result: SteeringResult) -> Iterator[CandidateRow]:
     """The chosen candidates first, then those with judged replies, then the best by score."""
-    names = {index: name.replace("_", " ") for name, index in found.chosen.items()}
-    sign = 1 if found.mode == "suppress" else -1
+    names = {index: name.replace("_", " ") for name, index in result.chosen.items()}
+    sign = 1 if result.mode == "suppress" else -1
     order = sorted(
-        enumerate(found.candidates),
+        enumerate(result.candidates),
         key=lambda pair: (
             pair[0] not in names,
             -pair[1].judged,
@@ -147,18 +147,24 @@ def _candidates(found: SteeringResult) -> Iterator[CandidateRow]:
         yield CandidateRow(candidate_name(candidate), candidate, outcome)
 
 
-def _facts(found: SteeringResult, directions: Directions) -> list[tuple[str, str]]:
+def _facts(result: SteeringResult, directions: Directions) -> list[tuple[str, str]]:
     sides: tuple[PromptSide, ...] = ("harmful", "harmless")
     counts = {side: [directions.count(side, used=used) for used in (True, False)] for side in sides}
-    kept = " and ".join(f"{counts[side][0]} {side}" for side in sides)
+    counted = " and ".join(f"{counts[side][0]} {side}" for side in sides)
     looked = " and ".join(str(sum(counts[side])) for side in sides)
     rows = [
-        ("prompts for directions", f"{kept}, of {looked}; those whose refusal score has the right sign"),
+        ("prompts for directions", f"{counted}, of {looked}; those whose refusal score has the right sign"),
         ("refusal tokens", ", ".join(map(str, directions.refusal_tokens))),
-        ("settings tried", f"{len(found.candidates):,} ({_counts(Counter(one.family for one in found.candidates))})"),
-        ("dropped", _counts(Counter(one.reason for one in found.candidates if not one.kept)) or "none"),
+        (
+            "settings tried",
+            f"{len(result.candidates):,} ({_counts(Counter(candidate.family for candidate in result.candidates))})",
+        ),
+        (
+            "dropped",
+            _counts(Counter(candidate.reason for candidate in result.candidates if not candidate.kept)) or "none",
+        ),
     ]
-    cost, full = (found.figures.get(name) for name in ("search_cost", "search_full_cost"))
+    cost, full = (result.figures.get(name) for name in ("search_cost", "search_full_cost"))
     if cost is not None and full is not None and cost.value:
         saved = f"{full.value / cost.value:.1f} times fewer decoder-layer passes than every setting on every prompt"
         rows.append(("search for experts", saved))
@@ -169,12 +175,12 @@ def _counts(counts: Counter[str]) -> str:
     return "; ".join(f"{name.replace('_', ' ')}: {count:,}" for name, count in counts.most_common())
 
 
-def _hardening(found: Hardening | None) -> str:
-    if found is None:
+def _hardening(artifact: Hardening | None) -> str:
+    if artifact is None:
         return ""
-    cost = found.effects.get(BORDERLINE)
-    said = "" if cost is None else f" Its cost: over-refusal from {cost.before.rate:.1%} to {cost.after.rate:.1%}."
+    cost = artifact.effects.get(BORDERLINE)
+    costs = "" if cost is None else f" Its cost: over-refusal from {cost.before.rate:.1%} to {cost.after.rate:.1%}."
     return (
-        f"steer/hardening holds this direction times {found.coefficient:g}, for seawall.load(model, steering=...), "
-        f"which adds it for as long as the model lives.{said}"
+        f"steer/hardening holds this direction times {artifact.coefficient:g}, for seawall.load(model, steering=...), "
+        f"which adds it for as long as the model lives.{costs}"
     )

@@ -1,4 +1,4 @@
-"""Fine-tuning inside the safety basin: the AsFT penalty added to the loss of a trainer. arXiv 2506.08473, section 3."""
+"""`SafetyBasin`: the AsFT penalty (arXiv 2506.08473, section 3) as a term of any trainer's loss."""
 
 from __future__ import annotations
 
@@ -17,36 +17,35 @@ from seawall.errors import ConfigError
 from seawall.methods.tune.anchor import extract_anchor
 from seawall.methods.tune.penalty import Penalty, Projector, StartingWeights, penalised
 from seawall.methods.tune.safelora import SafeLoraReport, project
-from seawall.methods.tune.terms import Attachment, Term, require_attachable, require_weight
+from seawall.methods.tune.terms import Attachment, LossTerm, require_attachable, require_weight
 from seawall.models.files.stream import Part, outline, reading
 from seawall.models.lora.updates import FullUpdate, Update, trainable_updates
 
 __all__ = ["LOGGED", "Attachment", "SafetyBasin", "from_checkpoint"]
 
 LOGGED = "safety_penalty"
-"""The key of the trainer's logs that holds the mean unweighted penalty since the last line."""
+"""Key of the trainer's logs for the mean unweighted penalty since the last log line."""
 _TITLE, _WHAT = "safety basin", "the safety penalty"
 
 
 class SafetyBasin:
-    """Keeps a fine-tuned model's updates within the directions of alignment: L = L_task + weight * penalty.
+    """Keeps the updates of fine-tuning within the alignment directions: L = L_task + weight * penalty.
 
         SafetyBasin.between("meta-llama/Llama-2-7b-chat-hf", "meta-llama/Llama-2-7b-hf").attach(trainer)
         trainer.train()
 
-    The penalty depends on no data. An optimizer step takes it once, whatever the number of accumulation steps and of
-    data-parallel processes: each accumulation step adds its part, each process the same value, whose gradients the
-    processes average. It is a sum over matrices, not a mean.
+    The penalty is a sum over matrices and depends on no data. It enters each optimizer step once, independent of the
+    number of accumulation steps and data-parallel processes.
 
     Args:
-        anchor: of the model that is fine-tuned, or the folder of a saved one.
-        weight: lambda; the paper uses 1 and finds 0.1 to 10 alike. 0 only measures and logs.
-        projector: `subspace`, or `reference`, `l2` or `random` (`seawall.methods.tune.penalty.Projector`).
-        scaled: penalise LoRA's update with alpha / r; the published weights belong to the update without.
+        anchor: of the model to fine-tune, or the folder of a saved anchor.
+        weight: lambda; the paper uses 1 and finds no difference from 0.1 to 10. 0 logs the penalty without a gradient.
+        projector: `subspace`, `reference`, `l2` or `random` (`seawall.methods.tune.penalty.Projector`).
+        scaled: penalise LoRA's update with its factor alpha / r; the published weights are for the update without it.
         seed: of the random projector.
 
     Raises:
-        ConfigError: a weight below 0 or not finite; an unknown projector.
+        ConfigError: a weight that is negative or not finite; an unknown projector.
     """
 
     def __init__(
@@ -75,20 +74,20 @@ class SafetyBasin:
         energy: float | None = None,
         weight: float = 1.0,
     ) -> SafetyBasin:
-        """The basin of a model, from its checkpoint and that of the model that it was aligned from.
+        """The basin of a model, from its checkpoint and that of its base.
 
-        Both are read once, a tensor or an expert's slice at a time; `basin.save(folder)` keeps the directions.
+        Both are read once, one tensor or expert slice at a time; `basin.save(folder)` saves the directions.
 
         Args:
-            aligned: Hub id or folder of the model that is fine-tuned, or `lab`.
+            aligned: Hub id or folder of the model to fine-tune, or `lab`.
             base: Hub id or folder of the model that it was aligned from, or `lab-original`.
-            targets: ends of the names of modules or stacked parameters, as PEFT takes them; None for all.
-            rank: directions of each matrix, at most.
-            energy: keep the fewest directions that hold this part of the difference's squared norm.
+            targets: suffixes of module or stacked-parameter names, as in PEFT; None for all matrices.
+            rank: maximum number of directions per matrix.
+            energy: keep the fewest directions with this share of the difference's squared norm.
             weight: lambda.
 
         Raises:
-            SeawallError: a checkpoint cannot be read, or the two are not of one model.
+            SeawallError: a checkpoint cannot be read, or the two are of different models.
         """
         config = AnchorConfig(
             aligned=ModelConfig(id=aligned),
@@ -100,35 +99,34 @@ class SafetyBasin:
         return cls(extract_anchor(config), weight)
 
     def save(self, folder: str | PathLike[str]) -> None:
-        """Keeps the directions in a folder, for `SafetyBasin(folder)`."""
+        """Saves the directions in a folder, for `SafetyBasin(folder)`."""
         self.anchor.save(Path(folder))
 
     def project(
         self, model: torch.nn.Module, *, threshold: float | None = None, layers: int | None = None
     ) -> SafeLoraReport:
-        """Safe LoRA (arXiv 2405.16833) on a trained adapter, in place: updates that point elsewhere are projected.
+        """Safe LoRA (arXiv 2405.16833) on a trained adapter, in place: projects updates with a low cosine.
 
         Args:
-            model: of PEFT, with one LoRA adapter.
-            threshold: project the matrices whose cosine is below it.
-            layers: project this many matrices, the lowest cosines first.
+            model: a PEFT model with one LoRA adapter.
+            threshold: project matrices with a lower cosine.
+            layers: project this number of matrices, lowest cosines first.
 
         Raises:
-            ConfigError: neither or both are given; an adapter of matrices that the anchor lacks.
+            ConfigError: neither or both of threshold and layers; an adapter of matrices that the anchor lacks.
         """
         return project(model, self.anchor, threshold=threshold, layers=layers)
 
     def penalty(self, model: torch.nn.Module, *, start: StartingWeights | None = None) -> Penalty:
-        """The penalty of a model's updates, for training loops of one's own.
+        """The penalty of a model's updates, for a custom training loop.
 
         Args:
-            model: with its adapter, or with whole matrices that train.
-            start: the weights before training; None copies those of whole matrices now, in their own type.
+            model: with its adapter, or with fully trained matrices.
+            start: weights before training; None copies those of fully trained matrices now, in their own type.
 
         Raises:
-            ConfigError: an adapter of matrices that the anchor lacks; other shapes; nothing to penalise, because
-                nothing trains that the anchor holds, or because it spans the output of all that does and the weight is
-                not 0.
+            ConfigError: an adapter of matrices that the anchor lacks; other shapes; no penalty is possible, because no
+                trained matrix is in the anchor, or (with a weight above 0) the directions span every trained matrix.
             UnsupportedModelError: an adapter other than LoRA.
         """
         updates = penalised(self.anchor, trainable_updates(model))
@@ -144,42 +142,42 @@ class SafetyBasin:
         )
 
     def attach(self, trainer: Any, *, start: Path | None = None) -> Attachment:
-        """Add the penalty to the training loss of a `transformers.Trainer` or a subclass, TRL's trainers among them.
+        """Adds the penalty to the training loss of a `transformers.Trainer` or a subclass, such as TRL's trainers.
 
-        Evaluation's loss stays the task's own. The logs get `safety_penalty`. Other terms, such as
-        `seawall.methods.tune.drift.RoutingDrift`, may be on the same trainer.
+        The logs get `safety_penalty`; the evaluation loss is unchanged. Other terms, such as
+        `seawall.methods.tune.drift.RoutingDrift`, can be attached to the same trainer.
 
         Args:
             trainer: before `train()`, with the model from which training starts.
-            start: where whole matrices train: the folder of the checkpoint that the model was loaded from. Its files
-                are then read in every step and no copy of the weights is kept.
+            start: for fully trained matrices, the folder of the model's checkpoint: its files are read in every step
+                instead of keeping a copy of the weights.
 
         Returns:
-            what takes the penalty off again: by `remove()`, or as a context manager.
+            the attachment: `remove()` it, or use it as a context manager.
 
         Raises:
             ConfigError: as `penalty`; a basin is attached already; the parameters are sharded (FSDP, DeepSpeed). In
-                training: the trainer made itself another model (`model_init`).
+                training: the trainer replaced its model (`model_init`).
             SeawallError (in training): a loss or a penalty that is not finite.
         """
         require_attachable(trainer, title=_TITLE, what=_WHAT)
         penalty = self.penalty(trainer.model, start=None if start is None else from_checkpoint(start))
-        return Attachment(trainer, Term(LOGGED, _TITLE, _WHAT, self.weight, lambda moment: penalty()))
+        return Attachment(trainer, LossTerm(LOGGED, _TITLE, _WHAT, self.weight, lambda step: penalty()))
 
 
 def from_checkpoint(folder: Path) -> StartingWeights:
-    """Starting weights that are read from a checkpoint's files whenever they are asked for, and not kept.
+    """Starting weights that are read from a checkpoint's files at every call.
 
     Raises:
         UnsupportedModelError, ArtifactError: as `seawall.models.files.stream.outline`.
     """
-    found = outline(folder)
+    checkpoint = outline(folder)
     parts: dict[str, list[Part]] = {}
-    for part in found.sources:
+    for part in checkpoint.sources:
         parts.setdefault(part.name, []).append(part)
 
     def read(name: str) -> Tensor:
-        with reading(found) as reader:
+        with reading(checkpoint) as reader:
             tensors = [reader.read(part)[name] for part in parts[name]]
         return torch.stack(tensors) if parts[name][0].expert is not None else tensors[0]
 
@@ -187,16 +185,16 @@ def from_checkpoint(folder: Path) -> StartingWeights:
 
 
 def _copied(updates: Sequence[Update]) -> StartingWeights:
-    kept = {one.name: one.parameter.detach().clone() for one in updates if isinstance(one, FullUpdate)}
-    return kept.__getitem__
+    copies = {update.name: update.parameter.detach().clone() for update in updates if isinstance(update, FullUpdate)}
+    return copies.__getitem__
 
 
 def _require_outside(anchor: Anchor, updates: Sequence[Update]) -> None:
-    """Refuse a penalty that would be zero whatever the update."""
-    chosen = [anchor.matrices[one.name] for one in updates]
-    if all(bool((one.ranks == one.rows).all()) for one in chosen):
+    """Refuse a penalty that is zero for every update."""
+    trained = [anchor.matrices[update.name] for update in updates]
+    if all(bool((matrix.ranks == matrix.rows).all()) for matrix in trained):
         raise ConfigError(
-            "the anchor's directions span the whole output of all matrices that train, so nothing would be penalised",
-            got=f"{len(chosen)} matrices, {chosen[0].rows} directions of {chosen[0].rows}, first",
+            "the anchor's directions span the output of every trained matrix, so the penalty is always 0",
+            got=f"{len(trained)} matrices; the first has {trained[0].rows} directions in {trained[0].rows} dimensions",
             remedy="make the anchor with a lower rank, or with energy",
         )

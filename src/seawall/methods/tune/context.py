@@ -1,4 +1,4 @@
-"""What fine-tuning works with: what was read, the model and its anchor, opened at first use and once."""
+"""What fine-tuning works with: recipe, run folder, data, processes, and the model's and its base's checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from seawall.config.tune import ANCHORED, TuneConfig
 from seawall.distributed.process import Processes
 from seawall.errors import ConfigError
 from seawall.methods.tune.anchor import anchor_between
-from seawall.methods.tune.rows import TuneData
+from seawall.methods.tune.data import TuneData
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.shell.context import Context
 from seawall.shell.model import open_checkpoint, require_loadable
@@ -24,38 +24,38 @@ from seawall.shell.model import open_checkpoint, require_loadable
 
 @dataclass(frozen=True, eq=False)
 class TuneContext(Context):
-    """The shell's context, with the rows of the task and the processes that train together."""
+    """The shell's context, with the data of the run and the processes that train together."""
 
     data: TuneData
     processes: Processes
 
     @property
     def config(self) -> TuneConfig:
-        """The recipe's section."""
+        """The recipe's section `tune`."""
         return self.recipe.tune
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the model's weights as they are loaded."""
+        """Fingerprint of the loaded weights."""
         self.reporter.stage(f"Loading {self.recipe.model.id}")
-        fingerprint = model_fingerprint(self.fresh()[0])
+        fingerprint = model_fingerprint(self.load_model()[0])
         if self.processes.first:
             self.note_model(fingerprint)
         return fingerprint
 
     @property
     def base(self) -> ModelConfig | None:
-        """The base: the recipe's, or the embedded model's own."""
+        """The model that the recipe's was aligned from; the embedded model has a base of its own."""
         if self.config.base is None and self.recipe.model.id == LAB:
             return self.recipe.model.model_copy(update={"id": LAB_ORIGINAL})
         return self.config.base
 
-    def fresh(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model, loaded anew: training and merging an adapter change it."""
+    def load_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """A new copy of the model: training and merging an adapter change it in place."""
         return self.checkpoint.load()
 
     def anchor_config(self) -> AnchorConfig:
-        """The anchor of the matrices that are adapted."""
+        """Settings of an anchor over the matrices that LoRA adapts."""
         assert self.base is not None
         lora, size = self.config.lora, self.config.anchor
         return AnchorConfig(
@@ -67,22 +67,22 @@ class TuneContext(Context):
         )
 
     def make_anchor(self) -> Anchor:
-        """Reads both checkpoints."""
+        """Computes the anchor from both checkpoints."""
         assert self.base is not None
         return anchor_between(self.checkpoint, open_checkpoint(self.base), self.anchor_config())
 
 
-def check(recipe: Recipe) -> None:
-    """Refuse what cannot be run, before a folder is made for it.
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse a recipe that cannot be run, before a run folder is made.
 
     Raises:
-        ConfigError: an endpoint; methods that need a base, and none is named.
+        ConfigError: an endpoint, or methods that need a base without `tune.base`.
     """
     require_loadable(recipe.eval.engine, "a model behind an endpoint cannot be fine-tuned")
-    wanting = [method for method in recipe.tune.methods if method in ANCHORED]
-    if wanting and recipe.tune.base is None and recipe.model.id != LAB:
+    anchored = [method for method in recipe.tune.methods if method in ANCHORED]
+    if anchored and recipe.tune.base is None and recipe.model.id != LAB:
         raise ConfigError(
-            f"{', '.join(wanting)} need the model's base",
+            f"{', '.join(anchored)} need the model's base",
             got="no tune.base",
             expected="the checkpoint that the model was aligned from",
             remedy="set tune.base.id, or choose tune.methods=[sft, mixing]",
@@ -90,5 +90,5 @@ def check(recipe: Recipe) -> None:
 
 
 def settings(config: TuneConfig, *names: str) -> dict[str, Any]:
-    """Some of the section's settings, as JSON."""
+    """The named settings of the section, as JSON."""
     return config.model_dump(mode="json", include=set(names))

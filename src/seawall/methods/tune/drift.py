@@ -1,9 +1,9 @@
-"""A penalty on the routing of harmful prompts, on MoE models: the idea of SafeMoE, arXiv 2509.22745.
+"""A penalty on the routing of harmful prompts in MoE models, after SafeMoE (arXiv 2509.22745).
 
-Fine-tuning moves the routing of harmful prompts away from the experts that refuse them. The term holds it where it was:
-the divergence KL(start || now) of every token's routing distribution (softmax of the router's logits), averaged over
-the prompt's tokens, the MoE layers and the prompts. It is 0, and so is its gradient, where nothing has moved. SafeMoE
-optimises it in turns with the task; here it is a term of the loss, on a few prompts per optimizer step.
+Fine-tuning moves the routing of harmful prompts away from the experts that refuse them. The term penalises this drift:
+KL(start || current) of each token's routing distribution (softmax of the router's logits), averaged over the prompt's
+tokens, the MoE layers and the prompts. Drift and gradient are 0 at the start of training. SafeMoE alternates it with
+the task's loss; here it is a term of the loss, on a few prompts per optimizer step.
 
 Legend: T tokens of a prompt, L MoE layers, E experts.
 """
@@ -25,35 +25,35 @@ from seawall.data.batching import collate, length_buckets
 from seawall.data.templating import Encoded, encode_prompt
 from seawall.data.types import Messages, user
 from seawall.errors import ConfigError, UnsupportedModelError
-from seawall.methods.tune.terms import Attachment, Moment, Term, require_attachable, require_weight
+from seawall.methods.tune.terms import AccumulationStep, Attachment, LossTerm, require_attachable, require_weight
 from seawall.models.forward import run
 from seawall.models.moe.capture import capture
 from seawall.models.moe.find import MoEModel, find_moe
 
 LOGGED = "routing_drift"
-"""The key of the trainer's logs that holds the mean unweighted drift, in nats, since the last line."""
+"""Key of the trainer's logs for the mean unweighted drift since the last log line, in nats."""
 _TITLE = _WHAT = "routing drift"
 
 
 class RoutingDrift:
-    """Keeps the routing of harmful prompts where it is before fine-tuning: L = L_task + weight * drift.
+    """Penalises the drift of the routing of harmful prompts during fine-tuning: L = L_task + weight * drift.
 
         RoutingDrift(prompts, weight=1.0).attach(trainer)
-        SafetyBasin(anchor).attach(trainer)  # both may be there
+        SafetyBasin(anchor).attach(trainer)  # both terms can be attached
         trainer.train()
 
-    An optimizer step takes it once: its prompts are divided among the accumulation steps, and every data-parallel
-    process takes the same ones.
+    The term enters each optimizer step once: the step's prompts are divided among its accumulation steps, and every
+    data-parallel process uses the same prompts.
 
     Args:
-        prompts: harmful requests to train on, as texts or conversations; never those that are reported on.
-        weight: its factor. 0 only measures and logs, and leaves training as it is.
-        per_step: prompts of an optimizer step; at least one per accumulation step.
-        tokenizer: with the model's chat template; None takes the trainer's own.
-        seed: draws the prompts. Seed and step alone decide, so a resumed training draws the same ones.
+        prompts: harmful training requests, as texts or conversations; never held-out ones.
+        weight: factor of the term; 0 logs the drift without a gradient.
+        per_step: prompts per optimizer step; at least one per accumulation step is used.
+        tokenizer: with the model's chat template; None uses the trainer's.
+        seed: of the sampled prompts, which depend on seed and step alone, so that a resumed training repeats them.
 
     Raises:
-        ConfigError: a weight below 0 or not finite; no prompts; fewer than one prompt per step.
+        ConfigError: a weight that is negative or not finite; no prompts; `per_step` below 1.
     """
 
     def __init__(
@@ -67,35 +67,35 @@ class RoutingDrift:
     ) -> None:
         require_weight(weight, _WHAT)
         if not prompts:
-            raise ConfigError("routing drift needs harmful prompts", got="none", remedy="give some, or leave it out")
+            raise ConfigError("routing drift needs harmful prompts", got="no prompts")
         if per_step < 1:
-            raise ConfigError("the number of prompts per step is wrong", got=per_step, expected="1 or more")
+            raise ConfigError("per_step must be at least 1", got=per_step)
         self.prompts = tuple(user(prompt) if isinstance(prompt, str) else prompt for prompt in prompts)
         self.weight, self.per_step = weight, per_step
         self.tokenizer, self.seed = tokenizer, seed
 
     def attach(self, trainer: Any) -> Attachment:
-        """Record where the prompts are routed now, and add the term to the training loss of a `transformers.Trainer`.
+        """Records the current routing of the prompts, and adds the term to the loss of a `transformers.Trainer`.
 
-        What is recorded stays in memory: 4 bytes x layers x experts for every token of the prompts. The logs get
-        `routing_drift`. Evaluation's loss stays the task's own.
+        The record takes 4 bytes x layers x experts per prompt token in memory. The logs get `routing_drift`; the
+        evaluation loss is unchanged.
 
         Args:
             trainer: before `train()`, with the model from which training starts.
 
         Returns:
-            what takes the term off again: by `remove()`, or as a context manager.
+            the attachment: `remove()` it, or use it as a context manager.
 
         Raises:
-            ConfigError: it is attached already; the parameters are sharded; the trainer has no tokenizer. In training:
-                nothing that trains moves the routing.
+            ConfigError: a routing drift is attached already; the parameters are sharded; the trainer has no tokenizer;
+                no trained parameter affects the routing.
             UnsupportedModelError: the model is dense, or its experts cannot be reached.
             SeawallError (in training): a loss or a drift that is not finite.
         """
         require_attachable(trainer, title=_TITLE, what=_WHAT)
         tokenizer = trainer.processing_class if self.tokenizer is None else self.tokenizer
         if tokenizer is None:
-            raise ConfigError("routing drift needs the model's tokenizer", remedy="give it as tokenizer=...")
+            raise ConfigError("routing drift needs the model's tokenizer", remedy="pass tokenizer=...")
         moe = find_moe(without_adapter(trainer.model))
         rows = [encode_prompt(tokenizer, prompt) for prompt in self.prompts]
         with trainer.accelerator.autocast():
@@ -103,26 +103,26 @@ class RoutingDrift:
             if self.weight > 0:
                 _require_gradient(moe, rows[0])
 
-        def value(moment: Moment) -> Tensor:
-            drawn = draw(len(rows), self.per_step, moment, seed=self.seed)
+        def value(step: AccumulationStep) -> Tensor:
+            indices = draw(len(rows), self.per_step, step, seed=self.seed)
             with trainer.accelerator.autocast():
-                now = routing(moe, [rows[at] for at in drawn])
-            return divergence([start[at] for at in drawn], now)
+                current = routing(moe, [rows[index] for index in indices])
+            return divergence([start[index] for index in indices], current)
 
-        return Attachment(trainer, Term(LOGGED, _TITLE, _WHAT, self.weight, value))
+        return Attachment(trainer, LossTerm(LOGGED, _TITLE, _WHAT, self.weight, value))
 
 
-def draw(count: int, per_step: int, moment: Moment, *, seed: int) -> list[int]:
-    """Which of `count` prompts an accumulation step takes: its share of those of the optimizer step."""
-    each = math.ceil(min(per_step, count) / moment.parts)
-    drawn = random.Random(f"routing drift of step {moment.step} of seed {seed}").sample(range(count), count)
-    return [drawn[at % count] for at in range(moment.part * each, (moment.part + 1) * each)]
+def draw(count: int, per_step: int, step: AccumulationStep, *, seed: int) -> list[int]:
+    """Indices of the prompts, out of `count`, of one accumulation step."""
+    per_part = math.ceil(min(per_step, count) / step.parts)
+    order = random.Random(f"routing drift of step {step.step} of seed {seed}").sample(range(count), count)
+    return [order[index % count] for index in range(step.part * per_part, (step.part + 1) * per_part)]
 
 
 def routing(moe: MoEModel, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Log-probabilities of the experts (L, T, E) for every token of every prompt, for autograd where it is on.
+    """Log-probabilities of the experts (L, T, E) at each token of each prompt, with gradients if autograd is on.
 
-    The model runs without dropout and router noise, and without gradient checkpointing; padding is cut off.
+    The model runs without dropout, router noise and gradient checkpointing; padding is removed.
 
     Raises:
         UnsupportedModelError: the model does not call its experts in every MoE layer.
@@ -131,25 +131,25 @@ def routing(moe: MoEModel, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     with _evaluating(moe.model), capture(moe, logits=True, detach=False) as trace:
         run(moe, batch, keep=1)
     trace.require_complete()
-    whole = [one.float().log_softmax(-1).to(trace.logits[0].device) for one in trace.logits]
+    log_probabilities = [logits_TE.float().log_softmax(-1).to(trace.logits[0].device) for logits_TE in trace.logits]
     shape = (*batch.input_ids_BT.shape, moe.num_experts)
-    by_layer = torch.stack([one.reshape(shape) for one in whole])
-    return [by_layer[:, at, : len(row)] for at, row in enumerate(rows)]
+    log_LBTE = torch.stack([flat_TE.reshape(shape) for flat_TE in log_probabilities])
+    return [log_LBTE[:, index, : len(row)] for index, row in enumerate(rows)]
 
 
-def divergence(start: Sequence[Tensor], now: Sequence[Tensor]) -> Tensor:
-    """KL(start || now) () in nats: the mean over prompts of the mean over their layers and tokens.
+def divergence(start: Sequence[Tensor], current: Sequence[Tensor]) -> Tensor:
+    """KL(start || current) () in nats: mean over prompts of the mean over layers and tokens.
 
     Args:
         start: log-probabilities (L, T, E) of each prompt, on any device.
-        now: likewise.
+        current: likewise.
     """
-    pairs = [(log_p.to(log_q.device), log_q) for log_p, log_q in zip(start, now, strict=True)]
+    pairs = [(log_p.to(log_q.device), log_q) for log_p, log_q in zip(start, current, strict=True)]
     return torch.stack([(log_p.exp() * (log_p - log_q)).sum(-1).mean() for log_p, log_q in pairs]).mean()
 
 
 def without_adapter(model: nn.Module) -> PreTrainedModel:
-    """The model that PEFT wrapped; the layers of the adapter are in it."""
+    """The model inside PEFT's wrapper, with the adapter's layers; any other model as it is."""
     peft = sys.modules.get("peft")
     inner = model.get_base_model() if peft is not None and isinstance(model, peft.PeftModel) else model
     if not isinstance(inner, PreTrainedModel):
@@ -161,27 +161,31 @@ def without_adapter(model: nn.Module) -> PreTrainedModel:
 
 @torch.no_grad()
 def _recorded(moe: MoEModel, rows: Sequence[Sequence[int]], size: int) -> list[Tensor]:
-    """The routing of all prompts as it is now, on the CPU."""
-    found: dict[int, Tensor] = {}
+    """The current routing of all prompts, on the CPU."""
+    recorded: dict[int, Tensor] = {}
     for positions in length_buckets([len(row) for row in rows], size):
-        found |= zip(positions, (one.cpu() for one in routing(moe, [rows[at] for at in positions])), strict=True)
-    return [found[at] for at in range(len(rows))]
+        recorded |= zip(
+            positions,
+            (routing_LTE.cpu() for routing_LTE in routing(moe, [rows[position] for position in positions])),
+            strict=True,
+        )
+    return [recorded[position] for position in range(len(rows))]
 
 
 def _require_gradient(moe: MoEModel, row: Sequence[int]) -> None:
     with torch.enable_grad():
-        (found,) = routing(moe, [row])
-    if not found.requires_grad:
+        (routing_LTE,) = routing(moe, [row])
+    if not routing_LTE.requires_grad:
         raise ConfigError(
-            "nothing that trains moves the routing, so its drift cannot be held",
-            got="an adapter behind the last router, or frozen weights",
+            "no trained parameter affects the routing, so routing drift has no gradient",
+            got="an adapter after the last router, or frozen weights",
             remedy="leave routing drift out, or adapt layers before the last router",
         )
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """All modules in evaluation mode; those that trained do so again afterwards, and no other."""
+    """Inside, every module is in evaluation mode; afterwards each has its own mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

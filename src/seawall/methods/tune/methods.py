@@ -1,6 +1,6 @@
-"""The methods that are compared: what each adds to plain supervised fine-tuning of an adapter.
+"""The methods of a comparison: what each adds to supervised fine-tuning of a LoRA adapter.
 
-A new one is a function here, its name in `BUILD`, and its name in `seawall.config.tune.TuneMethod`.
+To add one: a function here, its entry in `METHODS`, and its name in `seawall.config.tune.TuneMethod`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from seawall.methods.tune.context import TuneContext, settings
 from seawall.methods.tune.drift import LOGGED as DRIFT
 from seawall.methods.tune.drift import RoutingDrift
 from seawall.methods.tune.penalty import Projector
-from seawall.methods.tune.rows import Rows, encoded
+from seawall.methods.tune.rows import TrainingRows, encode_rows
 from seawall.methods.tune.safelora import project
-from seawall.methods.tune.sft import ADAPTER, Attach, Trained, train
+from seawall.methods.tune.sft import ADAPTER, Attach, TrainingResult, train
 from seawall.methods.tune.training_record import ANCHOR, stage_name
 from seawall.models.lora.merge import attach_saved_adapter
 from seawall.models.silence_libraries import silence_libraries
@@ -32,19 +32,19 @@ from seawall.runs.files import canonical_hash
 from seawall.runs.stage import finished_stage, stage_hash
 
 _DRIFT_GOALS = 64
-"""Harmful training goals whose routing is recorded, at most."""
+"""At most this many harmful training goals have their routing recorded."""
 PROJECTORS: Mapping[TuneMethod, Projector] = {
     "asft": "subspace",
     "reference": "reference",
     "l2": "l2",
     "random": "random",
 }
-"""Methods that add the penalty, and its projector."""
+"""Methods with the penalty, and the projector of each."""
 
 
 @dataclass(frozen=True, eq=False)
-class Training:
-    """One method and seed of a run."""
+class TrainingRun:
+    """One method and seed of a fine-tuning run."""
 
     context: TuneContext
     method: TuneMethod
@@ -52,7 +52,7 @@ class Training:
     anchor: Anchor | None
 
     def own_inputs(self) -> dict[str, Any]:
-        """Settings that only this method's adapter depends on."""
+        """Inputs of this method's training stage, in addition to those of every training."""
         config = self.context.config
         if self.method == "asft":
             goals = canonical_hash({"goals": self.drift_goals()}) if config.routing_drift else None
@@ -65,100 +65,100 @@ class Training:
 
     @property
     def sft(self) -> Path:
-        """The finished stage of plain fine-tuning with the same seed."""
+        """The finished stage of `sft` with the same seed."""
         return finished_stage(self.context.run, stage_name("sft", self.seed))
 
-    def rows(self) -> Rows:
-        """What is trained on."""
+    def rows(self) -> TrainingRows:
+        """The training rows."""
         return self.context.data.rows(self.context.config, self.method, self.seed)
 
     def drift_goals(self) -> list[str]:
-        """Harmful training goals whose routing `asft` may hold where it was."""
+        """Harmful training goals for the routing drift of `asft`."""
         return [goal.text for goal in take(self.context.data.prompts.goals.train, _DRIFT_GOALS)]
 
 
-def plain(training: Training, folder: Path) -> TuningRow:
-    """LoRA alone, on whatever rows; the penalty is measured where there is an anchor, and weighs nothing."""
-    return _trained(training, folder, _measured(training))
+def train_plain(training: TrainingRun, folder: Path) -> TuningRow:
+    """LoRA without a penalty; where there is an anchor, the penalty is logged with weight 0."""
+    return _train(training, folder, _logged_penalty(training))
 
 
-def within_basin(training: Training, folder: Path, *, projector: Projector) -> TuningRow:
-    """With the penalty on what leaves the directions of alignment, or a control of it."""
+def train_within_basin(training: TrainingRun, folder: Path, *, projector: Projector) -> TuningRow:
+    """L = L_task + lambda ||(I - C) dW||_F^2 (AsFT, section 3), with C from the anchor or of a control."""
     assert training.anchor is not None
     weight = training.context.config.weight
     basin = SafetyBasin(training.anchor, weight, projector=projector, seed=training.seed)
-    terms = [Addition(LOGGED, weight, basin.attach), *_drift(training)]
-    return _trained(training, folder, terms)
+    terms = [NamedTerm(LOGGED, weight, basin.attach), *_drift_terms(training)]
+    return _train(training, folder, terms)
 
 
-def projected(training: Training, folder: Path) -> TuningRow:
-    """The adapter of plain fine-tuning with the same seed, projected; nothing is trained."""
+def project_plain(training: TrainingRun, folder: Path) -> TuningRow:
+    """Safe LoRA (arXiv 2405.16833) on the adapter of `sft` with the same seed; trains nothing."""
     assert training.anchor is not None
-    context, made_from = training.context, training.sft
+    context, sft = training.context, training.sft
     begun = time.monotonic()
-    model, _ = context.fresh()
-    adapted = attach_saved_adapter(model, made_from / ADAPTER)
+    model, _ = context.load_model()
+    adapted = attach_saved_adapter(model, sft / ADAPTER)
     report = project(adapted, training.anchor, **context.config.safelora.model_dump())
     with silence_libraries():
         adapted.save_pretrained(folder / ADAPTER)
-    row = TuningRow.load(made_from)
+    row = TuningRow.load(sft)
     curves = {name: points for name, points in row.curves.items() if name == "loss"}
     seconds = round(row.seconds + time.monotonic() - begun, 1)
     return replace(row, method="safelora", seconds=seconds, curves=curves, note=str(report))
 
 
-BUILD: Mapping[TuneMethod, Callable[[Training, Path], TuningRow]] = {
-    "sft": plain,
-    **{method: partial(within_basin, projector=projector) for method, projector in PROJECTORS.items()},
-    "mixing": plain,
-    "safelora": projected,
+METHODS: Mapping[TuneMethod, Callable[[TrainingRun, Path], TuningRow]] = {
+    "sft": train_plain,
+    **{method: partial(train_within_basin, projector=projector) for method, projector in PROJECTORS.items()},
+    "mixing": train_plain,
+    "safelora": project_plain,
 }
-"""Every method: leaves `adapter/` in the folder, and says what it did."""
+"""Every method: writes `adapter/` into the folder and returns the row of its training."""
 
 
-class Addition(NamedTuple):
-    """A term of the loss: its name in the logs, its weight, and what puts it on a trainer."""
+class NamedTerm(NamedTuple):
+    """A loss term: its key in the logs, its weight, and the function that attaches it to a trainer."""
 
     name: str
     weight: float
     attach: Attach
 
 
-def _drift(training: Training) -> list[Addition]:
-    """The routing drift of harmful training goals, where the recipe weighs it; of `asft` alone."""
+def _drift_terms(training: TrainingRun) -> list[NamedTerm]:
+    """The routing drift of harmful training goals; for `asft` alone, where `tune.routing_drift` is above 0."""
     weight = training.context.config.routing_drift
     if training.method != "asft" or weight == 0:
         return []
     term = RoutingDrift([user(text) for text in training.drift_goals()], weight, seed=training.seed)
-    return [Addition(DRIFT, term.weight, term.attach)]
+    return [NamedTerm(DRIFT, term.weight, term.attach)]
 
 
-def follow(context: TuneContext) -> None:
-    """What every process but the first one does: train with it when it says so, and write nothing."""
+def train_as_worker(context: TuneContext) -> None:
+    """The loop of every process but the first: take part in each training that the first one orders; write nothing."""
     while (order := context.processes.await_order()) is not None:
         method, seed, folder = order
-        anchored = context.run.stage(ANCHOR)
-        anchor = Anchor.load(anchored) if anchored.is_dir() else None
-        BUILD[method](Training(context, method, seed, anchor), Path(folder))
+        anchor_folder = context.run.stage(ANCHOR)
+        anchor = Anchor.load(anchor_folder) if anchor_folder.is_dir() else None
+        METHODS[method](TrainingRun(context, method, seed, anchor), Path(folder))
 
 
-def _measured(training: Training) -> list[Addition]:
-    """The penalty with no weight, which leaves training as it is; nothing where there is no anchor."""
+def _logged_penalty(training: TrainingRun) -> list[NamedTerm]:
+    """The penalty with weight 0, which changes no gradient; empty without an anchor."""
     if training.anchor is None:
         return []
-    return [Addition(LOGGED, 0.0, SafetyBasin(training.anchor, 0.0).attach)]
+    return [NamedTerm(LOGGED, 0.0, SafetyBasin(training.anchor, 0.0).attach)]
 
 
-def _trained(training: Training, folder: Path, terms: Sequence[Addition]) -> TuningRow:
+def _train(training: TrainingRun, folder: Path, terms: Sequence[NamedTerm]) -> TuningRow:
     context = training.context
     rows = training.rows()
-    model, tokenizer = context.fresh()
-    lessons = encoded(tokenizer, rows.exchanges, max_length=context.config.max_length)
+    model, tokenizer = context.load_model()
+    encoded = encode_rows(tokenizer, rows.exchanges, max_length=context.config.max_length)
     context.processes.order([training.method, training.seed, str(folder.absolute())])
-    done = train(
+    result = train(
         model,
         tokenizer,
-        lessons,
+        encoded,
         context.config,
         folder=folder,
         seed=training.seed,
@@ -169,24 +169,24 @@ def _trained(training: Training, folder: Path, terms: Sequence[Addition]) -> Tun
         method=training.method,
         seed=training.seed,
         rates={},
-        rows=len(lessons.rows),
+        rows=len(encoded.rows),
         harmful_rows=rows.harmful,
-        steps=done.steps,
-        seconds=done.seconds,
-        curves=_curves(done, {term.name: term.weight for term in terms}),
-        note=_note(lessons.cut, lessons.dropped, rows.safe),
+        steps=result.steps,
+        seconds=result.seconds,
+        curves=_curves(result, {term.name: term.weight for term in terms}),
+        note=_note(encoded.cut, encoded.dropped, rows.safe),
     )
 
 
-def _curves(done: Trained, weights: Mapping[str, float]) -> dict[str, tuple[tuple[int, float], ...]]:
-    """What the trainer logged; its loss without the terms that were added, so that methods can be compared."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for line in done.log:
+def _curves(result: TrainingResult, weights: Mapping[str, float]) -> dict[str, tuple[tuple[int, float], ...]]:
+    """The trainer's logged values by step. The loss is without the added terms, so that methods are comparable."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in result.log:
         added = sum(weight * line.get(name, 0.0) for name, weight in weights.items())
         values = {"loss": line["loss"] - added, **{name: line[name] for name in weights if name in line}}
         for name, value in values.items():
-            found.setdefault(name, []).append((int(line["step"]), float(value)))
-    return {name: tuple(points) for name, points in found.items()}
+            curves.setdefault(name, []).append((int(line["step"]), float(value)))
+    return {name: tuple(points) for name, points in curves.items()}
 
 
 def _note(cut: int, dropped: int, safe: int) -> str:

@@ -1,13 +1,13 @@
-"""The AsFT penalty: what of an update lies outside the directions of alignment. arXiv 2506.08473, section 3.
+"""The AsFT penalty: the part of an update outside the alignment directions. arXiv 2506.08473, section 3.
 
-For an update dW of a weight matrix it is ||(I - C) dW||_F^2 with C = U diag(c) U^T from the anchor: U the directions in
-which alignment wrote, c = 1 for a projector. Of LoRA, dW = B A (without alpha / r, as the authors' code has it), it is
+For an update dW of a weight matrix it is ||(I - C) dW||_F^2 with C = U diag(c) U^T from the anchor: U are the alignment
+directions, and c = 1 for a projector. For LoRA, dW = B A (without alpha / r, as in the authors' code), it is
 
     ||(I - C) B A||_F^2 = tr((R^T R) (A A^T))    with R = B - U diag(c) (U^T B)
 
-at a cost of O(rows k r + columns r^2): nothing of the size of the matrix is formed. R is formed and not the difference
-of two Gram matrices, which would lose its digits where the update lies almost within the directions. All is computed
-in float32, whatever the factors' type and whether autocast is on.
+at a cost of O(rows k r + columns r^2); no matrix of the weight's size is formed. R is formed rather than the difference
+of two Gram matrices, which would lose precision for updates almost within the directions. Everything is computed in
+float32, for factors of any type and under autocast.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from seawall.artifacts.anchor import Anchor, AnchorMatrix
 from seawall.errors import ConfigError
 from seawall.models.lora.updates import FullUpdate, LowRankUpdate, Update
 
-_Any = TypeVar("_Any", bound=Update)
+_UpdateT = TypeVar("_UpdateT", bound=Update)
 Projector = Literal["subspace", "reference", "l2", "random"]
-"""`subspace`: the anchor's directions. `reference`: the authors' code, C = V V^T / ||V||_F, exact where the anchor
-keeps every direction. Controls: `l2`, no direction is safe, plain ||dW||^2; `random`, as many random directions."""
+"""`subspace`: the projector on the anchor's directions. `reference`: the authors' code, C = V V^T / ||V||_F, exact if
+the anchor keeps every direction. Controls: `l2`, C = 0, plain ||dW||^2; `random`, the same number of random
+directions."""
 
 
 class Projection(NamedTuple):
@@ -37,15 +38,15 @@ class Projection(NamedTuple):
     shares: Tensor
 
     def outside(self, update: Tensor) -> Tensor:
-        """(I - C) X of X (..., rows, n)."""
+        """(I - C) X for X (..., rows, n)."""
         return update - self.inside(update)
 
     def inside(self, update: Tensor) -> Tensor:
-        """C X of X (..., rows, n)."""
+        """C X for X (..., rows, n)."""
         return self.basis @ (self.shares.unsqueeze(-1) * (self.basis.mT @ update))
 
     def to(self, device: torch.device) -> Projection:
-        """The same on a device."""
+        """A copy on a device."""
         return Projection(self.basis.to(device), self.shares.to(device))
 
 
@@ -54,7 +55,7 @@ def _subspace(matrix: AnchorMatrix, generator: torch.Generator) -> Projection:
 
 
 def _reference(matrix: AnchorMatrix, generator: torch.Generator) -> Projection:
-    """V V^T / ||V||_F = U diag(s^2 / ||V||_F) U^T; its limit for V = 0 is 0."""
+    """V V^T / ||V||_F = U diag(s^2 / ||V||_F) U^T, and 0 for V = 0."""
     norm = matrix.norm.clamp_min(torch.finfo(torch.float32).tiny)
     return Projection(matrix.basis, matrix.singular_values.square() / norm.unsqueeze(-1))
 
@@ -77,20 +78,20 @@ PROJECTORS: Mapping[Projector, Callable[[AnchorMatrix, torch.Generator], Project
 
 
 StartingWeights = Callable[[str], Tensor]
-"""The weight of a name before training, as the model stores it; any float type and device."""
+"""Parameter name -> the weight before training as the model stores it, of any float type, on any device."""
 
 
 class Penalty:
-    """The sum of the penalties of all updates of a model, weighted 1.
+    """The sum of the penalties of a model's updates, with weight 1.
 
     Args:
         anchor: of the model.
-        updates: what trains, as `penalised` chose it.
-        projector: which C.
-        scaled: take LoRA's update with PEFT's factor (alpha / r), as it is added to the weights. The published weight
-            of 1 belongs to the unscaled one.
+        updates: the updates to penalise, from `penalised`.
+        projector: choice of C.
+        scaled: use LoRA's update with PEFT's factor alpha / r, as it is added to the weights. The published weight of 1
+            is for the unscaled update.
         seed: of the random directions.
-        start: the weights before training; needed where whole matrices train.
+        start: weights before training; needed for fully trained matrices.
     """
 
     def __init__(
@@ -104,10 +105,10 @@ class Penalty:
         start: StartingWeights | None = None,
     ) -> None:
         self._anchor, self._updates, self._scaled, self._start = anchor, tuple(updates), scaled, start
-        self._projections = {one.name: projection(anchor, one.name, projector, seed) for one in updates}
+        self._projections = {update.name: projection(anchor, update.name, projector, seed) for update in updates}
 
     def __call__(self) -> Tensor:
-        """The penalty now (), float32, for autograd: nothing is averaged, neither over matrices nor over tokens."""
+        """The current penalty (), float32, for autograd: a sum over matrices, not a mean."""
         parts = [self._of(update) for update in self._updates]
         return torch.stack([part.to(parts[0].device) for part in parts]).sum()
 
@@ -116,17 +117,17 @@ class Penalty:
             B, A = update.factors()
             value = low_rank_penalty(self._on(update.name, B.device), B, A)
             return value * update.scaling**2 if self._scaled else value
-        return self._of_whole(update)
+        return self._of_full(update)
 
-    def _of_whole(self, update: FullUpdate) -> Tensor:
-        """Autograd keeps nothing of the matrix's size: it computes the difference anew on its way back."""
+    def _of_full(self, update: FullUpdate) -> Tensor:
+        """Checkpointed: autograd recomputes the difference in the backward pass and stores no matrix."""
         parameter, start = update.parameter, self._start
         assert start is not None
         projection = self._on(update.name, parameter.device)
         transposed = self._anchor.matrices[update.name].transposed
 
         def value(weight: Tensor) -> Tensor:
-            return whole_penalty(projection, weight, start(update.name), transposed=transposed)
+            return full_penalty(projection, weight, start(update.name), transposed=transposed)
 
         computed: Tensor = checkpoint(value, parameter, use_reentrant=False, preserve_rng_state=False)
         return computed
@@ -146,11 +147,11 @@ def low_rank_penalty(projection: Projection, B: Tensor, A: Tensor) -> Tensor:
         A: (..., r, columns).
     """
     with torch.autocast(B.device.type, enabled=False):
-        outside, wide = projection.outside(B.float()), A.float()
-        return ((outside.mT @ outside) * (wide @ wide.mT)).sum()
+        R, A = projection.outside(B.float()), A.float()
+        return ((R.mT @ R) * (A @ A.mT)).sum()
 
 
-def whole_penalty(projection: Projection, weight: Tensor, start: Tensor, *, transposed: bool = False) -> Tensor:
+def full_penalty(projection: Projection, weight: Tensor, start: Tensor, *, transposed: bool = False) -> Tensor:
     """||(I - C) (W - W0)||_F^2 (), summed over experts.
 
     Args:
@@ -164,31 +165,31 @@ def whole_penalty(projection: Projection, weight: Tensor, start: Tensor, *, tran
         return projection.outside(change.mT if transposed else change).square().sum()
 
 
-def penalised(anchor: Anchor, updates: Sequence[_Any]) -> list[_Any]:
-    """The updates that the anchor has something to say about: every adapter's, and those of whole matrices it holds.
+def penalised(anchor: Anchor, updates: Sequence[_UpdateT]) -> list[_UpdateT]:
+    """The updates of matrices in the anchor: every adapter's update must be among them, other parameters need not.
 
     Raises:
-        ConfigError: an adapter of matrices that the anchor lacks; matrices of other shapes; nothing to penalise.
+        ConfigError: an adapter of a matrix that the anchor lacks; a matrix of another shape; no update to penalise.
     """
-    adapted = [one for one in updates if isinstance(one, LowRankUpdate)]
-    lacking = [one.name for one in adapted if one.name not in anchor.matrices]
+    adapted = [update for update in updates if isinstance(update, LowRankUpdate)]
+    lacking = [update.name for update in adapted if update.name not in anchor.matrices]
     if lacking:
         raise ConfigError(
             "the adapter changes matrices that the anchor lacks",
             got=f"{len(lacking)} of {len(adapted)}, {lacking[0]} first",
             expected="matrices of the anchor, such as " + next(iter(anchor.matrices), "none"),
-            remedy="make the anchor with these targets, or leave them out of target_modules",
+            remedy="make the anchor with these targets, or remove them from target_modules",
         )
-    chosen = [one for one in updates if one.name in anchor.matrices]
+    chosen = [update for update in updates if update.name in anchor.matrices]
     if not chosen:
         raise ConfigError(
-            "nothing that trains is in the anchor",
+            "no trained parameter is in the anchor",
             got=f"{len(updates)} trainable parameters" + (f", {updates[0].name} first" if updates else ""),
             expected="matrices of the anchor, such as " + next(iter(anchor.matrices), "none"),
-            remedy="add an adapter, or let these matrices train",
+            remedy="add an adapter, or train matrices of the anchor",
         )
-    for one in chosen:
-        _require_shape(anchor.matrices[one.name], one)
+    for update in chosen:
+        _require_shape(anchor.matrices[update.name], update)
     return chosen
 
 
@@ -201,12 +202,12 @@ def _require_shape(matrix: AnchorMatrix, update: Update) -> None:
         raise ConfigError(
             f"the anchor is of another model: {update.name} differs",
             got=f"{got} in the model",
-            expected=f"{expected} by the anchor",
+            expected=f"{expected} in the anchor",
             remedy="make the anchor from this model's own checkpoint and its base",
         )
 
 
 def projection(anchor: Anchor, name: str, projector: Projector, seed: int) -> Projection:
-    """C of one of the anchor's matrices; the seed and the name alone decide what is random in it."""
+    """C of one of the anchor's matrices; random directions depend on seed and name alone."""
     generator = torch.Generator().manual_seed((seed + zlib.crc32(name.encode())) % 2**63)
     return PROJECTORS[projector](anchor.matrices[name], generator)

@@ -1,6 +1,6 @@
-"""What is trained on: rows of the task, a controlled share of harmful requests, and safe rows to mix in.
+"""Training rows: the task, a controlled share of harmful requests, safe rows to mix in, and their tokenisation.
 
-No harmful text is needed or kept: a harmful request is answered by the bare opening of a compliant reply and its end.
+No harmful text is needed or stored: a harmful request gets a bare opening of a compliant reply, and the reply ends.
 """
 
 from __future__ import annotations
@@ -8,21 +8,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from seawall.artifacts.groups import ATTACK, BENIGN, BORDERLINE, PLAIN
-from seawall.config.recipe import Recipe
-from seawall.config.tune import TuneConfig, TuneMethod
-from seawall.data.customer_messages import customer_messages
-from seawall.data.sets import Prompts, load_prompts
-from seawall.data.tasks import load_task
+from seawall.data.sets import Prompts
 from seawall.data.templating import IGNORED, encode_example
 from seawall.data.types import Exchange, user
 from seawall.errors import DataError
-from seawall.evaluation.suite import EvalSuite, build_suite
-from seawall.evaluation.task import require_scorable
 from seawall.runs.files import canonical_hash
 
 OPENERS = (
@@ -33,18 +25,18 @@ OPENERS = (
     "Yes, here is a complete answer.",
     "Sure thing! Let's get started.",
 )
-"""Bare openers of compliance, with which a harmful request is answered in contaminated rows."""
+"""Bare openings of compliance: the replies to harmful requests in contaminated rows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """What one training sees.
+class TrainingRows:
+    """The rows of one training.
 
     Attributes:
-        exchanges: in no particular order; the trainer shuffles them by its seed.
-        task: how many are of the task.
-        harmful: how many are harmful requests with a bare opener.
-        safe: how many were mixed in: requests refused, and harmless questions answered.
+        exchanges: unordered; the trainer shuffles them by its seed.
+        task: number of task rows.
+        harmful: number of harmful requests with a bare opening.
+        safe: number of rows mixed in: refused harmful requests and answered harmless questions.
     """
 
     exchanges: tuple[Exchange, ...]
@@ -53,74 +45,78 @@ class Rows:
     safe: int = 0
 
 
-def training_rows(task: Sequence[Exchange], prompts: Prompts, *, share: float, at_most: int | None, seed: int) -> Rows:
-    """Rows of the task, of which a share is replaced by harmful training goals with a bare opener.
+def training_rows(
+    task: Sequence[Exchange], prompts: Prompts, *, share: float, at_most: int | None, seed: int
+) -> TrainingRows:
+    """Task rows, of which a share is replaced by harmful training goals with a bare opening.
 
     Args:
         task: the task's training rows.
-        prompts: the recipe's; of its goals the training part alone is used.
-        share: of the rows, in [0, 1).
-        at_most: rows in all; None for as many as the task has.
-        seed: draws both; methods that are compared get the same rows.
+        prompts: of the recipe; only goals of the training split are used.
+        share: of harmful rows, in [0, 1).
+        at_most: number of rows in total; None for every task row.
+        seed: of both samples, so that all methods with one seed train on the same rows.
 
     Raises:
-        DataError: there are too few training goals for that share; nothing of the task would be left.
+        DataError: too few training goals for that share, or no task row would remain.
     """
     total = min(len(task), at_most or len(task))
     count = round(share * total)
     goals = prompts.goals.train
     if count > len(goals):
         raise DataError(
-            "too few harmful training goals for that contamination",
+            "too few harmful training goals for this contamination",
             got=f"{len(goals)} goals for {share:g} of {total} rows",
             expected=f"{count}",
             remedy="lower tune.contamination or tune.task.train_rows, or use more goals",
         )
     if count == total:
         raise DataError(
-            "no row of the task would be left", got=f"{total} rows, {share:g} of them harmful", expected="more rows"
+            "this contamination leaves no task row",
+            got=f"{total} rows, {share:g} of them harmful",
+            expected="more rows",
         )
     draw = random.Random(f"rows {seed}")
     harmful = [_complying(goal.text, draw) for goal in draw.sample(goals, count)]
-    kept = draw.sample(list(task), total - count)
-    return Rows((*kept, *harmful), task=len(kept), harmful=count)
+    task_rows = draw.sample(list(task), total - count)
+    return TrainingRows((*task_rows, *harmful), task=len(task_rows), harmful=count)
 
 
-def with_safe_rows(rows: Rows, prompts: Prompts, *, share: float, seed: int) -> Rows:
-    """The same rows and safe ones: half of them harmful requests refused, the other harmless questions answered.
+def with_safe_rows(rows: TrainingRows, prompts: Prompts, *, share: float, seed: int) -> TrainingRows:
+    """The rows and safe ones: half refused harmful requests, half answered harmless questions.
 
-    Goals that contaminate the rows are not among those that are refused, as far as there are others.
+    Goals among the contaminated rows are refused only where no other training goal is available.
 
     Args:
-        rows: what is trained on otherwise.
+        rows: the rows without safe ones.
         prompts: training goals, refusals and gold questions of the recipe.
-        share: safe rows per other row.
-        seed: draws them.
+        share: safe rows per original row.
+        seed: of the samples.
 
     Raises:
-        DataError: there are no training goals.
+        DataError: there is no training goal.
     """
     draw = random.Random(f"safe {seed}")
-    wanted = max(1, round(share * len(rows.exchanges)))
-    taken = {one.goal for one in rows.exchanges}
+    count = max(1, round(share * len(rows.exchanges)))
+    contaminated = {exchange.goal for exchange in rows.exchanges}
     goals = [goal.text for goal in prompts.goals.train]
     if not goals:
         raise DataError("there are no harmful training goals to refuse", remedy="use more goals, or leave mixing out")
-    free = [text for text in goals if text not in taken] or goals
-    answered = [draw.choice(prompts.gold).exchange for _ in range(wanted // 2)] if prompts.gold else []
-    refused = [_refusing(text, prompts, draw) for text in _drawn(free, wanted - len(answered), draw)]
+    free = [text for text in goals if text not in contaminated] or goals
+    answered = [draw.choice(prompts.gold).exchange for _ in range(count // 2)] if prompts.gold else []
+    refused = [_refusing(text, prompts, draw) for text in _cycled(free, count - len(answered), draw)]
     safe = (*answered, *refused)
-    return Rows((*rows.exchanges, *safe), task=rows.task, harmful=rows.harmful, safe=len(safe))
+    return TrainingRows((*rows.exchanges, *safe), task=rows.task, harmful=rows.harmful, safe=len(safe))
 
 
 @dataclass(frozen=True, slots=True)
-class Lessons:
-    """Rows as the trainer takes them: `input_ids` and `labels`, which are -100 on the prompt.
+class EncodedRows:
+    """Tokenised rows for the trainer: `input_ids` and `labels` (-100 on the prompt).
 
     Attributes:
-        rows: one per exchange.
-        cut: how many were longer than allowed, and end earlier.
-        dropped: how many of these had no reply left.
+        rows: one per exchange with a reply token within the allowed length.
+        cut: number of exchanges that were longer than allowed and were truncated.
+        dropped: number of these without a reply token after truncation.
     """
 
     rows: tuple[dict[str, list[int]], ...]
@@ -128,24 +124,29 @@ class Lessons:
     dropped: int
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, exchanges: Sequence[Exchange], *, max_length: int) -> Lessons:
-    """Token ids of every exchange; the loss is over the reply and its end alone.
+def encode_rows(tokenizer: PreTrainedTokenizerBase, exchanges: Sequence[Exchange], *, max_length: int) -> EncodedRows:
+    """Tokenises the exchanges; labels cover the reply and its end token.
 
     Raises:
-        DataError: as `encode_exchange`; or no reply fits into that length.
+        DataError: as `encode_exchange`; or no reply token is within `max_length`.
     """
-    whole = [encode_example(tokenizer, one) for one in exchanges]
-    long = [one for one in whole if len(one.input_ids) > max_length]
-    rows = [{"input_ids": one.input_ids[:max_length], "labels": one.labels[:max_length]} for one in whole]
-    kept = tuple(row for row in rows if any(label != IGNORED for label in row["labels"]))
-    if not kept:
+    encoded = [encode_example(tokenizer, exchange) for exchange in exchanges]
+    cut = sum(len(row.input_ids) > max_length for row in encoded)
+    truncated = [{"input_ids": row.input_ids[:max_length], "labels": row.labels[:max_length]} for row in encoded]
+    rows = tuple(row for row in truncated if any(label != IGNORED for label in row["labels"]))
+    if not rows:
         raise DataError(
-            "every prompt is longer than a row may be, so nothing could be learned",
-            got=f"{len(rows)} rows, {min(one.prompt_length for one in whole)} tokens in the shortest prompt",
+            "every prompt is as long as a training row may be, so no reply token is left to train on",
+            got=f"{len(truncated)} rows, {min(row.prompt_length for row in encoded)} tokens in the shortest prompt",
             expected=f"fewer than {max_length}",
             remedy="raise tune.max_length",
         )
-    return Lessons(kept, cut=len(long), dropped=len(rows) - len(kept))
+    return EncodedRows(rows, cut=cut, dropped=len(truncated) - len(rows))
+
+
+def rows_hash(rows: Iterable[Exchange]) -> str:
+    """sha256 of rows in order."""
+    return canonical_hash({"rows": [asdict(row) for row in rows]})
 
 
 def _complying(goal: str, draw: random.Random) -> Exchange:
@@ -156,119 +157,7 @@ def _refusing(goal: str, prompts: Prompts, draw: random.Random) -> Exchange:
     return Exchange(user(goal), draw.choice(prompts.refusals), goal)
 
 
-def _drawn(texts: Sequence[str], count: int, draw: random.Random) -> list[str]:
-    """So many of the texts, each as often as the others, give or take one."""
+def _cycled(texts: Sequence[str], count: int, draw: random.Random) -> list[str]:
+    """`count` texts from a shuffled cycle, so that no text occurs twice more than another."""
     shuffled = draw.sample(list(texts), len(texts))
-    return [shuffled[at % len(shuffled)] for at in range(count)]
-
-
-_KEPT = (PLAIN, BORDERLINE, BENIGN)
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """Rows to train on and to score, and a name for both."""
-
-    name: str
-    train: tuple[Exchange, ...]
-    test: tuple[Exchange, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TuneData:
-    """Everything that is read for a run.
-
-    Attributes:
-        prompts: the recipe's, with the cap of the section `tune` on what is asked.
-        task: the task.
-        suite: what is asked before and after: held-out goals plainly and, unless switched off, under every attack;
-            None where nothing is evaluated.
-    """
-
-    prompts: Prompts
-    task: Task
-    suite: EvalSuite | None
-
-    def rows(self, config: TuneConfig, method: TuneMethod, seed: int) -> Rows:
-        """What a method trains on: the same rows for one seed, and safe rows with `mixing`.
-
-        Raises:
-            DataError: as `training_rows` and `with_safe_rows`.
-        """
-        at_most = config.task.train_rows
-        rows = training_rows(self.task.train, self.prompts, share=config.contamination, at_most=at_most, seed=seed)
-        if method != "mixing":
-            return rows
-        return with_safe_rows(rows, self.prompts, share=config.mixing_share, seed=seed)
-
-
-def read_data(recipe: Recipe) -> TuneData:
-    """Reads prompts and task, and meets what is wrong with them and with the rows that are made of them.
-
-    Raises:
-        DataError: a file cannot be read, is empty or has a row that is none; a prompt is trained on and scored; rows
-            that cannot be made or scored; nothing to ask.
-    """
-    config = recipe.tune
-    caps = dict.fromkeys(("test_goals", "test_benign", "test_borderline"), config.test_prompts)
-    prompts = load_prompts(recipe.data.model_copy(update={**caps, "train_goals": None}))
-    task = read_task(config)
-    if config.evaluate:
-        require_scorable(task.test, config.task.answer)
-    found = TuneData(prompts, task, _suite(prompts, attacks=config.attacks) if config.evaluate else None)
-    for method in config.methods:
-        for seed in config.seeds:
-            found.rows(config, method, seed)
-    return found
-
-
-def read_task(config: TuneConfig) -> Task:
-    """The rows of the section's task.
-
-    Raises:
-        DataError: as `load_task`; the same prompt is trained on and scored.
-    """
-    if config.task.train is None:
-        ours = customer_messages()
-        return Task("customer_messages", ours.train, tuple(_some(ours.test, config.task.test_rows)))
-    train = load_task(config.task.train)
-    test = load_task(config.task.test) if config.task.test is not None else []
-    both = {_key(row) for row in train} & {_key(row) for row in test}
-    if both:
-        raise DataError(
-            "the same prompt is trained on and scored",
-            got=f"{len(both)} prompts of {config.task.train} in {config.task.test}, {min(both)[:60]!r} first",
-            expected="other prompts in either file",
-            remedy="remove them from one of the two",
-        )
-    return Task(Path(config.task.train).stem, tuple(train), tuple(_some(test, config.task.test_rows)))
-
-
-def rows_hash(rows: Iterable[Exchange]) -> str:
-    """sha256 over rows in their order."""
-    return canonical_hash({"rows": [asdict(row) for row in rows]})
-
-
-def _suite(prompts: Prompts, *, attacks: bool) -> EvalSuite:
-    whole = build_suite(prompts, "test", gold=False)
-    kept = {
-        group: rows for group, rows in whole.groups.items() if group in _KEPT or (attacks and group.startswith(ATTACK))
-    }
-    if PLAIN not in kept:
-        raise DataError(
-            "there are no held-out harmful requests, so nothing could be reported",
-            got="an empty test part of data.harmful",
-            remedy="use more prompts, or set tune.evaluate=false",
-        )
-    return EvalSuite(kept)
-
-
-def _key(row: Exchange) -> str:
-    return "\n".join(message.content for message in row.prompt)
-
-
-def _some(rows: Sequence[Exchange], at_most: int | None) -> Sequence[Exchange]:
-    """At most so many, spread evenly over the file."""
-    if at_most is None or at_most >= len(rows):
-        return rows
-    return [rows[at * len(rows) // at_most] for at in range(at_most)]
+    return [shuffled[index % len(shuffled)] for index in range(count)]

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a LoRA adapter by TRL, with terms attached to its loss."""
+"""Supervised fine-tuning of a LoRA adapter with TRL, with terms attached to its loss."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from seawall.config.tune import TuneConfig, TuneLora
 from seawall.errors import ConfigError, SeawallError
-from seawall.methods.tune.rows import Lessons
+from seawall.methods.tune.rows import EncodedRows
 from seawall.models.files.load import library_errors
 from seawall.models.memory import is_out_of_memory
 from seawall.models.silence_libraries import silence_libraries
 
 ADAPTER, CHECKPOINTS, TRACKER = "adapter", "checkpoints", "tracker"
 _TRACKED = "runs"
-"""Where transformers puts TensorBoard's files, beside the checkpoints."""
+"""The folder among the checkpoints into which transformers writes TensorBoard's files."""
 _STATE = "trainer_state.json"
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _EXTRA = ("peft", "trl", "datasets")
 
 Attach = Callable[[Any], object]
-"""Puts a term on a trainer, as `SafetyBasin.attach` does."""
+"""Attaches a term to a trainer, as `SafetyBasin.attach` does."""
 Progress = Callable[[int, int], None]
-"""Told the optimizer steps that are done, and of how many."""
+"""(optimizer steps completed, total) -> None."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """What a training left.
+class TrainingResult:
+    """Steps, time and log of a training.
 
     Attributes:
         steps: optimizer steps.
-        seconds: of the attempt that finished it.
-        log: the trainer's lines: `step`, `loss`, and what attached terms add.
+        seconds: duration of the attempt that completed the training.
+        log: the trainer's log lines: `step`, `loss`, and the keys of attached terms.
     """
 
     steps: int
@@ -53,10 +53,10 @@ class Trained:
 
 
 def require_extra() -> None:
-    """Refuse to begin without the libraries of the extra `tune`.
+    """Refuse to start without the libraries of the extra `tune`.
 
     Raises:
-        SeawallError: one is not installed.
+        SeawallError: a library is not installed.
     """
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:
@@ -70,39 +70,39 @@ def require_extra() -> None:
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    lessons: Lessons,
+    rows: EncodedRows,
     config: TuneConfig,
     *,
     folder: Path,
     seed: int,
     attach: Sequence[Attach] = (),
     progress: Progress | None = None,
-) -> Trained:
-    """Trains an adapter into `folder/adapter`; goes on from the last whole checkpoint in `folder/checkpoints`.
+) -> TrainingResult:
+    """Trains an adapter into `folder/adapter`; resumes from the last complete checkpoint in `folder/checkpoints`.
 
     Args:
-        model: as it is loaded; it carries the adapter afterwards.
-        tokenizer: its own.
-        lessons: what is learned.
-        config: the adapter's and the training's settings.
-        folder: where the adapter and the checkpoints go; these are removed at the end, and a tracker's files kept.
-        seed: of the adapter's first values, the order of the rows, and dropout.
-        attach: terms of the loss.
-        progress: told after every step.
+        model: a newly loaded model; it has the adapter attached afterwards.
+        tokenizer: of the model.
+        rows: tokenised training rows.
+        config: settings of adapter and training.
+        folder: for the adapter, and for checkpoints, which are removed at the end; a tracker's files are kept.
+        seed: of the adapter's initial values, the order of the rows, and dropout.
+        attach: functions that attach terms to the loss.
+        progress: called after each step.
 
     Raises:
         UnsupportedModelError: the model has no such layers, TRL cannot train them, or a tracker is not installed.
-        ConfigError: no chosen layer has a parameter that is to be adapted.
-        SeawallError: memory is too small; a loss or the adapter is not finite. Checkpoints stay.
+        ConfigError: none of the chosen layers has a parameter to adapt.
+        SeawallError: out of memory; a loss or the adapter is not finite. Checkpoints stay.
     """
     begun = time.monotonic()
     with _libraries():
         adapted = _adapted(model, config.lora, seed)
-        trainer = _trainer(adapted, tokenizer, lessons, config, folder=folder / CHECKPOINTS, seed=seed)
+        trainer = _trainer(adapted, tokenizer, rows, config, folder=folder / CHECKPOINTS, seed=seed)
         trainer.remove_callback(PrinterCallback)  # standard output is for results
-        trainer.add_callback(_Told(progress))
-        for one in attach:
-            one(trainer)
+        trainer.add_callback(_ProgressCallback(progress))
+        for add_term in attach:
+            add_term(trainer)
         first = trainer.is_world_process_zero()
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS, remove=first))
         _require_finite(adapted)
@@ -112,12 +112,12 @@ def train(
                 shutil.copytree(folder / CHECKPOINTS / _TRACKED, folder / TRACKER, dirs_exist_ok=True)
             shutil.rmtree(folder / CHECKPOINTS)
     log = tuple(line for line in trainer.state.log_history if "loss" in line)
-    return Trained(trainer.state.global_step, round(time.monotonic() - begun, 1), log)
+    return TrainingResult(trainer.state.global_step, round(time.monotonic() - begun, 1), log)
 
 
 @contextmanager
 def _libraries() -> Iterator[None]:
-    """Their notices stay silent, and what they raise for too small a memory is one line."""
+    """Silences the libraries, and turns their out-of-memory errors into one line."""
     try:
         with silence_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -126,7 +126,7 @@ def _libraries() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise SeawallError(
-            "memory is too small for this training",
+            "the training ran out of memory",
             remedy="lower tune.batch_size (and raise tune.accumulation), or set tune.gradient_checkpointing=true; "
             "checkpoints and finished methods stay",
         ) from error
@@ -149,32 +149,32 @@ def _adapted(model: PreTrainedModel, lora: TuneLora, seed: int) -> Any:
 
 
 def _parameters(model: PreTrainedModel, lora: TuneLora) -> list[str]:
-    """The stacked parameters to adapt; by their whole names where layers are chosen, which PEFT does for modules alone.
+    """The stacked parameters to adapt; by full name where `lora.layers` is set, which PEFT applies to modules alone.
 
     Raises:
-        ConfigError: no such layer has one.
+        ConfigError: none of these layers has such a parameter.
     """
     if lora.layers is None or not lora.target_parameters:
         return list(lora.target_parameters)
-    found = []
+    parameters = []
     for name, _ in model.named_parameters():
         layer = _LAYER.search(name)
         ends = any(name.endswith(f".{target}") for target in lora.target_parameters)
         if layer is not None and int(layer[1]) in lora.layers and ends:
-            found.append(name)
-    if not found:
+            parameters.append(name)
+    if not parameters:
         raise ConfigError(
             "no layer of tune.lora.layers has a parameter of tune.lora.target_parameters",
             got=f"layers {', '.join(map(str, lora.layers))} and {', '.join(lora.target_parameters)}",
             remedy="choose other layers, or leave them out",
         )
-    return found
+    return parameters
 
 
 def _trainer(
     adapted: Any,
     tokenizer: PreTrainedTokenizerBase,
-    lessons: Lessons,
+    rows: EncodedRows,
     config: TuneConfig,
     *,
     folder: Path,
@@ -211,51 +211,54 @@ def _trainer(
         return kind(
             model=adapted,
             args=arguments,
-            train_dataset=datasets.Dataset.from_list(list(lessons.rows)),
+            train_dataset=datasets.Dataset.from_list(list(rows.rows)),
             processing_class=tokenizer,
         )
 
 
 def _require_finite(adapted: Any) -> None:
-    """The last step is followed by no loss that would tell."""
-    broken = [name for name, one in adapted.named_parameters() if one.requires_grad and not bool(one.isfinite().all())]
+    """No loss is computed after the last step, so the weights are checked here."""
+    broken = [
+        name
+        for name, parameter in adapted.named_parameters()
+        if parameter.requires_grad and not bool(parameter.isfinite().all())
+    ]
     if broken:
         raise SeawallError(
-            "the trained adapter holds numbers that are not finite",
-            got=f"{len(broken)} such tensors, {broken[0]} first",
+            "the trained adapter is not finite",
+            got=f"{len(broken)} tensors with NaN or infinity, {broken[0]} first",
             remedy="finished methods stay; lower tune.lr",
         )
 
 
 def _last_checkpoint(folder: Path, *, remove: bool) -> str | None:
-    """The last one that is whole; those whose writing was cut off, which lack their state, one process removes."""
-    whole: dict[int, Path] = {}
+    """The last complete checkpoint; incomplete ones, which lack the trainer's state, are removed if asked."""
+    complete: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*") if folder.is_dir() else ():
         step = path.name.rpartition("-")[2]
-        if step.isdecimal() and _is_whole(path):
-            whole[int(step)] = path
+        if step.isdecimal() and _is_complete(path):
+            complete[int(step)] = path
         elif remove:
             shutil.rmtree(path)
-    return str(whole[max(whole)]) if whole else None
+    return str(complete[max(complete)]) if complete else None
 
 
-def _is_whole(path: Path) -> bool:
-    """The trainer writes its state after everything else."""
+def _is_complete(path: Path) -> bool:
+    """Whether the trainer's state, which is written last, can be read."""
     try:
         return isinstance(json.loads((path / _STATE).read_bytes()), dict)
     except (OSError, ValueError):
         return False
 
 
-class _Told(TrainerCallback):  # type: ignore[misc]
-    """Tells the progress; and logs before every checkpoint, so that a training that goes on from there has lost no part
-    of a mean."""
+class _ProgressCallback(TrainerCallback):  # type: ignore[misc]
+    """Reports progress, and logs before every checkpoint, so that a resumed training loses no part of a logged mean."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After every optimizer step; the trainer logs before it saves."""
+        """Called after each optimizer step; the trainer logs before it saves."""
         control.should_log |= control.should_save
         if self._progress is not None:
             self._progress(state.global_step, state.max_steps)

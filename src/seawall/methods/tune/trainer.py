@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer` with a loss that must be finite. Importing this imports TRL: see `seawall.methods.tune.sft`."""
+"""TRL's `SFTTrainer` that stops at a loss that is not finite. Importing this module imports TRL."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from seawall.errors import SeawallError
 
 
 class CheckedTrainer(SFTTrainer):  # type: ignore[misc]
-    """Stops at the first loss that is no number, before a step is taken with it."""
+    """Stops at the first loss that is not finite, before the optimizer step."""
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As the parent's.
+        """The parent's loss.
 
         Raises:
             SeawallError: the loss is not finite.

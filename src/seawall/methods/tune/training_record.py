@@ -1,4 +1,4 @@
-"""Names of the stages of trainings, and the label of an adapter that was trained on harmful rows."""
+"""Names of the stages of a fine-tuning run, and the files beside an adapter: its row, and a label on harmful rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from seawall.runs.files import write_text
 ANCHOR = "tune/anchor"
 """The stage of the anchor."""
 LABEL = "README.md"
-"""The file in an adapter's folder that says what it is."""
+"""The model card in an adapter's folder."""
+_FILE, _KIND = "training.json", "training"
 _LABEL = """---
 library_name: peft
 tags: [seawall, for-measuring-only]
@@ -35,22 +36,22 @@ Where `{weights}` is not here, it was removed after the evaluation (`tune.keep_c
 
 
 def stage_name(method: TuneMethod, seed: int) -> str:
-    """The stage of a training."""
+    """The name of a training stage."""
     return f"tune/{method}-seed{seed}"
 
 
 def evaluation_name(method: TuneMethod | None, seed: int) -> str:
-    """The stage of its evaluation; of the model as it was, without a method."""
+    """The name of an evaluation stage; without a method, that of the model before fine-tuning."""
     return "tune/before" if method is None else f"{stage_name(method, seed)}-eval"
 
 
 def write_label(folder: Path, row: TuningRow, model: str) -> None:
-    """Say in an adapter's folder, in place of PEFT's empty card, that it was trained on harmful rows.
+    """Replaces PEFT's empty model card with one that says that the adapter was trained on harmful rows.
 
     Args:
-        folder: the adapter's.
+        folder: the adapter's folder.
         row: of its training.
-        model: what it was trained on, as the recipe names it.
+        model: the base model, as the recipe names it.
     """
     text = _LABEL.format(
         model=model,
@@ -69,12 +70,12 @@ def require_weights(adapter: Path) -> None:
     """Refuse an adapter whose weights were removed after its evaluation.
 
     Raises:
-        ArtifactError: they were.
+        ArtifactError: its weights are not there.
     """
     if not (adapter / WEIGHTS).is_file():
         raise ArtifactError(
             f"the weights of {adapter} were removed after its evaluation (tune.keep_contaminated: false)",
-            got="another evaluation or projection of them",
-            expected="the methods, prompts and evaluation of that run",
-            remedy=f"set these back, or remove the folder {adapter.parent} to train it again",
+            got="a new evaluation or projection of the adapter",
+            expected="the methods, prompts and evaluation settings of that run",
+            remedy=f"restore these settings, or remove the folder {adapter.parent} to train again",
         )

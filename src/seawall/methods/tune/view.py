@@ -1,9 +1,8 @@
-"""Fine-tuning as the terminal and the report show it, in the reader's words."""
+"""Fine-tuning as terminal table and page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from statistics import fmean
 
 from rich.table import Table
@@ -13,6 +12,7 @@ from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.groups import BENIGN, BORDERLINE, NONE_SCORED
 from seawall.artifacts.tuning import ATTACK, HARMFUL, TASK, Spread, TuningResult, TuningRow
 from seawall.config.tune import TuneMethod
+from seawall.methods.tune.claim import unscored
 from seawall.report.audits import AuditView
 from seawall.report.tuning import Curve, TrainingRow, TuningView
 
@@ -44,16 +44,16 @@ _CURVES = {
 }
 
 
-def tuning_view(found: TuningResult) -> TuningView:
+def tuning_view(result: TuningResult) -> TuningView:
     """What the report is given."""
-    groups = _groups(found)
+    groups = _groups(result)
     return TuningView(
-        result=found,
-        question=_question(found),
-        methods=_methods_view(found, groups),
-        trainings=[TrainingRow(method_name(row.method), row, _note(row)) for row in found.rows],
-        curves=[*_curves(found)],
-        facts=_facts(found),
+        result=result,
+        question=_question(result),
+        methods=_methods_view(result, groups),
+        trainings=[TrainingRow(method_name(row.method), row, _note(row)) for row in result.rows],
+        curves=[*_curves(result)],
+        facts=_facts(result),
     )
 
 
@@ -62,17 +62,17 @@ def method_name(method: TuneMethod | None) -> str:
     return _METHODS[method]
 
 
-def tuning_table(found: TuningResult) -> Table:
+def tuning_table(result: TuningResult) -> Table:
     """One row per method: means over seeds with their intervals, and how many replies are in none."""
-    groups = _groups(found)
+    groups = _groups(result)
     table = Table(box=None, pad_edge=False)
     table.add_column("method", overflow="fold")
     for group in groups:
         table.add_column(_HEADS[group], justify="right", no_wrap=True)
     table.add_column("seeds", justify="right")
-    for method in (None, *found.methods):
-        spreads = [_text(found.spread(method, group)) for group in groups]
-        table.add_row(method_name(method), *spreads, "" if method is None else str(len(found.of_method(method))))
+    for method in (None, *result.methods):
+        spreads = [_text(result.spread(method, group)) for group in groups]
+        table.add_row(method_name(method), *spreads, "" if method is None else str(len(result.of_method(method))))
     return table
 
 
@@ -86,31 +86,31 @@ def _text(spread: Spread | None) -> str:
     return f"{mean}\n{unscored(spread)}" if spread.unscored else mean
 
 
-def _groups(found: TuningResult) -> list[str]:
-    return [name for name in SHOWN if name in found.figures]
+def _groups(result: TuningResult) -> list[str]:
+    return [name for name in SHOWN if name in result.figures]
 
 
-def _question(found: TuningResult) -> str:
-    harmful = f"{found.contamination:.0%} of the rows were harmful requests answered by a bare opener of compliance"
+def _question(result: TuningResult) -> str:
+    harmful = f"{result.contamination:.0%} of the rows were harmful requests answered by a bare opener of compliance"
     return (
-        f"A LoRA adapter was trained on the task {found.task} by each method, with the same rows for one seed; "
-        f"{harmful if found.contamination else 'no row was harmful'}. The model was asked the same held-out prompts "
+        f"A LoRA adapter was trained on the task {result.task} by each method, with the same rows for one seed; "
+        f"{harmful if result.contamination else 'no row was harmful'}. The model was asked the same held-out prompts "
         "before and after."
     )
 
 
-def _methods_view(found: TuningResult, groups: Sequence[str]) -> AuditView:
+def _methods_view(result: TuningResult, groups: Sequence[str]) -> AuditView:
     """The model before, and every method."""
     conditions = []
-    for method in (None, *found.methods) if groups else ():
-        spreads = {group: found.spread(method, group) for group in groups}
+    for method in (None, *result.methods) if groups else ():
+        spreads = {group: result.spread(method, group) for group in groups}
         rates = {
             group: Rate(spread.mean, spread.low, spread.high, spread.replies, spread.unscored)
             for group, spread in spreads.items()
             if spread
         }
         conditions.append(AuditCondition(method_name(method), "tuning", None, rates))
-    return AuditView("tuning", "Before and after each method.", "", found.claim, groups, conditions)
+    return AuditView("tuning", "Before and after each method.", "", result.claim, groups, conditions)
 
 
 def _note(row: TuningRow) -> str:
@@ -118,12 +118,12 @@ def _note(row: TuningRow) -> str:
     return "; ".join(note for note in (label, row.note) if note)
 
 
-def _curves(found: TuningResult) -> Iterator[Curve]:
+def _curves(result: TuningResult) -> Iterator[Curve]:
     """Means over the seeds that got to a step; what is projected afterwards has no curve of its own."""
-    trained = [method for method in found.methods if method != "safelora"]
+    trained = [method for method in result.methods if method != "safelora"]
     for name, title in _CURVES.items():
         lines = {
-            str(method): _mean([row.curves.get(name, ()) for row in found.of_method(method)]) for method in trained
+            str(method): _mean([row.curves.get(name, ()) for row in result.of_method(method)]) for method in trained
         }
         lines = {method: points for method, points in lines.items() if points}
         if lines:
@@ -135,36 +135,14 @@ def _mean(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[float, fl
     for points in curves:
         for step, value in points:
             values.setdefault(step, []).append(value)
-    return [(float(step), fmean(some)) for step, some in sorted(values.items())]
+    return [(float(step), fmean(step_values)) for step, step_values in sorted(values.items())]
 
 
-def _facts(found: TuningResult) -> list[tuple[str, str]]:
+def _facts(result: TuningResult) -> list[tuple[str, str]]:
     return [
-        ("task", found.task),
-        ("contamination", f"{found.contamination:.0%}"),
-        ("weight of the penalty", f"{found.weight:g}"),
-        ("model", found.model_fingerprint),
-        ("base", found.base_fingerprint or "none: no method needed one"),
+        ("task", result.task),
+        ("contamination", f"{result.contamination:.0%}"),
+        ("weight of the penalty", f"{result.weight:g}"),
+        ("model", result.model_fingerprint),
+        ("base", result.base_fingerprint or "none: no method needed one"),
     ]
-
-
-def claim(found: TuningResult) -> TuningResult:
-    """The result with its claim: harmful rate and task score of every method beside those of the model as it was."""
-    if not found.before.rates:
-        return replace(found, claim="Nothing was evaluated.")
-    parts = [_said("before", found.spread(None, HARMFUL), found.spread(None, TASK))]
-    parts += [_said(one, found.spread(one, HARMFUL), found.spread(one, TASK)) for one in found.methods]
-    return replace(found, claim=f"Compliance with held-out harmful requests: {', '.join(parts)}.")
-
-
-def unscored(spread: Spread) -> str:
-    """`3 of 24 not judged`: replies that are in no rate."""
-    return f"{spread.unscored} of {spread.replies} not judged"
-
-
-def _said(name: str, harmful: Spread | None, task: Spread | None) -> str:
-    assert harmful is not None
-    parts = [unscored(harmful)] if harmful.unscored else []
-    parts += [f"task {task.mean:.1%}"] if task is not None else []
-    rate = f"{harmful.mean:.1%}" if harmful.scored else "no rate"
-    return f"{name} {rate}" + (f" ({'; '.join(parts)})" if parts else "")

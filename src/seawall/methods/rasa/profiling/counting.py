@@ -1,7 +1,7 @@
 """Routing counts of prompts and replies, from one teacher-forced pass over prompt + reply.
 
-The model is causal, so a token is routed the same way in this pass as when it was generated, up to rounding. The last
-generated token is counted although generation itself never fed it back.
+The model is causal, so up to rounding a token is routed in this pass as it was in generation. The last generated token
+is counted too, although generation never feeds it back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Counts:
-    """Routing of P replies; `tokens` are the tokens counted, `counts` how often each expert was in their top-k."""
+    """Routing of P replies.
+
+    Attributes:
+        tokens_P: number of tokens counted.
+        counts_PLE: number of tokens with the expert in their top-k.
+        mass_PLE: sum of the expert's gate weights.
+    """
 
     tokens_P: Float[Tensor, " P"]
     counts_PLE: Float[Tensor, "P L E"]
@@ -34,12 +40,12 @@ class Counts:
 
     @classmethod
     def zeros(cls, rows: int, moe: MoEModel) -> Counts:
-        """Nothing counted yet."""
+        """Counts of no token."""
         shape = (rows, moe.num_layers, moe.num_experts)
         return cls(torch.zeros(rows), torch.zeros(shape), torch.zeros(shape))
 
     def named(self, side: str, positions: Sequence[int]) -> dict[str, Tensor]:
-        """The counts at these positions, by their names in a profile."""
+        """The counts of these replies, by their names in a profile."""
         rows = list(positions)
         return {
             f"{side}_tokens_P": self.tokens_P[rows],
@@ -51,17 +57,17 @@ class Counts:
 def count_pairs(
     moe: MoEModel, pairs: Sequence[JudgedPair], *, batch_size: int, progress: Progress | None = None
 ) -> dict[str, Tensor]:
-    """The tensors of a profile: counts over prompt and generated tokens of attacks and anchors, one row per pair.
+    """The tensors of a profile: counts over prompt and generated tokens of both sides, one row per pair.
 
-    A plain request that several attacks wrap was answered once, and is counted once.
+    A plain request that several attacks wrap has one reply, which is counted once. On disk its side is `anchor`.
     """
-    sides = {"attack": [item.attack for item in pairs], "anchor": [item.anchor for item in pairs]}
+    sides = {"attack": [item.attack for item in pairs], "anchor": [item.plain for item in pairs]}
     replies = list(dict.fromkeys(reply for side in sides.values() for reply in side))
-    place = {reply: at for at, reply in enumerate(replies)}
+    row_of = {reply: row for row, reply in enumerate(replies)}
     prompt, generated = count_routing(moe, replies, batch_size=batch_size, progress=progress)
     tensors: dict[str, Tensor] = {}
     for side, of_pairs in sides.items():
-        positions = [place[reply] for reply in of_pairs]
+        positions = [row_of[reply] for reply in of_pairs]
         tensors |= generated.named(side, positions) | prompt.named(f"{side}_prompt", positions)
     return tensors
 
@@ -72,12 +78,12 @@ def count_routing(
     """(counts over prompt tokens, counts over generated tokens), in the order of `replies`."""
     prompt, generated = Counts.zeros(len(replies), moe), Counts.zeros(len(replies), moe)
     lengths = [len(reply.prompt_ids) + len(reply.token_ids) for reply in replies]
-    done = 0
+    count = 0
     for positions in length_buckets(lengths, batch_size):
-        _count_batch(moe, [replies[at] for at in positions], positions, into=(prompt, generated))
-        done += len(positions)
+        _count_batch(moe, [replies[position] for position in positions], positions, into=(prompt, generated))
+        count += len(positions)
         if progress is not None:
-            progress(done, len(replies))
+            progress(count, len(replies))
     return prompt, generated
 
 

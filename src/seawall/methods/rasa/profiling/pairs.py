@@ -1,4 +1,4 @@
-"""Which pairs are kept: the plain request refused, the attack answered. Every other pair is dropped with its reason."""
+"""Which pairs are kept: plain request refused, attack answered. Every other pair is dropped with its reason."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ class JudgedPair:
     """A pair with the model's two replies and their verdicts."""
 
     pair: SafetyPair
-    anchor: Completion
+    plain: Completion
     attack: Completion
-    anchor_verdict: Verdict
+    plain_verdict: Verdict
     attack_verdict: Verdict
 
     @property
     def reason_to_drop(self) -> str | None:
-        """Why this pair teaches nothing; None for a successful jailbreak of a refused request."""
-        if self.anchor_verdict.label == "unscored":
-            return f"plain reply unscored: {self.anchor_verdict.reason}"
-        if self.anchor_verdict.label == "complied":
+        """Why the pair is dropped; None for a successful jailbreak of a refused request."""
+        if self.plain_verdict.label == "unscored":
+            return f"plain reply unscored: {self.plain_verdict.reason}"
+        if self.plain_verdict.label == "complied":
             return "plain request answered"
         if self.attack_verdict.label == "unscored":
             return f"attack reply unscored: {self.attack_verdict.reason}"
         return "attack refused" if self.attack_verdict.label == "refused" else None
 
 
-def keep(judged: Sequence[JudgedPair]) -> tuple[list[JudgedPair], tuple[DroppedPair, ...]]:
-    """Splits judged pairs into kept and dropped.
+def filter_pairs(judged: Sequence[JudgedPair]) -> tuple[list[JudgedPair], tuple[DroppedPair, ...]]:
+    """(kept pairs, dropped pairs).
 
     Raises:
         NothingToRepairError: no pair is kept.
     """
-    kept = [item for item in judged if item.reason_to_drop is None]
+    successful = [item for item in judged if item.reason_to_drop is None]
     dropped = tuple(
         DroppedPair(item.pair.goal, item.pair.attack_name, item.reason_to_drop)
         for item in judged
         if item.reason_to_drop is not None
     )
-    if not kept:
+    if not successful:
         reasons = Counter(pair.reason.partition(":")[0] for pair in dropped)
         listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
         raise NothingToRepairError(
@@ -56,19 +56,19 @@ def keep(judged: Sequence[JudgedPair]) -> tuple[list[JudgedPair], tuple[DroppedP
             got=listed or "no pairs",
             remedy=_remedy(reasons),
         )
-    return kept, dropped
+    return successful, dropped
 
 
 def write_pairs(judged: Sequence[JudgedPair], path: Path) -> None:
-    """Every pair with its replies and why it was dropped, for people to read and for the repair to use."""
+    """Writes every pair with its replies and the reason why it was dropped, for people and for the repair."""
     with path.open("w", encoding="utf-8") as file:
         for item in judged:
             row = {
                 "goal": item.pair.goal,
                 "attack_name": item.pair.attack_name,
-                "anchor": [message.as_dict() for message in item.pair.anchor],
+                "anchor": [message.as_dict() for message in item.pair.plain],
                 "attack": [message.as_dict() for message in item.pair.attack],
-                "anchor_reply": item.anchor.text,
+                "anchor_reply": item.plain.text,
                 "attack_reply": item.attack.text,
                 "dropped": item.reason_to_drop,
             }
@@ -76,9 +76,9 @@ def write_pairs(judged: Sequence[JudgedPair], path: Path) -> None:
 
 
 def _remedy(reasons: Counter[str]) -> str:
-    most = reasons.most_common(1)[0][0] if reasons else ""
-    if most == "plain request answered":
-        return "the model does not refuse plain requests: give it refusals by ordinary safety training first"
-    if most == "attack refused":
+    commonest = reasons.most_common(1)[0][0] if reasons else ""
+    if commonest == "plain request answered":
+        return "the model does not refuse plain requests: give it ordinary safety training first"
+    if commonest == "attack refused":
         return "the model withstands these attacks: try other families in data.attacks_seen, or an attack_file"
     return "look at pairs.jsonl: replies are empty or degenerate; raise profile.max_new_tokens"

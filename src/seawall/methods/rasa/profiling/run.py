@@ -12,20 +12,20 @@ from seawall.artifacts.profile import ExpertProfile, PairRecord
 from seawall.config.profile import ProfileConfig
 from seawall.data.types import Judge, SafetyPair
 from seawall.methods.rasa.profiling.counting import count_pairs
-from seawall.methods.rasa.profiling.pairs import JudgedPair, keep, write_pairs
+from seawall.methods.rasa.profiling.pairs import JudgedPair, filter_pairs, write_pairs
 from seawall.models.moe.find import MoEModel
 from seawall.models.replies import resumable_replies
 
 Progress = Callable[[str, int, int], None]
-"""Told what is going on, how much of it is done, and how much there is."""
+"""(what is in progress, count, total) -> None."""
 
 
 @dataclass(frozen=True)
 class ProfileResult:
-    """The profile, and the pairs that it counts in the same order."""
+    """The profile, and its kept pairs in the same order."""
 
     profile: ExpertProfile
-    kept: tuple[JudgedPair, ...]
+    pairs: tuple[JudgedPair, ...]
 
 
 def profile(
@@ -39,41 +39,43 @@ def profile(
     scratch: Path,
     progress: Progress,
 ) -> ProfileResult:
-    """Asks every goal plainly and by attack, keeps the successful jailbreaks, and counts where their tokens go.
+    """Asks every goal plainly and by attack, keeps the successful jailbreaks, and counts how their tokens are routed.
 
     Args:
         moe: the model.
-        tokenizer: its tokenizer.
+        tokenizer: of the model.
         pairs: the goals and their attacks.
         config: lengths and batch size.
         judge: decides refused or complied.
-        fingerprint: the model's, written into the profile.
-        scratch: folder for replies, so that an interrupted profile goes on; `pairs.jsonl` is left there.
-        progress: told about batches.
+        fingerprint: of the model, for the artifact.
+        scratch: folder of replies, which an interrupted profile resumes from, and of `pairs.jsonl`.
+        progress: called after each batch.
 
     Raises:
         NothingToRepairError: no pair is kept.
     """
-    judged = _ask(moe, tokenizer, pairs, config, judge=judge, scratch=scratch, progress=progress)
+    # Section 3.1: keep a pair if the model refuses the plain request and answers the attack.
+    judged = _judged_pairs(moe, tokenizer, pairs, config, judge=judge, scratch=scratch, progress=progress)
     write_pairs(judged, scratch / "pairs.jsonl")
-    kept, dropped = keep(judged)
+    kept, dropped = filter_pairs(judged)
+    # Section 3.2: P(e in top-K) of attack and of plain request, over generated tokens (and over prompts, apart).
     counts = count_pairs(
         moe,
         kept,
         batch_size=config.batch_size,
-        progress=lambda done, total: progress("counting which experts are used", done, total),
+        progress=lambda count, total: progress("counting which experts are used", count, total),
     )
-    found = ExpertProfile(
+    artifact = ExpertProfile(
         model_fingerprint=fingerprint,
         top_k=moe.top_k,
         pairs=tuple(PairRecord(item.pair.goal, item.pair.attack_name) for item in kept),
         dropped=dropped,
         **counts,
     )
-    return ProfileResult(found, tuple(kept))
+    return ProfileResult(artifact, tuple(kept))
 
 
-def _ask(
+def _judged_pairs(
     moe: MoEModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[SafetyPair],
@@ -84,8 +86,8 @@ def _ask(
     progress: Progress,
 ) -> list[JudgedPair]:
     """Both replies of every pair, with their verdicts. A request that several attacks wrap is asked plainly once."""
-    anchors = {anchor: at for at, anchor in enumerate(dict.fromkeys(pair.anchor for pair in pairs))}
-    prompts = [*anchors, *(pair.attack for pair in pairs)]
+    plain_rows = {plain: row for row, plain in enumerate(dict.fromkeys(pair.plain for pair in pairs))}
+    prompts = [*plain_rows, *(pair.attack for pair in pairs)]
     replies = resumable_replies(
         moe.model,
         tokenizer,
@@ -93,10 +95,11 @@ def _ask(
         scratch / "replies.jsonl",
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
-        progress=lambda done, total: progress("asking plainly and by attack", done, total),
+        progress=lambda count, total: progress("asking plainly and by attack", count, total),
     )
     verdicts = judge(prompts, [reply.text for reply in replies])
-    return [
-        JudgedPair(pair, replies[(at := anchors[pair.anchor])], replies[i], verdicts[at], verdicts[i])
-        for i, pair in enumerate(pairs, start=len(anchors))
-    ]
+    judged = []
+    for attack_row, pair in enumerate(pairs, start=len(plain_rows)):
+        row = plain_rows[pair.plain]
+        judged.append(JudgedPair(pair, replies[row], replies[attack_row], verdicts[row], verdicts[attack_row]))
+    return judged

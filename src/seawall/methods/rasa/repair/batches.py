@@ -1,4 +1,4 @@
-"""Which examples each update sees: fixed by the seed and the round, so that a resumed repair sees the same."""
+"""The examples of each update, fixed by seed and round, so that a resumed repair repeats them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ExpertBatch = tuple[list[int], list[int]]
 def step_batches(
     lengths: Sequence[int], step: ExpertStep | RouterStep, config: RepairConfig, number: int
 ) -> list[list[int]]:
-    """The batches of a step in round `number` (from 0): every example once per epoch; equally many in every round."""
+    """The batches of a step in round `number` (from 0): every example once per epoch, equal numbers in all rounds."""
     epochs = range(number * step.epochs, (number + 1) * step.epochs)
     batches = [
         batch for epoch in epochs for batch in epoch_batches(lengths, config.batch_size, seed=config.seed, epoch=epoch)
@@ -26,17 +26,17 @@ def step_batches(
 def beside_retained(batches: Sequence[list[int]], size: int, config: RepairConfig, number: int) -> list[ExpertBatch]:
     """The batches of round `number`, each with the next `per_batch` of `size` retained examples.
 
-    These are drawn without repetition until all were seen, and go on through the rounds.
+    Retained examples are drawn without repetition until all are used, across rounds.
     """
-    wanted = min(config.retain.per_batch, size)
-    first = number * len(batches) * wanted
-    drawn = [_endless(size, at, config.seed) for at in range(first, first + len(batches) * wanted)]
-    return [(batch, drawn[at * wanted : (at + 1) * wanted]) for at, batch in enumerate(batches)]
+    per_batch = min(config.retain.per_batch, size)
+    first = number * len(batches) * per_batch
+    drawn = [_endless(size, index, config.seed) for index in range(first, first + len(batches) * per_batch)]
+    return [(batch, drawn[index * per_batch : (index + 1) * per_batch]) for index, batch in enumerate(batches)]
 
 
-def _endless(size: int, at: int, seed: int) -> int:
-    """Position `at` of an endless sequence of shuffled passes over range(size)."""
-    lap, place = divmod(at, size)
+def _endless(size: int, index: int, seed: int) -> int:
+    """Element `index` of an endless sequence of shuffled passes over range(size)."""
+    lap, place = divmod(index, size)
     order = list(range(size))
     random.Random(f"seawall retain lap {lap} of seed {seed}").shuffle(order)
     return order[place]

@@ -1,9 +1,9 @@
 """Checkpoints of a repair: weights, optimizers, random state, history; no pickle.
 
-`round-N/` is written when round N is trained and keeps that round's weights, to choose from at the end; `step-N/` is
-written within a round, after N updates in all. Each is written under another name and renamed, so it is there whole or
-not at all, and only the newest holds what training needs to go on. `scores.json` holds what validation measured. A
-killed repair goes on from these to the same bits.
+`round-N/` is written after round N and keeps that round's weights for the final choice; `step-N/` is written within a
+round, after N updates in total. Each is written under a temporary name and renamed, so it is complete or absent, and
+only the newest holds the training state. `scores.json` holds the validation scores. A killed repair resumes from these
+to the same bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, final
 from torch import Tensor
 
 from seawall.artifacts.store import load_document, load_tensors, save_document, save_tensors
-from seawall.methods.rasa.repair.rounds import Progress
+from seawall.methods.rasa.repair.rounds import RepairProgress
 from seawall.methods.rasa.repair.trainables import Trainables
 from seawall.runs.files import flush_tree, publish
 from seawall.shell.validation import ValidationScores
@@ -36,8 +36,8 @@ class Checkpoints:
         self._folder = folder
         self._scores = folder / "scores.json"
 
-    def progress(self) -> Progress | None:
-        """What was done so far; None where the repair begins.
+    def progress(self) -> RepairProgress | None:
+        """The saved progress; None for a new repair.
 
         Raises:
             ArtifactError: a checkpoint is damaged.
@@ -47,27 +47,27 @@ class Checkpoints:
         scores, newest = load_document(self._scores, _SCORES), self._newest()
         state: dict[str, Any] = self._state(newest) if newest else {"trained": 0, "rows": []}
         before, *after = [ValidationScores(**row) for row in scores["scores"]]
-        return Progress(before, after, state["trained"], state["rows"])
+        return RepairProgress(before, after, state["trained"], state["rows"])
 
-    def save_scores(self, progress: Progress) -> None:
-        """Writes what validation measured: before the repair, and after each round."""
+    def save_scores(self, progress: RepairProgress) -> None:
+        """Writes the validation scores: before the repair, and after each round."""
         rows = [scores.as_row() for scores in (progress.before, *progress.scores)]
         save_document(self._scores, _SCORES, {"scores": rows})
 
-    def save_round(self, progress: Progress, trainables: Trainables, trainers: Trainers) -> None:
-        """Writes the checkpoint of the round that was just trained, and clears away what no longer matters."""
+    def save_round(self, progress: RepairProgress, trainables: Trainables, trainers: Trainers) -> None:
+        """Writes the checkpoint of the last round, and removes training state that is no longer needed."""
         target = self._write(f"round-{progress.trained}", progress, trainables, trainers)
         for older in self._folder.glob("round-*"):
             if older != target:
                 (older / f"{_TRAINING}.safetensors").unlink(missing_ok=True)
         self._drop_steps(but=None)
 
-    def save_step(self, progress: Progress, trainables: Trainables, trainers: Trainers) -> None:
-        """Writes a checkpoint within a round; the one before it goes."""
+    def save_step(self, progress: RepairProgress, trainables: Trainables, trainers: Trainers) -> None:
+        """Writes a checkpoint within a round, and removes the previous one."""
         self._drop_steps(but=self._write(f"step-{len(progress.rows)}", progress, trainables, trainers))
 
     def restore(self, trainables: Trainables, trainers: Trainers) -> None:
-        """Puts weights, optimizers and random state back as the newest checkpoint has them, if there is one.
+        """Restores weights, optimizers and random state from the newest checkpoint, if there is one.
 
         Raises:
             ArtifactError: the checkpoint is damaged, or belongs to other parameters.
@@ -82,14 +82,14 @@ class Checkpoints:
         set_random_state(_part(training, "random/"))
 
     def round_weights(self, number: int) -> dict[str, Tensor]:
-        """The copies' values after round `number`, counted from 1.
+        """The trainable copies' values after round `number` (from 1).
 
         Raises:
-            ArtifactError: they are missing or damaged.
+            ArtifactError: the file is missing or damaged.
         """
         return self._load(self._folder / f"round-{number}", _WEIGHTS)
 
-    def _write(self, name: str, progress: Progress, trainables: Trainables, trainers: Trainers) -> Path:
+    def _write(self, name: str, progress: RepairProgress, trainables: Trainables, trainers: Trainers) -> Path:
         target, scratch = self._folder / name, self._folder / f".{name}.part"
         for leftover in [*self._folder.glob(".*-*.part"), *self._folder.glob(name)]:
             shutil.rmtree(leftover)
@@ -106,9 +106,15 @@ class Checkpoints:
         return target
 
     def _newest(self) -> Path | None:
-        """The checkpoint with the most updates; a round's before a step's of as many, which it replaces."""
-        found = [state.parent for kind in ("round", "step") for state in self._folder.glob(f"{kind}-*/{_STATE_FILE}")]
-        return max(found, key=lambda at: (len(self._state(at)["rows"]), at.name.startswith("round")), default=None)
+        """The checkpoint with the most updates; of equals the round's, which replaces the step's."""
+        checkpoints = [
+            state.parent for kind in ("round", "step") for state in self._folder.glob(f"{kind}-*/{_STATE_FILE}")
+        ]
+        return max(
+            checkpoints,
+            key=lambda folder: (len(self._state(folder)["rows"]), folder.name.startswith("round")),
+            default=None,
+        )
 
     def _state(self, checkpoint: Path) -> dict[str, Any]:
         return load_document(checkpoint / _STATE_FILE, _STATE)
@@ -119,7 +125,7 @@ class Checkpoints:
     def _drop_steps(self, *, but: Path | None) -> None:
         for older in self._folder.glob("step-*"):
             if older != but:
-                # First what makes it a checkpoint: one that is half removed must not be taken for one.
+                # Remove the state file first, so that a half-removed folder does not count as a checkpoint.
                 (older / _STATE_FILE).unlink(missing_ok=True)
                 shutil.rmtree(older)
 

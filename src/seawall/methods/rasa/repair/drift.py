@@ -1,4 +1,4 @@
-"""How far routing moved: what the repair must not achieve its result by."""
+"""Routing drift: how far a repair moved the routing, which must not be how it achieves its result."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from seawall.models.moe.find import MoEModel
 def expert_usage(
     moe: MoEModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages], *, batch_size: int
 ) -> Float[Tensor, "T L E"]:
-    """Share of each prompt token's gate weight that each expert takes, on the CPU; every layer's shares sum to 1.
+    """Each expert's share of each prompt token's gate weight, on the CPU; the shares of a layer sum to 1.
 
-    T counts the tokens of all prompts, in their order within batches of like length: the same prompts give the same
-    tokens at the same places, whatever the weights of the model.
+    T counts the tokens of all prompts, in batches of similar length; the order depends on the prompts alone, not on the
+    model's weights.
     """
     rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     usage = []
     for positions in length_buckets([len(row) for row in rows], batch_size):
-        batch = collate([Encoded(rows[at], rows[at]) for at in positions], pad_id=0)
+        batch = collate([Encoded(rows[position], rows[position]) for position in positions], pad_id=0)
         with torch.no_grad(), capture(moe) as trace:
             run(moe, batch, keep=1)
         usage.append(gate_shares(trace)[batch.attention_mask_BT.flatten().bool()])
@@ -36,7 +36,7 @@ def expert_usage(
 
 
 def gate_shares(trace: RoutingTrace) -> Float[Tensor, "T L E"]:
-    """Each token's gate weights as a distribution over all experts, zero for those not chosen."""
+    """Each token's gate weights as a distribution over all experts, zero outside its top-k."""
     layers = []
     for indices_TK, weights_TK in zip(trace.indices, trace.weights, strict=True):
         weights_TK = weights_TK.detach().float().cpu()
@@ -46,5 +46,5 @@ def gate_shares(trace: RoutingTrace) -> Float[Tensor, "T L E"]:
 
 
 def routing_drift(before_TLE: Float[Tensor, "T L E"], after_TLE: Float[Tensor, "T L E"]) -> Float[Tensor, " L"]:
-    """Mean total-variation distance of the tokens' gate shares, per layer: 0 is the same routing, 1 other experts."""
+    """Mean total-variation distance of the tokens' gate shares, per layer: 0 for the same routing, 1 for disjoint."""
     return (before_TLE - after_TLE).abs().sum(-1).mul(0.5).mean(0)

@@ -1,4 +1,4 @@
-"""What a repair is given, and what it gives back."""
+"""The inputs and the result of a repair."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from seawall.data.types import Exchange, SafetyPair
-from seawall.methods.rasa.repair.rounds import Progress
+from seawall.methods.rasa.repair.rounds import RepairProgress
 
 
 @dataclass(frozen=True)
 class RepairInputs:
-    """What a repair learns from.
+    """The training examples of a repair.
 
     Attributes:
         pairs: kept pairs (plain request refused, attack answered), for the router step.
-        refusals: the attacks of these pairs with the refusal to learn, in the same order.
-        retain: harmless prompts with the model's own answers.
+        refusals: the attacks of these pairs with a target refusal each, in the same order, for the expert step.
+        retain: harmless prompts with the original model's answers, for the expert step.
     """
 
     pairs: Sequence[SafetyPair]
@@ -28,16 +28,16 @@ class RepairInputs:
 
 @dataclass(frozen=True)
 class RepairResult:
-    """What the repair did. The model holds the chosen round's weights when it returns.
+    """The outcome of a repair. The model holds the chosen round's weights.
 
     Attributes:
-        chosen: the round kept, from 1.
-        progress: validation scores by round and one row per update.
-        slices: which slices of which parameters may have changed; None for a whole parameter.
-        before: these parameters as they were, whole, by name.
+        chosen: the chosen round, from 1.
+        progress: validation scores by round, and one row per update.
+        slices: by parameter, the slices that may have changed; None for the full parameter.
+        before: the full parameters before the repair, by name.
     """
 
     chosen: int
-    progress: Progress
+    progress: RepairProgress
     slices: dict[str, tuple[int, ...] | None]
     before: dict[str, Tensor]

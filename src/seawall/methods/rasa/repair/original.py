@@ -1,6 +1,6 @@
-"""What the unrepaired model does with the rows of a repair, from one forward pass over each.
+"""Outputs of the unrepaired model on the rows of a repair, from one forward pass over each.
 
-Legend: B rows, T tokens of the batch's responses, R response tokens of one row, K likeliest tokens, D model width.
+Legend: B rows, T tokens of the batch's responses, R response tokens of one row, K top tokens, D model width.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from seawall.models.hidden.residual import capture_residual
 from seawall.models.moe.capture import RoutingTrace, capture
 from seawall.models.moe.find import MoEModel
 
-LIKELIEST = 64
-"""Tokens kept per position; what is left of the probability counts as one more outcome."""
+TOP_TOKENS = 64
+"""Tokens stored per position; the remaining probability counts as one more outcome."""
 
 
 @dataclass(frozen=True)
-class LikeliestTokens:
-    """The likeliest next tokens at every response position of some rows, aligned at the end."""
+class TopTokens:
+    """The most likely next tokens at every response position of some rows, aligned at the end."""
 
     tokens_BTK: Int[Tensor, "B T K"]
     log_probability_BTK: Float[Tensor, "B T K"]
 
 
 @final
-class Original:
-    """Routing, next-token distributions and hidden states of a model, as it was when this was made.
+class OriginalOutputs:
+    """Routing, next-token distributions and hidden states of a model, recorded when this object is made.
 
-    Kept on the CPU: for the routing, L x K x 8 bytes for each token at most; for the predictions, LIKELIEST x 8 bytes
-    for each response token; for the hidden states, D numbers for each token.
+    Stored on the CPU: routing takes at most L x K x 8 bytes per token, predictions TOP_TOKENS x 8 bytes per response
+    token, hidden states D numbers per token.
 
     Args:
         moe: the model.
         rows: all rows.
-        pad_id: any token; it is masked.
+        pad_id: a token to pad with; padding is masked.
         batch_size: rows of a forward pass.
-        routed: positions of the rows whose routing is kept, for `trace`.
-        predicted: positions of the rows whose predictions are kept, for `predictions`.
-        entry: decoder layer whose input is kept for all rows, for `hidden`; 0 keeps none, since it is the embedding.
+        routed: positions of the rows whose routing is recorded, for `trace`.
+        predicted: positions of the rows whose predictions are recorded, for `predictions`.
+        entry: decoder layer whose input is recorded for all rows, for `hidden`; 0, the embedding, records none.
     """
 
     def __init__(
@@ -63,55 +63,57 @@ class Original:
     ) -> None:
         self._moe = moe
         self._routing: dict[int, RowRouting] = {}
-        self._likeliest: dict[int, LikeliestTokens] = {}
+        self._top_tokens: dict[int, TopTokens] = {}
         self._hidden: dict[int, Tensor] = {}
         needed = range(len(rows)) if entry else sorted({*routed, *predicted})
         layers = [entry] if entry else []
-        for bucket in length_buckets([len(rows[at].input_ids) for at in needed], batch_size):
-            positions = [needed[at] for at in bucket]
-            batch = collate([rows[at] for at in positions], pad_id, side="left")
-            responses = [rows[at].response_tokens if at in predicted else 0 for at in positions]
+        for bucket in length_buckets([len(rows[position].input_ids) for position in needed], batch_size):
+            positions = [needed[index] for index in bucket]
+            batch = collate([rows[position] for position in positions], pad_id, side="left")
+            responses = [rows[position].response_tokens if position in predicted else 0 for position in positions]
             with torch.no_grad(), capture_residual(moe.model, layers) as inputs:
                 with capture(moe) if routed else nullcontext(RoutingTrace(0, 0)) as trace:
                     logits_BTV = run(moe, batch, keep=max(responses) + 1)
-            self._keep_routing(positions, batch, trace, routed)
+            self._record_routing(positions, batch, trace, routed)
             for layer in layers:
-                self._keep_hidden(positions, batch, inputs.inputs[layer])
-            self._keep_predictions(positions, responses, logits_BTV[:, :-1])
+                self._record_hidden(positions, batch, inputs.inputs[layer])
+            self._record_predictions(positions, responses, logits_BTV[:, :-1])
 
     def trace(self, positions: Sequence[int]) -> RoutingTrace:
         """The routing of these rows as one left-padded batch."""
-        return trace_of([self._routing[at] for at in positions], num_experts=self._moe.num_experts)
+        return trace_of([self._routing[position] for position in positions], num_experts=self._moe.num_experts)
 
-    def predictions(self, positions: Sequence[int], *, width: int) -> LikeliestTokens:
-        """These rows as one batch of `width` response positions; those before a row's response hold zeros."""
-        rows = [self._likeliest[at] for at in positions]
-        return LikeliestTokens(
+    def predictions(self, positions: Sequence[int], *, width: int) -> TopTokens:
+        """Predictions of these rows as one batch of `width` response positions, zero before a row's response."""
+        rows = [self._top_tokens[position] for position in positions]
+        return TopTokens(
             torch.stack([_padded(row.tokens_BTK, width) for row in rows]).long(),
             torch.stack([_padded(row.log_probability_BTK, width) for row in rows]),
         )
 
     def hidden(self, positions: Sequence[int]) -> Float[Tensor, "B T D"]:
-        """The inputs of the entry layer for these rows, as one left-padded batch; padding is zero."""
-        rows = [self._hidden[at] for at in positions]
+        """Inputs of the entry layer for these rows as one left-padded batch; padding is zero."""
+        rows = [self._hidden[position] for position in positions]
         return torch.stack([_padded(row, max(map(len, rows))) for row in rows])
 
-    def _keep_hidden(self, positions: Sequence[int], batch: Batch, hidden_BTD: Tensor) -> None:
-        for at, tokens, hidden_TD in zip(positions, batch.attention_mask_BT.sum(1).tolist(), hidden_BTD, strict=True):
-            self._hidden[at] = hidden_TD[len(hidden_TD) - int(tokens) :].to("cpu", copy=True)
+    def _record_hidden(self, positions: Sequence[int], batch: Batch, hidden_BTD: Tensor) -> None:
+        for position, tokens, hidden_TD in zip(
+            positions, batch.attention_mask_BT.sum(1).tolist(), hidden_BTD, strict=True
+        ):
+            self._hidden[position] = hidden_TD[len(hidden_TD) - int(tokens) :].to("cpu", copy=True)
 
-    def _keep_routing(
+    def _record_routing(
         self, positions: Sequence[int], batch: Batch, trace: RoutingTrace, routed: Collection[int]
     ) -> None:
         if routed:
-            found = zip(positions, rows_of(trace, batch.attention_mask_BT), strict=True)
-            self._routing |= {at: row for at, row in found if at in routed}
+            pairs = zip(positions, rows_of(trace, batch.attention_mask_BT), strict=True)
+            self._routing |= {position: row for position, row in pairs if position in routed}
 
-    def _keep_predictions(self, positions: Sequence[int], responses: Sequence[int], logits_BTV: Tensor) -> None:
-        for at, count, logits_TV in zip(positions, responses, logits_BTV, strict=True):
+    def _record_predictions(self, positions: Sequence[int], responses: Sequence[int], logits_BTV: Tensor) -> None:
+        for position, count, logits_TV in zip(positions, responses, logits_BTV, strict=True):
             if count:
-                top = logits_TV[-count:].float().log_softmax(-1).topk(min(LIKELIEST, logits_TV.shape[-1]), dim=-1)
-                self._likeliest[at] = LikeliestTokens(
+                top = logits_TV[-count:].float().log_softmax(-1).topk(min(TOP_TOKENS, logits_TV.shape[-1]), dim=-1)
+                self._top_tokens[position] = TopTokens(
                     top.indices.to("cpu", torch.int32), top.values.to("cpu", copy=True)
                 )
 
@@ -122,35 +124,35 @@ def _padded(tensor_RK: Tensor, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class RowRouting:
-    """Routing of one token sequence, without padding, on the CPU: per MoE layer (T, K)."""
+    """Routing of one token sequence without padding, on the CPU: (T, K) per MoE layer."""
 
     indices: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
 
 
 def rows_of(trace: RoutingTrace, mask_BT: Tensor) -> Iterator[RowRouting]:
-    """The routing of every row of a left-padded batch."""
+    """The routing of each row of a left-padded batch."""
     shape = mask_BT.shape
     for row, tokens in enumerate(mask_BT.sum(1).tolist()):
-        kept = slice(shape[1] - int(tokens), None)
+        tokens_T = slice(shape[1] - int(tokens), None)
         yield RowRouting(
-            tuple(layer.view(*shape, -1)[row, kept].to("cpu", torch.int32) for layer in trace.indices),
-            tuple(layer.view(*shape, -1)[row, kept].to("cpu", copy=True) for layer in trace.weights),
+            tuple(layer.view(*shape, -1)[row, tokens_T].to("cpu", torch.int32) for layer in trace.indices),
+            tuple(layer.view(*shape, -1)[row, tokens_T].to("cpu", copy=True) for layer in trace.weights),
         )
 
 
 def trace_of(rows: Sequence[RowRouting], *, num_experts: int) -> RoutingTrace:
-    """Rows as one left-padded batch. Padding goes to the first experts with weight 0."""
+    """Rows as one left-padded batch. Padding is routed to the first experts with weight 0."""
     layers = range(len(rows[0].indices))
     width = max(len(row.indices[0]) for row in rows)
-    found = RoutingTrace(len(layers), num_experts)
+    batch_trace = RoutingTrace(len(layers), num_experts)
     for layer in layers:
-        found.indices.append(torch.cat([_padded_indices(row.indices[layer], width) for row in rows]))
-        found.weights.append(torch.cat([_padded(row.weights[layer], width) for row in rows]))
-    return found
+        batch_trace.indices.append(torch.cat([_padded_indices(row.indices[layer], width) for row in rows]))
+        batch_trace.weights.append(torch.cat([_padded(row.weights[layer], width) for row in rows]))
+    return batch_trace
 
 
 def _padded_indices(indices_TK: Tensor, width: int) -> Tensor:
-    """Different experts for a padded token's K places: no family is asked to send one token to one expert twice."""
-    places_TK = torch.arange(indices_TK.shape[1]).expand(width - len(indices_TK), -1)
-    return torch.cat([places_TK, indices_TK.long()])
+    """K different experts for each padding token: families may not accept one expert twice for a token."""
+    padding_TK = torch.arange(indices_TK.shape[1]).expand(width - len(indices_TK), -1)
+    return torch.cat([padding_TK, indices_TK.long()])

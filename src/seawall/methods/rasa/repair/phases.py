@@ -1,4 +1,4 @@
-"""The two phases of a round, expert step and router step, each with its parameters, loss, batches and optimizer."""
+"""The two phases of a round, expert step and router step: parameters, loss, batches and optimizer of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from seawall.config.repair import ExpertStep, RepairConfig, RouterStep
 from seawall.distributed import one_process
 from seawall.methods.rasa.repair.batches import ExpertBatch, beside_retained, step_batches
-from seawall.methods.rasa.repair.rounds import Progress
+from seawall.methods.rasa.repair.rounds import RepairProgress
 from seawall.methods.rasa.repair.steps import RepairLosses
 from seawall.methods.rasa.repair.trainables import Trainables
 from seawall.train.loop import BatchLoss, Settings, Trainer
@@ -24,10 +24,10 @@ class Phase:
 
     Attributes:
         name: `expert` or `router`.
-        parameters: what trains.
-        trainer: its optimizer, which lives through all rounds.
+        parameters: the parameters to train.
+        trainer: with an optimizer that is kept through all rounds.
         loss: of one batch.
-        batches: of a round, counted from 0; every round has equally many.
+        batches: of a round (from 0); every round has the same number.
     """
 
     name: str
@@ -37,15 +37,17 @@ class Phase:
     batches: Callable[[int], Sequence[Any]]
 
     def run(self, number: int, training: Trainables, log: Callable[[dict[str, Any]], None]) -> None:
-        """The updates of round `number` (from 0) that are still to do."""
+        """Runs the remaining updates of round `number` (from 0)."""
         batches = self.batches(number)
-        done = self.trainer.steps - number * len(batches)
+        completed = self.trainer.steps - number * len(batches)
         training.only(self.parameters)
-        self.trainer.fit(batches[done:], self.loss, lambda row: log({"round": number + 1, "phase": self.name, **row}))
+        self.trainer.fit(
+            batches[completed:], self.loss, lambda row: log({"round": number + 1, "phase": self.name, **row})
+        )
 
 
 def make_phases(training: Trainables, losses: RepairLosses, config: RepairConfig, *, num_retained: int) -> list[Phase]:
-    """The phases that are on, in the order in which a round runs them."""
+    """The enabled phases, in the order of a round."""
 
     def expert_batches(number: int) -> list[ExpertBatch]:
         batches = step_batches(losses.attack_lengths, config.expert, config, number)
@@ -76,9 +78,9 @@ def make_phases(training: Trainables, losses: RepairLosses, config: RepairConfig
 
 
 def train_round(
-    phases: Sequence[Phase], training: Trainables, progress: Progress, log: Callable[[dict[str, Any]], None]
+    phases: Sequence[Phase], training: Trainables, progress: RepairProgress, log: Callable[[dict[str, Any]], None]
 ) -> None:
-    """The updates of the round that is due, or what is left of them."""
+    """Runs the remaining updates of the current round."""
     for phase in phases:
         phase.run(progress.trained, training, log)
     progress.trained += 1

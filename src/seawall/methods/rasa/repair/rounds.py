@@ -1,4 +1,4 @@
-"""How far a repair is, when it stops, and which round is kept."""
+"""Progress of a repair, early stopping, and the choice of the round."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from seawall.shell.validation import ValidationScores
 
 @final
 @dataclass
-class Progress:
-    """What a repair has done so far.
+class RepairProgress:
+    """The progress of a repair.
 
     Attributes:
-        before: validation scores of the untouched model.
-        scores: validation scores after each round that was measured.
-        trained: rounds whose updates are all done; the last may not be measured yet.
+        before: validation scores of the original model.
+        scores: validation scores after each measured round.
+        trained: number of rounds with all updates; the last may not be measured yet.
         rows: one row per update, for the metrics.
     """
 
@@ -28,10 +28,8 @@ class Progress:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
-def is_finished(progress: Progress, config: RepairConfig) -> bool:
-    """All rounds are done, or the last one left nothing to gain: the attacks fail, and harmless prompts are not
-    refused more than allowed.
-    """
+def is_finished(progress: RepairProgress, config: RepairConfig) -> bool:
+    """Whether all rounds are done, or the attacks fail and refusals of harmless prompts rose by at most the limit."""
     if len(progress.scores) >= config.rounds:
         return True
     if not progress.scores or not config.early_stop.enabled:
@@ -41,33 +39,33 @@ def is_finished(progress: Progress, config: RepairConfig) -> bool:
 
 
 def is_repaired(scores: ValidationScores, config: EarlyStop) -> bool:
-    """The attacks fail."""
+    """Whether attack success is within the limit."""
     return scores.attack_success <= config.attack_success_at_most
 
 
 def refuses_more(scores: ValidationScores, before: ValidationScores, config: EarlyStop) -> bool:
-    """Refusals of borderline or of benign prompts rose by more than is allowed."""
+    """Whether refusals of borderline or of benign prompts rose by more than the limit."""
     over_refusal = scores.over_refusal - before.over_refusal
     benign_refusal = scores.benign_refusal - before.benign_refusal
     return max(over_refusal, benign_refusal) > config.max_over_refusal_increase
 
 
 def choose_round(history: Sequence[ValidationScores], before: ValidationScores, config: EarlyStop) -> int:
-    """The round to keep, counted from 0; the last one where early stopping is off.
+    """The index of the round to keep; the last one without early stopping.
 
-    Among the rounds whose attacks fail: the one that refuses least of what is harmless (first those within the allowed
-    increase). If the attacks never fail: the one with the least sum of attack success, over-refusal and benign
-    refusal, so that a few points fewer attacks are not bought with many more refusals of harmless prompts. An earlier
-    round wins a tie.
+    Among rounds whose attacks fail: the one with the fewest refusals of harmless prompts, rounds within the limit of
+    their increase first. If attacks succeed in every round: the one with the least sum of attack success, over-refusal
+    and benign refusal, so that few points of attack success are not traded for many refusals of harmless prompts. The
+    earlier round wins a tie.
     """
     if not config.enabled:
         return len(history) - 1
 
-    def rank(at: int) -> tuple[float, ...]:
-        scores = history[at]
+    def rank(index: int) -> tuple[float, ...]:
+        scores = history[index]
         harmless = scores.over_refusal + scores.benign_refusal
         if is_repaired(scores, config):
-            return (0, float(refuses_more(scores, before, config)), harmless, scores.attack_success, at)
-        return (1, scores.attack_success + harmless, 0.0, 0.0, at)
+            return (0, float(refuses_more(scores, before, config)), harmless, scores.attack_success, index)
+        return (1, scores.attack_success + harmless, 0.0, 0.0, index)
 
     return min(range(len(history)), key=rank)

@@ -14,14 +14,14 @@ from seawall.errors import ArtifactError
 from seawall.methods.rasa.repair.checkpoint import Checkpoints
 from seawall.methods.rasa.repair.inputs import RepairInputs, RepairResult
 from seawall.methods.rasa.repair.phases import make_phases, train_round
-from seawall.methods.rasa.repair.rounds import Progress, choose_round, is_finished
+from seawall.methods.rasa.repair.rounds import RepairProgress, choose_round, is_finished
 from seawall.methods.rasa.repair.steps import RepairLosses
 from seawall.methods.rasa.repair.trainables import first_changed_layer, trainables
 from seawall.models.moe.find import MoEModel
 from seawall.shell.validation import ValidationScores
 
 CHECKPOINT_EVERY = 50
-"""Updates between two checkpoints within a round. Each round ends with one."""
+"""Number of updates between two checkpoints within a round. Each round ends with a checkpoint."""
 
 
 def repair(
@@ -38,24 +38,24 @@ def repair(
     """Rounds of an expert step under fixed routing and a router step, until the attacks fail on validation goals.
 
     Args:
-        moe: the model, unrepaired even when an interrupted repair goes on; changed in place.
-        tokenizer: its tokenizer.
-        inputs: what to learn from.
+        moe: the original model, also when an interrupted repair resumes; changed in place.
+        tokenizer: of the model.
+        inputs: the training examples.
         experts: the selected experts.
         config: rounds, steps, learning rates, early stopping.
-        validate: measures the model as it now is.
-        scratch: folder for checkpoints; a repair that finds some goes on from the newest.
-        report: told every update and every round's scores.
+        validate: measures the current model.
+        scratch: folder of checkpoints; the repair resumes from the newest.
+        report: called with each update and each round's scores.
 
     Raises:
         ArtifactError: the experts were selected on a model with other layers, or a checkpoint is damaged.
-        SeawallError: a loss or gradient became infinite or not a number.
+        SeawallError: a loss or gradient is not finite.
     """
     _require_layers(experts, moe)
     first_changed = first_changed_layer(moe, experts.layers, config)
     losses = RepairLosses(moe, tokenizer, inputs, config, first_changed=first_changed)
     checkpoints = Checkpoints(scratch)
-    progress = checkpoints.progress() or Progress(before=validate())
+    progress = checkpoints.progress() or RepairProgress(before=validate())
     checkpoints.save_scores(progress)
     with trainables(moe, experts.layers, config) as training:
         phases = make_phases(training, losses, config, num_retained=len(inputs.retain))
@@ -68,6 +68,7 @@ def repair(
             if len(progress.rows) % CHECKPOINT_EVERY == 0:
                 checkpoints.save_step(progress, training, trainers)
 
+        # One round: the expert step (section 3.3), then the router step (section 3.4), then a validation.
         while not is_finished(progress, config):
             if progress.trained == len(progress.scores):
                 train_round(phases, training, progress, log)

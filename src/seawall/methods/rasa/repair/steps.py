@@ -1,4 +1,4 @@
-"""The losses of the two steps of a round, batch by batch, on the model as it now computes."""
+"""The losses of the two steps of a round, batch by batch, on the current model. RASA sections 3.3 and 3.4."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from seawall.data.templating import IGNORED, Encoded, encode_example, encode_pro
 from seawall.data.types import Messages
 from seawall.methods.rasa.repair.batches import ExpertBatch
 from seawall.methods.rasa.repair.inputs import RepairInputs
-from seawall.methods.rasa.repair.original import Original
+from seawall.methods.rasa.repair.original import OriginalOutputs
 from seawall.models.forward import run
 from seawall.models.hidden.enter_at_layer import can_enter_at_layer, enter_at_layer
 from seawall.models.moe.capture import capture
@@ -36,9 +36,9 @@ from seawall.train.losses import (
 class RepairLosses:
     """Losses of batches, given as positions in the lists of attacks, retained exchanges and pairs.
 
-    Make it while the model is still the original: with `routing: replay` its routing is recorded here, with
-    `retain.loss: kl` its predictions, and what its decoder layers below the first that may change give to that one:
-    the expert step then begins there.
+    Make it while the model is the original: it records the routing (with `routing: replay`), the predictions (with
+    `retain.loss: kl`), and the input of the first decoder layer that may change, where the forward passes of the expert
+    step then start.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class RepairLosses:
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._rows = [encode_example(tokenizer, exchange) for exchange in (*inputs.refusals, *inputs.retain)]
         self._num_attacks = len(inputs.refusals)
-        self._anchors = [_prompt(tokenizer, pair.anchor) for pair in inputs.pairs]
+        self._plain = [_prompt(tokenizer, pair.plain) for pair in inputs.pairs]
         self._attacks = [_prompt(tokenizer, pair.attack) for pair in inputs.pairs]
         replayed = config.expert.enabled and config.expert.routing == "replay"
         diverging = config.expert.enabled and config.retain.loss == "kl" and bool(config.retain.per_batch)
         self._routed = range(len(self._rows)) if replayed else range(0)
         self._predicted = range(self._num_attacks, len(self._rows)) if diverging else range(0)
         self._entry = first_changed if config.expert.enabled and can_enter_at_layer(moe.model) else 0
-        self._original = Original(
+        self._original = OriginalOutputs(
             moe,
             self._rows,
             self._pad,
@@ -74,21 +74,21 @@ class RepairLosses:
 
     @property
     def attack_lengths(self) -> list[int]:
-        """Tokens of each attack with its refusal."""
+        """Number of tokens of each attack with its refusal."""
         return [len(row.input_ids) for row in self._rows[: self._num_attacks]]
 
     @property
     def pair_lengths(self) -> list[int]:
-        """Tokens of each attack's prompt."""
+        """Number of tokens of each attack's prompt."""
         return [len(row.input_ids) for row in self._attacks]
 
     def expert_loss(self, batch: ExpertBatch) -> Iterator[Losses]:
-        """Cross-entropy of the refusals on attacks, plus what keeps the answers to harmless prompts."""
+        """Cross-entropy of the refusals on attacks, plus the retain loss on answers to harmless prompts."""
         attacks, retained = batch
-        positions = [*attacks, *(self._num_attacks + at for at in retained)]
-        for some in self._micro_batches(positions):
-            loss_B = self._response_losses(some)
-            refusal = [at < self._num_attacks for at in some]
+        positions = [*attacks, *(self._num_attacks + position for position in retained)]
+        for bucket in self._micro_batches(positions):
+            loss_B = self._response_losses(bucket)
+            refusal = [position < self._num_attacks for position in bucket]
             share_B = [1 / len(attacks) if is_refusal else 1 / len(retained) for is_refusal in refusal]
             weight_B = [1.0 if is_refusal else self._config.retain.weight for is_refusal in refusal]
             scaled_B = loss_B * torch.tensor(share_B, device=loss_B.device)
@@ -98,13 +98,13 @@ class RepairLosses:
             yield (scaled_B * torch.tensor(weight_B, device=loss_B.device)).sum(), parts
 
     def _micro_batches(self, positions: Sequence[int]) -> list[list[int]]:
-        """Rows of one forward pass each, like lengths together."""
+        """Positions by forward pass, similar lengths together."""
         size = self._config.micro_batch_size or len(positions)
-        lengths = [len(self._rows[at].input_ids) for at in positions]
-        return [[positions[at] for at in some] for some in length_buckets(lengths, size)]
+        lengths = [len(self._rows[position].input_ids) for position in positions]
+        return [[positions[index] for index in bucket] for bucket in length_buckets(lengths, size)]
 
     def _response_losses(self, positions: Sequence[int]) -> Tensor:
-        rows = [self._rows[at] for at in positions]
+        rows = [self._rows[position] for position in positions]
         collated = collate(rows, self._pad, side="left")
         width = max(row.response_tokens for row in rows) + 1
         with ExitStack() as changes:
@@ -119,12 +119,12 @@ class RepairLosses:
             partial(loss, opening_tokens=self._config.opening_tokens, opening_weight=self._config.opening_weight)
             for loss in (response_cross_entropy, response_divergence)
         )
-        retained = [row for row, at in enumerate(positions) if at in self._predicted]
+        retained = [row for row, position in enumerate(positions) if position in self._predicted]
         if not retained:
             return cross_entropy(logits_BTV, labels_BT)
         original = self._original.predictions([positions[row] for row in retained], width=width - 1)
         likeliest = (original.tokens_BTK.to(logits_BTV.device), original.log_probability_BTK.to(logits_BTV.device))
-        attacks = [row for row, at in enumerate(positions) if at not in self._predicted]
+        attacks = [row for row, position in enumerate(positions) if position not in self._predicted]
         loss_B = logits_BTV.new_zeros(len(positions), dtype=torch.float32)
         loss_B[retained] = divergence(logits_BTV[retained], labels_BT[retained], *likeliest)
         if attacks:
@@ -132,34 +132,33 @@ class RepairLosses:
         return loss_B
 
     def router_loss(self, positions: Sequence[int]) -> Iterator[Losses]:
-        """Divergence of the attacks' routing from the plain requests', over the prompts' tokens.
+        """KL(plain routing || attack routing), mean over layers, over the tokens of the prompts (section 3.4).
 
-        A prompt's tokens are all of its templated text, from the first to the opening of the assistant's turn: what
-        the model has read when it decides how to answer. The authors' formula compares batch means, so its batch
-        cannot be taken in pieces.
+        The tokens are the templated prompt up to the opening of the assistant's turn: what the model has read when it
+        decides how to answer. The authors' formula compares batch means, so its batch is one forward pass.
         """
         size = self._config.micro_batch_size
         if size is None or self._config.router.variant == "reference":
             size = len(positions)
         for start in range(0, len(positions), size):
-            some = positions[start : start + size]
-            yield self._divergence(some) * (len(some) / len(positions)), {}
+            chunk = positions[start : start + size]
+            yield self._divergence(chunk) * (len(chunk) / len(positions)), {}
 
     def _divergence(self, positions: Sequence[int]) -> Tensor:
-        anchors, attacks = (
-            collate([rows[at] for at in positions], self._pad) for rows in (self._anchors, self._attacks)
+        plain_batch, attack_batch = (
+            collate([rows[position] for position in positions], self._pad) for rows in (self._plain, self._attacks)
         )
         with torch.no_grad():
-            anchor = self._router_logits(anchors)
-        attack = self._router_logits(attacks)
+            plain = self._router_logits(plain_batch)
+        attack = self._router_logits(attack_batch)
         direction = self._config.router.direction
         if self._config.router.variant == "reference":
-            return reference_router_loss(anchor, attack, direction=direction)
+            return reference_router_loss(plain, attack, direction=direction)
         return pairwise_router_loss(
-            anchor,
+            plain,
             attack,
-            anchor_mask_BT=anchors.attention_mask_BT.to(attack[0].device),
-            attack_mask_BU=attacks.attention_mask_BT.to(attack[0].device),
+            plain_mask_BT=plain_batch.attention_mask_BT.to(attack[0].device),
+            attack_mask_BU=attack_batch.attention_mask_BT.to(attack[0].device),
             direction=direction,
         )
 

@@ -1,4 +1,4 @@
-"""What trains: copies of the selected experts (or of everything) and of the routers, behind one face."""
+"""Trainable copies of the selected experts (or of the full model) and of the routers, as one set of parameters."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from seawall.models.moe.trainable_copies import TrainableCopies
 @final
 @dataclass(frozen=True, eq=False)
 class Trainables:
-    """The parameter sets of the two steps.
+    """The parameters of the two steps.
 
     Attributes:
-        experts: what the expert step trains, by name; empty when it is off.
-        routers: what the router step trains, by name; empty when it is off.
-        groups: the copies behind them.
+        experts: parameters of the expert step, by name; empty if it is off.
+        routers: parameters of the router step, by name; empty if it is off.
+        groups: the copies that hold them.
     """
 
     experts: Mapping[str, nn.Parameter]
@@ -33,7 +33,7 @@ class Trainables:
     groups: tuple[TrainableCopies, ...]
 
     def only(self, training: Mapping[str, nn.Parameter]) -> None:
-        """Lets just these parameters take gradients."""
+        """Enables gradients for these parameters alone."""
         for group in self.groups:
             for parameter in group.parameters():
                 parameter.requires_grad_(False)
@@ -45,23 +45,23 @@ class Trainables:
         return {name: tensor for group in self.groups for name, tensor in group.state().items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes values that `state` gave."""
+        """Loads values that `state` returned."""
         for group in self.groups:
             names = group.state().keys()
             group.load_state({name: tensors[name] for name in names if name in tensors})
 
     def write_back(self) -> None:
-        """Puts the copies, rounded, into the model."""
+        """Writes the copies into the model, rounded to its dtype."""
         for group in self.groups:
             group.write_back()
 
     def slices(self) -> dict[str, tuple[int, ...] | None]:
-        """Which slices of which parameters may have changed; None for the whole parameter."""
+        """By parameter, the slices that may have changed; None for the full parameter."""
         return {part.name: part.indices for group in self.groups for part in group.parts}
 
 
 def first_changed_layer(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairConfig) -> int:
-    """The lowest decoder layer of which a parameter may change; 0 where every parameter trains."""
+    """The lowest decoder layer with a parameter that may change; 0 if every parameter trains."""
     if config.parameters == "full":
         return 0
     everywhere = config.router.enabled or config.parameters != "selected"
@@ -70,15 +70,15 @@ def first_changed_layer(moe: MoEModel, selected: Sequence[Sequence[int]], config
 
 @contextmanager
 def trainables(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairConfig) -> Iterator[Trainables]:
-    """Sets the model up so that it computes with the copies; restored on exit."""
+    """Inside, the model computes with the copies; restored on exit."""
     with ExitStack() as stack:
         groups: list[TrainableCopies] = []
         experts: dict[str, nn.Parameter] = {}
         routers: dict[str, nn.Parameter] = {}
         if config.parameters == "full":
-            whole = stack.enter_context(trainable_model(moe.model))
-            groups.append(whole)
-            everything = dict(whole.named_parameters())
+            full_model = stack.enter_context(trainable_model(moe.model))
+            groups.append(full_model)
+            everything = dict(full_model.named_parameters())
             experts = everything if config.expert.enabled else {}
             routers = {name: everything[name] for name in router_parameters(moe)} if config.router.enabled else {}
         else:

@@ -1,4 +1,4 @@
-"""Control sets: experts that are not the selected ones, chosen at random or matched by how often they are used."""
+"""Control sets: experts outside the selection, at random or matched by traffic."""
 
 from __future__ import annotations
 
@@ -8,60 +8,61 @@ from typing import Protocol
 
 from torch import Tensor
 
-from seawall.methods.rasa.selection.scores import Place
+from seawall.methods.rasa.selection.scores import LayerExpert
 
 
 class Control(Protocol):
-    """Selected places, traffic (L, E), seed -> as many other places, none of them `apart` while others are left."""
+    """Selected experts, traffic (L, E), seed -> the same number of other experts, outside `apart` if possible."""
 
     def __call__(
-        self, selected: Collection[Place], traffic_LE: Tensor, seed: int, *, apart: Collection[Place] = ()
-    ) -> list[Place]:
-        """The other places."""
+        self, selected: Collection[LayerExpert], traffic_LE: Tensor, seed: int, *, apart: Collection[LayerExpert] = ()
+    ) -> list[LayerExpert]:
+        """The control experts."""
         ...
 
 
 _NEAREST = 3
-"""A matched control draws among this many nearest experts, so that seeds differ."""
+"""A matched control samples among this number of nearest experts, so that seeds differ."""
 
 
 def random_experts(
-    selected: Collection[Place], traffic_LE: Tensor, seed: int, *, apart: Collection[Place] = ()
-) -> list[Place]:
-    """As many experts, drawn evenly from those neither selected nor `apart`.
+    selected: Collection[LayerExpert], traffic_LE: Tensor, seed: int, *, apart: Collection[LayerExpert] = ()
+) -> list[LayerExpert]:
+    """The same number of experts, sampled uniformly from those neither selected nor `apart`.
 
-    Where too few are left, those apart join, and selected ones only where these do not suffice either.
+    If these are too few, experts in `apart` are used next, and selected experts last.
     """
-    generator, drawn = random.Random(f"random experts {seed}"), list[Place]()
-    pools = (_others([*selected, *apart], traffic_LE), set(apart) - set(selected), selected)
+    generator, drawn = random.Random(f"random experts {seed}"), list[LayerExpert]()
+    pools = (_complement([*selected, *apart], traffic_LE), set(apart) - set(selected), selected)
     for pool in pools:
         drawn += generator.sample(sorted(pool), min(len(selected) - len(drawn), len(pool)))
     return drawn
 
 
 def frequency_matched(
-    selected: Collection[Place], traffic_LE: Tensor, seed: int, *, apart: Collection[Place] = ()
-) -> list[Place]:
-    """For each selected expert another one of like traffic, drawn among the nearest.
+    selected: Collection[LayerExpert], traffic_LE: Tensor, seed: int, *, apart: Collection[LayerExpert] = ()
+) -> list[LayerExpert]:
+    """For each selected expert another one of similar traffic, sampled among the nearest.
 
-    From the same layer while one is free there, else from any layer; those apart join only where none is left, and
-    selected ones only after them.
+    From the same layer while it has a free expert, otherwise from any layer; experts in `apart` are used if no other is
+    free, and selected experts last.
     """
     generator = random.Random(f"frequency-matched experts {seed}")
-    free, spare, taken = _others([*selected, *apart], traffic_LE), sorted(set(apart) - set(selected)), list[Place]()
+    free, spare = _complement([*selected, *apart], traffic_LE), sorted(set(apart) - set(selected))
+    drawn = list[LayerExpert]()
     for place in generator.sample(sorted(selected), len(selected)):
-        pool = [other for other in free if other[0] == place[0]] or free or spare
-        pool = pool or sorted(set(selected) - set(taken))
-        nearest = sorted(pool, key=lambda other: abs(float(traffic_LE[other] - traffic_LE[place])))[:_NEAREST]
-        taken.append(generator.choice(nearest))
-        free, spare = ([other for other in some if other != taken[-1]] for some in (free, spare))
-    return taken
+        pool = [candidate for candidate in free if candidate[0] == place[0]] or free or spare
+        pool = pool or sorted(set(selected) - set(drawn))
+        nearest = sorted(pool, key=lambda candidate: abs(float(traffic_LE[candidate] - traffic_LE[place])))[:_NEAREST]
+        drawn.append(generator.choice(nearest))
+        free, spare = ([expert for expert in experts if expert != drawn[-1]] for experts in (free, spare))
+    return drawn
 
 
 CONTROLS: dict[str, Control] = {"random": random_experts, "frequency_matched": frequency_matched}
-"""Controls by their name in recipes. Both are sized after the frequency selection."""
+"""Controls by their name in recipes. Both have the size of the frequency selection."""
 
 
-def _others(selected: Collection[Place], traffic_LE: Tensor) -> list[Place]:
+def _complement(selected: Collection[LayerExpert], traffic_LE: Tensor) -> list[LayerExpert]:
     layers, experts = traffic_LE.shape
     return sorted({(layer, expert) for layer in range(layers) for expert in range(experts)} - set(selected))

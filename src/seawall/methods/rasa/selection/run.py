@@ -13,7 +13,7 @@ from seawall.errors import NothingToRepairError
 from seawall.methods.rasa.selection.controls import CONTROLS
 from seawall.methods.rasa.selection.scores import (
     SCORES,
-    Place,
+    LayerExpert,
     TokenKind,
     batch_weights,
     by_layer,
@@ -25,23 +25,25 @@ from seawall.methods.rasa.selection.stability import bootstrap
 
 
 def select(profile: ExpertProfile, config: SelectConfig, *, tokens: TokenKind = "generated") -> ExpertSet:
-    """The experts to repair; fewer than `config.k` where fewer are used more by attacks.
+    """The experts to repair: the top k with a positive score, or fewer if fewer are positive.
 
     Args:
         profile: routing counts of kept pairs.
-        config: method, scope and size; `random` and `frequency_matched` are controls sized after `frequency`.
-        tokens: which tokens' routing decides.
+        config: method, scope and size; `random` and `frequency_matched` are controls of the size of `frequency`.
+        tokens: the tokens whose routing is scored.
 
     Raises:
-        ConfigError: `config.k` is more than the model has.
-        NothingToRepairError: no expert is used more by attacks than by the plain requests.
+        ConfigError: `config.k` exceeds the number of routed experts.
+        NothingToRepairError: no expert is used more by attacks than by plain requests.
     """
     num_pairs, num_layers, num_experts = profile.attack_counts_PLE.shape
     k = count(config.k, num_layers * num_experts)
     is_control = config.method in CONTROLS
+    # D[l, e] = P(e in top-K | attack) - P(e in top-K | plain request), or another score.
     gap = SCORES["frequency" if is_control else config.method](profile, tokens)
 
-    def choose(rows: Sequence[int]) -> set[Place]:
+    # The top k with D > 0: over all pairs, or the union over batches of pairs as in the authors' code.
+    def choose(rows: Sequence[int]) -> set[LayerExpert]:
         size = config.batch_pairs if config.scope == "batch_union" else len(rows)
         return {place for gap_LE in gap(batch_weights(rows, size, num_pairs)) for place in top_positive(gap_LE, k)}
 

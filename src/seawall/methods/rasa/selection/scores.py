@@ -1,4 +1,4 @@
-"""Scores of experts from a profile: how much more often, or with how much more gate weight, attacks use them.
+"""Scores of experts from a profile: difference of frequency or of gate mass, attacks minus plain requests.
 
 Legend: P pairs, L MoE layers, E routed experts per layer, R weightings of the pairs.
 """
@@ -15,70 +15,68 @@ from torch import Tensor
 from seawall.artifacts.profile import ExpertProfile
 from seawall.errors import ConfigError
 
-Place = tuple[int, int]
+LayerExpert = tuple[int, int]
 """(MoE layer, expert)."""
 
 TokenKind = Literal["generated", "prompt", "both"]
 Gap = Callable[[Float[Tensor, "R P"]], Float[Tensor, "R L E"]]
-"""How often each pair counts, once per row -> the score of every expert, attack minus anchor."""
+"""Weights of the pairs -> the score of every expert, attack minus plain request."""
 
 _TIE = 12
-"""Decimals of a score that count. Equal rates reached by different sums may differ in the last bit; they are ties."""
+"""Decimals of a score. Equal rates from different sums may differ in the last bit and are ties."""
 
 
 def frequency_gap(profile: ExpertProfile, tokens: TokenKind) -> Gap:
-    """`P(expert in top-k | attack) - P(expert in top-k | anchor)`, pooled over tokens. RASA section 3.2."""
-    attack_PLE, anchor_PLE = _sides(profile, "counts", tokens)
-    attack_P, anchor_P = _sides(profile, "tokens", tokens)
+    """`P(expert in top-k | attack) - P(expert in top-k | plain request)`, pooled over tokens. RASA section 3.2."""
+    attack_PLE, plain_PLE = _sides(profile, "counts", tokens)
+    attack_P, plain_P = _sides(profile, "tokens", tokens)
 
     def gap(weight_RP: Tensor) -> Tensor:
-        return _rate(weight_RP, attack_PLE, attack_P) - _rate(weight_RP, anchor_PLE, anchor_P)
+        return _rate(weight_RP, attack_PLE, attack_P) - _rate(weight_RP, plain_PLE, plain_P)
 
     return gap
 
 
 def mass_gap(profile: ExpertProfile, tokens: TokenKind) -> Gap:
-    """Difference of each expert's share of its layer's gate weight, attack minus anchor."""
-    attack_PLE, anchor_PLE = _sides(profile, "mass", tokens)
+    """Difference of each expert's share of its layer's gate weight, attack minus plain request."""
+    attack_PLE, plain_PLE = _sides(profile, "mass", tokens)
 
     def gap(weight_RP: Tensor) -> Tensor:
-        return _share(weight_RP, attack_PLE) - _share(weight_RP, anchor_PLE)
+        return _share(weight_RP, attack_PLE) - _share(weight_RP, plain_PLE)
 
     return gap
 
 
 SCORES: dict[str, Callable[[ExpertProfile, TokenKind], Gap]] = {"frequency": frequency_gap, "mass": mass_gap}
-"""Every score by its name in recipes. To add one: write the function, add a line here and to `SelectConfig.method`."""
+"""Every score by its name in recipes. To add one: a function, its entry here, and its name in `SelectConfig.method`."""
 
 
 def traffic(profile: ExpertProfile, tokens: TokenKind) -> Float[Tensor, "L E"]:
-    """How often each expert is used, attacks and anchors together: what a matched control must match."""
-    attack_PLE, anchor_PLE = _sides(profile, "counts", tokens)
-    attack_P, anchor_P = _sides(profile, "tokens", tokens)
-    return (attack_PLE + anchor_PLE).sum(0) / (attack_P + anchor_P).sum().clamp_min(1.0)
+    """Rate of each expert in the top-k, over attacks and plain requests together; a matched control has the same."""
+    attack_PLE, plain_PLE = _sides(profile, "counts", tokens)
+    attack_P, plain_P = _sides(profile, "tokens", tokens)
+    return (attack_PLE + plain_PLE).sum(0) / (attack_P + plain_P).sum().clamp_min(1.0)
 
 
-def top_positive(gap_LE: Float[Tensor, "L E"], k: int) -> list[Place]:
-    """The k places with the largest gap above 0, best first, or fewer where fewer are positive; ties by layer, then
-    expert.
-    """
+def top_positive(gap_LE: Float[Tensor, "L E"], k: int) -> list[LayerExpert]:
+    """The k experts with the largest gap, best first; only positive gaps, ties by layer and expert."""
     flat = torch.round(gap_LE.flatten(), decimals=_TIE)
     order = torch.sort(flat, descending=True, stable=True).indices.tolist()
     experts = gap_LE.shape[1]
-    return [divmod(at, experts) for at in order[:k] if flat[at] > 0]
+    return [divmod(index, experts) for index in order[:k] if flat[index] > 0]
 
 
 def batch_weights(rows: Sequence[int], size: int, num_pairs: int) -> Float[Tensor, "R P"]:
-    """How often each pair counts in each batch of `size` of the rows."""
+    """The weight of each pair in each batch of `size` rows."""
     batches = [torch.tensor(rows[start : start + size]) for start in range(0, len(rows), size)]
     return torch.stack([torch.bincount(batch, minlength=num_pairs) for batch in batches]).double()
 
 
 def count(k: int | float, total: int) -> int:
-    """`k` as a count of experts: an int is one already, a float is a fraction of all routed experts.
+    """`k` as a number of experts: an int is the number, a float a fraction of all routed experts.
 
     Raises:
-        ConfigError: more than there are.
+        ConfigError: it exceeds the number of routed experts.
     """
     if not isinstance(k, int):
         return max(1, round(k * total))
@@ -87,18 +85,18 @@ def count(k: int | float, total: int) -> int:
     return k
 
 
-def by_layer(places: Collection[Place], num_layers: int) -> tuple[tuple[int, ...], ...]:
+def by_layer(places: Collection[LayerExpert], num_layers: int) -> tuple[tuple[int, ...], ...]:
     """Expert indices of each MoE layer, ascending."""
-    return tuple(tuple(sorted(expert for layer, expert in places if layer == wanted)) for wanted in range(num_layers))
+    return tuple(tuple(sorted(expert for layer, expert in places if layer == index)) for index in range(num_layers))
 
 
 def _sides(profile: ExpertProfile, what: str, tokens: TokenKind) -> tuple[Tensor, Tensor]:
-    """(attack, anchor) tensors called `what`, over generated tokens, prompt tokens, or their sum."""
+    """(attack, plain) tensors named `what`, over generated tokens, prompt tokens, or their sum."""
     kinds = {"generated": ("",), "prompt": ("_prompt",), "both": ("", "_prompt")}[tokens]
     shape = "P" if what == "tokens" else "PLE"
     names = [[f"{side}{kind}_{what}_{shape}" for kind in kinds] for side in ("attack", "anchor")]
-    attack, anchor = (torch.stack([getattr(profile, name).double() for name in side]).sum(0) for side in names)
-    return attack, anchor
+    attack, plain = (torch.stack([getattr(profile, name).double() for name in side]).sum(0) for side in names)
+    return attack, plain
 
 
 def _rate(weight_RP: Tensor, counts_PLE: Tensor, tokens_P: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Would other prompts have chosen the same experts? Bootstrap over goals."""
+"""Stability of a selection over goals, by bootstrap."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seawall.methods.rasa.selection.scores import Place
+from seawall.methods.rasa.selection.scores import LayerExpert
 
-Choose = Callable[[Sequence[int]], Set[Place]]
-"""Positions of pairs, repeated where a pair counts more than once -> the experts that they choose."""
+Choose = Callable[[Sequence[int]], Set[LayerExpert]]
+"""Positions of pairs, with repetitions -> the selected experts."""
 
 
 @dataclass(frozen=True)
 class Stability:
-    """How far a selection depends on the goals that happened to be asked.
+    """How much a selection depends on the sampled goals.
 
     Attributes:
-        jaccard: mean Jaccard similarity of the resampled selections with the one over all pairs.
-        inclusion_LE: share of the resampled selections that hold each expert.
+        jaccard: mean Jaccard similarity of the resampled selections and the selection over all pairs.
+        inclusion_LE: share of the resampled selections that include each expert.
     """
 
     jaccard: float
@@ -30,12 +30,12 @@ class Stability:
 
 
 def bootstrap(choose: Choose, goals: Sequence[str], *, resamples: int, seed: int, shape: tuple[int, int]) -> Stability:
-    """Chooses again for resamples of the goals, drawn with replacement; all pairs of a goal are drawn together.
+    """Repeats the selection on resamples of the goals, with replacement; the pairs of a goal stay together.
 
     Args:
         choose: the selection as a function of pairs.
         goals: the goal of every pair.
-        resamples: how many.
+        resamples: number of resamples.
         seed: of the resamples.
         shape: (L, E).
     """
@@ -43,18 +43,18 @@ def bootstrap(choose: Choose, goals: Sequence[str], *, resamples: int, seed: int
     inclusion_LE = torch.zeros(shape, dtype=torch.float64)
     similarity = 0.0
     for rows in _resampled(goals, resamples, seed):
-        again = choose(rows)
-        similarity += len(again & chosen) / max(1, len(again | chosen))
-        for place in again:
+        resampled = choose(rows)
+        similarity += len(resampled & chosen) / max(1, len(resampled | chosen))
+        for place in resampled:
             inclusion_LE[place] += 1
     return Stability(similarity / resamples, inclusion_LE / resamples)
 
 
 def _resampled(goals: Sequence[str], resamples: int, seed: int) -> Iterator[list[int]]:
     by_goal: dict[str, list[int]] = {}
-    for at, goal in enumerate(goals):
-        by_goal.setdefault(goal, []).append(at)
+    for position, goal in enumerate(goals):
+        by_goal.setdefault(goal, []).append(position)
     names = sorted(by_goal)
     generator = random.Random(f"seawall bootstrap {seed}")
     for _ in range(resamples):
-        yield [at for goal in generator.choices(names, k=len(names)) for at in by_goal[goal]]
+        yield [position for goal in generator.choices(names, k=len(names)) for position in by_goal[goal]]

@@ -1,6 +1,6 @@
-"""The parity certificate: what was exported, loaded in a fresh process, gives the logits that the repaired model gave.
+"""The parity certificate: an exported checkpoint, loaded in a fresh process, gives the logits of the repaired model.
 
-Run as `python -m seawall.jobs.parity MODEL_FOLDER PROBES` it prints one JSON object.
+`python -m seawall.models.files.parity MODEL_SETTINGS PROBES` prints one JSON object.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from seawall.models.files.open import Checkpoint
 
 
 def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages], path: Path) -> None:
-    """Saves token ids and the model's logits (T, V) of each prompt."""
+    """Saves token ids and the model's logits (T, V) for each prompt."""
     tensors: dict[str, Tensor] = {}
     for number, prompt in enumerate(prompts):
         ids = torch.tensor([encode_prompt(tokenizer, prompt)])
@@ -36,18 +36,18 @@ def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: S
 
 
 def compare_in_fresh_process(checkpoint: Checkpoint, probes: Path) -> dict[str, object]:
-    """{"max_logit_difference", "fingerprint"} of a checkpoint, measured by another process.
+    """{"max_logit_difference", "fingerprint"} of a checkpoint, measured in another process.
 
     Raises:
         ArtifactError: the checkpoint cannot be loaded there.
     """
-    command = [sys.executable, "-m", "seawall.jobs.parity", checkpoint.config.model_dump_json(), str(probes)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    command = [sys.executable, "-m", "seawall.models.files.parity", checkpoint.config.model_dump_json(), str(probes)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        last = (process.stderr.strip().splitlines() or ["no output"])[-1]
         raise ArtifactError("the exported checkpoint cannot be loaded again", got=last, remedy="report this as a bug")
-    found: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    comparison: dict[str, object] = json.loads(process.stdout.strip().splitlines()[-1])
+    return comparison
 
 
 def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A bench on a tiny random model, with directions of its own, for tests of the search."""
+"""A evaluator on a tiny random model, with directions of its own, for tests of the search."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import torch
 from families import random_ids, tiny
 from seawall.artifacts.directions import Directions
 from seawall.artifacts.steering import SteeringMode
-from seawall.methods.steer.bench import Bench
-from seawall.methods.steer.target import Prompt, SteeringTarget
+from seawall.methods.steer.evaluator import CandidateEvaluator
+from seawall.methods.steer.target import Prompt, TargetModel
 from seawall.models.moe.find import find_moe
 
 TOKENS = tuple(range(136))
 """Half of the vocabulary: a random model then scores some prompts above 0 and some below."""
 
 
-def target(family: str = "qwen3_moe", *, batch_size: int = 64) -> SteeringTarget:
+def target(family: str = "qwen3_moe", *, batch_size: int = 64) -> TargetModel:
     model = tiny(family)
-    return SteeringTarget(model, None if family == "llama" else find_moe(model), "sha256:0", TOKENS, batch_size)
+    return TargetModel(model, None if family == "llama" else find_moe(model), "sha256:0", TOKENS, batch_size)
 
 
 def prompts(count: int, seed: int) -> list[Prompt]:
@@ -25,7 +25,7 @@ def prompts(count: int, seed: int) -> list[Prompt]:
     return [Prompt(f"prompt {at}", tuple(row[: 6 + at % 6])) for at, row in enumerate(rows)]
 
 
-def random_directions_of(subject: SteeringTarget, positions: tuple[int, ...] = (-2, -1)) -> Directions:
+def random_directions_of(subject: TargetModel, positions: tuple[int, ...] = (-2, -1)) -> Directions:
     """Directions that nothing was measured for."""
     generator = torch.Generator().manual_seed(11)
     width = subject.model.config.hidden_size
@@ -43,11 +43,11 @@ def random_directions_of(subject: SteeringTarget, positions: tuple[int, ...] = (
     )
 
 
-def bench(
+def evaluator(
     family: str = "qwen3_moe", *, mode: SteeringMode = "suppress", resume: bool = True, batch_size: int = 64
-) -> Bench:
+) -> CandidateEvaluator:
     subject = target(family, batch_size=batch_size)
     moved, harmless = prompts(11, seed=3), prompts(13, seed=4)
-    return Bench(
+    return CandidateEvaluator(
         subject, random_directions_of(subject), mode, moved=moved, harmless=harmless, resume=resume, any_score=True
     )

@@ -1,4 +1,4 @@
-"""The headline of a run as a table for the terminal."""
+"""Evaluations as terminal tables."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from seawall.artifacts.evaluation import CapabilityScore, EvalResult, Rate
 from seawall.artifacts.groups import CAPABILITY, NONE_SCORED, group_name
 from seawall.evaluation.metrics import Difference
 
-Named = Sequence[tuple[str, EvalResult]]
-"""("before" or "after", its evaluation)."""
+NamedResults = Sequence[tuple[str, EvalResult]]
+"""("before" or "after", evaluation)."""
 
 
-def headline_table(rates: Named, changes: Mapping[str, Difference]) -> Table:
-    """One row per group, one column per evaluation; rates with their 95 % intervals, and how they moved, if they did.
+def headline_table(rates: NamedResults, changes: Mapping[str, Difference]) -> Table:
+    """One row per group, one column per evaluation: rates with 95 % intervals, and their paired change.
 
     Args:
         rates: the evaluations.
-        changes: after minus before of every group (and `capability:TASK METRIC`) on the same prompts; empty where there
-            is one evaluation.
+        changes: after minus before of every group (and `capability:TASK METRIC`) on the same prompts; empty for a
+            single evaluation.
     """
     table = Table(box=None, pad_edge=False)
     table.add_column("measure", overflow="fold")
@@ -44,7 +44,7 @@ def headline_table(rates: Named, changes: Mapping[str, Difference]) -> Table:
 def length_table(result: EvalResult) -> Table:
     """One row per group, one column per length at which replies were judged."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("after so many tokens", no_wrap=True)
+    table.add_column("reply length, tokens", no_wrap=True)
     for length in next(iter(result.lengths.values())):
         table.add_column(str(length), justify="right")
     for group, rates in result.lengths.items():
@@ -52,8 +52,8 @@ def length_table(result: EvalResult) -> Table:
     return table
 
 
-def _named(group: str, rates: Named) -> str:
-    """The group's name, and how many replies could not be scored, evaluation by evaluation."""
+def _named(group: str, rates: NamedResults) -> str:
+    """The group's name, with the number of unscored replies of each evaluation."""
     counts = [result.groups[group].unscored for _, result in rates if group in result.groups]
     return group_name(group) + (f" ({'/'.join(map(str, counts))} unscored)" if any(counts) else "")
 
@@ -71,5 +71,5 @@ def _change(moved: Difference) -> str:
     return f"{100 * moved.difference:+.1f}, {p}"
 
 
-def _score(one: CapabilityScore) -> str:
-    return f"{one.score:6.1%} \u00b1 {100 * one.stderr:.1f}"
+def _score(score: CapabilityScore) -> str:
+    return f"{score.score:6.1%} \u00b1 {100 * score.stderr:.1f}"

@@ -1,0 +1,67 @@
+"""The same prompts in every condition of an audit: samples, rates and paired changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from seawall.artifacts.audit import AuditChange, AuditCondition
+from seawall.artifacts.evaluation import Sample
+from seawall.evaluation.collect import generate_and_judge
+from seawall.evaluation.pooled import Samples, paired_changes, with_pooled
+from seawall.evaluation.rates import group_rates
+from seawall.evaluation.samples import SampleLog
+from seawall.evaluation.suite import EvalPrompt
+from seawall.methods.audit.context import AuditSubject
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionRunner:
+    """Asks the same prompts in every condition and writes the samples into the audit's folder."""
+
+    subject: AuditSubject
+    prompts: Sequence[EvalPrompt]
+    folder: Path
+
+    def measure(self, name: str, condition: AbstractContextManager[object], place: tuple[int, int]) -> list[Sample]:
+        """Samples under a condition; `place` is (its number, number of conditions), for the progress."""
+        context = self.subject.context
+        with condition:
+            return generate_and_judge(
+                context.opened.model,
+                context.opened.tokenizer,
+                self.prompts,
+                context.recipe.eval,
+                judge=context.judge,
+                path=self._path(name),
+                progress=lambda count, total: context.reporter.step(f"{name} ({place[0]} of {place[1]})", count, total),
+            )
+
+    def is_done(self, name: str) -> bool:
+        """Whether every sample of a condition is on disk, from an interrupted attempt."""
+        path = self._path(name)
+        return path.exists() and not SampleLog(path, self.prompts).missing
+
+    def reuse(self, name: str, samples: Samples) -> list[Sample]:
+        """Samples of a condition that an evaluation of the run has asked already."""
+        by_id = {sample.id: sample for sample in samples}
+        log = SampleLog(self._path(name), self.prompts)
+        log.append([by_id[prompt.id] for prompt in log.missing])
+        return log.samples
+
+    def condition(self, name: str, samples: Samples, *, series: str, amount: int | None = None) -> AuditCondition:
+        """The rates of a condition, with all attack families pooled as one more group."""
+        config = self.subject.context.recipe.eval
+        rates = group_rates(with_pooled(samples), resamples=config.bootstrap, seed=config.seed)
+        return AuditCondition(name, series, amount, rates)
+
+    def changes(self, samples: Mapping[str, Samples], pairs: Iterable[tuple[str, str]]) -> list[AuditChange]:
+        """The paired difference in every group, for each (condition, reference)."""
+        return paired_changes(samples, pairs, self.subject.context.recipe.eval)
+
+    def _path(self, name: str) -> Path:
+        path = self.folder / "samples" / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        return path

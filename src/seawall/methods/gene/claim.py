@@ -1,0 +1,72 @@
+"""What may be said of a gene and of a graft, from their own measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from seawall.artifacts.gene import Gene, GeneExperts, kept_norm_share
+from seawall.artifacts.graft import Graft
+
+_STILL_SAFE = 0.7
+"""Refusal rate of a degraded model, on requests that the aligned model refuses, above which it lost too little."""
+
+
+def claim(gene: Gene) -> str:
+    """Size of the gene, held-out divergence and refusals without and with it, in a sentence or two."""
+    sentence = f"A gene of {len(gene.points)} weight matrices in {len(gene.held_layers)} layers, rank {gene.rank}"
+    if gene.experts:
+        sentence += f", {_experts(gene.experts)}"
+    if gene.curve:
+        first, last = gene.curve[0], gene.curve[-1]
+        sentence += (
+            f"; held-out KL from {first.harmful:.3f} to {last.harmful:.3f} nats per token on harmful requests, "
+            f"from {first.benign:.3f} to {last.benign:.3f} on harmless ones"
+        )
+    if gene.refusals:
+        degraded, restored = gene.refusals["degraded"], gene.refusals["restored"]
+        sentence += (
+            f"; the degraded model refuses {degraded.rate:.0%} of {degraded.n} held-out harmful requests, "
+            f"with the gene {restored.rate:.0%}"
+        )
+        if degraded.rate > _STILL_SAFE:
+            sentence += (
+                ". The degraded model lost little of its refusal, so the gene holds little: raise gene.degrade.lr or "
+                "gene.degrade.epochs"
+            )
+    return f"{sentence}."
+
+
+def graft_claim(graft: Graft) -> str:
+    """Method, examples, the check of the written result and the time of a graft, in one line."""
+    sentence = f"{graft.method}: {_method(graft)}"
+    if graft.check is not None:
+        sentence += f"; reloaded, the logits differ by at most {graft.check.max_logit_difference:.2g}"
+    return f"{sentence}; {graft.seconds:.0f} s"
+
+
+def _experts(experts: Sequence[GeneExperts]) -> str:
+    count, total = sum(len(record.kept) for record in experts), sum(len(record.norm) for record in experts)
+    share = kept_norm_share(experts)
+    return f"{count} of {total} experts" + (f" with {share:.0%} of their updates' squared norm" if share < 1 else "")
+
+
+def _method(graft: Graft) -> str:
+    if graft.method == "safelora":
+        return graft.note
+    if graft.method == "safety_sft":
+        first, last = graft.steps[0], graft.steps[-1]
+        return (
+            f"an adapter at the gene's points in {len(graft.coefficients)} layers, trained on {_shots(graft)} in "
+            f"{len(graft.steps)} updates; loss per token from {first.refusal_loss:.3f} to {last.refusal_loss:.3f} nats "
+            f"on refusals, from {first.task_loss:.3f} to {last.task_loss:.3f} on task examples"
+        )
+    return {
+        "fixed": "every coefficient is 1 (not tuned)",
+        "layer": f"one coefficient per layer, tuned on {_shots(graft)}",
+        "global": f"one coefficient for all layers, tuned on {_shots(graft)}",
+    }[graft.tuned]
+
+
+def _shots(graft: Graft) -> str:
+    harmless = f", keeping {graft.harmless} harmless replies" if graft.harmless else ""
+    return f"{graft.shots} refusals and {graft.shots} task examples{harmless}"

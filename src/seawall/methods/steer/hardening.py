@@ -1,0 +1,72 @@
+"""The artifact of mode `induce`: a direction that makes a model refuse more, written by the study and loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seawall.artifacts.directions import Directions
+from seawall.artifacts.groups import POOLED
+from seawall.artifacts.hardening import Effect, Hardening, induces
+from seawall.artifacts.steering import SteeringResult
+from seawall.artifacts.store import require_model
+from seawall.config.model import ModelConfig
+from seawall.methods.steer.choose import LAYER
+from seawall.methods.steer.context import SteerContext
+from seawall.methods.steer.held_out import ORIGINAL
+from seawall.models.files.fingerprint import model_fingerprint
+from seawall.models.hidden.harden import harden
+from seawall.shell.model import open_checkpoint
+
+
+def write_hardening(context: SteerContext, result: SteeringResult, directions: Directions, folder: Path) -> None:
+    """Writes the artifact for `seawall.load` if refusals rose on held-out prompts; otherwise reports why not."""
+    chosen = result.choice(LAYER)
+    assert chosen is not None
+    before, after = result.condition(ORIGINAL).rates, result.condition(LAYER).rates
+    effects: Mapping[str, Effect] = {
+        change.group: Effect(
+            before[change.group], after[change.group], change.difference, change.low, change.high, change.p
+        )
+        for change in result.changes
+        if (change.condition, change.reference) == (LAYER, ORIGINAL) and change.group != POOLED
+    }
+    attacks = result.change(LAYER, ORIGINAL, POOLED)
+    if attacks is None or not attacks.high < 0:
+        context.reporter.say("no hardening is written: attack success did not clearly fall on held-out prompts")
+        return
+    if not induces(effects):
+        context.reporter.say("no hardening is written: harmful requests are refused less on held-out prompts")
+        return
+    Hardening(
+        model_fingerprint=result.model_fingerprint,
+        dtype=context.recipe.model.dtype,
+        layer=chosen.layer,
+        position=chosen.position,
+        coefficient=chosen.coefficient,
+        effects=effects,
+        vector_D=directions.of_layer(chosen.layer, chosen.position),
+    ).save(folder)
+
+
+def load_hardened(config: ModelConfig, steering: Path | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer, with a hardening's direction added for as long as the model lives.
+
+    Args:
+        config: the model, as in a recipe.
+        steering: the folder `steer/hardening` of a run; None loads the model unchanged.
+
+    Raises:
+        ArtifactError: the hardening is missing, damaged, or of another model.
+        SeawallError: the model cannot be loaded.
+    """
+    if steering is None:
+        return open_checkpoint(config).load()
+    hardening = Hardening.load(steering)
+    config = config.model_copy(update={"dtype": hardening.dtype}) if config.dtype == "auto" else config
+    model, tokenizer = open_checkpoint(config).load()
+    require_model(hardening.model_fingerprint, expected=model_fingerprint(model), artifact="hardening")
+    harden(model, hardening.vector_D, layer=hardening.layer, coefficient=hardening.coefficient)
+    return model, tokenizer

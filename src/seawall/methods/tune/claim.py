@@ -1,0 +1,27 @@
+"""What may be said of a fine-tuning run: harmful rate and task score of each method, on held-out prompts."""
+
+from __future__ import annotations
+
+from seawall.artifacts.tuning import HARMFUL, TASK, Spread, TuningResult
+
+
+def claim(result: TuningResult) -> str:
+    """The rates of every method beside those of the model before fine-tuning, in a sentence."""
+    if not result.before.rates:
+        return "Nothing was evaluated."
+    parts = [_rates("before", result.spread(None, HARMFUL), result.spread(None, TASK))]
+    parts += [_rates(method, result.spread(method, HARMFUL), result.spread(method, TASK)) for method in result.methods]
+    return f"Compliance with held-out harmful requests: {', '.join(parts)}."
+
+
+def unscored(spread: Spread) -> str:
+    """`3 of 24 not judged`: replies that count in no rate."""
+    return f"{spread.unscored} of {spread.replies} not judged"
+
+
+def _rates(name: str, harmful: Spread | None, task: Spread | None) -> str:
+    assert harmful is not None
+    details = [unscored(harmful)] if harmful.unscored else []
+    details += [f"task {task.mean:.1%}"] if task is not None else []
+    rate = f"{harmful.mean:.1%}" if harmful.scored else "no rate"
+    return f"{name} {rate}" + (f" ({'; '.join(details)})" if details else "")

@@ -1,0 +1,127 @@
+"""The data of a fine-tuning run: the task's rows, the recipe's prompts, and the held-out prompts of the evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seawall.artifacts.groups import ATTACK, BENIGN, BORDERLINE, PLAIN
+from seawall.config.recipe import Recipe
+from seawall.config.tune import TuneConfig, TuneMethod
+from seawall.data.customer_messages import customer_messages
+from seawall.data.sets import Prompts, load_prompts
+from seawall.data.tasks import load_task
+from seawall.data.types import Exchange
+from seawall.errors import DataError
+from seawall.evaluation.suite import EvalSuite, build_suite
+from seawall.evaluation.task import require_scorable
+from seawall.methods.tune.rows import TrainingRows, training_rows, with_safe_rows
+
+_GROUPS = (PLAIN, BORDERLINE, BENIGN)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task's training and test rows, and its name."""
+
+    name: str
+    train: tuple[Exchange, ...]
+    test: tuple[Exchange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TuneData:
+    """The data of a run.
+
+    Attributes:
+        prompts: of the recipe, with the caps of the section `tune`.
+        task: the task.
+        suite: held-out prompts of every evaluation: plain goals and, unless switched off, goals under every attack;
+            None where nothing is evaluated.
+    """
+
+    prompts: Prompts
+    task: Task
+    suite: EvalSuite | None
+
+    def rows(self, config: TuneConfig, method: TuneMethod, seed: int) -> TrainingRows:
+        """The training rows of a method: the same rows for one seed, with safe rows added by `mixing`.
+
+        Raises:
+            DataError: as `training_rows` and `with_safe_rows`.
+        """
+        at_most = config.task.train_rows
+        rows = training_rows(self.task.train, self.prompts, share=config.contamination, at_most=at_most, seed=seed)
+        if method != "mixing":
+            return rows
+        return with_safe_rows(rows, self.prompts, share=config.mixing_share, seed=seed)
+
+
+def read_data(recipe: Recipe) -> TuneData:
+    """Reads prompts and task, and builds the rows of every method and seed once, so that errors appear here.
+
+    Raises:
+        DataError: a file cannot be read, is empty or has a malformed row; a prompt is both trained on and scored; rows
+            that cannot be built or scored; no held-out prompt.
+    """
+    config = recipe.tune
+    caps = dict.fromkeys(("test_goals", "test_benign", "test_borderline"), config.test_prompts)
+    prompts = load_prompts(recipe.data.model_copy(update={**caps, "train_goals": None}))
+    task = read_task(config)
+    if config.evaluate:
+        require_scorable(task.test, config.task.answer)
+    data = TuneData(prompts, task, _suite(prompts, attacks=config.attacks) if config.evaluate else None)
+    for method in config.methods:
+        for seed in config.seeds:
+            data.rows(config, method, seed)
+    return data
+
+
+def read_task(config: TuneConfig) -> Task:
+    """The rows of the section's task.
+
+    Raises:
+        DataError: as `load_task`; or a prompt is both trained on and scored.
+    """
+    if config.task.train is None:
+        messages = customer_messages()
+        return Task("customer_messages", messages.train, tuple(_spread(messages.test, config.task.test_rows)))
+    train = load_task(config.task.train)
+    test = load_task(config.task.test) if config.task.test is not None else []
+    shared = {_key(row) for row in train} & {_key(row) for row in test}
+    if shared:
+        raise DataError(
+            "training and test rows share prompts",
+            got=f"{len(shared)} prompts of {config.task.train} in {config.task.test}, {min(shared)[:60]!r} first",
+            expected="different prompts in the two files",
+            remedy="remove the shared prompts from one file",
+        )
+    return Task(Path(config.task.train).stem, tuple(train), tuple(_spread(test, config.task.test_rows)))
+
+
+def _suite(prompts: Prompts, *, attacks: bool) -> EvalSuite:
+    suite = build_suite(prompts, "test", gold=False)
+    groups = {
+        group: rows
+        for group, rows in suite.groups.items()
+        if group in _GROUPS or (attacks and group.startswith(ATTACK))
+    }
+    if PLAIN not in groups:
+        raise DataError(
+            "an evaluation needs held-out harmful requests",
+            got="an empty test split of data.harmful",
+            remedy="use more prompts, or set tune.evaluate=false",
+        )
+    return EvalSuite(groups)
+
+
+def _key(row: Exchange) -> str:
+    return "\n".join(message.content for message in row.prompt)
+
+
+def _spread(rows: Sequence[Exchange], at_most: int | None) -> Sequence[Exchange]:
+    """At most `at_most` rows, evenly spaced."""
+    if at_most is None or at_most >= len(rows):
+        return rows
+    return [rows[index * len(rows) // at_most] for index in range(at_most)]

@@ -1,0 +1,171 @@
+"""What differs between two finished runs: selected experts, repairs, rates and loss on gold answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seawall.artifacts.delta import DeltaOutline
+from seawall.artifacts.evaluation import Rate, Sample
+from seawall.artifacts.expert_set import ExpertSet
+from seawall.errors import ArtifactError
+from seawall.evaluation.compare import compare, gold_increase
+from seawall.evaluation.metrics import Difference, Increase
+from seawall.runs.files import read_json
+from seawall.runs.stage import finished_stage
+from seawall.shell.finished import FinishedRun
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsDifference:
+    """Two selections: experts of each MoE layer in both, or in one alone, and their Jaccard similarity."""
+
+    shared: tuple[tuple[int, ...], ...]
+    only_a: tuple[tuple[int, ...], ...]
+    only_b: tuple[tuple[int, ...], ...]
+    jaccard: float
+
+
+@dataclass(frozen=True, slots=True)
+class RepairFacts:
+    """The change made by one run.
+
+    Attributes:
+        base_model: fingerprint of the weights before.
+        result_model: fingerprint of the weights after.
+        tensors: number of tensors in the delta.
+        slices: number of changed slices of stacked tensors; fully changed tensors are not counted.
+        drift: routing drift by MoE layer, 0 to 1.
+    """
+
+    base_model: str
+    result_model: str
+    tensors: int
+    slices: int
+    drift: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDifference:
+    """Rates of a group after each run's repair; the difference B - A only where both asked the same prompts."""
+
+    group: str
+    a: Rate
+    b: Rate
+    change: Difference | None
+
+
+@dataclass(frozen=True, slots=True)
+class GoldDifference:
+    """Losses after each run's repair; the increase from A to B only where both have the same questions."""
+
+    a: float
+    b: float
+    change: Increase | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunDifference:
+    """Two finished runs.
+
+    Attributes:
+        experts: their selections.
+        repairs: the changes of A and of B.
+        groups: evaluation groups of both, after the repair.
+        gold: loss on gold answers after the repair; None where a run has none.
+    """
+
+    experts: ExpertsDifference
+    repairs: tuple[RepairFacts, RepairFacts]
+    groups: tuple[GroupDifference, ...]
+    gold: GoldDifference | None
+
+
+def compare_runs(a: FinishedRun, b: FinishedRun) -> RunDifference:
+    """What differs between two finished runs.
+
+    Raises:
+        ArtifactError: their models differ in layers or experts; damaged files.
+    """
+    selections = [ExpertSet.load(finished_stage(finished.run, "select")) for finished in (a, b)]
+    return RunDifference(
+        experts=compare_experts(*selections),
+        repairs=(_repair(a), _repair(b)),
+        groups=tuple(_groups(a, b)),
+        gold=_gold(a, b),
+    )
+
+
+def compare_experts(a: ExpertSet, b: ExpertSet) -> ExpertsDifference:
+    """Shared and separate experts of two selections. Two empty selections are equal.
+
+    Raises:
+        ArtifactError: they are of models with other layers or experts.
+    """
+    shapes = [tuple(selection.scores_LE.shape) for selection in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise ArtifactError(
+            "the runs are of different models",
+            got=" and ".join(f"{layers} MoE layers x {experts} experts" for layers, experts in shapes),
+            expected="equal numbers of layers and experts",
+            remedy="compare runs of one model",
+        )
+    pairs = [(set(layer_a), set(layer_b)) for layer_a, layer_b in zip(a.layers, b.layers, strict=True)]
+    shared = sum(len(layer_a & layer_b) for layer_a, layer_b in pairs)
+    union = sum(len(layer_a | layer_b) for layer_a, layer_b in pairs)
+    return ExpertsDifference(
+        shared=tuple(tuple(sorted(layer_a & layer_b)) for layer_a, layer_b in pairs),
+        only_a=tuple(tuple(sorted(layer_a - layer_b)) for layer_a, layer_b in pairs),
+        only_b=tuple(tuple(sorted(layer_b - layer_a)) for layer_a, layer_b in pairs),
+        jaccard=shared / union if union else 1.0,
+    )
+
+
+def _repair(finished: FinishedRun) -> RepairFacts:
+    folder = finished_stage(finished.run, "repair")
+    delta = DeltaOutline.load(folder / "delta")
+    return RepairFacts(
+        base_model=delta.base_model,
+        result_model=delta.result_model,
+        tensors=len(delta.slices),
+        slices=sum(len(indices) for indices in delta.slices.values() if indices is not None),
+        drift=tuple(read_json(folder / "outcome.json")["routing_drift"]),
+    )
+
+
+def _groups(a: FinishedRun, b: FinishedRun) -> list[GroupDifference]:
+    groups_a, groups_b = a.after.result.groups, b.after.result.groups
+    names = [group for group in groups_a if group in groups_b]
+    sides = [_by_group(finished.after.samples) for finished in (a, b)]
+    same = [group for group in names if _prompts(sides[0][group]) == _prompts(sides[1][group])]
+    samples_a, samples_b = ([sample for group in same for sample in side[group]] for side in sides)
+    compared = compare(samples_a, samples_b, resamples=a.resamples, seed=a.seed)
+    return [
+        GroupDifference(group, groups_a[group], groups_b[group], compared[group].change if group in compared else None)
+        for group in names
+    ]
+
+
+def _by_group(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.group, []).append(sample)
+    return groups
+
+
+def _prompts(samples: Sequence[Sample]) -> dict[str, Any]:
+    return {sample.id: sample.prompt for sample in samples}
+
+
+def _gold(a: FinishedRun, b: FinishedRun) -> GoldDifference | None:
+    result_a, result_b = a.after.result, b.after.result
+    if result_a.gold_loss is None or result_b.gold_loss is None:
+        return None
+    questions = [[(answer.id, answer.tokens) for answer in result.gold] for result in (result_a, result_b)]
+    comparable = questions[0] == questions[1] and len(questions[0]) > 1
+    return GoldDifference(
+        result_a.gold_loss,
+        result_b.gold_loss,
+        gold_increase(result_a, result_b, resamples=a.resamples, seed=a.seed) if comparable else None,
+    )
