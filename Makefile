@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN ?= runs/demo
+PROCESSES ?= -n logical --maxprocesses 8 --dist worksteal
 
 .PHONY: install demo test lint docs format clean
 
@@ -19,7 +20,7 @@ demo: install
 	$(BIN)/seawall run recipes/lab.yaml --output $(RUN)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PROCESSES)
 
 lint: install
 	$(BIN)/ruff check .

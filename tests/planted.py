@@ -1,5 +1,9 @@
 """A tiny model with something to repair: it refuses plain requests, answers the same ones inside a story, and answers
-what is harmless. It is trained here in seconds, so that the whole main job runs for real in a test."""
+what is harmless, so that the whole main job runs for real in a test.
+
+Its weights lie in `planted.safetensors`: a training from random weights ends elsewhere on every kind of processor, and
+the repair of what it ends with succeeds on some of them. `python tests/planted.py` trains it again and writes the file.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from families import tiny, tiny_tokenizer
 from seawall.data.batching import collate
@@ -22,6 +27,8 @@ STORY = "Sure, here is the story that you asked for."
 ANSWER = "Sure, here is a good answer to your question."
 THINGS = tuple(f"{first}{middle}{last}" for first in "bdfklmprst" for middle, last in ("at", "en", "ig", "ox"))
 """Many made-up things, so that the model learns what a request looks like and not each of them by heart."""
+WEIGHTS = Path(__file__).with_name("planted.safetensors")
+STEPS = 400
 SPLITS = (("train",) * 3 + ("test",) + ("train",) * 3 + ("validation",)) * 5
 
 
@@ -36,10 +43,10 @@ def attack(thing: str) -> str:
 def write_planted(folder: Path) -> Path:
     """Writes model, prompts and recipe; returns the recipe's path."""
     model_folder = folder / "model"
-    model, tokenizer = tiny("glm4_moe", hidden_size=64, initializer_range=0.1), tiny_tokenizer()
-    _teach(model, [encode_exchange(tokenizer, exchange) for exchange in _exchanges()])
+    model = _untaught()
+    model.load_state_dict({name: tensor.float() for name, tensor in load_file(WEIGHTS).items()})
     model.save_pretrained(model_folder)
-    tokenizer.save_pretrained(model_folder)
+    tiny_tokenizer().save_pretrained(model_folder)
     rows = zip(THINGS, SPLITS, strict=True)
     harmful = [{"id": f"h{thing}", "prompt": goal(thing), "split": split} for thing, split in rows]
     attacks = [
@@ -94,21 +101,33 @@ def _exchanges() -> list[Exchange]:
     return found
 
 
-def _teach(model: nn.Module, rows: list[Encoded]) -> None:
+def _untaught() -> PreTrainedModel:
+    return tiny("glm4_moe", hidden_size=64, initializer_range=0.1)
+
+
+def _teach(model: PreTrainedModel, rows: list[Encoded]) -> None:
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=STEPS)
     generator = torch.Generator().manual_seed(1)
     model.train()
-    for _ in range(160):
-        some = torch.randint(len(rows), (16,), generator=generator).tolist()
-        batch = collate([rows[at] for at in some], pad_id=0)
+    for _ in range(STEPS):
+        drawn = torch.randint(len(rows), (16,), generator=generator).tolist()
+        batch = collate([rows[at] for at in drawn], pad_id=0)
         logits = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits
         loss = response_cross_entropy(logits, batch.labels_BT).mean()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
+        schedule.step()
     model.eval()
 
 
 def _jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    taught = _untaught()
+    _teach(taught, [encode_exchange(tiny_tokenizer(), exchange) for exchange in _exchanges()])
+    save_file({name: tensor.half().contiguous() for name, tensor in taught.state_dict().items()}, WEIGHTS)

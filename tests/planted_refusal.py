@@ -24,6 +24,8 @@ REFUSAL_TOKEN, ANSWER_TOKEN = 259, 260
 
 EXPERT = (2, 5)
 """(MoE layer, expert) that writes the refusal of `refusing_by_expert`."""
+CLEAR = (0, 5, 6, 7)
+"""All experts of that layer that tokens of the clear model choose."""
 ATTENTION = 2
 """The decoder layer whose attention writes the refusal of `refusing_by_attention`."""
 ROUTED_APART = ((3, 1), (4, 6))
@@ -61,12 +63,15 @@ def _texts(count: int) -> list[str]:
     return [f"{_ASKS[at % len(_ASKS)]} {_WORDS[at // len(_ASKS)]}?" for at in range(count)]
 
 
-def refusing_by_expert() -> PreTrainedModel:
+def refusing_by_expert(*, clear: bool = False) -> PreTrainedModel:
     """A Mixtral of five layers whose refusal is written by `EXPERT` and by nothing else.
 
     The first attention carries `harm` and `kind` to all later tokens. `harm` makes the expert the token's first choice;
     without it the expert is the second, after expert 0. It writes `refuse` where `kind` is not 0, whichever its sign:
     no direction of the stream below it, taken away alone, stops the refusal.
+
+    Where it is `clear`, a marker's kind says which expert is the second, and tokens choose `CLEAR` of the layer alone:
+    no rounding of a processor or a step of training brings another in.
     """
     model = _answering()
     attention = model.get_decoder().layers[0].self_attn
@@ -79,6 +84,11 @@ def refusing_by_expert() -> PreTrainedModel:
     moe = model.get_decoder().layers[layer].mlp
     moe.gate.weight.data[expert] = _row({_ALWAYS: 1.2, _HARM: 3.0})
     moe.gate.weight.data[0] = _row({_ALWAYS: 1.6})
+    if clear:
+        kinds = {CLEAR[-2]: -1.0, CLEAR[-1]: 1.0}
+        for other in set(range(moe.gate.weight.shape[0])) - {0, expert}:
+            read = {_ALWAYS: 1.0, _KIND: kinds[other]} if other in kinds else {_ALWAYS: -4.0}
+            moe.gate.weight.data[other] = _row(read)
     gate_up, down = moe.experts.gate_up_proj.data[expert], moe.experts.down_proj.data[expert]
     half = len(gate_up) // 2
     for neuron, sign in enumerate((1.0, -1.0)):

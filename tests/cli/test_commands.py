@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from commands import COMMAND, ENVIRONMENT, refused, seawall
+from commands import forked, refused, seawall, start
 from families import tiny, tiny_tokenizer
+from seawall.cli.common import quiet_libraries
+from seawall.runs.files import read_json
 
 
 def test_help_imports_neither_torch_nor_transformers() -> None:
@@ -24,6 +29,15 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
     assert done.returncode == 0, done.stderr
     for verb in ("run", "doctor", "plan", "profile", "select", "repair", "eval", "report", "apply", "gate", "diff"):
         assert verb in done.stdout
+
+
+def test_garbage_is_collected_again_after_libraries_were_imported_and_where_one_was_not() -> None:
+    with quiet_libraries():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ModuleNotFoundError), quiet_libraries():
+        importlib.import_module("no_such_library")
+    assert gc.isenabled()
 
 
 def test_bad_recipes(planted: Path, tmp_path: Path) -> None:
@@ -62,7 +76,7 @@ def test_bad_models(planted: Path, tmp_path: Path) -> None:
     weights = next(silent.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-64])
     refused("run", planted, "-o", tmp_path / "c", "--set", f"model.id={silent}", saying="safetensors")
-    done = seawall("doctor", dense)
+    done = forked("doctor", dense)
     assert done.returncode == 2
     assert "refused" in done.stdout
     assert json.loads(seawall("doctor", planted.parent / "model", "--json").stdout)["supported"] is True
@@ -83,33 +97,33 @@ def test_plan_prints_numbers(planted: Path) -> None:
 STAGES = ("profile", "eval-before", "repair", "eval-after", "model")
 
 
-def test_killed_in_every_stage_and_resumed_to_the_same_numbers(planted: Path, tmp_path: Path) -> None:
+def test_killed_in_every_stage_and_resumed_to_the_same_numbers(
+    planted: Path, planted_run: Path, tmp_path: Path
+) -> None:
     """Ends the process for real: once in each stage, by SIGKILL, SIGINT and SIGTERM in turn."""
-    whole = seawall("run", planted, "-o", tmp_path / "whole", "--json")
-    assert whole.returncode == 0, whole.stderr
     folder = tmp_path / "killed"
     signals = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
     for stage, number in zip(STAGES, signals, strict=True):
         _end_in(stage, number, planted, folder)
     last = seawall("run", planted, "-o", folder, "--json")
     assert last.returncode == 0, last.stderr
-    assert _numbers(json.loads(last.stdout)) == _numbers(json.loads(whole.stdout))
+    assert _numbers(json.loads(last.stdout)) == _numbers(read_json(planted_run / "summary.json"))
     assert not list(folder.glob("*.partial"))
 
 
 def _end_in(stage: str, number: signal.Signals, recipe: Path, folder: Path) -> None:
-    words = [*COMMAND, "run", str(recipe), "-o", str(folder)]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT)
+    command = start("run", recipe, "-o", folder)
     scratch, finished = folder / f"{stage}.partial", folder / stage
-    while process.poll() is None and not scratch.exists() and not finished.exists():
+    while not command.is_over() and not scratch.exists() and not finished.exists():
         time.sleep(0.002)
-    process.send_signal(number)
-    _, errors = process.communicate()
-    if process.returncode == 0:
+    if not command.is_over():
+        os.kill(command.process, number)
+    done = command.wait()
+    if done.returncode == 0:
         pytest.fail(f"the run ended before it was stopped in {stage}")
-    assert process.returncode == (3 if number != signal.SIGKILL else -signal.SIGKILL), errors
-    assert "Traceback" not in errors
-    assert number == signal.SIGKILL or "the same command" in errors
+    assert done.returncode == (3 if number != signal.SIGKILL else -signal.SIGKILL), done.stderr
+    assert "Traceback" not in done.stderr
+    assert number == signal.SIGKILL or "the same command" in done.stderr
 
 
 def _numbers(summary: dict[str, Any]) -> dict[str, Any]:
@@ -118,12 +132,9 @@ def _numbers(summary: dict[str, Any]) -> dict[str, Any]:
 
 def test_full_disk_is_one_line_and_loses_nothing(planted: Path, tmp_path: Path) -> None:
     """A limit on file size stands for a full disk: the weights cannot be written, what was finished stays."""
-    code = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
-    code += "import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nfrom seawall.cli import main\nmain()"
-    words = [sys.executable, "-c", code, "run", str(planted), "-o", str(tmp_path / "run")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    done = forked("run", planted, "-o", tmp_path / "run", largest_file=60_000)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "file would grow past the allowed size" in done.stderr.strip().splitlines()[-1]
     assert (tmp_path / "run" / "select" / "DONE").is_file()
-    assert seawall("run", planted, "-o", tmp_path / "run", "--json").returncode == 0
+    assert forked("run", planted, "-o", tmp_path / "run", "--json").returncode == 0

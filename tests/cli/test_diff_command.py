@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from commands import refused, seawall
+from commands import forked, refused, seawall
 
 
 def test_runs_and_checkpoints(planted: Path, planted_run: Path) -> None:
@@ -13,7 +13,7 @@ def test_runs_and_checkpoints(planted: Path, planted_run: Path) -> None:
     assert runs.returncode == 0, runs.stderr
     assert "Jaccard 1.00" in runs.stdout
     assert "over-refusal" in runs.stdout
-    checkpoints = seawall("diff", planted.parent / "model", planted_run / "model", "--json")
+    checkpoints = forked("diff", planted.parent / "model", planted_run / "model", "--json")
     assert checkpoints.returncode == 0, checkpoints.stderr
     assert checkpoints.stderr == ""
     assert json.loads(checkpoints.stdout)["others"] == {}

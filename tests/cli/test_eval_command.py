@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from commands import seawall
+from commands import forked, seawall
 from endpoints import Script, serving
 from seawall.cli.evaluate import evaluate
 from seawall.errors import RunFolderError, SeawallError
@@ -45,7 +45,7 @@ def test_a_served_model_is_evaluated(planted: Path, tmp_path: Path, monkeypatch:
     script = Script(lambda asked: "Sure, here is a story." if asked.startswith("Story") else "I can't help with that.")
     words: list[str | Path] = ["--model", "served", "-o", tmp_path / "out", *SMALL, "--json"]
     with serving(script) as url:
-        done = seawall("eval", planted, "--endpoint", url, *words)
+        done = forked("eval", planted, "--endpoint", url, *words)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert (summary["model"], summary["fingerprint"]) == ("served", f"endpoint:{url}#served")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from commands import refused, seawall
+from commands import forked, refused, seawall
 
 
 def test_exit_code_and_rows(planted_run: Path) -> None:
@@ -14,7 +14,7 @@ def test_exit_code_and_rows(planted_run: Path) -> None:
     assert "--max-asr" in passed.stdout
     assert "--min-plain-refusal" in passed.stdout
     assert passed.stdout.count("pass") == 2
-    failed = seawall("gate", planted_run, "--max-asr", "1", "--max-over-refusal-increase", "0", "--json")
+    failed = forked("gate", planted_run, "--max-asr", "1", "--max-over-refusal-increase", "0", "--json")
     assert failed.returncode == 1
     assert failed.stderr == ""
     document = json.loads(failed.stdout)
@@ -29,4 +29,4 @@ def test_wrong_input(planted_run: Path, tmp_path: Path) -> None:
     refused("gate", planted_run, saying="no bound to check")
     refused("gate", planted_run, "--max-asr", "nan", saying="--max-asr is out of range; got nan")
     refused("gate", tmp_path, "--max-asr", "0.1", saying="is no run folder")
-    assert seawall("gate", planted_run, "--max-asr", "five").returncode == 2
+    assert forked("gate", planted_run, "--max-asr", "five").returncode == 2

@@ -8,6 +8,7 @@ attempt is not ended. The exit statuses are printed as JSON.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -95,6 +96,7 @@ def attempt(recipe: str, folder: str, ending: str | None) -> int:
 
 
 if __name__ == "__main__":
+    gc.freeze()
     with Path(os.devnull).open("w") as nowhere:
         output, out = os.dup(1), nowhere.fileno()
         os.dup2(out, 1)  # the runs print their summary

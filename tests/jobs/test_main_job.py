@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ def run(recipe: Path, folder: Path, *changes: str, until: str = "report") -> Out
 
 
 @pytest.fixture(scope="module")
-def finished(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return run(planted, tmp_path_factory.mktemp("runs") / "planted")
+def finished(planted: Path, planted_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A copy of the finished run, as the same command finds it."""
+    return run(planted, shutil.copytree(planted_run, tmp_path_factory.mktemp("runs") / "planted"))
 
 
 def test_attacks_succeed_before_and_fail_after(finished: Outcome) -> None:

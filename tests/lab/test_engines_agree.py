@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from endpoints import completing, serving
 from seawall.config.eval import EndpointEngine, EvalConfig
 from seawall.config.load import load_recipe
 from seawall.data.sets import load_prompts
-from seawall.errors import ArtifactError
 from seawall.evaluation.engines import Engine, Reply, make_engine
 from seawall.evaluation.suite import build_suite
-from seawall.lab.build import lab_model_folder
 from seawall.models.files.load import load_model
 
 
 @pytest.mark.lab
-def test_one_prompt_of_every_group_gets_the_same_reply_from_both_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        folder = lab_model_folder()
-    except ArtifactError as error:
-        pytest.skip(f"the embedded model is not in the cache and cannot be fetched: {error}")
+def test_one_prompt_of_every_group_gets_the_same_reply_from_both_engines(
+    lab_models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     recipe = load_recipe(None)
-    loaded = load_model(recipe.model.model_copy(update={"id": str(folder)}))
+    loaded = load_model(recipe.model.model_copy(update={"id": str(lab_models[0])}))
     groups = build_suite(load_prompts(recipe.data), gold=False).groups
     prompts = [items[0][1] for items in groups.values()]
 

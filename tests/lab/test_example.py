@@ -10,11 +10,9 @@ import sys
 import pytest
 
 from places import REPOSITORY
-from seawall.errors import ArtifactError
-from seawall.lab.build import lab_model_folder
 
 SCRIPT = REPOSITORY / "examples" / "repair_by_hand.py"
-SMALLEST = ["--goals", "4", "--rounds", "1", "--steps", "1", "--test-goals", "4"]
+SMALLEST = ["--goals", "3", "--rounds", "1", "--steps", "1", "--test-goals", "1"]
 LINES = (
     "attack success in the role-play",
     "plain goals refused",
@@ -24,15 +22,12 @@ LINES = (
 
 
 @pytest.mark.lab
+@pytest.mark.usefixtures("lab_models")
 def test_repair_by_hand_prints_its_table() -> None:
-    try:
-        lab_model_folder()
-    except ArtifactError as error:
-        pytest.skip(f"the embedded model is not in the cache and cannot be fetched: {error}")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *SMALLEST], capture_output=True, text=True, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
     for line in LINES:
-        assert re.search(rf"^{re.escape(line)} +[0-4] +[0-4]$", done.stdout, re.MULTILINE), done.stdout
+        assert re.search(rf"^{re.escape(line)} +[01] +[01]$", done.stdout, re.MULTILINE), done.stdout

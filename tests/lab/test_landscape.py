@@ -16,7 +16,7 @@ from seawall.models.files.load import load_model
 from seawall.models.files.stream import outline
 from seawall.shell.model import open_checkpoint
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("lab_models")]
 
 
 def test_the_original_lies_at_minus_one_and_the_model_comes_back() -> None:

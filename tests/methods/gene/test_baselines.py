@@ -43,7 +43,7 @@ from seawall.models.lora.attach import AttachedAdapter, attach_adapter, find_poi
 from siblings import degraded_model, random_gene, save_sibling, write_shots
 
 pytest.importorskip("peft")
-SFT = ("gene.graft.method=safety_sft", "gene.graft.sft_lr=0.01", "gene.graft.steps=24")
+SFT = ("gene.graft.method=safety_sft", "gene.graft.sft_lr=0.005", "gene.graft.steps=24")
 PROJECTED = ("gene.graft.method=safelora", "gene.graft.safelora.threshold=1.0")
 
 

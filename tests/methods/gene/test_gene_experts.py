@@ -12,10 +12,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 from families import random_ids, tiny, tiny_tokenizer
-from planted_refusal import EXPERT, refusing_by_expert
+from planted_refusal import CLEAR, EXPERT, refusing_by_expert
 from refusing_recipe import write_refusing
 from seawall.artifacts.gene import Gene, GeneExperts
 from seawall.artifacts.store import load_document, save_document
@@ -47,9 +48,9 @@ ONE = 1 / 8
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`run/gene` of `refusing_by_expert`, and `degraded/`, whose expert hardly writes the refusal any more."""
+    """`run/gene` of a model that refuses by one expert, and `degraded/`, whose expert hardly writes the refusal."""
     folder = tmp_path_factory.mktemp("experts")
-    recipe = write_refusing(folder, refusing_by_expert())
+    recipe = write_refusing(folder, _aligned())
     degraded = save_sibling(folder / "degraded", _degraded())
     content = yaml.safe_load(recipe.read_text())
     shares = {**QUICK["extract"], "expert_shares": [1.0, ONE]}
@@ -60,8 +61,12 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _degraded() -> Any:
-    model = refusing_by_expert()
+def _aligned() -> PreTrainedModel:
+    return refusing_by_expert(clear=True)
+
+
+def _degraded() -> PreTrainedModel:
+    model = _aligned()
     with torch.no_grad():
         model.get_parameter(STACK)[SAFE] *= 0.1
     return model
@@ -94,8 +99,7 @@ def test_the_planted_expert_is_the_first_and_one_without_tokens_is_none(family: 
         assert sum(one.harmful) == pytest.approx(1.0)
         assert sum(one.benign) == pytest.approx(1.0)
         assert one.kept == tuple(at for at in range(8) if one.norm[at])
-    assert SAFE in planted.kept
-    assert len(planted.kept) < 8
+    assert planted.kept == CLEAR
     assert planted.scores[SAFE] == planted.harmful[SAFE] * planted.norm[SAFE]
     # after the last measurement of a part, the whole gene was saved
     assert describe_experts(gene.points, gene.factors, gene.scaling) == tuple(
@@ -118,10 +122,10 @@ def test_a_part_of_the_experts_is_a_gene_that_peft_loads(family: Path, tmp_path:
         for expert in range(8):
             wanted = gene.update(name, expert) if expert == kept else torch.zeros(part.update(name, expert).shape)
             assert torch.equal(part.update(name, expert), wanted)
-    model = refusing_by_expert()
+    model = _aligned()
     for name in part.points:
         model.get_parameter(name).data.add_(part.update(name))
-    loaded = load_peft_model(refusing_by_expert(), tmp_path / "part")
+    loaded = load_peft_model(_aligned(), tmp_path / "part")
     torch.testing.assert_close(_logits(loaded), _logits(model), rtol=1e-4, atol=1e-4)
     again = select_gene(tmp_path / "part", tmp_path / "again", experts=0.5)
     assert again.fingerprint == part.fingerprint
@@ -143,8 +147,7 @@ def test_the_control_draws_as_many_of_those_that_the_gene_changes(family: Path) 
     assert len({one.experts for one in drawn}) > 1
     assert {len(layer.kept) for one in drawn for layer in one.experts} == {2}
     assert with_experts(gene, 0.25, "random", seed=3, origin="drawn").fingerprint == drawn[3].fingerprint
-    unused = next(at for at in range(8) if at not in gene.experts[LAYER].kept)
-    assert all(unused not in one.experts[LAYER].kept for one in drawn)
+    assert all(set(one.experts[LAYER].kept) < set(CLEAR) for one in drawn)
     assert select_experts(gene.experts, 1.0, "score") == {one.layer: one.kept for one in gene.experts}
     nothing = GeneExperts(0, (0.5, 0.5), (0.5, 0.5), (0.0, 0.0), ())
     assert select_experts([nothing], 0.5, "score") == select_experts([nothing], 0.5, "random") == {0: ()}

@@ -116,7 +116,7 @@ def test_distilling_into_the_best_layer_alone_gives_refusals_back(tmp_path: Path
 
 
 def test_a_model_is_degraded_by_openings_alone_where_none_is_given(tmp_path: Path) -> None:
-    degrade = {"lr": 0.01, "epochs": 3, "harmful": 20, "benign": 10, "batch_size": 10}
+    degrade = {"lr": 0.003, "epochs": 3, "harmful": 20, "benign": 10, "batch_size": 10}
     recipe = write_siblings(tmp_path, degraded=None, degrade=degrade)
     extract_gene(load_recipe(recipe), tmp_path / "run", text=recipe.read_text(), reporter=Quiet())
     gene = Gene.load(tmp_path / "run/gene")

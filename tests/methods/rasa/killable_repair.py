@@ -1,13 +1,15 @@
 """Repairs in processes of their own that end themselves, for real, at a given point.
 
-Usage: killable_repair.py FOLDER [POINT:COUNT ...]. Makes one attempt after the other at the same repair, each in a new
-process that ends itself at the COUNT-th POINT: `update` (after an update), `validate` (before a measurement),
+Usage: killable_repair.py WHOLE FOLDER [POINT:COUNT ...]. Makes one attempt after the other at the same repair, each in
+a new process that ends itself at the COUNT-th POINT: `update` (after an update), `validate` (before a measurement),
 `measured` (after one), `writing` (checkpoint written but not yet in its place). The last attempt is not ended; what it
-leaves goes to FOLDER/model.safetensors and FOLDER/rows.json. The exit statuses are printed as JSON.
+leaves goes to FOLDER/model.safetensors and FOLDER/rows.json. An attempt before all of them, which is not ended either,
+leaves its own in WHOLE. The exit statuses are printed as JSON.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -74,5 +76,8 @@ def in_new_process(folder: Path, ending: str) -> int:
 
 
 if __name__ == "__main__":
-    statuses = [in_new_process(Path(sys.argv[1]), ending) for ending in (*sys.argv[2:], "never")]
+    gc.freeze()
+    whole, folder = (Path(argument) for argument in sys.argv[1:3])
+    statuses = [in_new_process(whole, "never")]
+    statuses += [in_new_process(folder, ending) for ending in (*sys.argv[3:], "never")]
     sys.stdout.write(json.dumps(statuses))
