@@ -60,6 +60,8 @@ def distil_gene(context: GeneContext, scratch: Path) -> None:
     reporter.stage("The aligned model's predictions")
     model, tokenizer = context.checkpoint.load()
     teacher = _teacher_outputs(context, model, tokenizer)
+    # Step (b), data-aware layer selection: s_l = E_harmful ||h_l(aligned) - h_l(degraded)|| - E_benign ||...||.
+    reporter.stage("Layer scores")
     if degrading is not None:
         model = merged(model, degrading)
     else:
@@ -67,8 +69,6 @@ def distil_gene(context: GeneContext, scratch: Path) -> None:
         del model
         model, _ = context.degraded.load()
     degraded = model_fingerprint(model)
-    # Step (b), data-aware layer selection: s_l = E_harmful ||h_l(aligned) - h_l(degraded)|| - E_benign ||...||.
-    reporter.stage("Layer scores")
     layers = _layer_scores(context, model, tokenizer, teacher)
     points = _selected_points(context, layers)
     # Step (a), the aligned-degraded discrepancy: LoRA trained to KL(aligned || degraded + gene) on response tokens.
