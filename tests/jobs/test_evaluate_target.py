@@ -178,7 +178,7 @@ class TestAnEndpoint:
         with serving(script) as url:
             script.always = HttpReply(503, b"")
             port = int(url.split(":")[2].split("/")[0])
-            with pytest.raises(SeawallError, match="run the same command when it is back"):
+            with pytest.raises(SeawallError, match="run the same command"):
                 run(planted, tmp_path / "eval", *quick, *at(url))
         script.always = None
         with serving(script, port) as again:

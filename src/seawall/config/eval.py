@@ -37,7 +37,7 @@ def _batch_size(value: Any) -> int | str:
 
 
 BatchSize = Annotated[int | Literal["auto"], PlainValidator(_batch_size)]
-"""A number, or `auto`: as many as fit in free memory."""
+"""A number, or `auto`: the number that fits in free memory."""
 
 
 class EvalConfig(StrictModel):
@@ -53,7 +53,8 @@ class EvalConfig(StrictModel):
         "replies inflate refusal rates.",
     )
     batch_size: BatchSize = Field(
-        default=32, description="Prompts per batch, halved when memory runs out; `auto` takes as many as fit in memory."
+        default=32,
+        description="Prompts per batch, halved when memory runs out; `auto`: the number that fits in memory.",
     )
     judge: JudgeConfig = Field(
         default=KeywordJudge(), description="The judge that labels replies refused, complied or unscored."

@@ -24,7 +24,7 @@ from seawall.models.memory import automatic_batch_size, unless_out_of_memory
 
 TokenIds = tuple[int, ...]
 BatchSize = int | Literal["auto"]
-"""Maximum rows per forward pass; `auto`: as many as fit in free memory."""
+"""Maximum rows per forward pass; `auto`: the number that fits in free memory."""
 
 
 @dataclass(frozen=True, slots=True)

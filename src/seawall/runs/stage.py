@@ -208,7 +208,7 @@ def _open_scratch(scratch: Path, key: str) -> None:
 
 
 def _present_files(folder: Path, marker: StageMarker) -> dict[str, str]:
-    """The hashes of a stage's files, and of removed files that exist: after an interruption, or restored by hand."""
+    """The hashes of a stage's files, and of removed files that exist again: interrupted, or restored by the user."""
     return {**marker.files, **{name: digest for name, digest in marker.removed.items() if (folder / name).is_file()}}
 
 

@@ -53,7 +53,7 @@ class LowRankUpdate:
 
     @property
     def merged(self) -> bool:
-        """Whether PEFT has added the update to the weights, so that the factors are no longer in use."""
+        """Whether PEFT has added the update to the weights, which leaves the factors unused."""
         return bool(self._module.merged)
 
 
