@@ -25,7 +25,6 @@ IMPORTED_BY_COMMANDS = (
     "seawall.config.load",
     "seawall.jobs.audit",
     "seawall.jobs.diff",
-    "seawall.jobs.diff_tables",
     "seawall.jobs.evaluate",
     "seawall.jobs.export",
     "seawall.jobs.gate",
