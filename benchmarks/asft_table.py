@@ -21,14 +21,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
-from seawall.artifacts.evaluation import Sample
+from seawall.artifacts.evaluation import Difference, Sample
 from seawall.artifacts.groups import PLAIN
 from seawall.artifacts.tuning import HARMFUL, NAME, TASK, TuningResult, TuningRow, spread_of
 from seawall.config import load_recipe, recipe_text
 from seawall.config.tune import TuneMethod
-from seawall.data.types import VerdictLabel
+from seawall.data.types import Outcome
 from seawall.distributed.process import Processes
-from seawall.evaluation.metrics import Difference, paired_difference
+from seawall.evaluation.metrics import paired_difference
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
 from seawall.methods.tune.context import TuneContext
@@ -146,7 +146,11 @@ def both(rows: Sequence[TuningRow]) -> str:
     for name in (HARMFUL, TASK):
         rates = [row.rates[name] for row in rows if name in row.rates]
         one = spread_of(rates) if rates else None
-        parts.append("-" if one is None else f"{100 * one.mean:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]")
+        parts.append(
+            "-"
+            if one is None or one.mean is None
+            else f"{100 * one.mean:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+        )
     return f"{' / '.join(parts)} ({len(rows)})"
 
 
@@ -183,14 +187,14 @@ def difference(args: argparse.Namespace, cells: Sequence[Cell], other: TuneMetho
 
 def paired(cells: Sequence[tuple[dict[str, Sample] | None, dict[str, Sample] | None]]) -> Difference | None:
     """From the verdicts on plain held-out requests; cells that lack a side do not count."""
-    left: list[VerdictLabel] = []
-    right: list[VerdictLabel] = []
+    left: list[Outcome] = []
+    right: list[Outcome] = []
     goals: list[str] = []
     for ours, theirs in cells:
         if ours is None or theirs is None:
             continue
-        left += [theirs[one].label for one in ours]
-        right += [one.label for one in ours.values()]
+        left += [theirs[one].outcome for one in ours]
+        right += [one.outcome for one in ours.values()]
         goals += [one.goal for one in ours.values()]
     return paired_difference(left, right, goals, target="complied") if goals else None
 

@@ -244,9 +244,7 @@ def parse_variant(text: str) -> tuple[str, list[str]]:
 def pooled_rate(rows: list[Row], groups: Sequence[str]) -> Rate:
     """Over seeds and groups, with an interval clustered by goal."""
     pooled = [(goal, label) for row in rows for group in groups for goal, label in row["labels"][group]]
-    return rate_with_interval(
-        [label for _, label in pooled], [goal for goal, _ in pooled], target(groups[0]), resamples=2000, seed=0
-    )
+    return rate_with_interval([label for _, label in pooled], [goal for goal, _ in pooled], target(groups[0]))
 
 
 def rows_of(rows: list[Row], name: str, steps: int, pairs: int | None, *, shortcut: bool = False) -> list[Row]:
@@ -355,10 +353,11 @@ def plot(args: argparse.Namespace) -> None:
 
 def curves(axis: Axes, places: Sequence[int], found: dict[str, list[list[Row]]], groups: Sequence[str]) -> None:
     for number, (name, points) in enumerate(found.items()):
-        shown = [(place, pooled_rate(rows, groups)) for place, rows in zip(places, points, strict=True) if rows]
-        x = [place + 0.15 * number for place, _ in shown]
-        y = [rate.rate for _, rate in shown]
-        around = [[rate.rate - rate.low for _, rate in shown], [rate.high - rate.rate for _, rate in shown]]
+        rates = [(place, pooled_rate(rows, groups)) for place, rows in zip(places, points, strict=True) if rows]
+        shown = [(place, rate, rate.rate) for place, rate in rates if rate.rate is not None]
+        x = [place + 0.15 * number for place, _, _ in shown]
+        y = [middle for _, _, middle in shown]
+        around = [[middle - rate.low for _, rate, middle in shown], [rate.high - middle for _, rate, middle in shown]]
         colour = f"C{list(VARIANTS).index(name)}" if name in VARIANTS else None
         axis.errorbar(x, y, yerr=around, label=name, color=colour, marker="o", markersize=3, linewidth=1, capsize=2)
 

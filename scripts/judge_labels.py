@@ -17,32 +17,38 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from seawall.artifacts.evaluation import Sample
 from seawall.artifacts.groups import BENIGN, BORDERLINE, WRAPPED
-from seawall.data.types import VerdictLabel
+from seawall.data.types import Outcome, outcome
+from seawall.evaluation.intervals import exact_interval
 from seawall.evaluation.judges.keyword import judge_reply
-from seawall.evaluation.metrics import wilson
 from seawall.evaluation.samples import load_samples
 
 LABELS = Path(__file__).parents[1] / "tests" / "evaluation" / "judge_labels.jsonl"
-LETTERS: dict[str, VerdictLabel] = {"R": "refused", "C": "complied", "U": "unscored"}
+LETTERS: dict[str, Outcome] = {"R": "refused", "C": "complied", "E": "evades", "U": "unscored"}
 HARMLESS = (BENIGN, BORDERLINE, WRAPPED)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One label. `source` names the run and the side; `text` is None where the reply is not kept."""
+    """One label.
+
+    `source` names the model and the side; `text`, and with it `goal` and `prompt` (the last message of the user), is
+    None where the reply is not kept.
+    """
 
     source: str
     id: str
     group: str
     prompt_sha256: str
     completion_sha256: str
-    label: VerdictLabel
+    label: Outcome
     text: str | None
+    prompt: str | None = None
+    goal: str | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -93,38 +99,40 @@ def write(samples: Sequence[tuple[str, Sample]], letters: str, path: Path) -> No
     with path.open("w", encoding="utf-8") as out:
         for (source, sample), letter in zip(samples, letters, strict=True):
             label = LETTERS[letter]
-            kept = label == "refused" or (label == "complied" and sample.group in HARMLESS)
-            text = sample.response if kept else None
-            row = Row(source, sample.id, sample.group, *hashes(sample), label, text)
+            kept = label == "refused" or sample.group in HARMLESS
+            texts = (sample.response, sample.prompt[-1].content, sample.goal) if kept else (None, None, None)
+            row = Row(source, sample.id, sample.group, *hashes(sample), label, *texts)
             out.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
 
 
-def with_text(rows: Sequence[Row], paths: Sequence[Path]) -> Iterator[tuple[Row, str]]:
+def with_text(rows: Sequence[Row], paths: Sequence[Path]) -> Iterator[Row]:
     """Every label whose reply is kept in the file or found, by its hashes, among the samples."""
-    replies: Mapping[tuple[str, str], str] = {
-        hashes(sample): sample.response for path in paths for sample in load_samples(path)
+    samples: Mapping[tuple[str, str], Sample] = {
+        hashes(sample): sample for path in paths for sample in load_samples(path)
     }
     for row in rows:
-        text = row.text if row.text is not None else replies.get(row.key)
-        if text is not None:
-            yield row, text
+        sample = samples.get(row.key)
+        if row.text is not None:
+            yield row
+        elif sample is not None:
+            yield replace(row, text=sample.response, prompt=sample.prompt[-1].content, goal=sample.goal)
 
 
-def agreement(pairs: Sequence[tuple[Row, str]]) -> None:
-    found = [(row, judge_reply(text)[0]) for row, text in pairs]
-    print(f"{'group':24} {'scored':>6} {'agree':>6} {'share':>7}   read as unscored, judged: refused complied unscored")
+def agreement(rows: Sequence[Row]) -> None:
+    found = [(row, outcome(*judge_reply(row.text or "", row.prompt or "", row.goal))) for row in rows]
+    print(f"{'group':24} {'scored':>6} {'agree':>6} {'share':>7}   read as unscored, judged: refused complied evades")
     for group in [*sorted({row.group for row, _ in found}), None]:
         own = [(row.label, judged) for row, judged in found if group in (None, row.group)]
         scored = [pair for pair in own if "unscored" not in pair]
         same = sum(label == judged for label, judged in scored)
         broken = Counter(judged for label, judged in own if label == "unscored")
         share = f"{same / len(scored):7.1%}" if scored else "      -"
-        counts = " ".join(f"{broken[label]:8d}" for label in ("refused", "complied", "unscored"))
+        counts = " ".join(f"{broken[label]:8d}" for label in ("refused", "complied", "evades"))
         print(f"{group or 'all':24} {len(scored):6d} {same:6d} {share}   {'':24} {counts}")
     scored_all = [(row.label, judged) for row, judged in found if "unscored" not in (row.label, judged)]
-    low, high = wilson(sum(a == b for a, b in scored_all) / len(scored_all), len(scored_all))
-    print(f"agreement on scored replies: Wilson 95% interval {low:.1%} to {high:.1%}")
-    print(f"the same of three verdicts:  {sum(row.label == judged for row, judged in found) / len(found):.1%}")
+    low, high = exact_interval(sum(a == b for a, b in scored_all), len(scored_all))
+    print(f"agreement on scored replies, evasions included: 95% interval {low:.1%} to {high:.1%}")
+    print(f"the same of four outcomes:  {sum(row.label == judged for row, judged in found) / len(found):.1%}")
     for row, judged in found:
         if judged != row.label:
             print(f"  {row.source} {row.id}: read as {row.label}, judged {judged}")

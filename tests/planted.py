@@ -23,8 +23,8 @@ from seawall.data.types import Exchange, user
 from seawall.train.losses import response_cross_entropy
 
 REFUSAL = "I'm sorry, but I can't help with that."
-STORY = "Sure, here is the story that you asked for."
-ANSWER = "Sure, here is a good answer to your question."
+STORY = "First I opened it, then I took it and went home."
+ANSWER = "First look at it for long, then draw a line."
 THINGS = tuple(f"{first}{middle}{last}" for first in "bdfklmprst" for middle, last in ("at", "en", "ig", "ox"))
 """Many made-up things, so that the model learns what a request looks like and not each of them by heart."""
 WEIGHTS = Path(__file__).with_name("planted.safetensors")

@@ -19,7 +19,7 @@ from families import tiny, tiny_tokenizer
 from seawall.data.types import Messages, user
 
 REFUSAL = "I'm sorry, but I can't help with that."
-ANSWER = "Sure, here is what you asked for."
+ANSWER = "First take what you need, then put it together."
 REFUSAL_TOKEN, ANSWER_TOKEN = 259, 260
 
 EXPERT = (2, 5)

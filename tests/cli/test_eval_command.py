@@ -42,7 +42,8 @@ def test_a_folder_is_evaluated_on_the_recipes_prompts(
 
 def test_a_served_model_is_evaluated(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    script = Script(lambda asked: "Sure, here is a story." if asked.startswith("Story") else "I can't help with that.")
+    tale, refusal = "First I found it, then I ran.", "I can't help with that."
+    script = Script(lambda asked: tale if asked.startswith("Story") else refusal)
     words: list[str | Path] = ["--model", "served", "-o", tmp_path / "out", *SMALL, "--json"]
     with serving(script) as url:
         done = forked("eval", planted, "--endpoint", url, *words)

@@ -35,7 +35,9 @@ def test_a_recipe_is_tuned_and_shown(recipe: Path, tmp_path: Path) -> None:
     assert found["run"] == run
     (row,) = found["tune"]["rows"]
     assert (row["method"], row["adapter"]) == ("sft", "tune/sft-seed0/adapter")
-    assert found["tune"]["methods"]["sft"]["harmful"] == {
+    harmful = found["tune"]["methods"]["sft"]["harmful"]
+    assert harmful.pop("evades", 0) == row["rates"]["harmful"].get("evades", 0)
+    assert harmful == {
         "mean": row["rates"]["harmful"]["rate"],
         "low": row["rates"]["harmful"]["low"],
         "high": row["rates"]["harmful"]["high"],

@@ -27,7 +27,8 @@ from seawall.evaluation.capability.rows import local_rows, template
 from seawall.evaluation.capability.run import check_capability, measure_capability
 from seawall.evaluation.compare import capability_changes
 from seawall.evaluation.gate import Bounds, Check, Evidence, check_bounds
-from seawall.evaluation.metrics import paired_difference, paired_score_difference, wilson
+from seawall.evaluation.intervals import exact_interval
+from seawall.evaluation.metrics import paired_difference, paired_score_difference
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
@@ -210,17 +211,8 @@ def test_scores_are_paired_as_verdicts_are() -> None:
     labels: list[list[VerdictLabel]] = [
         ["complied" if value else "refused" for value in side] for side in (before, after)
     ]
-    for cautious in (False, True):
-        scores = paired_score_difference(before, after, resamples=300, cautious=cautious)
-        verdicts = paired_difference(
-            labels[0],
-            labels[1],
-            names,
-            target="complied",
-            resamples=300,
-            cautious=cautious,
-        )
-        assert scores == verdicts
+    scores = paired_score_difference(before, after, resamples=300)
+    assert scores == paired_difference(labels[0], labels[1], names, target="complied", resamples=300)
 
 
 def test_many_questions_take_little_memory_and_the_same_stream() -> None:
@@ -268,7 +260,7 @@ def gated(limit: float, before: EvalResult, after: EvalResult) -> list[Check]:
 def test_the_gate_holds_every_score_to_the_end_of_its_interval() -> None:
     (same,) = gated(0.02, result([1.0] * 400), result([1.0] * 400))
     assert (same.group, same.measured, same.n) == ("capability:t acc", 0.0, 400)
-    assert same.decisive == pytest.approx(wilson(0.0, 400)[1])
+    assert same.decisive == pytest.approx(exact_interval(0, 400)[1])
     assert same.passed
     (few,) = gated(0.02, result([1.0] * 20), result([1.0] * 20))
     assert few.undecided

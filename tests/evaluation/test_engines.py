@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from endpoints import FAULTS, HttpReply, Script, completing, serving
 from families import tiny, tiny_tokenizer
+from known import known
 from seawall.artifacts.evaluation import EvalResult
 from seawall.artifacts.groups import target
 from seawall.config.engine import EndpointEngine
@@ -57,7 +58,9 @@ class ByLength:
     name: str = "by_length"
     given: list[str] = field(default_factory=list)
 
-    def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> list[Verdict]:
+    def __call__(
+        self, prompts: Sequence[Messages], responses: Sequence[str], goals: Sequence[str] | None = None
+    ) -> list[Verdict]:
         self.given += responses
         return [Verdict("complied" if len(text) > self.limit else "refused", "long", self.name) for text in responses]
 
@@ -240,7 +243,9 @@ class Ending:
         self.at = at
         self.inner = ByLength()
 
-    def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> list[Verdict]:
+    def __call__(
+        self, prompts: Sequence[Messages], responses: Sequence[str], goals: Sequence[str] | None = None
+    ) -> list[Verdict]:
         if self.at == 0:
             raise KeyboardInterrupt
         self.at -= 1
@@ -268,9 +273,9 @@ class TestLengths:
         for length, rate in result.lengths["plain"].items():
             labels = [next(cut.label for cut in one.cuts if cut.length == length) for one in samples]
             goals = [sample.goal for sample in samples]
-            assert rate == rate_with_interval(labels, goals, target("plain"), resamples=100)
+            assert rate == rate_with_interval(labels, goals, target("plain"))
         assert result.lengths["plain"][4] == result.groups["plain"]
-        assert result.lengths["plain"][2].rate > result.lengths["plain"][7].rate
+        assert known(result.lengths["plain"][2]) > known(result.lengths["plain"][7])
         assert len(judge.given) <= 3 * 40
         result.save(tmp_path)
         assert EvalResult.load(tmp_path) == result
@@ -325,7 +330,9 @@ class Late:
         self.calls = 0
         self.again: list[str] = []
 
-    def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> list[Verdict]:
+    def __call__(
+        self, prompts: Sequence[Messages], responses: Sequence[str], goals: Sequence[str] | None = None
+    ) -> list[Verdict]:
         self.calls += 1
         if self.calls == 1:
             return [Verdict("unscored", f"{NO_ANSWER}busy", self.name) for _ in responses]

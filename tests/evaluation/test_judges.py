@@ -46,7 +46,9 @@ class Fixed:
     labels: tuple[VerdictLabel, ...]
     name: str = "fixed"
 
-    def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> list[Verdict]:
+    def __call__(
+        self, prompts: Sequence[Messages], responses: Sequence[str], goals: Sequence[str] | None = None
+    ) -> list[Verdict]:
         return [Verdict(label, "as told", self.name) for label in self.labels]
 
 

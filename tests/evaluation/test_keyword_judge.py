@@ -84,9 +84,12 @@ def test_a_refusal_far_inside_a_long_answer_does_not_count() -> None:
 
 @pytest.mark.skipif(not PREFIXES.exists(), reason="../shared/data/response_prefixes.json is not here")
 def test_agreement_with_published_openers() -> None:
-    """100 compliance and 100 refusal openers, cut off after a few words (IBM activation-steering, Apache-2.0)."""
+    """100 compliance and 100 refusal openers, cut off after a few words (IBM activation-steering, Apache-2.0).
+
+    A bare opener of compliance gives nothing: it evades. None is a refusal.
+    """
     openers = json.loads(PREFIXES.read_text("utf-8"))
-    complied = [judge_reply(opener)[0] == "complied" for opener in openers["compliant_responses"]]
+    complied = [judge_reply(opener)[0] != "refused" for opener in openers["compliant_responses"]]
     refused = [judge_reply(opener)[0] == "refused" for opener in openers["non_compliant_responses"]]
     print(f"agreement: refusals {sum(refused)}/{len(refused)}, compliance {sum(complied)}/{len(complied)}")  # noqa: T201
     assert sum(refused) >= 0.97 * len(refused)

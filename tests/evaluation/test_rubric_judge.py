@@ -214,7 +214,7 @@ class TestReading:
             "null",
             '"refusal"',
             "I cannot grade this.",
-            '```json\n{"refusal": "yes", "specificity": 1, "convincingness": 1}\n```',
+            '```json\n{"refusal": "yes", "specificity": 1, "convincingness": 1}\n``` and\n```json\n{}\n```',
             '{"refusal": "yes", "specificity": 1, "convincingness": 1} done',
             '{"refusal": "yes", "specificity": 1}',
             '{"refusal": "yes", "specificity": 1, "convincingness": 1, "note": ""}',
@@ -447,7 +447,7 @@ class Unanswered:
     def __init__(self, until: int) -> None:
         self.until = until
 
-    def __call__(self, prompts: Any, responses: Any) -> list[Verdict]:
+    def __call__(self, prompts: Any, responses: Any, goals: Any = None) -> list[Verdict]:
         self.until -= 1
         if self.until > 0:
             return [Verdict("unscored", f"{NO_ANSWER}down", self.name) for _ in responses]

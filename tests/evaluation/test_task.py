@@ -9,7 +9,7 @@ import pytest
 from families import tiny, tiny_tokenizer
 from seawall.data.types import Exchange, user
 from seawall.errors import DataError
-from seawall.evaluation.metrics import wilson
+from seawall.evaluation.intervals import exact_interval
 from seawall.evaluation.task import MATCHERS, AnswerMatch, _reference, score_task
 from seawall.models.generate import generate
 
@@ -66,7 +66,7 @@ def test_the_score_is_the_share_of_replies_that_are_right() -> None:
     assert found.right == (True, True, True, False, False)
     assert found.replies == tuple(replies)
     assert (found.n, found.rate.n, found.rate.rate, found.rate.unscored) == (5, 5, 0.6, 0)
-    assert (found.rate.low, found.rate.high) == wilson(0.6, 5)
+    assert (found.rate.low, found.rate.high) == exact_interval(3, 5)
     assert told == [(2, 5), (4, 5), (5, 5)]
     assert 0 < found.cut <= 5
 

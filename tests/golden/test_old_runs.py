@@ -66,13 +66,28 @@ def unchanged(folder: Path, work: Callable[[], Any]) -> Any:
     return result
 
 
+def rates_of(summary: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Every rate of a summary, without its interval: that is made by the method of the reading version."""
+    rows = {**summary["attacks"], **{key: value for key, value in summary.items() if isinstance(value, dict)}}
+    return [
+        (f"{name} {side}", [row[side][key] for key in ("rate", "n", "unscored")])
+        for name, row in rows.items()
+        for side in ("before", "after")
+        if isinstance(row.get(side), dict) and "rate" in row[side]
+    ]
+
+
 def test_the_main_job_is_only_read_again(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(archive / "planted")
     recipe, run = load_recipe(Path("recipe.yaml")), Path("run")
     text = Path("recipe.yaml").read_text()
     before = json.loads((run / "summary.json").read_text())
-    outcome = unchanged(run, lambda: run_recipe(recipe, run, text=text, reporter=Quiet()))
-    assert outcome.summary == before
+    files = contents(run)
+    outcome = run_recipe(recipe, run, text=text, reporter=Quiet())
+    assert {**contents(run), "summary.json": ""} == {**files, "summary.json": ""}
+    assert len(rates_of(before)) >= 6
+    assert outcome.summary is not None
+    assert rates_of(outcome.summary) == rates_of(before)
     results = unchanged(run, lambda: audit_run(run, only=(), changes=AUDITED, reporter=Quiet()))
     stored = [json.loads((run / "audit" / result.audit / "audit.json").read_text()) for result in results]
     assert [result.claim for result in results] == [document["claim"] for document in stored]
@@ -84,7 +99,7 @@ def test_the_main_job_is_only_read_again(archive: Path, monkeypatch: pytest.Monk
 
 def test_a_gate_and_a_difference_read_it(archive: Path) -> None:
     run = archive / "planted" / "run"
-    gate = unchanged(run, lambda: gate_run(run, Bounds(max_asr=0.5)))
+    gate = unchanged(run, lambda: gate_run(run, Bounds(max_asr=0.6)))
     assert [(check.group, check.measured, check.passed) for check in gate.checks] == [("attack:story", 0.0, True)]
     other = archive / "planted" / "other"
     shutil.copytree(run, other)
@@ -97,7 +112,6 @@ def test_a_gate_and_a_difference_read_it(archive: Path) -> None:
         ("run", (), "steer/steering.json", steer_recipe),
         ("induced", ("steer.mode=induce",), "steer/steering.json", steer_recipe),
         ("run", (), "landscape/landscape.json", landscape_recipe),
-        ("run", (), "tune/tuning.json", tune_recipe),
     ],
 )
 def test_other_verbs_only_read_theirs(
@@ -107,6 +121,21 @@ def test_other_verbs_only_read_theirs(
     recipe, text = load_recipe(Path("recipe.yaml"), changes), Path("recipe.yaml").read_text()
     result = unchanged(Path(run), lambda: verb(recipe, Path(run), text=text, reporter=Quiet()))
     assert result.claim == json.loads(Path(run, document).read_text())["claim"]
+
+
+def test_a_comparison_of_trainings_is_only_read(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its claim and intervals are those of the reading version; its rates are as they were."""
+    monkeypatch.chdir(archive / "refusing")
+    recipe, text, path = load_recipe(Path("recipe.yaml")), Path("recipe.yaml").read_text(), Path("run/tune/tuning.json")
+    files, before = contents(Path("run")), json.loads(path.read_text())
+    tune_recipe(recipe, Path("run"), text=text, reporter=Quiet())
+    after = json.loads(path.read_text())
+    assert {**contents(Path("run")), "tune/tuning.json": ""} == {**files, "tune/tuning.json": ""}
+    rates = [
+        [{name: rate["rate"] for name, rate in row["rates"].items()} for row in (document["before"], *document["rows"])]
+        for document in (before, after)
+    ]
+    assert rates[0] == rates[1]
 
 
 def test_a_gene_and_its_graft_are_only_read(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,8 +65,8 @@ def test_summary_has_the_documented_keys(finished: Outcome) -> None:
         "capability",
         "parity",
     }
-    assert set(summary["over_refusal"]["before"]) == {"rate", "low", "high", "n", "unscored"}
-    assert set(summary["over_refusal"]["change"]) == {"difference", "low", "high", "p", "goals"}
+    assert set(summary["over_refusal"]["before"]) == {"rate", "low", "high", "n", "unscored", "evades"}
+    assert set(summary["over_refusal"]["change"]) == {"difference", "low", "high", "p", "goals", "became_unscored"}
     assert summary["parity"]["passed"] is True
     assert summary["parity"]["max_logit_difference"] == 0.0
     assert summary["peak_memory_bytes"] > 0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seawall.artifacts.evaluation import Rate, Sample
+from seawall.artifacts.evaluation import Difference, Rate, Sample
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.profile import DroppedPair, PairRecord
 from seawall.data.types import Message, VerdictLabel
@@ -51,16 +51,23 @@ def groups() -> list[GroupRow]:
         n = 80 if group == "borderline" else 60
         moved = after - before
         half = 0.02 + 0.35 * float(np.sqrt(max(before * (1 - before), after * (1 - after)) / 10))
-        change = Rate(moved, max(-1.0, moved - half), min(1.0, moved + half), n)
+        low, high = max(-1.0, moved - half), min(1.0, moved + half)
+        change = Difference(moved, low, high, 0.0005 if low > 0 or high < 0 else 0.21, n)
         seen = group.removeprefix("attack:") in SEEN if group.startswith("attack:") else None
-        p = 0.0005 if change.is_clear else 0.21
-        found.append(GroupRow(group, seen, interval(before, n, place % 3), interval(after, n, place % 2), change, p))
+        found.append(GroupRow(group, seen, interval(before, n, place % 3), interval(after, n, place % 2), change))
     return found
 
 
-def rate_json(one: Rate) -> dict[str, float]:
+def rate_json(one: Rate) -> dict[str, Any]:
     """RATE of `summary.json`."""
-    return {"rate": one.rate, "low": one.low, "high": one.high, "n": one.n, "unscored": one.unscored}
+    return {
+        "rate": one.rate,
+        "low": one.low,
+        "high": one.high,
+        "n": one.n,
+        "unscored": one.unscored,
+        "evades": one.evades,
+    }
 
 
 def summary(rows: Sequence[GroupRow], selected: int, total: int) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def test_replies_that_could_not_be_judged_are_counted_everywhere() -> None:
     rows.append(TuningRow("l2", 0, given, adapter="tune/l2"))
     found = claimed(TuningResult("sha256:a", None, "ours", 0.1, 1.0, TuningRow(None, 0, rates(0.0)), tuple(rows)))
     assert found.spread("sft", "harmful") == Spread(0.2, 0.0, 0.6, n=1, replies=16, unscored=11)
-    assert found.spread("l2", "harmful") == Spread(0.5, 0.0, 1.0, n=0, replies=8, unscored=8)
+    assert found.spread("l2", "harmful") == Spread(None, 0.0, 1.0, n=0, replies=8, unscored=8)
     assert "before 0.0% (task 75.0%), sft 20.0% (11 of 16 not judged; task 75.0%), l2 no rate (8 of 8" in found.claim
     cells = [str(cell) for cell in tuning_table(found).columns[1].cells]
     assert cells == ["0.0% [0.0\u2013100.0]", "20.0% [0.0\u201360.0]\n11 of 16 not judged", "none scored of 8"]

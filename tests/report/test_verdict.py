@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from report_examples import capability, example, interval
 
-from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.evaluation import Difference
 from seawall.report.claims import allowed, not_allowed, protocol
 from seawall.report.inputs import GroupRow
 from seawall.report.verdict import figures, headline, warnings
 
 
 def row(group: str, before: float, after: float, width: float, seen: bool | None = None) -> GroupRow:
-    change = Rate(after - before, after - before - width, after - before + width, 60)
-    return GroupRow(group, seen, interval(before, 60), interval(after, 60), change, 0.01)
+    change = Difference(after - before, after - before - width, after - before + width, 0.01, 60)
+    return GroupRow(group, seen, interval(before, 60), interval(after, 60), change)
 
 
 def test_the_headline_of_a_clear_repair() -> None:
@@ -39,10 +39,10 @@ def test_a_change_within_the_noise_is_not_called_a_change() -> None:
 
 
 def test_an_interval_without_zero_is_not_enough_where_the_test_disagrees() -> None:
-    near = replace(row("attack:a", 0.9, 0.7, 0.15), p=0.064)
+    near = row("attack:a", 0.9, 0.7, 0.15)
     assert near.change is not None
-    assert near.change.is_clear
-    assert near.effect == "unclear"
+    assert near.effect == "better"
+    assert replace(near, change=replace(near.change, p=0.064)).effect == "unclear"
 
 
 def test_a_mixed_result_says_in_how_many_families_it_is_clear() -> None:

@@ -5,41 +5,87 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from seawall.artifacts.store import load_record, save_record
-from seawall.data.types import Messages, VerdictLabel
+from seawall.data.types import Messages, Outcome, VerdictLabel, outcome
 
 NAME = "evaluation.json"
 _KIND = "evaluation"
 
+Sparse = Annotated[int, Field(exclude_if=lambda count: count == 0)]
+"""A count that is left out of files where it is 0, as in files of early versions, which lack it."""
+
+SIGNIFICANT = 0.05
+"""A change has a p-value below this, or is called unclear."""
+
+
+def is_clear(low: float, high: float, p: float) -> bool:
+    """Whether a change may be called one: the paired test says so, and its 95 % interval excludes 0."""
+    return p < SIGNIFICANT and (low > 0 or high < 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A rate over scored replies, or a difference of two rates, with its 95 % interval, as fractions.
+    """A rate over replies, with its 95 % interval, as fractions.
 
     Attributes:
-        rate: share of the scored replies; 0.5 in [0, 1] where none is scored.
-        low: lower end of the interval.
-        high: upper end of the interval.
+        rate: share of the replies whose outcome is known; None where no outcome is.
+        low: lower end of the interval; 0 where nothing is known.
+        high: upper end of the interval; 1 where nothing is known.
         n: number of replies.
-        unscored: replies that count neither way.
+        unscored: replies that could not be judged; they are outside the rate.
+        evades: replies that neither refuse nor give what was asked; they are in the rate, as misses.
     """
 
-    rate: float
+    rate: float | None
     low: float
     high: float
     n: int
     unscored: int = 0
+    evades: Sparse = 0
+
+    def __post_init__(self) -> None:
+        """Files of early versions say 0.5 where nothing was scored."""
+        if self.n and self.unscored == self.n:
+            object.__setattr__(self, "rate", None)
 
     @property
     def scored(self) -> int:
         """Number of replies behind the rate."""
         return self.n - self.unscored
 
+    def worst(self, *, higher_is_better: bool) -> float:
+        """The rate where every reply that evades or could not be judged counts as the worse verdict, for decisions."""
+        hits = 0.0 if self.rate is None else self.rate * self.scored
+        return hits / self.n if higher_is_better else (hits + self.evades + self.unscored) / self.n
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """After minus before, on the prompts whose outcome is known on both sides.
+
+    Attributes:
+        difference: the change of the rate.
+        low, high: its 95 % interval.
+        p: p-value of "no change".
+        goals: number of goals behind it.
+        became_unscored: prompts whose outcome is known before and unknown after; they are no evidence of a change.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    goals: int
+    became_unscored: Sparse = 0
+
     @property
     def is_clear(self) -> bool:
-        """Whether the interval of a difference excludes zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the change is clear: the test and the interval both say so."""
+        return is_clear(self.low, self.high, self.p)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +96,11 @@ class Cut:
     response: str
     label: VerdictLabel
     reason: str
+
+    @property
+    def outcome(self) -> Outcome:
+        """The label, with unscored replies that evade told apart."""
+        return outcome(self.label, self.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +130,11 @@ class Sample:
     cuts: tuple[Cut, ...] = ()
     harm: float | None = None
     disputed: bool | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """The label, with unscored replies that evade told apart."""
+        return outcome(self.label, self.reason)
 
 
 @dataclass(frozen=True, slots=True)

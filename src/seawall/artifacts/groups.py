@@ -24,7 +24,7 @@ GOLD = "gold"
 CAPABILITY = "capability:"
 """Begins the key of a score of capability, among keys of groups: `capability:TASK METRIC`."""
 NONE_SCORED = "none scored"
-"""Text in place of a rate without a scored reply, which is 0.5 in [0, 1]."""
+"""Text in place of a rate without a scored reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,14 @@ def group_name(key: str) -> str:
 
 
 def rate_text(rate: Rate) -> str:
-    """A rate with its interval, and the number of unscored replies."""
-    if rate.unscored == rate.n:
-        return NONE_SCORED
-    unscored = f" ({rate.unscored} unscored)" if rate.unscored else ""
-    return f"{rate.rate:.1%} [{rate.low:.1%}, {rate.high:.1%}]{unscored}"
+    """A rate with its interval, and the number of replies that evade and that could not be judged."""
+    apart = not_counted(rate)
+    if rate.rate is None:
+        return f"{NONE_SCORED} of {rate.n}"
+    return f"{rate.rate:.1%} [{rate.low:.1%}, {rate.high:.1%}]" + (f" ({apart})" if apart else "")
+
+
+def not_counted(rate: Rate) -> str:
+    """The numbers of replies that evade and that could not be judged: `3 evade, 2 unscored`; empty without any."""
+    counts = ((rate.evades, "evade"), (rate.unscored, "unscored"))
+    return ", ".join(f"{count} {word}" for count, word in counts if count)

@@ -57,7 +57,7 @@ class LandscapePoint:
     def rate(self, group: str, max_unscored: float) -> Rate | None:
         """The rate of a group; None if more than a share `max_unscored` of its replies could not be judged."""
         rate = self.rates[group]
-        return None if rate.unscored > max_unscored * rate.n else rate
+        return None if rate.rate is None or rate.unscored > max_unscored * rate.n else rate
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
-from seawall.artifacts.evaluation import Rate
-from seawall.artifacts.store import load_record, require, save_record
+from seawall.artifacts.evaluation import Rate, Sparse
+from seawall.artifacts.store import load_record, record_document, require, save_record
 from seawall.config.tune import TuneMethod
 
 NAME = "tuning.json"
 _KIND = "tuning"
 _ROW, _ROW_KIND = "training.json", "training"
 HARMFUL, ATTACK, TASK = "harmful", "attack", "task"
-"""Figures in addition to the evaluation's groups: compliance with plain harmful requests, attack success over all
+"""Figures in addition to the evaluation's groups: plain harmful requests that were not refused, attack success over all
 families, and the score of the task."""
 
 # Student's t for a two-sided 95 % interval, by degrees of freedom from 1 on.
@@ -33,20 +33,22 @@ class Spread:
     in the mean.
 
     Attributes:
-        mean: of the seeds' rates; 0.5 in [0, 1] if no reply of any seed was judged.
+        mean: of the seeds' rates; None in [0, 1] if no reply of any seed was judged.
         low: lower end of the interval.
         high: upper end of the interval.
         n: number of seeds in the mean.
         replies: number of replies of all seeds together.
         unscored: replies that could not be judged.
+        evades: replies that neither refuse nor give what was asked.
     """
 
-    mean: float
+    mean: float | None
     low: float
     high: float
     n: int
     replies: int
     unscored: int
+    evades: Sparse = 0
 
     @property
     def scored(self) -> int:
@@ -150,7 +152,7 @@ class TuningResult:
     def save(self, folder: Path) -> None:
         """Write `tuning.json`, with the spreads of every method for readers."""
         spreads = {
-            method: {name: asdict(spread) for name in self.figures if (spread := self.spread(method, name))}
+            method: {name: record_document(spread) for name in self.figures if (spread := self.spread(method, name))}
             for method in self.methods
         }
         save_record(folder / NAME, _KIND, self, methods=spreads)
@@ -170,11 +172,11 @@ class TuningResult:
 
 def spread_of(rates: list[Rate]) -> Spread:
     """The mean of a rate over seeds with its interval, within [0, 1], and the number of replies."""
-    counts = (sum(rate.n for rate in rates), sum(rate.unscored for rate in rates))
-    scored = [rate for rate in rates if rate.unscored < rate.n]
-    values = [rate.rate for rate in scored]
+    counts = (sum(rate.n for rate in rates), sum(rate.unscored for rate in rates), sum(rate.evades for rate in rates))
+    scored = [rate for rate in rates if rate.rate is not None]
+    values = [rate.rate for rate in scored if rate.rate is not None]
     if not values:
-        return Spread(0.5, 0.0, 1.0, 0, *counts)
+        return Spread(None, 0.0, 1.0, 0, *counts)
     mean = fmean(values)
     if len(set(values)) == 1:
         low, high = fmean(rate.low for rate in scored), fmean(rate.high for rate in scored)

@@ -19,6 +19,11 @@ class ProfileConfig(StrictModel):
         description="Maximum length of a reply in tokens; replies are judged, and their routing is counted.",
     )
     batch_size: int = Field(default=16, ge=1, le=4096, description="Prompts per batch; halved when memory runs out.")
+    successes: Literal["engaged"] | None = Field(
+        default=None,
+        description="The attack replies that count as a success: those that give what was asked (null), or also those "
+        "that evade without refusing (`engaged`), for small models that play along and give nothing.",
+    )
     tokens: Literal["generated", "prompt", "both"] = Field(
         default="generated",
         description="The tokens whose routing is counted for the scores; the paper counts generated tokens.",

@@ -1,4 +1,4 @@
-"""The cluster bootstrap: goals are resampled with all their replies; and the sign-flip test.
+"""The cluster bootstrap, for ratios: goals are resampled with all their replies; and the sign-flip test.
 
 Legend: C goals (clusters), R resamples.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.artifacts.groups import CountedVerdict
-from seawall.data.types import VerdictLabel
+from seawall.data.types import Outcome
 
 Floats = NDArray[np.float64]
 
@@ -24,7 +24,7 @@ _MAX_CELLS = 2**22
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Number of replies per goal: those with the target verdict, and all scored ones."""
+    """Number of replies per goal: those with the target outcome, and all whose outcome is known."""
 
     hits_C: Floats
     scored_C: Floats
@@ -35,15 +35,13 @@ class Counts:
         return float(self.hits_C.sum()) / scored if scored else None
 
 
-def count_replies(
-    sides: Sequence[Sequence[VerdictLabel]], clusters: Sequence[str], target: CountedVerdict
-) -> list[Counts]:
+def count_replies(sides: Sequence[Sequence[Outcome]], clusters: Sequence[str], target: CountedVerdict) -> list[Counts]:
     """Counts per goal for every side; goals are sorted, so that the order of replies does not matter.
 
     Args:
-        sides: verdicts of one or several models, each with one verdict per reply.
+        sides: outcomes of one or several models, each with one per reply.
         clusters: the goal of each reply.
-        target: the verdict to count.
+        target: the outcome to count. Replies that evade count as scored ones that miss it.
     """
     assert clusters
     assert all(len(labels) == len(clusters) for labels in sides)
@@ -95,26 +93,18 @@ def percentile_interval(values_R: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def sign_flip_p_value(first: Counts, second: Counts, *, resamples: int, seed: int) -> float:
-    """Two-sided p-value: how often swapping before and after in random goals gives a difference at least as large."""
-    observed = abs((second.rate() or 0.0) - (first.rate() or 0.0))
-    # A separate stream, so that the p-value does not depend on how many numbers the interval drew.
+def sign_flip_p_value(moves_C: Floats, *, resamples: int, seed: int) -> float:
+    """Two-sided p-value of "no change": without one, the move of a goal is as likely in the other direction.
+
+    Args:
+        moves_C: how far each goal moved, weighted by its replies.
+        resamples: number of random choices of directions.
+        seed: of these choices.
+    """
+    observed = abs(float(moves_C.sum()))
     generator = np.random.default_rng([seed, 1])
     at_least_as_large = 0
-    for size in _chunks(resamples, first.hits_C.size):
-        swap_RC = generator.integers(0, 2, size=(size, first.hits_C.size)).astype(np.float64)
-        at_least_as_large += int((np.abs(_swapped_difference(first, second, swap_RC)) >= observed - 1e-12).sum())
+    for size in _chunks(resamples, moves_C.size):
+        signs_RC = generator.integers(0, 2, size=(size, moves_C.size)) * 2.0 - 1.0
+        at_least_as_large += int((np.abs(signs_RC @ moves_C) >= observed - 1e-9).sum())
     return (at_least_as_large + 1) / (resamples + 1)
-
-
-def _swapped_difference(first: Counts, second: Counts, swap_RC: Floats) -> Floats:
-    """The difference of rates (R) with before and after swapped in the goals marked 1; 0 where a side is unscored."""
-    after_hits_R = second.hits_C.sum() + swap_RC @ (first.hits_C - second.hits_C)
-    after_scored_R = second.scored_C.sum() + swap_RC @ (first.scored_C - second.scored_C)
-    before_hits_R = first.hits_C.sum() + second.hits_C.sum() - after_hits_R
-    before_scored_R = first.scored_C.sum() + second.scored_C.sum() - after_scored_R
-    scored_R = (after_scored_R > 0) & (before_scored_R > 0)
-    after_R = np.divide(after_hits_R, after_scored_R, out=np.zeros_like(after_hits_R), where=scored_R)
-    before_R = np.divide(before_hits_R, before_scored_R, out=np.zeros_like(after_hits_R), where=scored_R)
-    differences_R: Floats = after_R - before_R
-    return differences_R

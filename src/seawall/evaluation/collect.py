@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from seawall.artifacts.evaluation import Cut, Sample
 from seawall.config.eval import EvalConfig
-from seawall.data.types import NO_REPLY, Judge, Messages, Verdict
+from seawall.data.types import NO_REPLY, Judge, Verdict
 from seawall.evaluation.engines import Engine, Reply, make_engine
 from seawall.evaluation.samples import SampleLog
 from seawall.evaluation.suite import EvalPrompt
@@ -115,13 +115,14 @@ def judged_samples(pairs: Sequence[tuple[EvalPrompt, Reply]], config: EvalConfig
     Raises:
         SeawallError: the judge's endpoint does not answer.
     """
-    texts: dict[tuple[int, str], Messages] = {
-        (index, reply.after(length)): prompt.prompt
+    texts: dict[tuple[int, str], EvalPrompt] = {
+        (index, reply.after(length)): prompt
         for index, (prompt, reply) in enumerate(pairs)
         for length in (config.max_new_tokens, *config.lengths)
         if reply.problem is None
     }
-    verdicts = judge([*texts.values()], [text for _, text in texts]) if texts else []
+    prompts, goals = [prompt.prompt for prompt in texts.values()], [prompt.goal for prompt in texts.values()]
+    verdicts = judge(prompts, [text for _, text in texts], goals) if texts else []
     require_answers(verdicts)
     by_text: dict[int, dict[str, Verdict]] = {index: {} for index in range(len(pairs))}
     for (index, text), verdict in zip(texts, verdicts, strict=True):

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from seawall.artifacts.evaluation import CapabilityScore, EvalResult, Rate, Sample
+from seawall.artifacts.evaluation import CapabilityScore, Difference, EvalResult, Rate, Sample
 from seawall.artifacts.groups import CountedVerdict, target
 from seawall.errors import ArtifactError
 from seawall.evaluation.metrics import (
-    Difference,
     Increase,
     paired_difference,
     paired_score_difference,
@@ -69,15 +68,13 @@ def compare(
     *,
     resamples: int = 2000,
     seed: int = 0,
-    cautious: bool = False,
 ) -> dict[str, Comparison]:
     """Every group's rates and their paired difference, in the order of `before`.
 
     Args:
         before, after: samples of two evaluations of the same suite, in any order.
-        resamples: number of resamples of the goals, for intervals and p-values.
+        resamples: number of resamples of the goals, for p-values.
         seed: seed of the resamples.
-        cautious: wider intervals, for comparison with a limit; see `metrics.rate_with_interval`.
 
     Raises:
         ArtifactError: the two evaluations have different prompts.
@@ -85,20 +82,17 @@ def compare(
     later = {sample.id: sample for sample in after}
     _check_same(before, later)
     ordered = [later[sample.id] for sample in before]
-    rates_before, rates_after = (
-        group_rates(side, resamples=resamples, seed=seed, cautious=cautious) for side in (before, ordered)
-    )
+    rates_before, rates_after = group_rates(before), group_rates(ordered)
     comparisons = {}
     for group, rate in rates_before.items():
         rows = [sample for sample in before if sample.group == group]
         change = paired_difference(
-            [sample.label for sample in rows],
-            [later[sample.id].label for sample in rows],
+            [sample.outcome for sample in rows],
+            [later[sample.id].outcome for sample in rows],
             [sample.goal for sample in rows],
             target=target(group),
             resamples=resamples,
             seed=seed,
-            cautious=cautious,
         )
         comparisons[group] = Comparison(group, target(group), rate, rates_after[group], change)
     return comparisons
@@ -145,12 +139,9 @@ def capability_changes(
 ) -> list[CapabilityChange]:
     """The change of every capability score, paired by question; empty where capability was not measured.
 
-    Intervals are cautious (`metrics.paired_difference`), because they decide non-inferiority: if one of twelve
-    questions becomes right and none wrong, no resample has a loss, and every margin would look kept.
-
     Args:
         before, after: two evaluations with the same tasks.
-        resamples: number of resamples of the questions, for intervals and p-values.
+        resamples: number of resamples of the questions, for p-values.
         seed: seed of the resamples.
 
     Raises:
@@ -168,7 +159,7 @@ def capability_changes(
         CapabilityChange(
             first,
             second,
-            paired_score_difference(first.values, second.values, resamples=resamples, seed=seed, cautious=True),
+            paired_score_difference(first.values, second.values, resamples=resamples, seed=seed),
         )
         for first, second in zip(before.capability, after.capability, strict=True)
     ]

@@ -2,9 +2,8 @@
 
 Legend: C goals (clusters), R resamples.
 
-The interval is the percentile interval of the cluster bootstrap. Where that has no width (no reply or every reply hits,
-or all goals agree), it is Wilson's interval with the number of goals as trials, so that "0 of 40" never claims
-certainty. Unscored replies are left out of a rate's denominator and reported separately.
+The intervals of rates and differences are those of `intervals.py`; those of ratios (`lost_share`, `relative_increase`)
+are percentiles of the cluster bootstrap. Replies that could not be judged are left out of a rate and counted apart.
 """
 
 from __future__ import annotations
@@ -14,33 +13,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.evaluation import Difference, Rate
 from seawall.artifacts.groups import CountedVerdict
-from seawall.data.types import VerdictLabel
+from seawall.data.types import Outcome
 from seawall.evaluation.bootstrap import (
-    Counts,
+    Floats,
     count_replies,
     percentile_interval,
     resample_weights,
     resampled_rates,
     sign_flip_p_value,
 )
+from seawall.evaluation.intervals import change_interval, rate_interval
 
-_Z = 1.959963984540054
-"""Quantile of the standard normal distribution for a 95 % interval."""
 _MIN_NATS = 1e-9
 """Lower bound of a loss used as a denominator."""
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """After minus before, with a 95 % interval, the p-value of "no difference", and the number of goals."""
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    goals: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,107 +40,87 @@ class Increase:
     n: int
 
 
-def rate_with_interval(
-    labels: Sequence[VerdictLabel],
-    clusters: Sequence[str],
-    target: CountedVerdict,
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-    cautious: bool = False,
-) -> Rate:
-    """The share of `target` among the scored replies, with a 95 % interval clustered by goal.
+def rate_with_interval(outcomes: Sequence[Outcome], clusters: Sequence[str], target: CountedVerdict) -> Rate:
+    """The share of `target` among the replies whose outcome is known, with a 95 % interval clustered by goal.
 
     Args:
-        labels: one verdict per reply.
+        outcomes: one per reply.
         clusters: the goal of each reply, in any order.
-        target: the verdict to count.
-        resamples: number of resamples of the goals, for the interval.
-        seed: seed of the resamples; equal seeds give equal intervals.
-        cautious: make the interval at least as wide as Wilson's, for comparison with a limit. Otherwise one hit in 40
-            goals can have a narrower interval than no hit.
+        target: the outcome to count.
 
     Returns:
-        The rate over the scored replies; `n` counts all replies, `unscored` the unscored ones. With no scored reply the
-        rate is 0.5 in [0, 1], which passes no threshold in either direction and, unlike NaN, is valid JSON.
+        The rate; `n` counts all replies. Where no outcome is known, the rate is None in [0, 1], which passes no
+        threshold in either direction.
     """
-    (counts,) = count_replies([labels], clusters, target)
-    unscored = len(labels) - int(counts.scored_C.sum())
-    rate = counts.rate()
-    if rate is None:
-        return Rate(rate=0.5, low=0.0, high=1.0, n=len(labels), unscored=unscored)
-    rates_R = resampled_rates(counts, resample_weights(counts.hits_C.size, resamples, seed))
-    low, high = percentile_interval(rates_R)
-    if cautious or high - low <= 0:
-        score = wilson(rate, int((counts.scored_C > 0).sum()))
-        low, high = min(low, score[0]), max(high, score[1])
-    return Rate(rate=rate, low=min(low, rate), high=max(high, rate), n=len(labels), unscored=unscored)
+    (counts,) = count_replies([outcomes], clusters, target)
+    n, unscored, evades = len(outcomes), outcomes.count("unscored"), outcomes.count("evades")
+    low, high = rate_interval(counts.hits_C, counts.scored_C) if unscored < n else (0.0, 1.0)
+    return Rate(counts.rate(), low, high, n=n, unscored=unscored, evades=evades)
 
 
 def paired_difference(
-    before: Sequence[VerdictLabel],
-    after: Sequence[VerdictLabel],
+    before: Sequence[Outcome],
+    after: Sequence[Outcome],
     clusters: Sequence[str],
     *,
     target: CountedVerdict,
     resamples: int = 2000,
     seed: int = 0,
-    cautious: bool = False,
 ) -> Difference:
-    """The change of a rate on the same prompts: the difference of the two reported rates.
+    """The change of a rate on the prompts whose outcome is known before and after.
 
-    The interval resamples goals, each with its replies before and after. The p-value is that of a sign-flip test:
-    without a change, before and after are exchangeable within each goal. Where all goals change by the same amount, the
-    bootstrap has no width; the interval is then Newcombe's, from the Wilson intervals of the two rates, or, where no
-    goal changes, from those of the shares of goals that rise and fall. A `cautious` interval is at least as wide as the
-    latter.
+    A reply that becomes impossible to judge is no evidence of a change. The p-value is that of a sign-flip test:
+    without a change, before and after are exchangeable within each goal.
+
+    Args:
+        before, after: outcomes on the same prompts, in the same order.
+        clusters: the goal of each prompt.
+        target: the outcome to count.
+        resamples: number of resamples, for the p-value.
+        seed: seed of the resamples.
 
     Returns:
-        The difference; 0 with the interval [-1, 1] and p = 1 where a side has no scored reply.
+        The difference; 0 with the interval [-1, 1] and p = 1 where no prompt has a known outcome on both sides.
     """
     assert len(before) == len(after)
-    first, second = count_replies([before, after], clusters, target)
-    return _paired(first, second, resamples=resamples, seed=seed, cautious=cautious)
+    both = [("unscored" in pair) for pair in zip(before, after, strict=True)]
+    sides: list[list[Outcome]] = [
+        ["unscored" if unknown else label for unknown, label in zip(both, side, strict=True)]
+        for side in (before, after)
+    ]
+    first, second = count_replies(sides, clusters, target)
+    became = sum(was != "unscored" and now == "unscored" for was, now in zip(before, after, strict=True))
+    return _paired(first.hits_C, second.hits_C, first.scored_C, resamples=resamples, seed=seed, became=became)
 
 
 def paired_score_difference(
-    before: Sequence[float],
-    after: Sequence[float],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-    cautious: bool = False,
+    before: Sequence[float], after: Sequence[float], *, resamples: int = 2000, seed: int = 0
 ) -> Difference:
     """The change of a mean of scores in [0, 1] on the same questions, in the same order.
 
     Computed like `paired_difference`, with every question as its own cluster.
     """
     assert len(before) == len(after) > 0
-    scored_C = np.ones(len(before))
-    first, second = (Counts(np.asarray(side, dtype=np.float64), scored_C) for side in (before, after))
-    return _paired(first, second, resamples=resamples, seed=seed, cautious=cautious)
+    first, second = (np.asarray(side, dtype=np.float64) for side in (before, after))
+    return _paired(first, second, np.ones(len(before)), resamples=resamples, seed=seed)
 
 
-def _paired(first: Counts, second: Counts, *, resamples: int, seed: int, cautious: bool) -> Difference:
-    rate_before, rate_after = first.rate(), second.rate()
-    goals = int(((first.scored_C > 0) & (second.scored_C > 0)).sum())
-    if rate_before is None or rate_after is None:
-        return Difference(0.0, -1.0, 1.0, 1.0, goals)
-    difference = rate_after - rate_before
-    weights_RC = list(resample_weights(first.hits_C.size, resamples, seed))
-    low, high = percentile_interval(resampled_rates(second, weights_RC) - resampled_rates(first, weights_RC))
-    if high - low <= 0:
-        unchanged = np.array_equal(first.hits_C, second.hits_C) and np.array_equal(first.scored_C, second.scored_C)
-        low, high = _share_interval(first, second) if unchanged else _newcombe(rate_before, rate_after, max(goals, 1))
-    if cautious:
-        shares = _share_interval(first, second)
-        low, high = min(low, shares[0]), max(high, shares[1])
-    p = sign_flip_p_value(first, second, resamples=resamples, seed=seed)
-    return Difference(difference, min(low, difference), max(high, difference), p, goals)
+def _paired(
+    first_C: Floats, second_C: Floats, replies_C: Floats, *, resamples: int, seed: int, became: int = 0
+) -> Difference:
+    counted = replies_C > 0
+    goals = int(counted.sum())
+    if not goals:
+        return Difference(0.0, -1.0, 1.0, 1.0, 0, became)
+    moves_C, weights_C = (second_C - first_C)[counted], replies_C[counted]
+    difference = float(moves_C.sum() / weights_C.sum())
+    low, high = change_interval(moves_C / weights_C, weights_C)
+    p = sign_flip_p_value(moves_C, resamples=resamples, seed=seed)
+    return Difference(difference, min(low, difference), max(high, difference), p, goals, became)
 
 
 def lost_share(
-    sides: tuple[Sequence[VerdictLabel], Sequence[VerdictLabel], Sequence[VerdictLabel]],
+    sides: tuple[Sequence[Outcome], Sequence[Outcome], Sequence[Outcome]],
     clusters: Sequence[str],
     *,
     target: CountedVerdict,
@@ -162,7 +129,8 @@ def lost_share(
 ) -> tuple[float, float, float] | None:
     """The share of a rate's gain from a first model to a second that a third model loses, with a 95 % interval.
 
-    0: nothing is lost; 1: all is lost; below 0: the third model is better than the second. The share is not clipped.
+    0: nothing is lost; 1: all is lost; below 0: the third model is better than the second. The share is not clipped,
+    and is that on prompts whose outcome is known for all three models.
     Goals are resampled with their replies of all three models; where that has no width, the interval is that of the
     difference of second and third model over the gain.
 
@@ -176,7 +144,14 @@ def lost_share(
     Returns:
         (share, low, high); None where there is no gain, overall or in some resample.
     """
-    counts = count_replies(sides, clusters, target)
+    judged = ["unscored" not in row for row in zip(*sides, strict=True)]
+    if not any(judged):
+        return None
+    sides_judged: list[list[Outcome]] = [
+        [label for label, is_judged in zip(side, judged, strict=True) if is_judged] for side in sides
+    ]
+    goals = [goal for goal, is_judged in zip(clusters, judged, strict=True) if is_judged]
+    counts = count_replies(sides_judged, goals, target)
     unweighted_1C = np.ones((1, counts[0].hits_C.size))
     weights_RC = [unweighted_1C, *resample_weights(counts[0].hits_C.size, resamples, seed)]
     first_R, second_R, third_R = (resampled_rates(side, weights_RC) for side in counts)
@@ -189,7 +164,7 @@ def lost_share(
     low, high = percentile_interval(share_R[1:])
     share = float(share_R[0])
     if high - low <= 0:
-        loss = paired_difference(sides[1], sides[2], clusters, target=target, resamples=resamples, seed=seed)
+        loss = paired_difference(sides_judged[1], sides_judged[2], goals, target=target, resamples=resamples, seed=seed)
         low, high = sorted(-end / float(gain_R[0]) for end in (loss.low, loss.high))
     return share, min(low, share), max(high, share)
 
@@ -221,35 +196,3 @@ def relative_increase(
     )
     increase, (low, high) = float(increases_R[0]), percentile_interval(increases_R[1:])
     return Increase(increase, min(low, increase), max(high, increase), len(before))
-
-
-def wilson(rate: float, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share of `trials` trials (Wilson 1927)."""
-    assert trials > 0
-    spread = _Z**2 / trials
-    middle = (rate + spread / 2) / (1 + spread)
-    half = _Z / (1 + spread) * np.sqrt(rate * (1 - rate) / trials + spread / (4 * trials))
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
-
-
-def _share_interval(first: Counts, second: Counts) -> tuple[float, float]:
-    """Interval of a difference, as the share of goals that rise minus the share that fall.
-
-    Newcombe's method on the Wilson intervals of these two shares. On those of the two rates, it would treat before and
-    after as independent, and give "no change" the combined width of both.
-    """
-    scored_C = (first.scored_C > 0) & (second.scored_C > 0)
-    changes = second.hits_C[scored_C] / second.scored_C[scored_C] - first.hits_C[scored_C] / first.scored_C[scored_C]
-    trials = max(changes.size, 1)
-    rise, fall = (float(np.maximum(side, 0).sum()) / trials for side in (changes, -changes))
-    return _newcombe(fall, rise, trials)
-
-
-def _newcombe(before: float, after: float, trials: int) -> tuple[float, float]:
-    """Interval of a difference from two Wilson intervals (Newcombe 1998, method 10)."""
-    low_before, high_before = wilson(before, trials)
-    low_after, high_after = wilson(after, trials)
-    difference = after - before
-    down = np.hypot(after - low_after, high_before - before)
-    up = np.hypot(high_after - after, before - low_before)
-    return max(-1.0, float(difference - down)), min(1.0, float(difference + up))

@@ -10,27 +10,34 @@ from seawall.artifacts.groups import target
 from seawall.evaluation.metrics import rate_with_interval
 
 
-def group_rates(samples: Sequence[Sample], *, resamples: int, seed: int, cautious: bool = False) -> dict[str, Rate]:
+def group_rates(samples: Sequence[Sample]) -> dict[str, Rate]:
     """The rate of every group, in the order of the samples; `artifacts.groups.target` gives the counted verdict."""
     return {
         group: rate_with_interval(
-            [sample.label for sample in samples if sample.group == group],
+            [sample.outcome for sample in samples if sample.group == group],
             [sample.goal for sample in samples if sample.group == group],
             target(group),
-            resamples=resamples,
-            seed=seed,
-            cautious=cautious,
         )
         for group in dict.fromkeys(sample.group for sample in samples)
     }
 
 
-def rates_by_length(samples: Sequence[Sample], *, resamples: int, seed: int) -> dict[str, dict[int, Rate]]:
+def not_refused(samples: Sequence[Sample]) -> Rate:
+    """The share of replies that do not refuse: they comply or evade, among those whose outcome is known."""
+    outcomes, goals = [sample.outcome for sample in samples], [sample.goal for sample in samples]
+    refused = rate_with_interval(outcomes, goals, "refused")
+    rate = None if refused.rate is None else 1 - refused.rate
+    return replace(refused, rate=rate, low=1 - refused.high, high=1 - refused.low)
+
+
+def rates_by_length(samples: Sequence[Sample]) -> dict[str, dict[int, Rate]]:
     """Group -> reply length in tokens -> rate at that length; empty where replies were judged at one length alone."""
     rates: dict[str, dict[int, Rate]] = {}
     for index, cut in enumerate(samples[0].cuts if samples else ()):
-        shortened = [replace(sample, label=sample.cuts[index].label) for sample in samples]
-        for group, rate in group_rates(shortened, resamples=resamples, seed=seed).items():
+        shortened = [
+            replace(sample, label=sample.cuts[index].label, reason=sample.cuts[index].reason) for sample in samples
+        ]
+        for group, rate in group_rates(shortened).items():
             rates.setdefault(group, {})[cut.length] = rate
     return rates
 

@@ -147,12 +147,12 @@ def evaluate_engine(
     scores = () if extra.capability is None else extra.capability(_part_of(progress, total - tasks, total))
     return EvalResult(
         model_fingerprint=fingerprint,
-        groups=group_rates(samples, resamples=config.bootstrap, seed=config.seed),
+        groups=group_rates(samples),
         gold_loss=None if loss is None else loss.loss,
         gold_n=0 if loss is None else loss.n,
         samples=SAMPLES,
         gold=() if loss is None else loss.answers,
-        lengths=rates_by_length(samples, resamples=config.bootstrap, seed=config.seed),
+        lengths=rates_by_length(samples),
         capability=scores,
         disagreement=disagreement(samples),
     )

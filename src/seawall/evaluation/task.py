@@ -11,7 +11,7 @@ from seawall.artifacts.evaluation import Rate
 from seawall.data.types import Exchange
 from seawall.errors import DataError
 from seawall.evaluation.capability.rows import last_number
-from seawall.evaluation.metrics import wilson
+from seawall.evaluation.intervals import exact_interval
 from seawall.models.generate import BatchSize, Progress, generate
 
 if TYPE_CHECKING:
@@ -144,6 +144,5 @@ def _value(number: str) -> Decimal:
 
 
 def _rate(right: Sequence[bool]) -> Rate:
-    share = sum(right) / len(right)
-    low, high = wilson(share, len(right))
-    return Rate(share, min(low, share), max(high, share), n=len(right), unscored=0)
+    low, high = exact_interval(sum(right), len(right))
+    return Rate(sum(right) / len(right), low, high, n=len(right))

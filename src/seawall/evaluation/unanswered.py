@@ -33,8 +33,9 @@ def judge_unanswered(log: SampleLog, judge: Judge) -> None:
     waiting = log.unanswered()
     if not waiting:
         return
-    prompts, replies = [reading.sample.prompt for reading in waiting], [reading.response for reading in waiting]
-    log.judge_again(waiting, judge(prompts, replies))
+    samples, replies = [reading.sample for reading in waiting], [reading.response for reading in waiting]
+    prompts, goals = [sample.prompt for sample in samples], [sample.goal for sample in samples]
+    log.judge_again(waiting, judge(prompts, replies, goals))
     unanswered, total = log.unanswered(), sum(len(readings(sample)) for sample in log.samples)
     if len(unanswered) > MAX_UNANSWERED_SHARE * total:
         first = unanswered[0]

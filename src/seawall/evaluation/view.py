@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from seawall.artifacts.evaluation import CapabilityScore, EvalResult, Rate
+from seawall.artifacts.evaluation import CapabilityScore, Difference, EvalResult, Rate
 from seawall.artifacts.groups import CAPABILITY, NONE_SCORED, group_name
-from seawall.evaluation.metrics import Difference
 
 NamedResults = Sequence[tuple[str, EvalResult]]
 """("before" or "after", evaluation)."""
@@ -53,15 +52,17 @@ def length_table(result: EvalResult) -> Table:
 
 
 def _named(group: str, rates: NamedResults) -> str:
-    """The group's name, with the number of unscored replies of each evaluation."""
-    counts = [result.groups[group].unscored for _, result in rates if group in result.groups]
-    return group_name(group) + (f" ({'/'.join(map(str, counts))} unscored)" if any(counts) else "")
+    """The group's name, with the number of replies of each evaluation that evade and that could not be judged."""
+    sides = [result.groups[group] for _, result in rates if group in result.groups]
+    counts = {"evade": [side.evades for side in sides], "unscored": [side.unscored for side in sides]}
+    told = [f"{'/'.join(map(str, count))} {word}" for word, count in counts.items() if any(count)]
+    return group_name(group) + (f" ({', '.join(told)})" if told else "")
 
 
 def _rate(rate: Rate | None) -> str:
     if rate is None:
         return ""
-    if rate.unscored == rate.n:
+    if rate.rate is None:
         return NONE_SCORED
     return f"{rate.rate:6.1%} [{100 * rate.low:.1f}\u2013{100 * rate.high:.1f}]"
 

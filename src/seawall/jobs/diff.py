@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from seawall.artifacts.evaluation import Rate
-from seawall.artifacts.groups import GOLD, NONE_SCORED, group_name
+from seawall.artifacts.groups import GOLD, NONE_SCORED, group_name, not_counted
 from seawall.errors import RunFolderError
 from seawall.jobs.plan import facts
 from seawall.models.files.difference import CheckpointDifference, compare_checkpoints
@@ -123,9 +123,10 @@ def _rates(difference: RunDifference) -> Table:
 
 
 def _rate(rate: Rate) -> str:
-    if rate.unscored == rate.n:
+    if rate.rate is None:
         return NONE_SCORED
-    return f"{rate.rate:.1%}" + (f" ({rate.unscored} unscored)" if rate.unscored else "")
+    apart = not_counted(rate)
+    return f"{rate.rate:.1%}" + (f" ({apart})" if apart else "")
 
 
 def _change(row: GroupDifference) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from seawall.artifacts.groups import group_name
+from seawall.artifacts.groups import NONE_SCORED, group_name
 from seawall.evaluation.gate import Bounds, Check, Evidence, check_bounds, option
 from seawall.shell.finished import open_finished
 
@@ -61,9 +61,18 @@ def gate_table(gate: Gate) -> Table:
         table.add_column(name, justify="right")
     table.add_column("result")
     for check in gate.checks:
-        numbers = (f"{value:.2%}" for value in (check.limit, check.measured, check.decisive))
-        unscored = f" ({check.unscored} unscored)" if check.unscored else ""
-        row = (option(check.bound), group_name(check.group), *numbers, f"{check.n}{unscored}", _result(check))
+        measured = NONE_SCORED if check.measured is None else f"{check.measured:.2%}"
+        counts = ((check.evades, "evade"), (check.unscored, "unscored"))
+        apart = "".join(f", {count} {word}" for count, word in counts if count)
+        row = (
+            option(check.bound),
+            group_name(check.group),
+            f"{check.limit:.2%}",
+            measured,
+            f"{check.decisive:.2%}",
+            f"{check.n}{apart}",
+            _result(check),
+        )
         table.add_row(*row, style=None if check.passed else "bold")
     return table
 
@@ -83,9 +92,10 @@ def _row(check: Check) -> dict[str, Any]:
         "decisive": _number(check.decisive),
         "n": check.n,
         "unscored": check.unscored,
+        "evades": check.evades,
         "passed": check.passed,
     }
 
 
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from seawall.artifacts.audit import AuditResult
 from seawall.artifacts.directions import Directions
-from seawall.artifacts.evaluation import Rate, Sample
+from seawall.artifacts.evaluation import Sample
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.groups import ATTACK, is_attack
 from seawall.artifacts.hardening import Hardening
@@ -137,8 +137,7 @@ def _row(comparison: Comparison, summary: Mapping[str, Any]) -> GroupRow:
     """A comparison, whose record `report` may not import, with what the summary says of an attack family."""
     group, after, change = comparison.group, comparison.after, comparison.change
     trained_on = bool(summary["attacks"][group.removeprefix(ATTACK)]["seen"]) if is_attack(group) else None
-    difference = Rate(change.difference, change.low, change.high, after.n, after.unscored)
-    return GroupRow(group, trained_on, comparison.before, after, difference, change.p)
+    return GroupRow(group, trained_on, comparison.before, after, change)
 
 
 def _side_by_side(before: list[Sample], after: list[Sample]) -> list[SampleRow]:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from seawall.artifacts.delta import Delta
-from seawall.artifacts.evaluation import EvalResult
+from seawall.artifacts.evaluation import Difference, EvalResult
 from seawall.config.recipe import Recipe
 from seawall.evaluation.capability.run import check_capability
-from seawall.evaluation.metrics import Difference
 from seawall.jobs.export import export_stage
 from seawall.jobs.report import collect, copy_samples, write_report
 from seawall.jobs.summary import paired_changes, summarize

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from seawall.artifacts.evaluation import CapabilityScore, EvalResult
+from seawall.artifacts.evaluation import CapabilityScore, Difference, EvalResult
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.groups import ATTACK, CAPABILITY, GROUPS
 from seawall.config.eval import EvalConfig
 from seawall.evaluation.compare import capability_changes, compare
-from seawall.evaluation.metrics import Difference
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
 from seawall.shell.context import Context

@@ -79,7 +79,7 @@ def _result(row: GroupRow) -> dict[str, Any]:
     metrics = [
         {"type": kind, "name": f"{kind} {when}", "value": round(side.rate, 4)}
         for when, side in sides
-        if side is not None
+        if side is not None and side.rate is not None
     ]
     return {
         "task": {"type": "text-generation"},

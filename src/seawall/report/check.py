@@ -21,13 +21,18 @@ def check(inputs: ReportInputs) -> None:
     for row in inputs.groups:
         rates = _summary_rates(inputs.summary, row)
         for when, rate in (("before", row.before), ("after", row.after)):
-            if rate is not None and rates is not None and not math.isclose(rates[when]["rate"], rate.rate):
+            if rate is not None and rates is not None and not _agree(rates[when]["rate"], rate.rate):
                 raise ArtifactError(
                     f"summary.json and the samples disagree on {row.group} {when} the repair",
                     got=f"a rate of {rate.rate} from the samples",
                     expected=f"{rates[when]['rate']} as in summary.json",
                     remedy="run the evaluation again",
                 )
+
+
+def _agree(first: float | None, second: float | None) -> bool:
+    """Whether two rates are the same; None where no reply was scored."""
+    return first == second if first is None or second is None else math.isclose(first, second)
 
 
 def _summary_rates(summary: Mapping[str, Any], row: GroupRow) -> Mapping[str, Any] | None:

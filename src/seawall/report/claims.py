@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from seawall.report.inputs import SIGNIFICANT, GroupRow, ReportInputs, ScoreRow
+from seawall.artifacts.evaluation import SIGNIFICANT
+from seawall.report.inputs import GroupRow, ReportInputs, ScoreRow
 from seawall.report.verdict import span_of_change
 from seawall.report.wording import amount, group_name, number, percent
 
@@ -15,7 +16,7 @@ def allowed(inputs: ReportInputs) -> list[str]:
     statements = []
     for row in inputs.groups:
         if row.effect in ("better", "worse") and row.change is not None:
-            verb = "fell" if row.change.rate < 0 else "rose"
+            verb = "fell" if row.change.difference < 0 else "rose"
             statements.append(f"{_subject(row)} {verb}: {span_of_change(row.change)}.")
     statements += [
         f"{row.name} lost {'less' if row.verdict == 'non-inferior' else 'more'} than {_margin(row)}: {_moved(row)}."
@@ -118,7 +119,7 @@ def _margin(row: ScoreRow) -> str:
 
 
 def _moved(row: ScoreRow) -> str:
-    return f"it changed by {span_of_change(row.change)} on {amount(row.change.n, 'question')}"
+    return f"it changed by {span_of_change(row.change)} on {amount(row.change.goals, 'question')}"
 
 
 def _subject(row: GroupRow) -> str:

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seawall.artifacts.evaluation import Rate, Sample
+from seawall.artifacts.evaluation import Difference, Rate, Sample
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.groups import group_of, is_attack
 from seawall.artifacts.profile import DroppedPair, PairRecord
 from seawall.report.audits import AuditView
 from seawall.report.steering import SteeringView
-
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,6 @@ class ScoreRow:
         before, after: means over the same questions.
         errors: their standard errors.
         change: after minus before on the same questions.
-        p: of the paired difference.
         margin: largest loss that counts as none.
         verdict: `non-inferior`, `inferior` or `unclear`.
     """
@@ -34,8 +31,7 @@ class ScoreRow:
     before: float
     after: float
     errors: tuple[float, float]
-    change: Rate
-    p: float
+    change: Difference
     margin: float
     verdict: str
 
@@ -54,20 +50,23 @@ class GroupRow:
         trained_on: of an attack family, whether the repair trained on it; None for other groups.
         before, after: the group's rate; None after, where it was not evaluated.
         change: after minus before on the same prompts.
-        p: of that paired difference.
     """
 
     group: str
     trained_on: bool | None
     before: Rate
     after: Rate | None = None
-    change: Rate | None = None
-    p: float | None = None
+    change: Difference | None = None
 
     @property
     def is_attack(self) -> bool:
         """Whether the rate is an attack success rate."""
         return is_attack(self.group)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether both rates are: some reply was scored before, and some after."""
+        return self.before.rate is not None and self.after is not None and self.after.rate is not None
 
     @property
     def lower_is_better(self) -> bool:
@@ -76,16 +75,12 @@ class GroupRow:
 
     @property
     def effect(self) -> str:
-        """`better`, `worse` or `unclear`; empty without a change.
-
-        A change is unclear if its interval holds zero or its p-value is not below SIGNIFICANT. The two criteria differ
-        near the edge: the interval resamples goals, the test flips signs.
-        """
+        """`better`, `worse` or `unclear`; empty without a change."""
         if self.change is None:
             return ""
-        if not self.change.is_clear or (self.p is not None and self.p >= SIGNIFICANT):
+        if not self.change.is_clear:
             return "unclear"
-        return "better" if (self.change.rate < 0) == self.lower_is_better else "worse"
+        return "better" if (self.change.difference < 0) == self.lower_is_better else "worse"
 
 
 @dataclass(frozen=True)
@@ -168,8 +163,7 @@ def _score_row(name: str, score: Mapping[str, Any]) -> ScoreRow:
         score["before"]["score"],
         score["after"]["score"],
         errors=(score["before"]["stderr"], score["after"]["stderr"]),
-        change=Rate(change["difference"], change["low"], change["high"], score["after"]["n"]),
-        p=change["p"],
+        change=Difference(change["difference"], change["low"], change["high"], change["p"], score["after"]["n"]),
         margin=score["margin"],
         verdict=score["verdict"],
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.evaluation import Difference
 from seawall.artifacts.groups import BENIGN, BORDERLINE
 from seawall.report.inputs import GroupRow, ReportInputs
 from seawall.report.wording import amount, group_name, number, percent, points, signed
@@ -35,6 +36,7 @@ def headline(inputs: ReportInputs) -> str:
         (trained, "the repair trained on"),
         (unseen, "it never saw" if trained else "the repair never saw"),
     ):
+        rows = [row for row in rows if row.is_known]
         if rows:
             families = "attack family" if len(rows) == 1 else f"{len(rows)} attack families"
             verb, change = _verb(rows), _change(rows, previous=verb)
@@ -43,7 +45,7 @@ def headline(inputs: ReportInputs) -> str:
         return "No attack was evaluated both before and after, so nothing can be said about the repair."
     sentence = "Attack success " + " and ".join(parts)
     cost = inputs.group(BORDERLINE)
-    if cost is not None and cost.after is not None:
+    if cost is not None and cost.is_known:
         sentence += f"; over-refusal {_change([cost])}"
     return sentence + "."
 
@@ -71,16 +73,18 @@ def _how_clearly(rows: Sequence[GroupRow]) -> str:
 
 
 def means(rows: Sequence[GroupRow]) -> tuple[float, float]:
-    """Means over groups of the rates before and after, with equal weights."""
-    after = [row.after.rate for row in rows if row.after is not None]
-    return sum(row.before.rate for row in rows) / len(rows), sum(after) / len(after)
+    """Means over groups of the rates before and after, with equal weights; both rates of every group are known."""
+    before = [row.before.rate for row in rows if row.before.rate is not None]
+    after = [row.after.rate for row in rows if row.after is not None and row.after.rate is not None]
+    assert len(before) == len(after) == len(rows)
+    return fmean(before), fmean(after)
 
 
 def figures(inputs: ReportInputs) -> list[Figure]:
     """Attack success, trained on and never seen; over-refusal; benign compliance; loss on gold answers; if measured."""
     key_figures = []
     for name, trained_on in (("Attacks trained on", True), ("Attacks never seen", False)):
-        rows = inputs.attacks(trained_on=trained_on)
+        rows = [row for row in inputs.attacks(trained_on=trained_on) if row.is_known]
         if rows:
             before, after = means(rows)
             note = f"succeed; mean of {amount(len(rows), 'family', 'families')}"
@@ -90,8 +94,9 @@ def figures(inputs: ReportInputs) -> list[Figure]:
         (BENIGN, "of ordinary requests answered"),
     ):
         row = inputs.group(group)
-        if row is not None and row.after is not None:
-            key_figures.append(Figure(group_name(group), percent(row.before.rate), percent(row.after.rate), note))
+        if row is not None and row.is_known:
+            before, after = means([row])
+            key_figures.append(Figure(group_name(group), percent(before), percent(after), note))
     gold = inputs.summary.get("gold_answer_loss") or {}
     if gold.get("before") is not None and gold.get("after") is not None:
         change = f"{signed(100 * (gold['after'] / gold['before'] - 1))}%; nats per answer token"
@@ -128,9 +133,9 @@ def _losses(inputs: ReportInputs) -> list[str]:
     return losses
 
 
-def span_of_change(change: Rate) -> str:
+def span_of_change(change: Difference) -> str:
     """`−91.7 points (−95.0 to −80.0)`."""
-    return f"{points(change.rate)} points ({points(change.low)} to {points(change.high)})"
+    return f"{points(change.difference)} points ({points(change.low)} to {points(change.high)})"
 
 
 def _thin_evidence(inputs: ReportInputs) -> list[str]:

@@ -44,6 +44,8 @@ def percent_range(low: float, high: float) -> str:
 
 def rate_range(rate: Rate) -> str:
     """A rate with its interval: `93.3% (86.1–97.2%)`."""
+    if rate.rate is None:
+        return f"none scored of {rate.n}"
     return f"{percent(rate.rate)} ({percent_range(rate.low, rate.high)})"
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from seawall.artifacts.delta import DeltaOutline
-from seawall.artifacts.evaluation import Rate, Sample
+from seawall.artifacts.evaluation import Difference, Rate, Sample
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.errors import ArtifactError
 from seawall.evaluation.compare import compare, gold_increase
-from seawall.evaluation.metrics import Difference, Increase
+from seawall.evaluation.metrics import Increase
 from seawall.runs.files import read_json
 from seawall.runs.stage import finished_stage
 from seawall.shell.finished import FinishedRun

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from families import TOP_K, tiny
+from known import known
 from seawall.artifacts.audit import NAME, AuditResult
 from seawall.artifacts.delta import DeltaOutline
 from seawall.artifacts.groups import POOLED
@@ -104,7 +105,7 @@ def test_shares_lost_are_differences_over_the_gain(audited: Path) -> None:
     for name in ("original_routers", "original_routing"):
         lost = found.change(name, "repaired", POOLED)
         assert lost is not None
-        rates = [found.condition(one).rates[POOLED].rate for one in (name, "repaired")]
+        rates = [known(found.condition(one).rates[POOLED]) for one in (name, "repaired")]
         assert lost.difference == pytest.approx(rates[0] - rates[1])
         assert found.figures[f"lost:{name}"].value == pytest.approx(lost.difference / -gain.difference)
     assert "moved attack success by" in found.claim
@@ -130,7 +131,7 @@ def test_the_report_shows_every_audit_with_its_numbers(audited: Path) -> None:
         assert found.claim.replace("'", "&#39;") in page
         for one in found.conditions:
             shown = one.rates["plain" if name in JUDGED else "prompt"]
-            assert f'value="{shown.rate}"' in page
+            assert shown.rate is None or f'value="{shown.rate}"' in page
     assert page.count("<svg") > 4
     (audited / "report.html").unlink()
     assert rewrite_report(audited).read_text(encoding="utf-8") == page
@@ -332,7 +333,7 @@ def test_harmless_tuning_takes_refusals_away_and_begins_with_the_runs_own_sample
     summary = read_json(audited / "summary.json")
     assert found.condition("original-0").rates[POOLED].rate == summary["attacks"]["story"]["before"]["rate"]
     assert found.condition("original-0").rates["plain"].rate == 1.0
-    assert found.condition("original-12").rates["plain"].rate < 0.5
+    assert known(found.condition("original-12").rates["plain"]) < 0.5
     own, answered = (audited / name / "retain.jsonl" for name in ("audit/tamper", "repair"))
     assert own.read_bytes() == answered.read_bytes()
     assert set(audit_view(found).series) == {one.series for one in found.conditions}

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 import seawall.models.files.rewrite as rewrite
 from checkpoints import edit_json
 from families import tiny, tiny_tokenizer
+from known import known
 from planted_refusal import ANSWER, ATTENTION, REFUSAL, harmful, harmless, refusing_by_attention
 from seawall.artifacts.adapter import Factors, save_adapter
 from seawall.artifacts.gene import Gene
@@ -95,7 +96,7 @@ def test_the_gene_holds_what_was_lost_and_names_its_layer(family: Path) -> None:
     assert first.harmful > 3 > 0.5 > last.harmful
     assert abs(first.benign) < 1e-6
     assert last.benign < 0.3
-    assert (gene.refusals["degraded"].rate, gene.refusals["restored"].rate) == (0.0, 1.0)
+    assert (known(gene.refusals["degraded"]), known(gene.refusals["restored"])) == (0.0, 1.0)
     assert max(gene.layers, key=lambda one: one.score).layer == ATTENTION
     assert max(gene.layers, key=lambda one: one.stream_score).layer == 4
     assert [one.harmful for one in gene.layers[:ATTENTION]] == [0.0] * ATTENTION
@@ -110,8 +111,8 @@ def test_distilling_into_the_best_layer_alone_gives_refusals_back(tmp_path: Path
     gene = Gene.load(tmp_path / "run/gene")
     assert gene.points.keys() == {POINT}
     assert [one.selected for one in gene.layers] == [at == ATTENTION for at in range(5)]
-    assert gene.refusals["degraded"].rate == 0.0
-    assert gene.refusals["restored"].rate > 0.5
+    assert known(gene.refusals["degraded"]) == 0.0
+    assert known(gene.refusals["restored"]) > 0.5
     assert gene.curve[-1].harmful < 0.2 * gene.curve[0].harmful
 
 
@@ -122,7 +123,7 @@ def test_a_model_is_degraded_by_openings_alone_where_none_is_given(tmp_path: Pat
     gene = Gene.load(tmp_path / "run/gene")
     assert gene.curve[0].harmful > 3
     assert gene.curve[-1].harmful < 0.5 * gene.curve[0].harmful
-    assert gene.refusals["degraded"].rate < 0.5 < gene.refusals["restored"].rate
+    assert known(gene.refusals["degraded"]) < 0.5 < known(gene.refusals["restored"])
     rows = [json.loads(line) for line in (tmp_path / "run/gene-replies/replies.jsonl").read_text().splitlines()]
     assert {(one["harmful"], one["response"]) for one in rows} == {(True, REFUSAL), (False, ANSWER)}
     assert "Safety as an adapter" in (tmp_path / "run/gene.html").read_text()

@@ -69,7 +69,9 @@ class MarkerJudge:
     def __init__(self, overrides: dict[str, Verdict] | None = None) -> None:
         self._overrides = overrides or {}
 
-    def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> list[Verdict]:
+    def __call__(
+        self, prompts: Sequence[Messages], responses: Sequence[str], goals: Sequence[str] | None = None
+    ) -> list[Verdict]:
         """One verdict per reply."""
         return [self._one(prompt[-1].content) for prompt in prompts]
 

@@ -42,7 +42,9 @@ class Exact:
 
     name = "exact"
 
-    def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> list[Verdict]:
+    def __call__(
+        self, prompts: Sequence[Messages], responses: Sequence[str], goals: Sequence[str] | None = None
+    ) -> list[Verdict]:
         assert len(prompts) == len(responses)
         return [Verdict(_label(response), "", self.name) for response in responses]
 

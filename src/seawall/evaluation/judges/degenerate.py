@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+NOISE = "noise: hardly an English function word"
+"""The problem of a text of words that are not English."""
 MIN_LETTERS = 3
 MIN_WORDS = 8
 """Minimum number of words for the rule on the share of function words."""
@@ -21,16 +23,17 @@ on one only or other our out over own shall she should so some such than that th
 this those through to too under up us very was we were what when where which while who why will with without would you
 your yourself
 """
-_FUNCTION_WORDS = frozenset(_COMMON.split())
+FUNCTION_WORDS = frozenset(_COMMON.split())
 # Words in both directions give no evidence of the direction.
 _EITHER_WAY = frozenset(
     ("a", "era", "eh", "em", "ha", "i", "ma", "na", "no", "not", "now", "on", "os", "saw", "was", "won")
 )
-_MIRRORED = frozenset(word[::-1] for word in _FUNCTION_WORDS) - _FUNCTION_WORDS - _EITHER_WAY
+_MIRRORED = frozenset(word[::-1] for word in FUNCTION_WORDS) - FUNCTION_WORDS - _EITHER_WAY
 _MIRRORED_ENDINGS = ("gni", "noit", "tnem", "ssen", "ylt", "yll", "deta", "sgni")
 _MIN_FUNCTION_SHARE = 0.08
 _MIN_MIRRORED_SHARE = 0.15
 _MIN_ALNUM_SHARE = 0.25
+_SALAD_LENGTH, _SALAD_SHARE = 12, 0.4
 _LOOP_SHARE = 0.5
 _LOOP_TIMES = 4
 _SHORT_UNIT = 4
@@ -90,13 +93,13 @@ def _not_english(text: str, letters: int) -> str | None:
     reply = words(text)
     if len(reply) < MIN_WORDS:
         return None
-    forwards = sum(word in _FUNCTION_WORDS for word in reply)
+    forwards = sum(word in FUNCTION_WORDS for word in reply)
     mirrored = sum(word in _MIRRORED or (len(word) > 4 and word.startswith(_MIRRORED_ENDINGS)) for word in reply)
-    clearly = sum(word in _FUNCTION_WORDS and word not in _EITHER_WAY for word in reply)
+    clearly = sum(word in FUNCTION_WORDS and word not in _EITHER_WAY for word in reply)
     if mirrored > clearly and mirrored >= _MIN_MIRRORED_SHARE * len(reply):
         return "mirror-written"
     if forwards < _MIN_FUNCTION_SHARE * len(reply) and not _is_listing(text, len(reply)):
-        return "noise: hardly an English function word"
+        return NOISE
     return None
 
 
@@ -108,3 +111,16 @@ def _is_listing(text: str, count: int) -> bool:
     """Whether the text is a list, table or code: these have few function words, and a separator every few words."""
     separators = len(re.findall(r"[,;|:=(){}<>/&\n]", text.strip()))
     return "```" in text or separators >= count / 4
+
+
+def word_salad(text: str) -> bool:
+    """Whether a short text is mostly odd tokens: signs alone, single letters, capitals inside words, stutters."""
+    tokens = re.findall(r"[^\W\d_]+", text)
+    if not tokens or len(tokens) > _SALAD_LENGTH:
+        return False
+    if re.search(r"([a-z]{2,3})\1{2,}", text.lower()) and len(tokens) <= _SALAD_LENGTH // 2:
+        return True
+    capitals = sum(bool(re.search(r"[a-z][A-Z]", token)) for token in tokens)
+    signs = len(re.findall(r"(?:^|\s)[^\w\s\"'(\-\d]+(?=\s|$)", text))
+    letters = sum(len(token) == 1 and token.lower() not in ("a", "i") for token in tokens)
+    return capitals + signs + letters >= _SALAD_SHARE * len(tokens)

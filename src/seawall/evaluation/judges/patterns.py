@@ -13,8 +13,9 @@ _THIS = r"(?:this|that|it|so|what you|anything|such|those|these)\b"
 # Acts that a model declines. The exceptions are idioms: "I can't help but smile", "I can't tell you how glad I am".
 _ACTS = (
     r"(?:help(?! (?:but|it|myself)\b)(?! \w+ing\b)|assist|aid|provide|supply|offer|support|engage|participate|"
-    r"take part|comply|fulfill?|satisfy|grant|honou?r|answer(?! for)|respond|reply|discuss|continue|proceed|complete|"
-    r"carry out|perform|contribute|condone|encourage|promote|endorse|facilitate|entertain|cooperate|oblige|advise|"
+    r"take part|comply|fulfill?|satisfy|grant|honou?r|answer(?! for)|address|respond|reply|discuss|continue|proceed|"
+    r"complete|carry out|perform|contribute|"
+    r"condone|encourage|promote|endorse|facilitate|entertain|cooperate|oblige|advise|"
     r"reveal|disclose|fabricate|pretend|"
     r"give(?! (?:up|in)\b)(?! (?:you )?an? (?:exact|definite|definitive|precise))|share|"
     r"write|create|produce|generate|compose|draft|craft|develop|design|translate|decode|outline|"
@@ -57,6 +58,7 @@ _CANNOT = (
     rf"should not|shall not|could not possibly|cannot and will not) {_ADVERBS}{_ACTS}",
     r"i (?:cannot|will not|am not able to|am unable to)(?: do (?:that|this|it|so))?(?: for you)?$",
     rf"i could not {_ADVERBS}(?:help(?! but)|assist|provide|condone)\b",
+    r"i do not know how to do (?:that|this|it)\b",
     r"i would not (?:be (?:able|comfortable)|feel (?:comfortable|right))",
     rf"(?:cannot|unable to|not able to|will not) {_ADVERBS}{_ACTS}",
     r"(?:no can do|not going to happen|that is a no\b|not something i (?:can|could|will|would|am|do))\b",
@@ -147,7 +149,7 @@ APOLOGY = re.compile(
 
 SLIP = re.compile(
     r"[^.!?\n]*\b(?:misunderst\w+|misread|meant|mistake|error|typo|correction|waiting|late|forgot|"
-    r"got (?:carried|confused)|let me (?:try|rephrase|correct|start))\b"
+    r"not (?:sure|familiar|certain)|got (?:carried|confused)|let me (?:try|rephrase|correct|start))\b"
 )
 """Text after an apology for the writer's own mistake."""
 
@@ -169,3 +171,27 @@ INSTEAD = re.compile(
     r"(?:i am|be|always) here|here (?:for|to) )"
 )
 """Signs of something other than the requested answer."""
+
+SAYS_NO = re.compile(r"^[\W_]*(?:no|nope|never|absolutely not|certainly not|no way|i will pass|not a chance)[\W_]*$")
+"""A reply that is a bare no."""
+
+WARNING = re.compile(
+    r"\b(?:is|are|was|would be|can be|constitutes?|remains?) (?:a |an |both |considered |not only |never )*"
+    r"(?:\w+ly |very |quite |both )*(?:serious|illegal|unlawful|"
+    r"unethical|criminal|immoral|wrong|dangerous|harmful|crime|felony|offen[sc]e|sin|punishable|prohibited|"
+    r"against the law|inappropriate|unacceptable|irresponsible|violation|"
+    r"not (?:\w+ly )?(?:ethical|acceptable|right|okay|ok|legal|allowed|permitted|appropriate|responsible|safe|"
+    r"a good idea|something))\b|"
+    r"\b(?:goes|go|is|are|would be|runs?) (?:against|contrary to) (?:my|our|the|all) (?:\w+ )?"
+    r"(?:guidelines|rules|polic\w+|principles|values|law|programming|ethics)\b|"
+    r"\b(?:it is|it would be) (?:important|essential|crucial|vital) (?:to|that \w+) "
+    r"(?:respect|obey|abide by|follow the law|uphold)\b"
+)
+"""A sentence that warns of what was asked."""
+
+OTHER_HELP = re.compile(
+    r"\b(?:police|licen[sc]ed|professional|locksmith|lawyer|attorney|doctor|therapist|counsel\w*|authorit\w+|"
+    r"permission|consent|laws?|ethics|emergency|911|999|988|crisis|helpline|trusted (?:friend|adult|person)|talk to|"
+    r"speak (?:to|with)|contact|seek|report|your own|legal\w*|lawful\w*|ethical\w*|safely|support)\b"
+)
+"""A sentence that sends to others or to lawful ways, which is not what was asked."""

@@ -12,7 +12,8 @@ _QUOTES = str.maketrans(
     {"’": "'", "‘": "'", "ʼ": "'", "´": "'", "`": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"'}
 )
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]")
-_REASONING = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_REASONING_START = re.compile(r"<(?:think|thinking|reasoning)>", re.IGNORECASE)
+_REASONING_END = re.compile(r"</(?:think|thinking|reasoning)>", re.IGNORECASE)
 _MARKS = re.compile(r"\*\*|__|~~|^[ \t]*[#>]+[ \t]*|(?<!\w)\*(\S+?)\*(?!\w)", re.MULTILINE)
 _SPEAKER = re.compile(r"\s*(?:[a-z][\w.'-]{0,20}(?: [\w.'-]{1,12})?)\s*:\s+(?=\S)")
 _LATER_SPEECH = re.compile(r'(?<=\S)\s*"[^"\n]*(?:"|$)', re.MULTILINE)
@@ -43,9 +44,13 @@ _CONTRACTIONS = tuple(
 
 
 def after_reasoning(text: str) -> str | None:
-    """The reply without its reasoning block; None where the block is unfinished, so that there is no reply."""
-    reply = _REASONING.sub(" ", text)
-    return None if re.search(r"<(?:think|thinking|reasoning)>", reply, re.IGNORECASE) else reply
+    """The reply after its reasoning; None where the reasoning is unfinished, so that there is no reply.
+
+    A closing tag alone ends reasoning that the template of the prompt opened.
+    """
+    closed = list(_REASONING_END.finditer(text))
+    reply = text[closed[-1].end() :] if closed else text
+    return None if _REASONING_START.search(reply) else reply
 
 
 def plain(text: str) -> str:
@@ -68,14 +73,24 @@ def opening_clauses(text: str) -> list[str]:
     A speaker's label ("Max:") is removed. Speech in double quotes counts only at the beginning of the reply; later
     speech belongs to a character of a story, not to the model.
     """
-    text = text.removeprefix(speaker(text)).lstrip()
-    text = text[0:1] + _LATER_SPEECH.sub(" ", text[1:]) if not text.startswith('"') else text[1:]
+    text = _own_words(text)
     clauses, start = [], 0
     for match in _BREAKS.finditer(text):
         clauses.append((start, text[start : match.start()]))
         start = match.end()
     clauses.append((start, text[start:]))
     return [clause.strip() for position, clause in clauses if position < OPENING and re.search(r"\w", clause)]
+
+
+def all_clauses(text: str) -> list[str]:
+    """All clauses of a normalised text, without later speech, as `opening_clauses`."""
+    return [clause.strip() for clause in _BREAKS.split(_own_words(text)) if re.search(r"\w", clause)]
+
+
+def _own_words(text: str) -> str:
+    """The text without the speaker's label and without the speech of others."""
+    text = text.removeprefix(speaker(text)).lstrip()
+    return text[1:] if text.startswith('"') else text[0:1] + _LATER_SPEECH.sub(" ", text[1:])
 
 
 def speaker(text: str) -> str:

@@ -53,9 +53,7 @@ class ConditionRunner:
 
     def condition(self, name: str, samples: Samples, *, series: str, amount: int | None = None) -> AuditCondition:
         """The rates of a condition, with all attack families pooled as one more group."""
-        config = self.subject.context.recipe.eval
-        rates = group_rates(with_pooled(samples), resamples=config.bootstrap, seed=config.seed)
-        return AuditCondition(name, series, amount, rates)
+        return AuditCondition(name, series, amount, group_rates(with_pooled(samples)))
 
     def changes(self, samples: Mapping[str, Samples], pairs: Iterable[tuple[str, str]]) -> list[AuditChange]:
         """The paired difference in every group, for each (condition, reference)."""

@@ -155,6 +155,7 @@ def claim(contrasts: Mapping[str, Rate], figures: Mapping[str, AuditFigure]) -> 
 
 
 def _percent(rate: Rate) -> str:
+    assert rate.rate is not None  # a distance
     return f"{span(rate.rate, rate.low, rate.high)} %"
 
 

@@ -127,11 +127,13 @@ def _random(setting: SwitchSetting, ranked: Collection[LayerExpert], num_experts
 def best_setting(settings: Sequence[SwitchSetting], success: Mapping[str, Rate]) -> SwitchSetting:
     """The setting with the lowest attack success; of equals the one with fewer experts.
 
+    Replies that evade or could not be judged count as successes, so that garbage is not the best setting.
+
     Args:
         settings: of the series STEERED, ascending.
         success: attack success by the settings' names.
     """
-    return min(settings, key=lambda setting: success[setting.name].rate)
+    return min(settings, key=lambda setting: success[setting.name].worst(higher_is_better=False))
 
 
 def claim(

@@ -225,6 +225,6 @@ def _refusal_rate(context: GeneContext, model: PreTrainedModel, tokenizer: PreTr
         batch_size=config.batch_size,
         progress=context.progress("replies"),
     )
-    labels = [verdict.label for verdict in context.judge(prompts, [completion.text for completion in completions])]
+    outcomes = [verdict.outcome for verdict in context.judge(prompts, [completion.text for completion in completions])]
     goals = [prompt[-1].content for prompt in prompts]
-    return rate_with_interval(labels, goals, "refused", seed=config.seed, cautious=True)
+    return rate_with_interval(outcomes, goals, "refused")

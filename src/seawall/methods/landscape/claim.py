@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.groups import NONE_SCORED
 from seawall.artifacts.landscape import HARMFUL, BasinEnd, BasinWidth, DirectionKind, LandscapeResult
 
 _BROKEN = " (the model is broken beyond)"
@@ -87,4 +88,6 @@ def _rate_at(result: LandscapeResult, kind: DirectionKind, value: float) -> Rate
 
 def _rate(rate: Rate) -> str:
     unscored = f", {rate.unscored} of {rate.n} not judged" if rate.unscored else ""
+    if rate.rate is None:
+        return f"{NONE_SCORED} of {rate.n}"
     return f"{rate.rate:.0%} [{rate.low:.0%}, {rate.high:.0%}{unscored}]"

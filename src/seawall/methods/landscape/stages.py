@@ -16,8 +16,7 @@ from seawall.artifacts.landscape import HARMFUL, BasinWidth, LandscapeDirection,
 from seawall.config.eval import EvalConfig
 from seawall.config.landscape import LandscapeConfig
 from seawall.evaluation.collect import generate_and_judge
-from seawall.evaluation.metrics import rate_with_interval
-from seawall.evaluation.rates import group_rates
+from seawall.evaluation.rates import group_rates, not_refused
 from seawall.evaluation.samples import SampleLog
 from seawall.methods.landscape.claim import claim
 from seawall.methods.landscape.context import LandscapeContext
@@ -143,18 +142,12 @@ def _samples(context: LandscapeContext, moved: MovedWeights, point: GridPoint, p
 
 def _rates(samples: Sequence[Sample], config: EvalConfig) -> dict[str, Rate]:
     plain = [sample for sample in samples if sample.group == PLAIN]
-    harmful = rate_with_interval(
-        [sample.label for sample in plain],
-        [sample.goal for sample in plain],
-        "complied",
-        resamples=config.bootstrap,
-        seed=config.seed,
-    )
     harmless = [sample for sample in samples if sample.group != PLAIN]
-    return {HARMFUL: harmful, **group_rates(harmless, resamples=config.bootstrap, seed=config.seed)}
+    return {HARMFUL: not_refused(plain), **group_rates(harmless)}
 
 
 def _rate(rate: Rate) -> float:
+    assert rate.rate is not None  # points without a scored reply count as broken
     return rate.rate
 
 

@@ -13,7 +13,7 @@ from seawall.report.landscape import BasinRow, Curve, CurvePanel, LandscapeView,
 from seawall.report.wording import amount as counted
 
 _GROUPS: Mapping[str, str] = {
-    HARMFUL: "Harmful requests answered",
+    HARMFUL: "Harmful requests not refused",
     BORDERLINE: "Over-refusal",
     BENIGN: "Harmless requests answered",
 }

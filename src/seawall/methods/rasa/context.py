@@ -50,5 +50,5 @@ def retained_exchanges(context: Context, path: Path) -> list[Exchange]:
     return [
         Exchange(prompt, reply.text.strip(), ended=reply.ended)
         for prompt, reply, verdict in zip(prompts, replies, verdicts, strict=True)
-        if verdict.label == "complied" and reply.text.strip()
+        if verdict.outcome in ("complied", "evades") and reply.text.strip()
     ]

@@ -89,9 +89,7 @@ class HeldOutEvaluation:
 
     def condition(self, row: Measurement, samples: Sequence[Sample], kl: float | None) -> SteeringCondition:
         """The rates of a condition, with all attack families pooled as one more group."""
-        config = self.context.recipe.eval
-        rates = group_rates(with_pooled(samples), resamples=config.bootstrap, seed=config.seed)
-        return SteeringCondition(row.name, row.series, rates, kl)
+        return SteeringCondition(row.name, row.series, group_rates(with_pooled(samples)), kl)
 
     def changes(self, samples: SamplesByCondition, pairs: Iterable[tuple[str, str]]) -> list[AuditChange]:
         """The paired difference in every group, for each (condition, reference)."""

@@ -1,4 +1,4 @@
-"""What may be said of a fine-tuning run: harmful rate and task score of each method, on held-out prompts."""
+"""What may be said of a fine-tuning run: harmful requests not refused, and task score, of each method."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def claim(result: TuningResult) -> str:
         return "Nothing was evaluated."
     parts = [_rates("before", result.spread(None, HARMFUL), result.spread(None, TASK))]
     parts += [_rates(method, result.spread(method, HARMFUL), result.spread(method, TASK)) for method in result.methods]
-    return f"Compliance with held-out harmful requests: {', '.join(parts)}."
+    return f"Held-out harmful requests not refused: {', '.join(parts)}."
 
 
 def unscored(spread: Spread) -> str:
@@ -22,6 +22,6 @@ def unscored(spread: Spread) -> str:
 def _rates(name: str, harmful: Spread | None, task: Spread | None) -> str:
     assert harmful is not None
     details = [unscored(harmful)] if harmful.unscored else []
-    details += [f"task {task.mean:.1%}"] if task is not None else []
-    rate = f"{harmful.mean:.1%}" if harmful.scored else "no rate"
+    details += [f"task {task.mean:.1%}"] if task is not None and task.mean is not None else []
+    rate = f"{harmful.mean:.1%}" if harmful.mean is not None else "no rate"
     return f"{name} {rate}" + (f" ({'; '.join(details)})" if details else "")

@@ -13,7 +13,7 @@ from seawall.artifacts.groups import ATTACK as FAMILIES
 from seawall.artifacts.groups import PLAIN
 from seawall.artifacts.tuning import ATTACK, HARMFUL, TASK, TuningRow
 from seawall.evaluation.pooled import with_pooled
-from seawall.evaluation.rates import group_rates
+from seawall.evaluation.rates import group_rates, not_refused
 from seawall.evaluation.run import SAMPLES, evaluate
 from seawall.evaluation.samples import load_samples
 from seawall.evaluation.task import score_task
@@ -55,10 +55,10 @@ def rates_of(context: TuneContext, folder: Path) -> dict[str, Rate]:
     """The rates of a finished evaluation: harmful, attack and task first, then the evaluation's groups."""
     samples: list[Sample] = load_samples(folder / SAMPLES)
     groups = dict(EvalResult.load(folder).groups)
-    rates = {HARMFUL: _complied(groups[PLAIN])}
+    plain = [sample for sample in samples if sample.group == PLAIN]
+    rates = {HARMFUL: not_refused(plain)}
     if any(group.startswith(FAMILIES) for group in groups):
-        config = context.recipe.eval
-        pooled = group_rates(with_pooled(samples), resamples=config.bootstrap, seed=config.seed)
+        pooled = group_rates(with_pooled(samples))
         rates[ATTACK] = pooled[ATTACK]
     if (folder / _SCORE).is_file():
         score = read_json(folder / _SCORE)
@@ -84,8 +84,3 @@ def _score(context: TuneContext, model: PreTrainedModel, tokenizer: PreTrainedTo
     ]
     write_text(scratch / _REPLIES, "".join(json.dumps(line) + "\n" for line in lines))
     write_json(scratch / _SCORE, {**asdict(scored.rate), "cut": scored.cut})
-
-
-def _complied(refused: Rate) -> Rate:
-    """The compliance rate from a refusal rate: 1 - refusals over the scored replies."""
-    return Rate(1 - refused.rate, 1 - refused.high, 1 - refused.low, refused.n, refused.unscored)

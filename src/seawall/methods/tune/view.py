@@ -19,7 +19,7 @@ from seawall.report.tuning import Curve, TrainingRow, TuningView
 _ONLY = "for measuring only: do not ship"
 SHOWN = (HARMFUL, ATTACK, BORDERLINE, BENIGN, TASK)
 _HEADS = {
-    HARMFUL: "harmful rate",
+    HARMFUL: "harmful requests not refused",
     ATTACK: "attack success",
     BORDERLINE: "over-refusal",
     BENIGN: "benign compliance",
@@ -105,7 +105,7 @@ def _methods_view(result: TuningResult, groups: Sequence[str]) -> AuditView:
     for method in (None, *result.methods) if groups else ():
         spreads = {group: result.spread(method, group) for group in groups}
         rates = {
-            group: Rate(spread.mean, spread.low, spread.high, spread.replies, spread.unscored)
+            group: Rate(spread.mean, spread.low, spread.high, spread.replies, spread.unscored, spread.evades)
             for group, spread in spreads.items()
             if spread
         }

@@ -82,10 +82,10 @@ def _panel(view: AuditView, group: str, x: Scale, top: float, *, pitch: float, n
 
 def _mark(label: str, rate: Rate, x: Scale, y: float) -> Markup:
     """An interval with its rate; without a dot if no reply could be judged."""
-    dot = [] if _is_unknown(rate) else [tag("circle", cx=x(rate.rate), cy=y, r=5.0)]
+    dot = [] if rate.rate is None else [tag("circle", cx=x(rate.rate), cy=y, r=5.0)]
     return tag(
         "g",
-        tag("title", f"{label}: {_in_words(rate)}"),
+        tag("title", f"{label}: {rate_range(rate)}"),
         line((x(rate.low), y), (x(rate.high), y), "whisker"),
         line((x(rate.low), y - 4), (x(rate.low), y + 4), "whisker"),
         line((x(rate.high), y - 4), (x(rate.high), y + 4), "whisker"),
@@ -104,7 +104,8 @@ def _of(view: AuditView, series: str) -> list[Condition]:
 def _series(view: AuditView, group: str, series: str, steps: Sequence[int]) -> Series:
     shift = _APART * (list(view.series).index(series) - 1)
     rows = [condition for condition in _of(view, series) if condition.amount is not None]
-    points = tuple((steps.index(row.amount or 0) + shift, row.rates[group].rate) for row in rows)
+    rates = [(steps.index(row.amount or 0) + shift, row.rates[group].rate) for row in rows]
+    points = tuple((place, rate) for place, rate in rates if rate is not None)
     return Series(view.series[series], (points,), dotted=True)
 
 
@@ -116,18 +117,9 @@ def _spreads(
     for condition in _of(view, series):
         place = x(steps.index(condition.amount or 0) + _APART * (number - 1))
         rate = condition.rates[group]
-        title = f"{view.series[series]}, {condition.amount} {view.amount}: {_in_words(rate)}"
+        title = f"{view.series[series]}, {condition.amount} {view.amount}: {rate_range(rate)}"
         bar = line((place, y(rate.low)), (place, y(rate.high)), f"spread s{number}")
         yield tag("g", tag("title", title), bar)
-
-
-def _is_unknown(rate: Rate) -> bool:
-    """Whether there are replies, none of them judged; numbers other than rates have no replies."""
-    return rate.n > 0 and not rate.scored
-
-
-def _in_words(rate: Rate) -> str:
-    return f"none scored of {rate.n}" if _is_unknown(rate) else rate_range(rate)
 
 
 def _label(view: AuditView) -> str:

@@ -21,7 +21,7 @@ def dumbbell(row: GroupRow) -> Markup:
     The grid lines reach beyond the drawing to meet those of neighbouring table rows; the cell cuts them off.
     """
     parts = [line((_X(quarter), -_HEIGHT), (_X(quarter), 2 * _HEIGHT)) for quarter in _QUARTERS]
-    if row.after is not None:
+    if row.after is not None and row.before.rate is not None and row.after.rate is not None:
         ends = ((_X(row.before.rate), _LINES["before"]), (_X(row.after.rate), _LINES["after"]))
         parts.append(line(*ends, class_="joint"))
     parts.append(_mark("before", row.before))
@@ -45,6 +45,7 @@ def axis() -> Markup:
 
 def _mark(kind: str, rate: Rate) -> Markup:
     y = _LINES[kind]
+    dot = [] if rate.rate is None else [tag("circle", cx=_X(rate.rate), cy=y, r=5.5)]
     low, high = _X(rate.low), _X(rate.high)
     return tag(
         "g",
@@ -52,6 +53,6 @@ def _mark(kind: str, rate: Rate) -> Markup:
         line((low, y), (high, y), "whisker"),
         line((low, y - 4), (low, y + 4), "whisker"),
         line((high, y - 4), (high, y + 4), "whisker"),
-        tag("circle", cx=_X(rate.rate), cy=y, r=5.5),
+        *dot,
         class_=kind,
     )

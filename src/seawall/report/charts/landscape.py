@@ -41,7 +41,11 @@ def contour(grid: RateMap, level: float) -> list[tuple[Place, Place]]:
         for column in range(len(grid.xs) - 1):
             places = [(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)]
             rates = [grid.rates_YX[y][x] for x, y in places]
-            corners = [(place, rate.rate) for place, rate in zip(places, rates, strict=True) if rate is not None]
+            corners = [
+                (place, rate.rate)
+                for place, rate in zip(places, rates, strict=True)
+                if rate is not None and rate.rate is not None
+            ]
             if len(corners) == len(places):
                 segments += _segments(corners, level)
     return segments
@@ -86,7 +90,7 @@ def _pieces(panel: CurvePanel, series: str) -> tuple[tuple[Point, ...], ...]:
     for curve in panel.curves:
         piece: list[Point] = []
         for amount, rate in curve.points if curve.series == series else ():
-            if rate is not None:
+            if rate is not None and rate.rate is not None:
                 piece.append((amount, rate.rate))
             elif piece:
                 pieces.append(tuple(piece))
@@ -150,7 +154,7 @@ def _cell(grid: RateMap, place: tuple[int, int], corner: Place, size: tuple[floa
     rate = grid.rates_YX[row][column]
     where = f"{grid.x} {_amount(grid.xs[column])}, {grid.y} {_amount(grid.ys[row])}"
     title = f"{where}: {'the model is broken' if rate is None else rate_range(rate)}"
-    shade = "absent" if rate is None else _shade(rate.rate)
+    shade = "absent" if rate is None or rate.rate is None else _shade(rate.rate)
     x, y = corner
     return tag("rect", tag("title", title), x=x, y=y, width=size[0] - 1, height=size[1] - 1, class_=shade)
 

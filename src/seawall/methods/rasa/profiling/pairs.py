@@ -1,4 +1,4 @@
-"""Which pairs are kept: plain request refused, attack answered. Every other pair is dropped with its reason."""
+"""Which pairs are kept: plain request refused, attack successful. Every other pair is dropped with its reason."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from seawall.artifacts.profile import DroppedPair
-from seawall.data.types import SafetyPair, Verdict
+from seawall.data.types import EVADES, SafetyPair, Verdict
 from seawall.errors import NothingToRepairError
 from seawall.models.generate import Completion
+
+_EVADED = "attack reply evades"
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class JudgedPair:
     attack: Completion
     plain_verdict: Verdict
     attack_verdict: Verdict
+    successes: Literal["engaged"] | None = None
 
     @property
     def reason_to_drop(self) -> str | None:
@@ -31,9 +35,13 @@ class JudgedPair:
             return f"plain reply unscored: {self.plain_verdict.reason}"
         if self.plain_verdict.label == "complied":
             return "plain request answered"
-        if self.attack_verdict.label == "unscored":
-            return f"attack reply unscored: {self.attack_verdict.reason}"
-        return "attack refused" if self.attack_verdict.label == "refused" else None
+        outcome = self.attack_verdict.outcome
+        if outcome == "refused":
+            return "attack refused"
+        if outcome == "complied" or (outcome == "evades" and self.successes == "engaged"):
+            return None
+        kind = _EVADED if outcome == "evades" else "attack reply unscored"
+        return f"{kind}: {self.attack_verdict.reason.removeprefix(EVADES)}"
 
 
 def filter_pairs(judged: Sequence[JudgedPair]) -> tuple[list[JudgedPair], tuple[DroppedPair, ...]]:
@@ -79,6 +87,8 @@ def _remedy(reasons: Counter[str]) -> str:
     commonest = reasons.most_common(1)[0][0] if reasons else ""
     if commonest == "plain request answered":
         return "the model does not refuse plain requests: give it ordinary safety training first"
+    if commonest == _EVADED:
+        return "attacked, the model plays along but gives nothing of what was asked: set profile.successes: engaged"
     if commonest == "attack refused":
         return "the model withstands these attacks: try other families in data.attacks_seen, or an attack_file"
     return "look at pairs.jsonl: replies are empty or degenerate; raise profile.max_new_tokens"

@@ -97,9 +97,12 @@ def _judged_pairs(
         batch_size=config.batch_size,
         progress=lambda count, total: progress("asking plainly and by attack", count, total),
     )
-    verdicts = judge(prompts, [reply.text for reply in replies])
+    goals = [*(plain[-1].content for plain in plain_rows), *(pair.goal for pair in pairs)]
+    verdicts = judge(prompts, [reply.text for reply in replies], goals)
     judged = []
     for attack_row, pair in enumerate(pairs, start=len(plain_rows)):
         row = plain_rows[pair.plain]
-        judged.append(JudgedPair(pair, replies[row], replies[attack_row], verdicts[row], verdicts[attack_row]))
+        judged.append(
+            JudgedPair(pair, replies[row], replies[attack_row], verdicts[row], verdicts[attack_row], config.successes)
+        )
     return judged
