@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from seawall.cli.common import JsonOption, print_json, quiet_libraries
+from seawall.visible import visible_line
 
 
 def apply(
@@ -34,4 +35,4 @@ def apply(
     if as_json:
         print_json({"model": str(output), "weights": fingerprint})
     else:
-        typer.echo(f"{output}  weights {fingerprint}")
+        typer.echo(visible_line(f"{output}  weights {fingerprint}"))

@@ -36,8 +36,7 @@ def doctor(
 
 
 def _show(summary: ModelSummary) -> None:
-    from rich.console import Console
-
     from seawall.jobs.plan import model_facts
+    from seawall.runs.console import PlainConsole
 
-    Console(highlight=False).print(model_facts(summary))
+    PlainConsole().print(model_facts(summary))
