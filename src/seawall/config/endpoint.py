@@ -24,7 +24,7 @@ class EndpointSettings(StrictModel):
     attempts: int = Field(
         default=6, ge=1, le=100, description="Attempts per request, after which the sample counts as unscored."
     )
-    timeout: float = Field(default=60.0, gt=0, le=3600, description="Timeout of a request, in seconds.")
+    timeout: float = Field(default=60.0, gt=0, le=3600, description="Deadline of a whole request, in seconds.")
     backoff: float = Field(
         default=1.0, ge=0, le=3600, description="Seconds before the second attempt; doubled for each further attempt."
     )
