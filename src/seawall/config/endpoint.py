@@ -7,6 +7,7 @@ import re
 from pydantic import Field, field_validator
 
 from seawall.config.base import StrictModel, wrong
+from seawall.errors import without_keys
 
 _URL = re.compile(r"https?://(?:[^/?#@:\s\[\]]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?(?:/[^?#@\s]*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -36,12 +37,13 @@ class EndpointSettings(StrictModel):
     @classmethod
     def _plain_url(cls, url: str) -> str:
         if not _URL.fullmatch(url):
-            raise wrong("an http or https address without user, password, query or fragment")
+            expected = "an http or https address without user, password, query or fragment"
+            raise wrong(expected, secret="@" in url or "?" in url)
         return url.rstrip("/")
 
     @field_validator("key_env")
     @classmethod
     def _a_name(cls, name: str | None) -> str | None:
-        if name is not None and not _VARIABLE.fullmatch(name):
-            raise wrong("the name of an environment variable, not the key itself")
+        if name is not None and (not _VARIABLE.fullmatch(name) or without_keys(name) != name):
+            raise wrong("the name of an environment variable, not the key itself", secret=True)
         return name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from seawall.evaluation.exchange import ExchangeError, post
 Section = Literal["eval.judge", "eval.engine"]
 """The recipe section of the endpoint, for messages."""
 
+_ORDINARY = re.compile(r"[A-Z_][A-Z0-9_]*")
+"""Names of environment variables that are no key by mistake."""
 _MOST_TOKENS = 10**9
 _RETRY_STATUSES = frozenset((408, 409, 425, 429))
 _WRONG_SETTING = {
@@ -189,10 +192,11 @@ def _headers(config: EndpointSettings, section: Section) -> dict[str, str]:
     if config.key_env is None:
         return {}
     key = os.environ.get(config.key_env, "").strip()
+    name = config.key_env if _ORDINARY.fullmatch(config.key_env) else "(not shown: it could be the key itself)"
     if not key.isascii() or not key.isprintable() or not key:
         raise ConfigError(
-            f"the environment variable {config.key_env} of {section}.key_env holds no key",
+            f"the environment variable {name} of {section}.key_env holds no key",
             expected="an API key of printable ASCII characters",
-            remedy=f"set the variable: export {config.key_env}=...",
+            remedy=f"set the variable: export {name}=...",
         )
     return {"Authorization": f"Bearer {key}"}
