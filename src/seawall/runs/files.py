@@ -33,6 +33,7 @@ _REASONS = {
     errno.ENAMETOOLONG: ("the path is too long", _ELSEWHERE),
     errno.EIO: ("the disk reports an input/output error", "check the disk, then run the same command again"),
 }
+_TORCH_WRITER = ("inline_container", "PytorchStreamWriter")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -54,6 +55,12 @@ def storage_errors(folder: Path) -> Iterator[None]:
         if code_match is None or int(code_match[1]) not in _REASONS:
             raise
         raise _unusable(folder, int(code_match[1])) from error
+    except RuntimeError as error:  # torch.save names no cause
+        if not any(part in str(error) for part in _TORCH_WRITER):
+            raise
+        raise RunFolderError(
+            f"cannot use {folder}: a file was not written completely, as on a full disk", remedy=_FREE
+        ) from error
 
 
 def _unusable(path: object, code: int) -> RunFolderError:
