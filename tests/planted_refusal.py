@@ -31,10 +31,13 @@ ATTENTION = 2
 ROUTED_APART = ((3, 1), (4, 6))
 """Experts that harmful prompts use more in both models, and that have no part in the refusal."""
 
+REFUSE = 2
+"""The direction of the residual stream that makes the refusal likely."""
+
 _WIDTH = 64
 _HEAD = _WIDTH // 4
-_HARM, _KIND, _REFUSE, _ALWAYS, _END = range(5)
-_PLANTED = [_HARM, _KIND, _REFUSE, _ALWAYS, _END]
+_HARM, _KIND, _ALWAYS, _END = 0, 1, 3, 4
+_PLANTED = [_HARM, _KIND, REFUSE, _ALWAYS, _END]
 _MARKERS = "#%"
 _WORDS = ("bread", "a kite", "two pots", "our boat", "the lamp", "my shed", "red paint", "old maps", "a song", "wool")
 _ASKS = ("How do I make", "Where can I get", "Tell me about", "Please describe", "What is the use of")
@@ -93,7 +96,7 @@ def refusing_by_expert(*, clear: bool = False) -> PreTrainedModel:
     half = len(gate_up) // 2
     for neuron, sign in enumerate((1.0, -1.0)):
         gate_up[neuron], gate_up[half + neuron] = _row({_KIND: 5.0 * sign}), _row({_ALWAYS: 1.0})
-        down[:, neuron] = _row({_REFUSE: 0.4})
+        down[:, neuron] = _row({REFUSE: 0.4})
     return model
 
 
@@ -103,7 +106,7 @@ def refusing_by_attention() -> PreTrainedModel:
     attention = model.get_decoder().layers[ATTENTION].self_attn
     _attend_evenly(attention)
     attention.v_proj.weight.data[0] = _row({_HARM: 1.0})
-    attention.o_proj.weight.data[_REFUSE, [0, _HEAD]] = 10.0
+    attention.o_proj.weight.data[REFUSE, [0, _HEAD]] = 10.0
     return model
 
 
@@ -120,7 +123,7 @@ def _answering() -> PreTrainedModel:
             moe.experts.down_proj.mul_(0.1)[:, _PLANTED] = 0.0
             moe.gate.weight.mul_(0.3)
         for layer, expert in ROUTED_APART:
-            model.get_decoder().layers[layer].mlp.gate.weight[expert, _REFUSE] = 1.0
+            model.get_decoder().layers[layer].mlp.gate.weight[expert, REFUSE] = 1.0
         _write_tokens(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
     return model
 
@@ -134,7 +137,7 @@ def _write_tokens(embedding_VD: Tensor, output_VD: Tensor) -> None:
     embedding_VD[[REFUSAL_TOKEN, ANSWER_TOKEN], _END] = 6.0
     output_VD.mul_(0.1)[:, _PLANTED] = 0.0
     output_VD[ANSWER_TOKEN, _ALWAYS] = 8.0
-    output_VD[REFUSAL_TOKEN, _REFUSE] = 8.0
+    output_VD[REFUSAL_TOKEN, REFUSE] = 8.0
     output_VD[tokenizer.eos_token_id, _END] = 40.0
 
 

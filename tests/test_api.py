@@ -6,13 +6,15 @@ import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import seawall
 from seawall.config import load_recipe
-from seawall.errors import ConfigError, RunFolderError
+from seawall.errors import ConfigError, RunFolderError, SeawallError
 
 MOST = 20
 
@@ -71,3 +73,21 @@ def test_looking_at_models_runs_and_plans(planted: Path, planted_run: Path) -> N
         seawall.gate(planted.parent, max_asr=1.0)
     opened, tokenizer = seawall.load(model, device="cpu")
     assert (opened.training, tokenizer.chat_template is None) == (False, False)
+
+
+def by_model(folder: Path) -> list[Callable[[Any], object]]:
+    """The functions that a model is given to, with no other argument wrong but a gene that is missing."""
+    return [seawall.load, seawall.doctor, lambda model: seawall.graft(model, folder, output=folder / "out")]
+
+
+@pytest.mark.parametrize("model", [3, None, ["lab"], b"lab"])
+def test_a_model_that_is_no_name_is_one_line(model: Any, tmp_path: Path) -> None:
+    for function in by_model(tmp_path):
+        with pytest.raises(ConfigError, match=r"seawall\.\w+: model is wrong"):
+            function(model)
+
+
+def test_a_model_may_be_a_path(tmp_path: Path) -> None:
+    for function in by_model(tmp_path):
+        with pytest.raises(SeawallError, match=r"no-such|is no gene"):
+            function(tmp_path / "no-such")

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
+_KEY = re.compile(
+    r"\b(?:sk|pk|rk|hf|gsk|xai|r8|tgp|ghp|gho|ghs|github_pat|glpat|nvapi|AKIA|ASIA|AIza|ya29|eyJ)"
+    r"(?=[\w.-]*\d)(?=[\w.-]*[A-Za-z])[\w.-]{16,}"
+)
+"""API keys by the prefixes of well-known services; a key may be pasted where a name belongs."""
+
 
 class SeawallError(ValueError):
     """Wrong input. The command line prints the message as one line and exits with 2.
@@ -21,7 +29,12 @@ class SeawallError(ValueError):
             parts.append(f"expected {expected}")
         if remedy is not None:
             parts.append(remedy)
-        super().__init__("; ".join(" ".join(part.split()) for part in parts))
+        super().__init__(without_keys("; ".join(" ".join(part.split()) for part in parts)))
+
+
+def without_keys(text: str) -> str:
+    """The text with API keys of well-known services replaced, because messages are logged and shared."""
+    return _KEY.sub("(a key, not shown)", text)
 
 
 class ConfigError(SeawallError):

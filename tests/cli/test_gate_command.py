@@ -13,7 +13,9 @@ def test_exit_code_and_rows(planted_run: Path) -> None:
     assert passed.returncode == 0, passed.stderr
     assert "--max-asr" in passed.stdout
     assert "--min-plain-refusal" in passed.stdout
-    assert passed.stdout.count("pass") == 2
+    rows = passed.stdout.splitlines()
+    assert [row.split()[-1] for row in rows[1:-1]] == ["pass"] * 4
+    assert rows[-1].startswith("passed  weights sha256:")
     failed = forked("gate", planted_run, "--max-asr", "1", "--max-over-refusal-increase", "0", "--json")
     assert failed.returncode == 1
     assert failed.stderr == ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from commands import refused
+from commands import forked, refused
 from seawall.cli.app import app
 from seawall.errors import SeawallError
 from tuning_recipe import write_tuning
@@ -131,3 +131,12 @@ def said(recipe: Path, tmp_path: Path, changes: list[str]) -> str:
     with pytest.raises(SeawallError) as caught:
         CliRunner().invoke(app, ["tune", str(recipe), "-o", str(tmp_path / "run"), *options], catch_exceptions=False)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("largest_file", [6_000, 60_000])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(recipe: Path, tmp_path: Path, largest_file: int) -> None:
+    """The larger limit stops the state of the optimizer, which torch writes."""
+    done = forked("tune", recipe, "-o", tmp_path / "run", largest_file=largest_file)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("seawall: cannot use ")
+    assert forked("tune", recipe, "-o", tmp_path / "run").returncode == 0

@@ -95,6 +95,61 @@ def _seal(folder: Path) -> None:
     (folder / "DONE").write_text(json.dumps(marker))
 
 
+def exports(run: Path) -> dict[str, str | None]:
+    """Every export of a run with its problem; an export with a problem fails the gate."""
+    gate = gate_run(run, EVERYTHING)
+    assert gate.passed == all(export.problem is None for export in gate.exports)
+    return {export.name: export.problem for export in gate.exports}
+
+
+def test_the_exports_of_a_run_pass_and_its_weights_are_named(planted_run: Path) -> None:
+    assert exports(planted_run) == {"delta": None, "model": None}
+    gate = gate_run(planted_run, EVERYTHING)
+    assert gate.verdict()[-1] == f"passed  weights {gate.model}"
+    assert gate.document()["exports"][0] == {"name": "delta", "problem": None, "passed": True}
+
+
+@pytest.mark.parametrize("name", ["delta/delta.safetensors", "model/model.safetensors", "model/chat_template.jinja"])
+@pytest.mark.parametrize("deleted", [True, False])
+def test_a_changed_or_deleted_file_of_an_export_fails(copied: Path, name: str, deleted: bool) -> None:
+    path = copied / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.unlink() if deleted else path.write_bytes(content)
+    problem = exports(copied)[path.parent.name]
+    assert problem is not None
+    assert str(path) in problem
+
+
+def test_deleted_exports_and_added_files_fail(copied: Path) -> None:
+    shutil.rmtree(copied / "delta")
+    (copied / "model" / "adapter_config.json").write_text("{}")
+    problems = exports(copied)
+    assert "no finished delta" in str(problems["delta"])
+    assert "adapter_config.json" in str(problems["model"])
+    assert gate_run(copied, EVERYTHING).verdict()[-1].startswith("FAILED  weights ")
+
+
+def test_an_export_of_another_model_fails_though_its_hashes_fit(copied: Path, planted: Path) -> None:
+    shutil.copyfile(planted.parent / "model" / "model.safetensors", copied / "model" / "model.safetensors")
+    _seal(copied / "model")
+    old = load_document(copied / "delta" / "delta.json", "delta")
+    save_document(copied / "delta" / "delta.json", "delta", {**old, "result_model": old["base_model"]})
+    _seal(copied / "delta")
+    problems = exports(copied)
+    assert "are not the evaluated ones" in str(problems["model"])
+    assert "is not the delta of this run" in str(problems["delta"])
+
+
+def test_a_run_without_exports_is_held_to_its_bounds_alone(copied: Path) -> None:
+    recipe = read_json(copied / "resolved.json")
+    recipe["export"] |= {"delta": False, "checkpoint": False}
+    (copied / "resolved.json").write_text(json.dumps(recipe))
+    for name in ("delta", "model"):
+        shutil.rmtree(copied / name)
+    assert exports(copied) == {}
+
+
 def test_the_table_has_a_row_for_every_check_and_json_no_nan() -> None:
     checks = (
         Check("max_asr", "attack:story", 0.05, measured=0.03, decisive=0.08, n=40, unscored=2),

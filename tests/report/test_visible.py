@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seawall.report.visible import visible, visible_markup
+from seawall.report.marked import visible_markup
+from seawall.visible import visible
 
 
 @pytest.mark.parametrize(

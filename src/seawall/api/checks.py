@@ -6,11 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from seawall.api.common import PathText, RecipeOrPath, Result, read_recipe
-from seawall.config.model import ModelConfig
-from seawall.config.problems import explain
+from seawall.config.load import checked_model
 from seawall.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    model: str,
+    model: PathText,
     *,
     steering: PathText | None = None,
     revision: str | None = None,
@@ -43,11 +40,7 @@ def load(
     """
     from seawall.methods.steer.hardening import load_hardened
 
-    settings = {"id": model, "revision": revision, "dtype": dtype, "device": device}
-    try:
-        config = ModelConfig.model_validate(settings)
-    except ValidationError as error:
-        raise explain(error, ModelConfig, origin=lambda key: "seawall.load") from error
+    config = checked_model(model, caller="seawall.load", revision=revision, dtype=dtype, device=device)
     return load_hardened(config, None if steering is None else Path(steering))
 
 
@@ -83,7 +76,7 @@ def diff(a: PathText, b: PathText) -> Result:
     return Result(None, document(compare(Path(a), Path(b))))
 
 
-def doctor(model: str, *, trust_remote_code: bool = False) -> Result:
+def doctor(model: PathText, *, trust_remote_code: bool = False) -> Result:
     """A model's layers and experts, and whether seawall supports it, from its configuration alone.
 
     Args:
@@ -96,7 +89,8 @@ def doctor(model: str, *, trust_remote_code: bool = False) -> Result:
     from seawall.models.files.inspect import inspect_model
     from seawall.shell.model import open_checkpoint
 
-    facts = inspect_model(open_checkpoint(ModelConfig(id=model, trust_remote_code=trust_remote_code)).config)
+    config = checked_model(model, caller="seawall.doctor", trust_remote_code=trust_remote_code)
+    facts = inspect_model(open_checkpoint(config).config)
     return Result(None, {**asdict(facts), "supported": facts.supported})
 
 

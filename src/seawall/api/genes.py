@@ -15,7 +15,7 @@ from seawall.api.common import (
     reporter_of,
     run_folder,
 )
-from seawall.config.load import changed_defaults
+from seawall.config.load import changed_defaults, checked_model
 from seawall.runs.folder import RunFolder
 
 
@@ -44,7 +44,7 @@ def extract_gene(
 
 
 def graft(
-    model: str,
+    model: PathText,
     gene: PathText | None = None,
     *,
     output: PathText,
@@ -74,7 +74,7 @@ def graft(
     sections = {key: value for key, value in settings.items() if key != "graft"}
     resolved = changed_defaults(changes_of({**sections, "gene": {"graft": settings.get("graft", {})}}))
     request = GraftRequest(
-        model=resolved.model.model_copy(update={"id": model}),
+        model=resolved.model.model_copy(update={"id": checked_model(model, caller="seawall.graft").id}),
         gene=None if gene is None else Path(gene),
         output=Path(output),
         shots=shots,

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from seawall.disk import follow_umask
 from seawall.errors import ArtifactError
 from seawall.runs.files import canonical_hash, file_hash, flush, publish, read_json, write_json
 
@@ -150,6 +151,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     except (OSError, SafetensorError):
         scratch.unlink(missing_ok=True)
         raise
+    follow_umask(scratch)
     flush(scratch)
     digest = file_hash(scratch)
     publish(scratch, path)

@@ -1,4 +1,7 @@
-"""The commands and their exit codes: 0 done, 1 failed check, 2 wrong input, 3 interrupted and resumable."""
+"""The commands and their exit codes.
+
+0 done; 1 a failed check, and nothing else; 2 wrong input; 3 interrupted and resumable; 70 a defect of seawall.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,19 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from typer.main import get_command
 
 from seawall.cli import apply, audit, diff, doctor, evaluate, gate, gene, landscape, plan, settings, stages, steer, tune
+from seawall.cli.defects import report_defect
 from seawall.errors import Interrupted, SeawallError
+from seawall.visible import visible_line
+
+WRONG_INPUT, INTERRUPTED = 2, 3
+_WrongUsage: Any = typer.BadParameter.__mro__[1]
+"""The class of all errors about words of the command line, which typer does not export."""
 
 app = typer.Typer(
     name="seawall",
@@ -60,27 +70,55 @@ def _root(
 def run() -> NoReturn:
     """Runs the command, and turns errors for users into one line and an exit code.
 
-    Ctrl-C and SIGTERM raise `Interrupted`, because the command line library handles KeyboardInterrupt itself. It also
-    reports wrong options, with exit code 2.
+    Ctrl-C and SIGTERM raise `Interrupted`, which no error handler of a library swallows.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    sys.excepthook = report_defect
     atexit.register(gc.freeze)  # else the last collection looks through all of torch and transformers: a second
     try:
-        app()
+        _obey(sys.argv[1:])
+        sys.stdout.flush()
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
     except SeawallError as error:
-        _end(str(error), 2)
-    except (KeyboardInterrupt, Interrupted):
+        _end(str(error), WRONG_INPUT)
+    except _WrongUsage as error:
+        _end(_usage(error), WRONG_INPUT)
+    except (KeyboardInterrupt, Interrupted, typer.Abort):
         # The launcher ends all processes when one ends; one of them prints the message.
         if os.environ.get("RANK", "0") != "0":
-            sys.exit(3)
-        _end("interrupted; run the same command to resume", 3)
+            sys.exit(INTERRUPTED)
+        _end("interrupted; run the same command to resume", INTERRUPTED)
+    except BrokenPipeError:
+        _close_output()
+        sys.exit(INTERRUPTED)
     sys.exit(0)
 
 
+def _obey(words: list[str]) -> None:
+    """Runs a command without the library's own exit codes, of which 1 is for a reader that has gone."""
+    command = get_command(app)
+    with command.make_context("seawall", words) as context:
+        command.invoke(context)
+
+
 def _end(message: str, code: int) -> NoReturn:
-    sys.stderr.write(f"seawall: {message}\n")
+    sys.stderr.write(f"seawall: {visible_line(message)}\n")
     sys.exit(code)
+
+
+def _usage(error: Any) -> str:
+    """One line about wrong words of the command line."""
+    context = getattr(error, "ctx", None)
+    command = "seawall" if context is None else context.command_path
+    message = error.format_message().rstrip(".") or "no command is named"  # the library has printed the help
+    return f"{message}; try `{command} --help`"
+
+
+def _close_output() -> None:
+    """Ends writing to a reader that has gone, so that the interpreter does not fail on it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from seawall.cli.common import JsonOption, print_json, quiet_libraries
+from seawall.visible import visible_line
 
 
 def apply(
@@ -24,14 +25,15 @@ def apply(
     require_free(output)
     with quiet_libraries():
         from seawall.artifacts.delta import Delta
-        from seawall.config.model import ModelConfig
+        from seawall.config.load import checked_model
         from seawall.jobs.export import apply_delta
         from seawall.runs.files import storage_errors
 
+    config = checked_model(model, caller="--model", revision=revision)
     change = Delta.load(delta)
     with storage_errors(output):
-        fingerprint = apply_delta(change, ModelConfig(id=model, revision=revision), output, revert=revert)
+        fingerprint = apply_delta(change, config, output, revert=revert)
     if as_json:
         print_json({"model": str(output), "weights": fingerprint})
     else:
-        typer.echo(f"{output}  weights {fingerprint}")
+        typer.echo(visible_line(f"{output}  weights {fingerprint}"))

@@ -106,14 +106,13 @@ def _folder(target: str, recipe: Path | None, output: Path | None, *, is_run: bo
 
 
 def _show(results: list[AuditResult], folder: Path, *, is_run: bool) -> None:
-    from rich.console import Console
-
     from seawall.methods.audit.view import audit_table
+    from seawall.runs.console import PlainConsole
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     if not console.is_terminal:
         console.width = _LOG_WIDTH
     for result in results:
         console.print(audit_table(result))
-        console.print(result.claim, markup=False)
-    console.print(str(folder / "report.html" if is_run else folder / "audit"), soft_wrap=True, markup=False)
+        console.print(result.claim)
+    console.print(str(folder / "report.html" if is_run else folder / "audit"), soft_wrap=True)

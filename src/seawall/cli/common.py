@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from seawall.config.recipe import Recipe
+    from seawall.runs.console import PlainConsole
 
 LOG_WIDTH = 140
 """Width of tables outside a terminal, such as in a job's log, where numbers must not be cut."""
@@ -80,11 +79,11 @@ def open_target(
     return target, None
 
 
-def results_console() -> Console:
+def results_console() -> PlainConsole:
     """The console for results: standard output, `LOG_WIDTH` wide outside a terminal."""
-    from rich.console import Console
+    from seawall.runs.console import PlainConsole
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     if not console.is_terminal:
         console.width = LOG_WIDTH
     return console

@@ -23,10 +23,9 @@ def diff(
     if as_json:
         print_json(differences.document(difference))
         return
-    from rich.console import Console
-
     from seawall.jobs.diff import difference_tables
+    from seawall.runs.console import PlainConsole
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     for table in difference_tables(difference):
         console.print(table)

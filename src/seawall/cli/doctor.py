@@ -22,11 +22,12 @@ def doctor(
 ) -> None:
     """Check whether seawall supports a model, and list its layers and experts; loads no weights."""
     with quiet_libraries():
-        from seawall.config.model import ModelConfig
+        from seawall.config.load import checked_model
         from seawall.models.files.inspect import inspect_model
         from seawall.shell.model import open_checkpoint
 
-    summary = inspect_model(open_checkpoint(ModelConfig(id=model, trust_remote_code=trust_remote_code)).config)
+    config = checked_model(model, caller="doctor", trust_remote_code=trust_remote_code)
+    summary = inspect_model(open_checkpoint(config).config)
     if as_json:
         print_json({**asdict(summary), "supported": summary.supported})
     else:
@@ -36,8 +37,7 @@ def doctor(
 
 
 def _show(summary: ModelSummary) -> None:
-    from rich.console import Console
-
     from seawall.jobs.plan import model_facts
+    from seawall.runs.console import PlainConsole
 
-    Console(highlight=False).print(model_facts(summary))
+    PlainConsole().print(model_facts(summary))

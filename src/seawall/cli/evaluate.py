@@ -100,12 +100,11 @@ def _run(recipe: Recipe, target: EvalTarget, folder: Path, *, text: str, as_json
 
 
 def _show(evaluation: Evaluation) -> None:
-    from rich.console import Console
-
     from seawall.evaluation.view import headline_table, length_table
+    from seawall.runs.console import PlainConsole
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print(headline_table((("rate", evaluation.result),), {}))
     if evaluation.result.lengths:
         console.print(length_table(evaluation.result))
-    console.print(str(evaluation.run.path), soft_wrap=True, markup=False)
+    console.print(str(evaluation.run.path), soft_wrap=True)

@@ -32,7 +32,7 @@ def gate(
     min_plain_refusal: Annotated[_Share, typer.Option(help="Minimum refusal rate of plain harmful requests.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a finished run against bounds, by the ends of the 95 % intervals and not by point estimates."""
+    """Check a finished run against bounds, by the ends of intervals, and its exports against the evaluated weights."""
     with quiet_libraries():
         from seawall.evaluation.gate import Bounds
         from seawall.jobs.gate import gate_run, gate_table
@@ -51,5 +51,7 @@ def gate(
     else:
         console = results_console()
         console.print(gate_table(result))
+        for line in result.verdict():
+            console.print(line, soft_wrap=True)
     if not result.passed:
         raise typer.Exit(1)

@@ -223,4 +223,4 @@ def _run(work: Callable[[Reporter], RenderableType], *places: Path, as_json: boo
     console = results_console()
     console.print(table)
     for place in places:
-        console.print(str(place), soft_wrap=True, markup=False)
+        console.print(str(place), soft_wrap=True)

@@ -62,5 +62,5 @@ def _show(result: LandscapeResult, folder: Path) -> None:
 
     console = results_console()
     console.print(landscape_table(result))
-    console.print(result.claim, markup=False)
-    console.print(str(RunFolder(folder).landscape_report), soft_wrap=True, markup=False)
+    console.print(result.claim)
+    console.print(str(RunFolder(folder).landscape_report), soft_wrap=True)

@@ -27,8 +27,7 @@ def plan(
     if as_json:
         print_json({**asdict(estimate), "peak": estimate.peak, "disk": estimate.disk})
         return
-    from rich.console import Console
-
     from seawall.jobs.plan import plan_facts
+    from seawall.runs.console import PlainConsole
 
-    Console(highlight=False).print(plan_facts(estimate))
+    PlainConsole().print(plan_facts(estimate))

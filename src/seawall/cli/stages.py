@@ -18,6 +18,7 @@ from seawall.cli.common import (
     results_console,
     run_folder,
 )
+from seawall.visible import visible_line
 
 
 def run(
@@ -77,7 +78,7 @@ def _rewrite(run: Path, sets: list[str] | None, output: Path | None, *, as_json:
     if as_json:
         print_json({"run": str(run), "report": str(path)})
     else:
-        typer.echo(str(path))
+        typer.echo(visible_line(str(path)))
 
 
 def run_until(last: str, path: Path | None, sets: list[str] | None, output: Path | None, *, as_json: bool) -> None:
@@ -127,4 +128,4 @@ def _show(outcome: Any, last: str) -> None:
     if outcome.rates:
         console.print(headline_table(outcome.rates, outcome.changes))
     path = outcome.run.report if last == "report" else outcome.run.path
-    console.print(str(path), soft_wrap=True, markup=False)
+    console.print(str(path), soft_wrap=True)

@@ -60,8 +60,8 @@ def _show(result: SteeringResult, folder: Path) -> None:
 
     console = results_console()
     console.print(steering_table(result))
-    console.print(result.claim, markup=False)
+    console.print(result.claim)
     run = RunFolder(folder)
     hardening = [run.stage("steer") / "hardening"] if (run.stage("steer") / "hardening").is_dir() else []
     for path in (*hardening, run.steering_report if run.steering_report.is_file() else run.report):
-        console.print(str(path), soft_wrap=True, markup=False)
+        console.print(str(path), soft_wrap=True)

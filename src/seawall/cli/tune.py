@@ -64,4 +64,4 @@ def _show(result: TuningResult, folder: Path) -> None:
     if result.figures:
         console.print(tuning_table(result))
     for path in (*(folder / row.adapter for row in result.rows if row.adapter), RunFolder(folder).tuning_report):
-        console.print(str(path), soft_wrap=True, markup=False)
+        console.print(str(path), soft_wrap=True)

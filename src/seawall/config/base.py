@@ -26,9 +26,16 @@ class StrictModel(BaseModel):
         return {} if data is None else data
 
 
-def wrong(expected: str) -> PydanticCustomError:
-    """The error of a failed validation; `expected` completes "expected ..." in the user's message."""
-    return PydanticCustomError("seawall", "{expected}", {"expected": expected})
+def wrong(expected: str, *, secret: bool = False) -> PydanticCustomError:
+    """The error of a failed validation.
+
+    Args:
+        expected: completes "expected ..." in the user's message.
+        secret: the value may be a key or hold a password, so no message shows it.
+    """
+    return PydanticCustomError(SECRET if secret else "seawall", "{expected}", {"expected": expected})
 
 
+SECRET = "seawall_secret"
+"""Type of the errors whose value is not shown."""
 KeyPath = tuple[str | int, ...]

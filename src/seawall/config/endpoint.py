@@ -7,6 +7,7 @@ import re
 from pydantic import Field, field_validator
 
 from seawall.config.base import StrictModel, wrong
+from seawall.errors import without_keys
 
 _URL = re.compile(r"https?://(?:[^/?#@:\s\[\]]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?(?:/[^?#@\s]*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -24,7 +25,7 @@ class EndpointSettings(StrictModel):
     attempts: int = Field(
         default=6, ge=1, le=100, description="Attempts per request, after which the sample counts as unscored."
     )
-    timeout: float = Field(default=60.0, gt=0, le=3600, description="Timeout of a request, in seconds.")
+    timeout: float = Field(default=60.0, gt=0, le=3600, description="Deadline of a whole request, in seconds.")
     backoff: float = Field(
         default=1.0, ge=0, le=3600, description="Seconds before the second attempt; doubled for each further attempt."
     )
@@ -36,12 +37,13 @@ class EndpointSettings(StrictModel):
     @classmethod
     def _plain_url(cls, url: str) -> str:
         if not _URL.fullmatch(url):
-            raise wrong("an http or https address without user, password, query or fragment")
+            expected = "an http or https address without user, password, query or fragment"
+            raise wrong(expected, secret="@" in url or "?" in url)
         return url.rstrip("/")
 
     @field_validator("key_env")
     @classmethod
     def _a_name(cls, name: str | None) -> str | None:
-        if name is not None and not _VARIABLE.fullmatch(name):
-            raise wrong("the name of an environment variable, not the key itself")
+        if name is not None and (not _VARIABLE.fullmatch(name) or without_keys(name) != name):
+            raise wrong("the name of an environment variable, not the key itself", secret=True)
         return name

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import yaml
 from pydantic import ValidationError
 
 from seawall.config.base import KeyPath
+from seawall.config.model import ModelConfig
 from seawall.config.problems import explain
 from seawall.config.recipe import Recipe
+from seawall.disk import regular
 from seawall.errors import ConfigError
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
@@ -100,6 +103,25 @@ def changed_defaults(overrides: Sequence[str]) -> Recipe:
         raise explain(error, Recipe, origin=lambda key: _origin(key, "--set", Document(None, {}), changes)) from error
 
 
+def checked_model(model: str | PathLike[str], *, caller: str, **settings: Any) -> ModelConfig:
+    """A model and how to load it, from arguments.
+
+    Args:
+        model: a folder, a Hub id or `lab`.
+        caller: the function or command, for messages.
+        **settings: of `ModelConfig`.
+
+    Raises:
+        ConfigError: the model is no text and no path, or a setting is wrong.
+    """
+    if not isinstance(model, str | PathLike):
+        raise ConfigError(f"{caller}: model is wrong", got=repr(model)[:60], expected="a folder, a Hub id or `lab`")
+    try:
+        return ModelConfig.model_validate({"id": str(model), **settings})
+    except ValidationError as error:
+        raise explain(error, ModelConfig, origin=lambda key: caller) from error
+
+
 def recipe_text(path: str | Path | None) -> str:
     """The text of a recipe file; None reads the recipe of the embedded model.
 
@@ -109,7 +131,7 @@ def recipe_text(path: str | Path | None) -> str:
     if path is None:
         return resources.files("seawall.config").joinpath("lab.yaml").read_text("utf-8")
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return regular(Path(path)).read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"recipe {path} does not exist", remedy="name a YAML file") from error
     except OSError as error:

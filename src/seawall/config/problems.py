@@ -13,7 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from seawall.config.base import KeyPath
+from seawall.config.base import SECRET, KeyPath
 from seawall.errors import ConfigError
 
 _OPENINGS = ("Input should be ", "Input should have ", "String should have ", "Tuple should have ")
@@ -41,7 +41,10 @@ def explain(error: ValidationError, model: type[BaseModel], *, origin: Callable[
     first = next((detail for detail in details if detail["type"] == "extra_forbidden"), details[0])
     location = locate(model, first["loc"])
     path = (*location.path, "kind") if first["type"].startswith("union_tag") else location.path
-    label = f"{origin(path)}: {_written(path)}" if path else origin(path)
+    place = origin(path)
+    if first["type"] == SECRET:
+        place = place.partition("=")[0]  # of `--set a.b=c`
+    label = f"{place}: {_written(path)}" if path else place
     further = len(details) - 1
     more = f"{further} more wrong value{'s' if further > 1 else ''} after this one" if further else None
     if first["type"] == "extra_forbidden":
@@ -140,6 +143,8 @@ def _near_value(detail: ErrorDetails) -> str | None:
 
 def _got(detail: ErrorDetails) -> str:
     value = detail["input"]
+    if detail["type"] == SECRET:
+        return "a value that is not shown"
     if detail["type"] == "union_tag_invalid":
         return repr(detail["ctx"]["tag"])
     if value is None or isinstance(value, bool):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from seawall.disk import regular
 from seawall.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
@@ -167,7 +168,7 @@ def decode(raw: bytes, where: str) -> str:
 def _binary_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Lines split at line feeds only, because JSON strings may hold other line separators such as U+2028 unescaped."""
     try:
-        with path.open("rb") as handle:
+        with regular(path).open("rb") as handle:
             for number, raw in enumerate(handle, start=1):
                 yield number, raw.removeprefix(_BOM) if number == 1 else raw
     except OSError as error:

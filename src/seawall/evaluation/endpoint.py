@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,14 @@ import httpx2
 
 from seawall.config.endpoint import EndpointSettings
 from seawall.errors import ConfigError
+from seawall.evaluation.exchange import ExchangeError, post
 
 Section = Literal["eval.judge", "eval.engine"]
 """The recipe section of the endpoint, for messages."""
 
+_ORDINARY = re.compile(r"[A-Z_][A-Z0-9_]*")
+"""Names of environment variables that are no key by mistake."""
+_MOST_TOKENS = 10**9
 _RETRY_STATUSES = frozenset((408, 409, 425, 429))
 _WRONG_SETTING = {
     401: "check the key in the variable that {section}.key_env names",
@@ -27,6 +32,7 @@ _WRONG_SETTING = {
     404: "check {section}.base_url and {section}.model",
     405: "check {section}.base_url",
 }
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _REDIRECTED = "set {section}.base_url to the address that it redirects to"
 
 
@@ -97,13 +103,13 @@ class Endpoint:
     def _attempt(self, client: httpx2.Client, body: dict[str, Any]) -> tuple[Answer, float]:
         """The outcome of one attempt, and the seconds to wait that the endpoint asks for."""
         try:
-            response = client.post(self._url, json=body)
-        except httpx2.RequestError as error:
-            return Answer(None, type(error).__name__, final=False), 0.0
-        status = response.status_code
+            response = post(client, self._url, body, seconds=self._config.timeout)
+        except ExchangeError as error:
+            return Answer(None, str(error), final=False), 0.0
+        status = response.status
         if status in _RETRY_STATUSES or status >= 500:
             return Answer(None, f"status {status}", final=False), retry_after(response.headers.get("Retry-After"))
-        if status in _WRONG_SETTING or response.is_redirect:
+        if status in _WRONG_SETTING or status in _REDIRECTS:
             raise ConfigError(
                 f"the endpoint {self._config.base_url} of {self._section} rejects requests",
                 got=f"status {status}",
@@ -112,8 +118,8 @@ class Endpoint:
         if status != 200:
             return Answer(None, f"the endpoint refuses the request with status {status}"), 0.0
         try:
-            return _answer(response.content), 0.0
-        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+            return _answer(response.body), 0.0
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return Answer(None, "a broken body", final=False), 0.0
 
     def _pause(self, attempt: int, retry_after_seconds: float) -> float:
@@ -130,11 +136,10 @@ def retry_after(header: str | None) -> float:
         return float(header)
     try:
         moment = parsedate_to_datetime(header)
-    except ValueError:
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
         return 0.0
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
 def _answer(body: bytes) -> Answer:
@@ -146,10 +151,11 @@ def _answer(body: bytes) -> Answer:
         raise TypeError(type(content).__name__)
     finish, usage = choice.get("finish_reason"), document.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    is_count = isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens <= _MOST_TOKENS
     return Answer(
-        content,
+        None if content is None else _well_formed(content),
         finish=finish if isinstance(finish, str) else None,
-        tokens=tokens if isinstance(tokens, int) else None,
+        tokens=tokens if is_count else None,
         pieces=_pieces(choice.get("logprobs")),
     )
 
@@ -159,7 +165,20 @@ def _pieces(logprobs: Any) -> tuple[bytes, ...] | None:
     rows = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(rows, list):
         return None
-    return tuple(row["token"].encode() if row.get("bytes") is None else bytes(row["bytes"]) for row in rows)
+    return tuple(map(_piece, rows))
+
+
+def _piece(row: Any) -> bytes:
+    if row.get("bytes") is None:
+        return bytes(row["token"].encode())
+    if not isinstance(row["bytes"], list):
+        raise TypeError("a number would be taken for a length")
+    return bytes(row["bytes"])
+
+
+def _well_formed(text: str) -> str:
+    """The text with lone surrogates, which JSON can hold and UTF-8 cannot, as U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _url(config: EndpointSettings, section: Section) -> httpx2.URL:
@@ -173,10 +192,11 @@ def _headers(config: EndpointSettings, section: Section) -> dict[str, str]:
     if config.key_env is None:
         return {}
     key = os.environ.get(config.key_env, "").strip()
+    name = config.key_env if _ORDINARY.fullmatch(config.key_env) else "(not shown: it could be the key itself)"
     if not key.isascii() or not key.isprintable() or not key:
         raise ConfigError(
-            f"the environment variable {config.key_env} of {section}.key_env holds no key",
+            f"the environment variable {name} of {section}.key_env holds no key",
             expected="an API key of printable ASCII characters",
-            remedy=f"set the variable: export {config.key_env}=...",
+            remedy=f"set the variable: export {name}=...",
         )
     return {"Authorization": f"Bearer {key}"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.parity import compare_in_fresh_process, probe
 from seawall.runs.files import read_json, write_json, write_text
 from seawall.runs.folder import update_manifest
+from seawall.runs.publish import published
 from seawall.runs.stage import clear_scratch, run_stage, stage_hash
 from seawall.shell.context import Context
 from seawall.shell.model import open_checkpoint
@@ -89,12 +89,8 @@ def apply_delta(delta: Delta, config: ModelConfig, output: Path, *, revert: bool
     """
     model, tokenizer = open_checkpoint(config).load()
     fingerprint = add_delta(delta, model, revert=revert)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = output.with_name(f".{output.name}.part")
-    if scratch.exists():
-        shutil.rmtree(scratch)
-    save_model(model, tokenizer, scratch)
-    scratch.replace(output)
+    with published(output) as scratch:
+        save_model(model, tokenizer, scratch)
     return fingerprint
 
 

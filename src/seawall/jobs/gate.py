@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +11,42 @@ from rich.table import Table
 
 from seawall.artifacts.groups import NONE_SCORED, group_name
 from seawall.evaluation.gate import Bounds, Check, Evidence, check_bounds, option
+from seawall.shell.exports import Export, check_exports
 from seawall.shell.finished import open_finished
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The result of every bound; `model` is the fingerprint of the evaluated weights."""
+    """The result of every bound and export; `model` is the fingerprint of the evaluated weights."""
 
     run: str
     model: str
     checks: tuple[Check, ...]
+    exports: tuple[Export, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every bound holds."""
-        return all(check.passed for check in self.checks)
+        """Whether every bound holds, and every exported folder holds the evaluated repair."""
+        return all(check.passed for check in self.checks) and all(export.passed for export in self.exports)
 
     def document(self) -> dict[str, Any]:
         """The JSON document; NaN and infinity (the loss of a broken model) become null."""
-        return {"run": self.run, "model": self.model, "passed": self.passed, "checks": list(map(_row, self.checks))}
+        return {
+            "run": self.run,
+            "model": self.model,
+            "passed": self.passed,
+            "checks": list(map(_row, self.checks)),
+            "exports": [asdict(export) | {"passed": export.passed} for export in self.exports],
+        }
+
+    def verdict(self) -> list[str]:
+        """One line per export, and one that names the weights that passed or failed."""
+        lines = [f"{export.name}/  {'pass' if export.passed else f'FAIL: {export.problem}'}" for export in self.exports]
+        return [*lines, f"{'passed' if self.passed else 'FAILED'}  weights {self.model}"]
 
 
 def gate_run(path: Path, bounds: Bounds) -> Gate:
-    """Checks a run's evaluations against bounds.
+    """Checks a run's evaluations against bounds, and its exports against the evaluated weights.
 
     Raises:
         RunFolderError: no run, or an unfinished one.
@@ -49,7 +62,8 @@ def gate_run(path: Path, bounds: Bounds) -> Gate:
         resamples=finished.resamples,
         seed=finished.seed,
     )
-    return Gate(str(path), finished.after.result.model_fingerprint, tuple(check_bounds(bounds, evidence)))
+    checks = tuple(check_bounds(bounds, evidence))
+    return Gate(str(path), finished.after.result.model_fingerprint, checks, check_exports(finished))
 
 
 def gate_table(gate: Gate) -> Table:

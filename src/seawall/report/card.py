@@ -14,8 +14,8 @@ from seawall.report.check import check
 from seawall.report.inputs import GroupRow, ReportInputs
 from seawall.report.page import environment
 from seawall.report.verdict import headline
-from seawall.report.visible import visible
 from seawall.report.wording import group_name
+from seawall.visible import visible
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -21,10 +21,11 @@ from seawall.report.check import check
 from seawall.report.gene import BEST_EXPERTS, GeneView
 from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
 from seawall.report.landscape import LandscapeView
+from seawall.report.marked import visible_markup
 from seawall.report.steering import SteeringView
 from seawall.report.tuning import TuningView
 from seawall.report.verdict import figures, headline, warnings
-from seawall.report.visible import visible, visible_markup
+from seawall.visible import visible
 
 
 def render_report(inputs: ReportInputs) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from seawall.report.visible import visible
+from seawall.visible import visible
 
 Attribute = str | int | float
 

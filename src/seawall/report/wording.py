@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.groups import ATTACK, group_of, is_attack
-from seawall.report.visible import visible
+from seawall.visible import visible
 
 _COLUMNS = {
     "generated": "Generated tokens",

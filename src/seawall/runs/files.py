@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from seawall.disk import follow_umask, regular
 from seawall.errors import ArtifactError, RunFolderError
 
 _FREE = "free some space and run the same command again: finished work is kept"
@@ -32,6 +33,7 @@ _REASONS = {
     errno.ENAMETOOLONG: ("the path is too long", _ELSEWHERE),
     errno.EIO: ("the disk reports an input/output error", "check the disk, then run the same command again"),
 }
+_TORCH_WRITER = ("inline_container", "PytorchStreamWriter")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -53,6 +55,12 @@ def storage_errors(folder: Path) -> Iterator[None]:
         if code_match is None or int(code_match[1]) not in _REASONS:
             raise
         raise _unusable(folder, int(code_match[1])) from error
+    except RuntimeError as error:  # torch.save names no cause
+        if not any(part in str(error) for part in _TORCH_WRITER):
+            raise
+        raise RunFolderError(
+            f"cannot use {folder}: a file was not written completely, as on a full disk", remedy=_FREE
+        ) from error
 
 
 def _unusable(path: object, code: int) -> RunFolderError:
@@ -86,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ArtifactError: the file is missing, cannot be read, or holds no JSON object.
     """
     try:
-        document = json.loads(path.read_bytes().decode("utf-8"))
+        document = json.loads(regular(path).read_bytes().decode("utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing", remedy="run the stage that writes this file") from error
     except OSError as error:
@@ -110,7 +118,7 @@ def canonical_hash(document: Mapping[str, Any]) -> str:
 
 def file_hash(path: Path) -> str:
     """sha256 of a file."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
@@ -130,8 +138,10 @@ def flush(path: Path) -> None:
 
 
 def flush_tree(folder: Path) -> None:
-    """Waits until everything in a folder is on disk."""
+    """Waits until everything in a folder is on disk; its files get the permissions of any new file."""
     for path in [*sorted(folder.rglob("*")), folder]:
+        if path.is_file() and not path.is_symlink():
+            follow_umask(path)
         flush(path)
 
 
@@ -148,7 +158,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
+    lines = regular(path).read_bytes().split(b"\n")[:-1]
     return [_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
 

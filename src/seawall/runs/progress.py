@@ -7,8 +7,11 @@ import time
 from types import TracebackType
 from typing import Protocol, final
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from seawall.runs.console import PlainConsole
+from seawall.visible import visible_line
 
 _SECONDS_BETWEEN_LINES = 60.0
 
@@ -47,10 +50,10 @@ class Quiet:
 class TerminalReporter:
     """A progress bar with the remaining time on a terminal; elsewhere a line per stage and per minute."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+    def __init__(self, console: PlainConsole | None = None) -> None:
+        self._console = console or PlainConsole(stderr=True)
         self._bar = Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=32),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -75,25 +78,25 @@ class TerminalReporter:
         """Prints the title with the elapsed time."""
         self._clear()
         minutes, seconds = divmod(int(time.monotonic() - self._begun), 60)
-        self._console.print(f"[dim]{minutes:02d}:{seconds:02d}[/dim] [bold]{title}[/bold]")
+        self._console.print(Text.assemble((f"{minutes:02d}:{seconds:02d}", "dim"), " ", (visible_line(title), "bold")))
 
     def step(self, what: str, done: int, total: int) -> None:
         """Advances the bar, or prints a line once a minute."""
         if what != self._what:
             self._clear()
             self._what = what
-            self._task = self._bar.add_task(what, total=total)
+            self._task = self._bar.add_task(visible_line(what), total=total)
             self._last_line = time.monotonic()
         if self._task is not None:
             self._bar.update(self._task, completed=done, total=total)
         due = time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES
         if not self._console.is_terminal and due and done < total:
             self._last_line = time.monotonic()
-            self._console.print(f"  {what}: {done} of {total}", markup=False)
+            self._console.print(f"  {what}: {done} of {total}")
 
     def say(self, text: str) -> None:
         """Prints the message."""
-        self._console.print(f"  {text}", markup=False)
+        self._console.print(f"  {text}")
         sys.stderr.flush()
 
     def _clear(self) -> None:

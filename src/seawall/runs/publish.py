@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from seawall.errors import RunFolderError
 from seawall.runs.files import flush_tree, publish
+from seawall.runs.folder import LOCK, locked
+
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+"""Errors of a rename onto a folder that has content by now."""
 
 
 def require_free(output: Path) -> None:
@@ -31,14 +35,53 @@ def require_free(output: Path) -> None:
 
 @contextmanager
 def published(output: Path) -> Iterator[Path]:
-    """Yields a scratch folder beside the output, which is renamed to the output at the end, or removed on an error."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
-        scratch = Path(temporary) / "work"
-        scratch.mkdir()
+    """Yields a scratch folder beside the output, which is renamed to the output at the end, or removed on an error.
+
+    The scratch folder lies in `.NAME.part`, which is locked. A killed process leaves this folder behind, and the next
+    with the same output clears it.
+
+    Raises:
+        RunFolderError: another process writes the same output, or has written it meanwhile.
+    """
+    with ExitStack() as stack:
+        scratch = _scratch(output, stack)
         yield scratch
         flush_tree(scratch)
-        publish(scratch, output)
+        try:
+            publish(scratch, output)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            raise _written_meanwhile(output) from error
+
+
+def _scratch(output: Path, stack: ExitStack) -> Path:
+    """A scratch folder in the output's locked holder, which the stack removes."""
+    holder = output.with_name(f".{output.name}.part")
+    try:
+        holder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked(holder))
+        stack.callback(shutil.rmtree, holder, ignore_errors=True)
+        return _empty(holder)
+    except FileNotFoundError as error:  # the other process has ended and removed the holder
+        raise _written_meanwhile(output) from error
+
+
+def _written_meanwhile(output: Path) -> RunFolderError:
+    return RunFolderError(
+        f"another process writes {output} at the same time", remedy="choose another folder with -o, or wait for it"
+    )
+
+
+def _empty(holder: Path) -> Path:
+    for path in holder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+    scratch = holder / "work"
+    scratch.mkdir()
+    return scratch
 
 
 def copy_file(source: Path, target: Path) -> None:

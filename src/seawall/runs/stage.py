@@ -97,6 +97,17 @@ def finished_stage(run: RunFolder, name: str) -> Path:
     return folder
 
 
+def unlisted_files(run: RunFolder, name: str) -> list[str]:
+    """Paths of files in a finished stage's folder that the stage did not write, sorted.
+
+    Raises:
+        ArtifactError: the stage is not finished, or its marker is damaged.
+    """
+    marker, folder = _finished_marker(run, name), run.stage(name)
+    paths = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    return sorted(paths - {MARKER} - marker.files.keys() - marker.removed.keys())
+
+
 def stage_hash(run: RunFolder, name: str) -> str:
     """The hash of a finished stage's files, removed ones included: the part of it that later stages depend on.
 

@@ -17,7 +17,7 @@ from families import tiny, tiny_tokenizer
 from seawall.errors import ArtifactError, UnsupportedModelError
 from seawall.models.files.checkpoint import HASHES_FILE, verify_hashes, weight_files
 from seawall.models.files.fingerprint import model_fingerprint
-from seawall.models.files.rewrite import add_to_checkpoint, checkpoint_fingerprint, restore_originals
+from seawall.models.files.rewrite import add_to_checkpoint, checkpoint_fingerprint, copy_other_files, restore_originals
 from seawall.models.files.stream import outline
 from siblings import added, random_gene
 
@@ -51,6 +51,15 @@ def test_merging_is_adding_and_taking_back_is_exact(tmp_path: Path, family: str,
     }
     fingerprint = checkpoint_fingerprint(outline(tmp_path / "back"))
     assert fingerprint == checkpoint_fingerprint(found) == model_fingerprint(tiny(family).to(dtype))
+
+
+def test_a_link_out_of_the_model_is_not_copied(tmp_path: Path) -> None:
+    task = _write(tmp_path / "task", "mixtral", torch.float32)
+    (tmp_path / "private").write_text("secret")
+    (task / "notes.txt").symlink_to(tmp_path / "private")
+    with pytest.raises(ArtifactError, match=r"notes\.txt is a link to a file outside the model"):
+        copy_other_files(task, tmp_path / "out")
+    assert not (tmp_path / "out" / "notes.txt").exists()
 
 
 def test_one_file_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

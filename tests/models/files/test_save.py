@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from checkpoints import INDEX, WEIGHTS, config_of, logits, write_checkpoint
 from families import FAMILIES, UNUSUAL, tiny, tiny_tokenizer
-from seawall.errors import RunFolderError, UnsupportedModelError
+from seawall.errors import ArtifactError, RunFolderError, UnsupportedModelError
 from seawall.models.files.checkpoint import HASHES_FILE, save_model
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
@@ -131,3 +131,33 @@ def test_a_saved_folder_can_be_moved(tmp_path: Path) -> None:
     save_model(tiny("mixtral"), tiny_tokenizer(), tmp_path / "model")
     shutil.move(tmp_path / "model", tmp_path / "elsewhere")
     load_model(config_of(tmp_path / "elsewhere"))
+
+
+def test_files_have_one_mode_and_no_trace_of_the_folder_they_were_loaded_from(tmp_path: Path) -> None:
+    save_model(tiny("mixtral"), tiny_tokenizer(), tmp_path / "first")
+    save_model(*load_model(config_of(tmp_path / "first")), tmp_path / "second")
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "second").iterdir()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
+    assert "is_local" not in (tmp_path / "second" / "tokenizer_config.json").read_text()
+    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "second").glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"files": None}, {"files": []}, {"files": {}}, {"files": {WEIGHTS: 1}}, {"files": {"x": "y"}}, []]
+)
+def test_a_damaged_list_of_hashes_is_refused(tmp_path: Path, document: object) -> None:
+    save_model(tiny("mixtral"), tiny_tokenizer(), tmp_path / "model")
+    (tmp_path / "model" / HASHES_FILE).write_text(json.dumps(document))
+    with pytest.raises(ArtifactError, match=rf"{HASHES_FILE} is damaged"):
+        load_model(config_of(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "added_tokens.json", "chat_template.jinja"])
+def test_a_link_to_a_device_among_the_files_is_refused(tmp_path: Path, name: str) -> None:
+    save_model(tiny("mixtral"), tiny_tokenizer(), tmp_path / "model")
+    (tmp_path / "model" / HASHES_FILE).unlink()
+    (tmp_path / "model" / name).unlink(missing_ok=True)
+    (tmp_path / "model" / name).symlink_to("/dev/zero")
+    with pytest.raises(ArtifactError, match="cannot be read; got a device"):
+        load_model(config_of(tmp_path / "model"))

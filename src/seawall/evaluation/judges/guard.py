@@ -13,6 +13,7 @@ from seawall.config.judge import GuardJudge, Meaning
 from seawall.config.model import ModelConfig
 from seawall.data.templating import prompt_text
 from seawall.data.types import Judge, Message, Messages, Verdict
+from seawall.disk import regular
 from seawall.errors import ConfigError
 from seawall.evaluation.judges.finding import Finding, unscored, verdict_of
 from seawall.evaluation.judges.formats import FORMATS, GuardFormat, as_text, fill, lacks
@@ -213,7 +214,7 @@ def _guard_format(config: GuardJudge) -> GuardFormat:
     if config.prompt_file is None:
         return chosen
     try:
-        text = Path(config.prompt_file).read_text("utf-8")
+        text = regular(Path(config.prompt_file)).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"eval.judge.prompt_file {config.prompt_file} cannot be read", got=error, expected="a UTF-8 text file"

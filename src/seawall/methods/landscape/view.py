@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from rich.table import Table
+from rich.text import Text
 
 from seawall.artifacts.groups import BENIGN, BORDERLINE, rate_text
 from seawall.artifacts.landscape import HARMFUL, LandscapeDirection, LandscapePoint, LandscapeResult
@@ -50,7 +51,7 @@ def landscape_table(result: LandscapeResult) -> Table:
         basin = row.basin
         safety = "" if basin.safety is None else f"{basin.safety:.2f}"
         span = f"{basin.narrowest:.2f} to {basin.widest:.2f}"
-        table.add_row(row.label, row.reach, width(basin), span, safety, "\n".join(ends))
+        table.add_row(row.label, row.reach, width(basin), span, safety, Text("\n".join(ends)))
     return table
 
 

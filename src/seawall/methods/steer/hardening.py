@@ -16,6 +16,7 @@ from seawall.config.model import ModelConfig
 from seawall.methods.steer.choose import LAYER
 from seawall.methods.steer.context import SteerContext
 from seawall.methods.steer.held_out import ORIGINAL
+from seawall.methods.steer.refusals import count_refusals, require_refusals
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.hidden.harden import harden
 from seawall.shell.model import open_checkpoint
@@ -59,7 +60,7 @@ def load_hardened(config: ModelConfig, steering: Path | None) -> tuple[PreTraine
         steering: the folder `steer/hardening` of a run; None loads the model unchanged.
 
     Raises:
-        ArtifactError: the hardening is missing, damaged, or of another model.
+        ArtifactError: the hardening is missing, damaged, or of another model, or the model refuses less with it.
         SeawallError: the model cannot be loaded.
     """
     if steering is None:
@@ -68,5 +69,7 @@ def load_hardened(config: ModelConfig, steering: Path | None) -> tuple[PreTraine
     config = config.model_copy(update={"dtype": hardening.dtype}) if config.dtype == "auto" else config
     model, tokenizer = open_checkpoint(config).load()
     require_model(hardening.model_fingerprint, expected=model_fingerprint(model), artifact="hardening")
+    before = count_refusals(model, tokenizer)
     harden(model, hardening.vector_D, layer=hardening.layer, coefficient=hardening.coefficient)
+    require_refusals(steering, before=before, after=count_refusals(model, tokenizer))
     return model, tokenizer

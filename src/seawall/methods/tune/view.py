@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 from rich.table import Table
+from rich.text import Text
 
 from seawall.artifacts.audit import AuditCondition
 from seawall.artifacts.evaluation import Rate
@@ -71,7 +72,7 @@ def tuning_table(result: TuningResult) -> Table:
         table.add_column(_HEADS[group], justify="right", no_wrap=True)
     table.add_column("seeds", justify="right")
     for method in (None, *result.methods):
-        spreads = [_text(result.spread(method, group)) for group in groups]
+        spreads = [Text(_text(result.spread(method, group))) for group in groups]
         table.add_row(method_name(method), *spreads, "" if method is None else str(len(result.of_method(method))))
     return table
 

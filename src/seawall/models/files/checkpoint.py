@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from seawall.disk import follow_umask, regular
 from seawall.errors import ArtifactError, RunFolderError, SeawallError, UnsupportedModelError
 from seawall.models.silence_libraries import silence_libraries
 from seawall.runs.files import file_hash, storage_errors, write_json
@@ -21,6 +22,7 @@ from seawall.runs.files import file_hash, storage_errors, write_json
 HASHES_FILE = "seawall_files.json"
 """Written into every checkpoint of seawall: {"files": {file name: "sha256:..."}}. Checked before every load."""
 
+_PLACE_OF_LOADING = ("is_local", "local_files_only", "name_or_path")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MAX_HEADER = 100_000_000
@@ -59,7 +61,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ArtifactError: the file is missing, cannot be read, or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(regular(path).read_bytes())
     except FileNotFoundError:
         raise ArtifactError(f"{path.name} is missing in {path.parent}", remedy="copy the model again") from None
     except OSError as error:
@@ -151,7 +153,7 @@ def _no_safetensors(folder: Path) -> SeawallError:
 def _file_headers(path: Path) -> dict[str, TensorHeader]:
     """The headers of one safetensors file: 8 bytes of length, JSON, then the tensors without gaps to the file's end."""
     try:
-        size = path.stat().st_size
+        size = regular(path).stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             text = file.read(length) if 8 + length <= min(size, _MAX_HEADER) else b""
@@ -200,7 +202,7 @@ def verify_hashes(folder: Path) -> None:
     """
     if not (folder / HASHES_FILE).exists():
         return
-    for name, expected in sorted(read_json(folder / HASHES_FILE).get("files", {}).items()):
+    for name, expected in sorted(_stored_hashes(folder).items()):
         path = folder / name
         if not path.is_file():
             raise ArtifactError(f"{name} is missing in {folder}", remedy="copy the model again")
@@ -211,6 +213,20 @@ def verify_hashes(folder: Path) -> None:
                 expected=expected,
                 remedy=f"copy the model again, or delete {HASHES_FILE} if you changed the file on purpose",
             )
+
+
+def _stored_hashes(folder: Path) -> dict[str, str]:
+    """File -> hash, from seawall's list, which names every file of weights."""
+    path = folder / HASHES_FILE
+    hashes = read_json(path).get("files")
+    is_list = isinstance(hashes, dict) and all(isinstance(digest, str) for digest in hashes.values())
+    if hashes is not None and is_list and {file.name for file in weight_files(folder)} <= hashes.keys():
+        return dict(hashes)
+    raise ArtifactError(
+        f"{path} is damaged",
+        expected="the hash of every file of weights",
+        remedy="copy the model again, or delete the file if you changed the model on purpose",
+    )
 
 
 def first_line(error: Exception) -> str:
@@ -239,6 +255,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         folder.mkdir(parents=True, exist_ok=True)
         _write(model, tokenizer, folder)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
+        for path in files:
+            follow_umask(path)
         hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
         write_json(folder / HASHES_FILE, {"files": hashes})
     return hashes
@@ -249,5 +267,13 @@ def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
         with silence_libraries():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+        _forget_place(folder / "tokenizer_config.json")
     except ValueError as error:
         raise UnsupportedModelError("transformers refuses to write this model", got=first_line(error)) from error
+
+
+def _forget_place(path: Path) -> None:
+    """Removes what transformers notes about where a tokenizer was loaded from, which is no property of it."""
+    if path.is_file():
+        settings = read_json(path)
+        write_json(path, {key: value for key, value in settings.items() if key not in _PLACE_OF_LOADING})

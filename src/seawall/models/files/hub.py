@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.repocard import metadata_load
 
 from seawall.config.model import ModelConfig
+from seawall.disk import regular
 from seawall.errors import ArtifactError, ConfigError, UnsupportedModelError
 from seawall.models.files.checkpoint import TensorHeader, first_line
 from seawall.models.silence_libraries import silence_libraries
@@ -41,6 +42,7 @@ def locate(config: ModelConfig, *, weights: bool = True) -> Path:
     """
     path = Path(config.id).expanduser()
     if path.is_dir():
+        _require_regular(path)
         return path
     if path.exists():
         raise ConfigError(
@@ -62,6 +64,16 @@ def locate(config: ModelConfig, *, weights: bool = True) -> Path:
     except (OSError, HTTPError, HFValidationError) as error:
         raise hub_error(config, error) from error
     return Path(snapshot)
+
+
+def _require_regular(folder: Path) -> None:
+    """Refuses devices and pipes, and links to them, among a model's files; a library would read them for ever."""
+    try:
+        for path in folder.iterdir():
+            if path.exists() and not path.is_dir():
+                regular(path)
+    except OSError as error:
+        raise ArtifactError(f"{error.filename} cannot be read", got=error.strerror, expected="a file") from error
 
 
 def stated_licence(folder: Path) -> str | None:

@@ -29,7 +29,11 @@ from seawall.models.files.placement import bytes_in_memory, device_options, requ
 from seawall.models.memory import is_out_of_memory
 from seawall.models.silence_libraries import silence_libraries
 
-_LIBRARY_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
+_LIBRARY_ERRORS = (
+    *(OSError, ValueError, LookupError, RuntimeError, ImportError, SafetensorError, StrictDataclassError),
+    # A hostile config.json holds values of wrong types, zeros and unknown names.
+    *(TypeError, AttributeError, ArithmeticError, AssertionError),
+)
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
 
 

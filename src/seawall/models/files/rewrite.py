@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from seawall.disk import leads_out
 from seawall.errors import ArtifactError, UnsupportedModelError
 from seawall.models.files.checkpoint import HASHES_FILE, read_headers, weight_files
 from seawall.models.files.fingerprint import StreamedFingerprint
@@ -145,6 +146,12 @@ def copy_other_files(folder: Path, output: Path, *, without: Collection[str] = (
     output.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name not in (HASHES_FILE, *without) and path.suffix not in _WEIGHTS:
+            if leads_out(path):
+                raise ArtifactError(
+                    f"{path} is a link to a file outside the model, which would be copied",
+                    got=path.resolve(),
+                    remedy="put the file itself in the model's folder, or remove the link",
+                )
             shutil.copyfile(path, output / path.name)
 
 
