@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.config.model import ModelConfig
-from seawall.data.templating import check_chat_template
+from seawall.data.rendering import check_chat_template
 from seawall.errors import SeawallError
 from seawall.models.files.checkpoint import TensorHeader, read_config, read_headers
 from seawall.models.files.hub import hub_headers, locate

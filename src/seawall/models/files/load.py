@@ -21,7 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from seawall.config.model import ModelConfig
-from seawall.data.templating import check_chat_template
+from seawall.data.rendering import check_chat_template
 from seawall.errors import ArtifactError, SeawallError, UnsupportedModelError
 from seawall.models.files.checkpoint import first_line, read_config, read_headers, read_json, verify_hashes
 from seawall.models.files.hub import locate

@@ -97,7 +97,7 @@ def _judged_pairs(
         batch_size=config.batch_size,
         progress=lambda count, total: progress("asking plainly and by attack", count, total),
     )
-    verdicts = judge(prompts, [reply.text for reply in replies])
+    verdicts = judge(prompts, [reply.answer for reply in replies])
     judged = []
     for attack_row, pair in enumerate(pairs, start=len(plain_rows)):
         row = plain_rows[pair.plain]
