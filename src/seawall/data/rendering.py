@@ -174,7 +174,7 @@ def require_contents(messages: Messages, text: str) -> None:
         return
     message = messages[missing]
     raise DataError(
-        f"the chat template drops or rewrites a message of the {message.role}, so the model would not be asked it",
+        f"the chat template drops or rewrites a message of the {message.role}, so its prompt is another",
         got=f"message {missing + 1} of {len(messages)}: {message.content.strip()[:60]!r} is not in the prompt",
         expected="a prompt with the content of every message, in order",
         remedy="leave out what needs such messages (a safety prompt, an attack of several turns), or use a template "

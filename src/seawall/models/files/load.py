@@ -21,7 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from seawall.config.model import ModelConfig
-from seawall.data.rendering import check_chat_template
+from seawall.data.rendering import TemplateSettings, check_chat_template, use_template
 from seawall.errors import ArtifactError, SeawallError, UnsupportedModelError
 from seawall.models.files.checkpoint import first_line, read_config, read_headers, read_json, verify_hashes
 from seawall.models.files.hub import locate
@@ -98,6 +98,7 @@ def open_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase
     The files are checked first, because transformers creates an empty tokenizer where they are missing.
 
     Raises:
+        ConfigError: the tokenizer has no chat template of the name that the settings give.
         UnsupportedModelError: the folder has no tokenizer, or transformers cannot load it.
         ArtifactError: files are damaged.
     """
@@ -111,7 +112,11 @@ def open_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase
         if (folder / name).exists():
             read_json(folder / name)
     with library_errors(f"the tokenizer in {folder} cannot be loaded"), silence_libraries():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=config.trust_remote_code
+        )
+    use_template(tokenizer, TemplateSettings(config.template, dict(config.template_options)))
+    return tokenizer
 
 
 def load_architecture(folder: Path, config: ModelConfig) -> PreTrainedConfig:
