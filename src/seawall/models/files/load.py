@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from seawall.config.model import ModelConfig
 from seawall.data.rendering import TemplateSettings, check_chat_template, use_template
 from seawall.errors import ArtifactError, SeawallError, UnsupportedModelError
+from seawall.models.files.accounted import require_accounted, require_expected, require_float_weights
 from seawall.models.files.checkpoint import first_line, read_config, read_headers, read_json, verify_hashes
 from seawall.models.files.hub import locate
 from seawall.models.files.placement import bytes_in_memory, device_options, requested_dtype
@@ -66,12 +67,16 @@ def load_weights(
         UnsupportedModelError: transformers cannot load the model, or it has no safetensors weights.
         ArtifactError: files are damaged or incomplete.
     """
-    options = device_options(config.device, bytes_in_memory(read_headers(folder), config.dtype))
+    headers = read_headers(folder)
+    require_float_weights(folder, headers)
+    options = device_options(config.device, bytes_in_memory(headers, config.dtype))
     options |= {"dtype": requested_dtype(config.dtype), "trust_remote_code": config.trust_remote_code}
     if config.experts_implementation is not None:
         options["experts_implementation"] = config.experts_implementation
     verify_hashes(folder)
-    return _load_weights(folder, architecture, options, auto)
+    model = _load_weights(folder, architecture, options, auto)
+    require_accounted(folder, model, headers)
+    return model
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -202,6 +207,7 @@ def _load_weights(folder: Path, architecture: PreTrainedConfig, options: dict[st
             got=f"no values for {len(missing)} tensors, {missing[0]} first (transformers would fill in random ones)",
             remedy="copy or download the model again",
         )
+    require_expected(folder, info["unexpected_keys"])
     if "device_map" in options and {parameter.device.type for parameter in model.parameters()} & {"cpu", "meta"}:
         # transformers moves weights that do not fit to the CPU or to disk, where they cannot be trained.
         raise SeawallError(
