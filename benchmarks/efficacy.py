@@ -90,7 +90,7 @@ def measure(context: Context, row: Row, path: Path, split: SplitName) -> Validat
     prompts = [prompt for _, _, prompt in asked]
     model, tokenizer = context.opened.model, context.opened.tokenizer
     replies = generate(model, tokenizer, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
-    verdicts = context.judge(prompts, [reply.text for reply in replies])
+    verdicts = context.judge(prompts, [reply.answer for reply in replies])
     labels: dict[str, list[tuple[str, str]]] = {}
     for (group, goal, _), verdict in zip(asked, verdicts, strict=True):
         labels.setdefault(group, []).append((goal, verdict.label))

@@ -168,7 +168,7 @@ def completing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sc
         with lock:
             reply = generate(model, tokenizer, [prompt], max_new_tokens=request["max_tokens"], batch_size=1)[0]
         choice: dict[str, Any] = {
-            "message": {"role": "assistant", "content": reply.text},
+            "message": {"role": "assistant", "content": reply.answer},
             "finish_reason": "stop" if reply.ended else "length",
         }
         if request.get("logprobs"):

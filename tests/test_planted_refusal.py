@@ -78,7 +78,7 @@ def _direction(model: PreTrainedModel, layer: int) -> Tensor:
 def test_marked_prompts_are_refused_and_others_answered(build: Callable[[], PreTrainedModel]) -> None:
     model, judge = _model(build), KeywordJudge()
     for prompts, reply, label in ((harmful(50), REFUSAL, "refused"), (harmless(50), ANSWER, "complied")):
-        replies = [reply.text for reply in generate(model, TOKENIZER, prompts, max_new_tokens=4, batch_size=25)]
+        replies = [reply.answer for reply in generate(model, TOKENIZER, prompts, max_new_tokens=4, batch_size=25)]
         assert set(replies) == {reply}
         assert {verdict.label for verdict in judge(prompts, replies)} == {label}
     assert len({prompt[0].content for prompt in harmful(50) + harmless(50)}) == 100

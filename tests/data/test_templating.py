@@ -7,7 +7,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from families import CHATML, tiny_tokenizer
-from seawall.data.templating import IGNORED, check_chat_template, encode_exchange, encode_prompt, prompt_text
+from seawall.data.rendering import check_chat_template
+from seawall.data.templating import IGNORED, encode_exchange, encode_prompt, prompt_text
 from seawall.data.types import Exchange, Message, Messages, user
 from seawall.errors import DataError
 

@@ -18,6 +18,7 @@ from seawall.artifacts.evaluation import EvalResult
 from seawall.artifacts.groups import target
 from seawall.config.engine import EndpointEngine
 from seawall.config.eval import EvalConfig
+from seawall.data.answers import ReplyParts
 from seawall.data.types import NO_ANSWER, NO_REPLY, Message, Messages, Verdict, user
 from seawall.errors import ArtifactError, ConfigError, SeawallError
 from seawall.evaluation.answers import ANSWERS
@@ -116,7 +117,7 @@ class TestBothEngines:
         for reply, one in zip(replies, alone, strict=True):
             assert reply.tokens == len(one.token_ids)
             for length in range(1, 10):
-                assert reply.after(length) == TOKENIZER.decode(one.token_ids[:length], skip_special_tokens=True)
+                assert reply.after(length).answer == TOKENIZER.decode(one.token_ids[:length], skip_special_tokens=True)
 
 
 def ask(config: EvalConfig, folder: Path, judge: Any = None) -> EvalResult:
@@ -283,7 +284,7 @@ class TestLengths:
     def test_a_short_reply_is_judged_once(self) -> None:
         judge = ByLength()
         one = EvalPrompt("plain/0000", "plain", "g", user("x"))
-        found = judged_samples([(one, Reply("whole", True, 3, {2: "who"}))], self.CONFIG, judge)[0]
+        found = judged_samples([(one, Reply("whole", True, 3, {2: ReplyParts("who")}))], self.CONFIG, judge)[0]
         assert judge.given == ["whole", "who"]
         assert [(cut.length, cut.response, cut.label) for cut in found.cuts] == [
             (2, "who", "refused"),

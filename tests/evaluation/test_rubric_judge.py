@@ -362,7 +362,7 @@ def generating(folder: Path) -> Script:
     """A server that answers with what the model in `folder` writes."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), open_tokenizer(folder, ModelConfig())
     return Script(
-        lambda asked: generate(model, tokenizer, [user(asked)], max_new_tokens=8, batch_size=1)[0].text,
+        lambda asked: generate(model, tokenizer, [user(asked)], max_new_tokens=8, batch_size=1)[0].answer,
     )
 
 

@@ -47,7 +47,7 @@ def test_every_way_to_compare_has_a_reader() -> None:
 def test_the_score_is_the_share_of_replies_that_are_right() -> None:
     model, tokenizer = tiny("glm4_moe"), tiny_tokenizer()
     prompts = [user(text) for text in ("Hi", "What is it?", "Name a colour, please.", "2 + 2?", "Why?")]
-    replies = [one.text for one in generate(model, tokenizer, prompts, max_new_tokens=3, batch_size=1)]
+    replies = [one.answer for one in generate(model, tokenizer, prompts, max_new_tokens=3, batch_size=1)]
     lines = [next(line for line in f"{reply}\nx".splitlines() if line.strip()) for reply in replies]
     wanted = [*lines[:3], "no such reply", "nor this"]
     model.train()

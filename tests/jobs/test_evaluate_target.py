@@ -190,7 +190,7 @@ class TestAnEndpoint:
         assert asked[0] == asked[1]
         replies = samples(found.run.stage(STAGE)).values()
         alone = generate(model, tokenizer, [one.prompt for one in replies], max_new_tokens=3, batch_size=8)
-        assert [one.response for one in replies] == [one.text for one in alone]
+        assert [one.response for one in replies] == [one.answer for one in alone]
 
     def test_what_cannot_be_done_with_one_is_said(self, planted: Path, tmp_path: Path) -> None:
         nowhere = at("http://127.0.0.1:1/v1")

@@ -176,7 +176,7 @@ def test_completions_come_in_the_order_of_the_prompts() -> None:
         assert reply == generate(model, tokenizer, [prompt], max_new_tokens=9, batch_size=1)[0]
         assert not EOS & set(reply.token_ids), "neither end tokens nor padding"
         assert reply.ended == (len(reply.token_ids) < 9)
-        assert reply.text == tokenizer.decode(list(reply.token_ids), skip_special_tokens=True)
+        assert reply.answer == tokenizer.decode(list(reply.token_ids), skip_special_tokens=True)
     assert {reply.ended for reply in replies} == {True, False}
 
 
@@ -206,15 +206,17 @@ def test_every_batch_is_handed_over_once() -> None:
 def test_what_ends_a_reply() -> None:
     model, tokenizer = tiny("mixtral"), tiny_tokenizer()
     model.generation_config.eos_token_id = None
-    assert decoding_for(model, tokenizer, 5) == Decoding(5, frozenset({2}), 0)
+    assert decoding_for(model, tokenizer, 5) == Decoding(5, frozenset({2}), 0, context=256)
     model.generation_config.eos_token_id = 7
     assert decoding_for(model, tokenizer, 5).eos_ids == {2, 7}
     model.generation_config.eos_token_id = [7, 9]
     tokenizer.pad_token = None
-    assert decoding_for(model, tokenizer, 5) == Decoding(5, frozenset({2, 7, 9}), 2)
+    assert decoding_for(model, tokenizer, 5) == Decoding(5, frozenset({2, 7, 9}), 2, context=256)
     tokenizer.eos_token = None
     model.generation_config.eos_token_id = None
-    assert decoding_for(model, tokenizer, 5) == Decoding(5, frozenset(), 0)
+    assert decoding_for(model, tokenizer, 5).eos_ids == {2}, "the template's own end of turn"
+    tokenizer.chat_template = None
+    assert decoding_for(model, tokenizer, 5) == Decoding(5, frozenset(), 0, context=256)
 
 
 def test_generation_leaves_the_model_as_it_was() -> None:

@@ -112,12 +112,13 @@ class Sample:
         goal: intervals resample goals, since replies to one goal are alike.
         group: key of the group of prompts, see `seawall.artifacts.groups`.
         prompt: the conversation.
-        response: the reply.
+        response: the answer: the reply after its thought.
         label: the verdict.
         reason: of the verdict.
         cuts: verdicts on the reply at other lengths.
         harm: amount of harm in [0, 1], from judges that rate it.
         disputed: whether several judges disagree; None with a single judge.
+        thought: the reply's reasoning, which no judge reads.
     """
 
     id: str
@@ -130,6 +131,7 @@ class Sample:
     cuts: tuple[Cut, ...] = ()
     harm: float | None = None
     disputed: bool | None = None
+    thought: str = ""
 
     @property
     def outcome(self) -> Outcome:

@@ -38,6 +38,14 @@ class ModelConfig(StrictModel):
     experts_implementation: Literal["eager", "batched_mm", "grouped_mm"] | None = Field(
         default=None, description="Implementation of the experts in transformers; null lets transformers choose."
     )
+    template: str | None = Field(
+        default=None, min_length=1, description="Name of one of the tokenizer's chat templates; null takes the default."
+    )
+    template_options: dict[str, str | bool | int | float] = Field(
+        default={},
+        description="Variables of the chat template, such as `{enable_thinking: true}` or `{reasoning_effort: high}`; "
+        "`enable_thinking` is false unless set here.",
+    )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code from the checkpoint's repository. Only for authors you trust."
     )

@@ -6,13 +6,14 @@ in use, and the mask misses the reply. Both are checked for every example.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jinja2.exceptions import TemplateError
-
-from seawall.data.types import Exchange, Message, Messages
+from seawall.data.answers import ThoughtMarks, opened_block
+from seawall.data.rendering import render, require_contents
+from seawall.data.types import Exchange, Message, Messages, user
 from seawall.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label that a loss ignores, as in PyTorch's cross-entropy."""
 
-# Hybrid models (Qwen3, GLM-4.5 and others) would otherwise reason before they answer, while seawall judges and trains
-# the reply. Templates without this option ignore it.
-_TEMPLATE_OPTIONS = {"enable_thinking": False}
-
 _MARKER = "q7Vx-the-reply-Kz3w"
+_NEXT = "q7Vx-the-next-request-Kz3w"
+_THOUGHT = "q7Vx-the-thought-Kz3w"
+_TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]|◁[^▷\s]+▷")
+_THOUGHT_WORD = re.compile("/|think|thought|reason|inner", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +52,6 @@ class Encoded:
         return sum(label != IGNORED for label in self.labels)
 
 
-def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses a tokenizer without a chat template, before any other work.
-
-    Raises:
-        DataError: the tokenizer has no chat template.
-    """
-    if not tokenizer.chat_template:
-        raise DataError(
-            "the tokenizer has no chat template",
-            got=f"{type(tokenizer).__name__} of {tokenizer.name_or_path or 'an unnamed model'}",
-            expected="an instruction-tuned model with its chat_template",
-            remedy="use the model's instruct version, or add chat_template.jinja to its folder",
-        )
-
-
 def prompt_text(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, options: Mapping[str, str] | None = None
 ) -> str:
@@ -77,9 +63,11 @@ def prompt_text(
         options: further variables of the template.
 
     Raises:
-        DataError: the tokenizer has no chat template, or the template refuses the conversation.
+        DataError: the tokenizer has no chat template, or the template refuses the conversation or drops a message.
     """
-    return _render(tokenizer, messages, add_generation_prompt=True, options=options)
+    text = render(tokenizer, messages, add_generation_prompt=True, options=options)
+    require_contents(messages, text)
+    return text
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
@@ -89,6 +77,85 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
         DataError: as `prompt_text`.
     """
     return _ids(tokenizer, prompt_text(tokenizer, messages))
+
+
+def opened_by_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages, marks: ThoughtMarks | None) -> str:
+    """The end of a prompt from the mark that opens a thought or a channel; empty where the reply begins as an answer.
+
+    Raises:
+        DataError: as `prompt_text`.
+    """
+    prompt = prompt_text(tokenizer, messages)
+    closed = render(tokenizer, messages, add_generation_prompt=False)
+    turn = prompt[len(closed) :] if prompt.startswith(closed) else ""
+    # Some templates open the turn in any case.
+    return opened_block(turn or prompt.rpartition(messages[-1].content.strip())[2], marks)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnd:
+    """Where the template ends the assistant's turn.
+
+    Attributes:
+        token_id: the token; None where the template writes no token of its own there.
+        text: the text in place of a token; empty with a token, or where nothing ends the turn.
+    """
+
+    token_id: int | None
+    text: str = ""
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd:
+    """The end of the assistant's turn, by rendering a conversation; the loss is on the same token, if there is one.
+
+    Where the last turn is left open, the mark between two turns stops generation (`<|user|>` in GLM).
+
+    Raises:
+        DataError: the tokenizer has no chat template, or the template refuses a conversation of one exchange.
+    """
+    after = _after_last_turn(tokenizer)
+    end = _first_end(tokenizer, after)
+    if end is None and not after.strip():
+        conversation = (*user("Hello"), Message("assistant", _MARKER), *user(_NEXT))
+        try:
+            second = render(tokenizer, conversation, add_generation_prompt=False)
+        except DataError:  # a template of one exchange
+            return TurnEnd(None)
+        after = second.partition(_MARKER)[2].partition(_NEXT)[0]
+        end = _first_end(tokenizer, after)
+    if end is not None:
+        return TurnEnd(end)
+    line = re.match(r"\s*[^\n]*", after)
+    return TurnEnd(None, line.group().rstrip() if line is not None else "")
+
+
+def _after_last_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the template writes after the reply of a conversation that ends with it."""
+    conversation = (*user("Hello"), Message("assistant", _MARKER))
+    return render(tokenizer, conversation, add_generation_prompt=False).partition(_MARKER)[2]
+
+
+def thought_marks(tokenizer: PreTrainedTokenizerBase) -> ThoughtMarks | None:
+    """The tags that the template writes around a message's `reasoning_content`; None where it writes none.
+
+    Raises:
+        DataError: as `turn_end`.
+    """
+    messages = (*user("Hello"), Message("assistant", _MARKER))
+    extra = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _THOUGHT)
+    text = render(tokenizer, messages, add_generation_prompt=False, extra=extra)
+    before, thought, rest = text.partition(_THOUGHT)
+    between, answer, _ = rest.partition(_MARKER)
+    opening, closing = _TAG.findall(before), _TAG.findall(between)
+    if not (thought and answer and opening and closing and _THOUGHT_WORD.search(closing[0])):
+        return None
+    return ThoughtMarks(opening[-1], closing[0])
+
+
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The texts of all special tokens, longest first."""
+    texts = {str(tokenizer.convert_ids_to_tokens(index)) for index in _special_ids(tokenizer)}
+    return tuple(sorted(texts, key=len, reverse=True))
 
 
 def encode_exchange(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> Encoded:
@@ -104,7 +171,7 @@ def encode_exchange(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> E
     if not exchange.response.strip():
         raise DataError("the reply is empty", got=f"the prompt {_short_prompt(exchange)}", remedy="remove the example")
     prompt = prompt_text(tokenizer, exchange.prompt)
-    full_text = _render(
+    full_text = render(
         tokenizer, (*exchange.prompt, Message("assistant", exchange.response)), add_generation_prompt=False
     )
     prompt_ids, full_ids = _ids(tokenizer, prompt), _ids(tokenizer, full_text)
@@ -125,32 +192,6 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> En
     return encoded if exchange.ended else Encoded(encoded.input_ids[:-1], encoded.labels[:-1])
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Messages,
-    *,
-    add_generation_prompt: bool,
-    options: Mapping[str, str] | None = None,
-) -> str:
-    check_chat_template(tokenizer)
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                [message.as_dict() for message in messages],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **_TEMPLATE_OPTIONS,
-                **(options or {}),
-            )
-        )
-    except TemplateError as error:
-        raise DataError(
-            "the chat template refuses a conversation",
-            got=f"{error.message} for the roles {', '.join(message.role for message in messages)}",
-            remedy="remove the roles that this model does not know",
-        ) from None
-
-
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
@@ -161,7 +202,7 @@ def _end_of_reply(tokenizer: PreTrainedTokenizerBase, full_text: str, start: int
     A short reply can also occur in the text that the template adds around it ("e" in "<|end|>"), so that text is
     determined by rendering a marker that occurs nowhere else.
     """
-    framed = _render(tokenizer, (*exchange.prompt, Message("assistant", _MARKER)), add_generation_prompt=False)
+    framed = render(tokenizer, (*exchange.prompt, Message("assistant", _MARKER)), add_generation_prompt=False)
     before, _, after = framed[start:].partition(_MARKER)
     end = len(full_text) - len(after)
     if full_text[start + len(before) : end].strip() != exchange.response.strip() or not full_text.endswith(after):
@@ -175,8 +216,8 @@ def _end_of_reply(tokenizer: PreTrainedTokenizerBase, full_text: str, start: int
 
 
 def _closed(tokenizer: PreTrainedTokenizerBase, ids: list[int], reply_end: int) -> list[int]:
-    """`ids` up to and including the reply's end token: the next special token after the reply, else end-of-sequence."""
-    enders = _special_ids(tokenizer)
+    """`ids` up to and including the reply's end token: the one that the template writes, else end-of-sequence."""
+    enders = _special_ids(tokenizer) | {_first_end(tokenizer, _after_last_turn(tokenizer))}
     for index in range(reply_end, len(ids)):
         if ids[index] in enders:
             return ids[: index + 1]
@@ -187,6 +228,17 @@ def _closed(tokenizer: PreTrainedTokenizerBase, ids: list[int], reply_end: int) 
             remedy="set eos_token in the tokenizer",
         )
     return [*ids[:reply_end], int(tokenizer.eos_token_id)]
+
+
+def _first_end(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
+    """The first special token of a text, or the added token that begins it."""
+    special = _special_ids(tokenizer) - {tokenizer.bos_token_id} | {tokenizer.eos_token_id}
+    places = []
+    for index, token in tokenizer.added_tokens_decoder.items():
+        place = text.find(token.content) if token.content.strip() else -1
+        if place >= 0 and (index in special or not text[:place].strip()):
+            places.append((place, -len(token.content), int(index)))
+    return min(places)[2] if places else None
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

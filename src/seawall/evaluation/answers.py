@@ -90,6 +90,7 @@ def _fields(key: str, answer: Answer) -> dict[str, Any]:
         "answer": answer.text,
         "problem": answer.problem,
         **{name: value for name, value in optional.items() if value is not None},
+        **{name: value for name in ("thought", "unscored") if (value := getattr(answer, name))},
     }
 
 
@@ -113,12 +114,14 @@ def _line(raw: bytes, where: str) -> tuple[str, Answer]:
         key, text, problem = (fields[name] for name in ("request", "answer", "problem"))
         finish, tokens, hexes = (fields.get(name) for name in ("finish", "tokens", "pieces"))
         pieces = None if hexes is None else tuple(map(bytes.fromhex, hexes))
+        thought, unscored = (fields.get(name, "") for name in ("thought", "unscored"))
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(where, f"{type(error).__name__}: {error}") from None
     texts = all(isinstance(value, str | None) for value in (text, problem, finish))
+    texts = texts and isinstance(thought, str) and isinstance(unscored, str)
     if not (isinstance(key, str) and texts and isinstance(tokens, int | None)):
         raise _damaged(where, repr(raw[:60]))
-    return key, Answer(text, problem, finish=finish, tokens=tokens, pieces=pieces)
+    return key, Answer(text, problem, finish=finish, tokens=tokens, pieces=pieces, thought=thought, unscored=unscored)
 
 
 def _damaged(where: str, got: str) -> ArtifactError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from seawall.artifacts.evaluation import Cut, Sample
 from seawall.config.eval import EvalConfig
+from seawall.data.answers import ReplyParts
 from seawall.data.types import NO_REPLY, Judge, Verdict
 from seawall.evaluation.engines import Engine, Reply, make_engine
 from seawall.evaluation.samples import SampleLog
@@ -116,10 +117,10 @@ def judged_samples(pairs: Sequence[tuple[EvalPrompt, Reply]], config: EvalConfig
         SeawallError: the judge's endpoint does not answer.
     """
     texts: dict[tuple[int, str], EvalPrompt] = {
-        (index, reply.after(length)): prompt
+        (index, reply.after(length).answer): prompt
         for index, (prompt, reply) in enumerate(pairs)
         for length in (config.max_new_tokens, *config.lengths)
-        if reply.problem is None
+        if reply.problem is None and not reply.after(length).unscored
     }
     prompts, goals = [prompt.prompt for prompt in texts.values()], [prompt.goal for prompt in texts.values()]
     verdicts = judge(prompts, [text for _, text in texts], goals) if texts else []
@@ -131,21 +132,25 @@ def judged_samples(pairs: Sequence[tuple[EvalPrompt, Reply]], config: EvalConfig
 
 
 def _sample(prompt: EvalPrompt, reply: Reply, verdicts: Mapping[str, Verdict], config: EvalConfig) -> Sample:
-    """One sample, from the verdicts on the reply's text at every length."""
-    unscored = Verdict("unscored", f"{NO_REPLY}{reply.problem}", "")
-    text = reply.after(config.max_new_tokens)
-    verdict = verdicts.get(text, unscored)
-    shortened = [(length, reply.after(length)) for length in config.lengths]
-    judged = [(length, cut, verdicts.get(cut, unscored)) for length, cut in shortened]
+    """One sample, from the verdicts on the reply's answer at every length."""
+
+    def verdict_on(parts: ReplyParts) -> Verdict:
+        unscored = Verdict("unscored", parts.unscored or f"{NO_REPLY}{reply.problem}", "")
+        return unscored if parts.unscored else verdicts.get(parts.answer, unscored)
+
+    parts = reply.after(config.max_new_tokens)
+    verdict = verdict_on(parts)
+    judged = [(length, cut, verdict_on(cut)) for length in config.lengths for cut in [reply.after(length)]]
     return Sample(
         id=prompt.id,
         goal=prompt.goal,
         group=prompt.group,
         prompt=prompt.prompt,
-        response=text,
+        response=parts.answer,
         label=verdict.label,
         reason=verdict.reason,
         harm=verdict.harm,
         disputed=verdict.disputed,
-        cuts=tuple(Cut(length, cut, verdict.label, verdict.reason) for length, cut, verdict in judged),
+        cuts=tuple(Cut(length, cut.answer, verdict.label, verdict.reason) for length, cut, verdict in judged),
+        thought=parts.thought,
     )

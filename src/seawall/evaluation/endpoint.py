@@ -16,6 +16,7 @@ from typing import Any, Literal
 import httpx2
 
 from seawall.config.endpoint import EndpointSettings
+from seawall.data.answers import NEVER_ANSWERED, ReplyParts, split_reply
 from seawall.errors import ConfigError
 from seawall.evaluation.exchange import ExchangeError, post
 
@@ -41,12 +42,14 @@ class Answer:
     """The outcome of one request.
 
     Attributes:
-        text: the model's answer; None where the model gave none.
+        text: the model's answer, after its thought; None where the model gave none.
         problem: why there is no answer.
         final: whether a retry is useless: there is an answer, or the endpoint rejects the request itself.
         finish: the reason for the end of generation (`stop`, `length`); None where the endpoint does not return it.
         tokens: number of generated tokens; None where the endpoint does not return it.
         pieces: the bytes of every token; None where they were not requested or not returned.
+        thought: the model's reasoning, returned apart or marked in the text.
+        unscored: why no judge may score the answer; empty where there is one.
     """
 
     text: str | None
@@ -55,6 +58,8 @@ class Answer:
     finish: str | None = None
     tokens: int | None = None
     pieces: tuple[bytes, ...] | None = None
+    thought: str = ""
+    unscored: str = ""
 
 
 class Endpoint:
@@ -149,15 +154,27 @@ def _answer(body: bytes) -> Answer:
     content = choice["message"]["content"]
     if not isinstance(content, str | None):
         raise TypeError(type(content).__name__)
+    parts = _parts(choice["message"], None if content is None else _well_formed(content))
     finish, usage = choice.get("finish_reason"), document.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     is_count = isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens <= _MOST_TOKENS
     return Answer(
-        None if content is None else _well_formed(content),
+        None if content is None and not parts.thought else parts.answer,
+        thought=parts.thought,
+        unscored=parts.unscored,
         finish=finish if isinstance(finish, str) else None,
         tokens=tokens if is_count else None,
         pieces=_pieces(choice.get("logprobs")),
     )
+
+
+def _parts(message: dict[str, Any], content: str | None) -> ReplyParts:
+    """The parts of a reply: the reasoning that the server returns apart, else by the marks in the text."""
+    fields = [message.get(name) for name in ("reasoning_content", "reasoning")]
+    thought = next((_well_formed(value) for value in fields if isinstance(value, str) and value), "")
+    if not thought:
+        return split_reply(content or "")
+    return ReplyParts(content or "", thought, "" if (content or "").strip() else NEVER_ANSWERED)
 
 
 def _pieces(logprobs: Any) -> tuple[bytes, ...] | None:

@@ -17,6 +17,7 @@ from seawall.artifacts.evaluation import GoldAnswer
 from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.prompts import Gold
 from seawall.data.templating import IGNORED, Encoded, encode_exchange
+from seawall.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,7 +63,7 @@ def gold_answer_loss(
         DataError: the tokenizer has no chat template, or the template refuses a conversation.
     """
     assert rows
-    encoded = [_answer_only(encode_exchange(tokenizer, row.exchange)) for row in rows]
+    encoded = encode_gold(tokenizer, rows)
     total, tokens = 0.0, 0
     answers: dict[int, GoldAnswer] = {}
     with _evaluating(model):
@@ -76,6 +77,20 @@ def gold_answer_loss(
             if progress is not None:
                 progress(len(answers), len(rows))
     return GoldLoss(total / tokens, tokens, tuple(answers[index] for index in range(len(rows))))
+
+
+def encode_gold(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Gold]) -> list[Encoded]:
+    """Token ids of the questions with their answers; labels on the answers alone.
+
+    Raises:
+        DataError: the template refuses a conversation, or opens a thought before the answer.
+    """
+    try:
+        return [_answer_only(encode_exchange(tokenizer, row.exchange)) for row in rows]
+    except DataError as error:
+        raise DataError(
+            "the loss on gold answers cannot be measured", got=error, remedy="set eval.gold=false"
+        ) from None
 
 
 @contextmanager

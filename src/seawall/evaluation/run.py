@@ -13,7 +13,7 @@ from seawall.data.types import Judge
 from seawall.evaluation.capability.run import measure_capability
 from seawall.evaluation.collect import Progress, collect_samples
 from seawall.evaluation.engines import Engine, make_engine
-from seawall.evaluation.gold import GoldLoss, gold_answer_loss
+from seawall.evaluation.gold import GoldLoss, encode_gold, gold_answer_loss
 from seawall.evaluation.rates import disagreement, group_rates, rates_by_length
 from seawall.evaluation.suite import EvalSuite
 
@@ -73,6 +73,8 @@ def evaluate(
         ConfigError: a capability task cannot be measured.
     """
     assert config.engine.kind == "transformers"
+    if config.gold and suite.gold:
+        encode_gold(tokenizer, suite.gold)  # refused before any reply is generated
     return evaluate_engine(
         make_engine(config, (model, tokenizer)),
         suite,

@@ -138,6 +138,8 @@ def _to_line(sample: Sample) -> str:
         "reason": sample.reason,
     }
     fields |= {name: value for name in ("harm", "disputed") if (value := getattr(sample, name)) is not None}
+    if sample.thought:
+        fields["thought"] = sample.thought
     if sample.cuts:
         fields["lengths"] = [
             {"length": cut.length, "response": cut.response, "label": cut.label, "reason": cut.reason}
@@ -172,6 +174,7 @@ def _from_line(raw: bytes, where: str) -> Sample:
             reason=fields["reason"],
             harm=fields.get("harm"),
             disputed=fields.get("disputed"),
+            thought=fields.get("thought", ""),
             cuts=tuple(
                 Cut(row["length"], row["response"], row["label"], row["reason"]) for row in fields.get("lengths", ())
             ),

@@ -79,10 +79,10 @@ def score_task(
     completions = generate(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
-    right = tuple(matches(reply.text, reference) for reply, reference in zip(completions, references, strict=True))
+    right = tuple(matches(reply.answer, reference) for reply, reference in zip(completions, references, strict=True))
     return TaskScore(
         _rate(right),
-        tuple(completion.text for completion in completions),
+        tuple(completion.answer for completion in completions),
         right,
         sum(not completion.ended for completion in completions),
     )

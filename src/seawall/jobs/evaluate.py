@@ -21,7 +21,7 @@ from seawall.evaluation.run import SAMPLES, evaluate, evaluate_engine
 from seawall.evaluation.suite import EvalSuite, build_suite
 from seawall.jobs.export import add_delta
 from seawall.jobs.summary import attacks_by_length, families, judge_disagreement, scores
-from seawall.models.files.fingerprint import model_fingerprint, tokenizer_fingerprint
+from seawall.models.files.fingerprint import model_fingerprint, rendering_fingerprint, tokenizer_fingerprint
 from seawall.models.lora.merge import check_adapter, merge_adapter
 from seawall.runs.files import read_json, storage_errors, write_json
 from seawall.runs.folder import RunFolder, locked, update_manifest
@@ -29,7 +29,7 @@ from seawall.runs.progress import Reporter
 from seawall.runs.publish import copy_file
 from seawall.runs.stage import run_stage
 from seawall.shell.job import read_inputs
-from seawall.shell.model import open_checkpoint
+from seawall.shell.model import measurement_notices, open_checkpoint
 from seawall.version import __version__
 
 if TYPE_CHECKING:
@@ -153,6 +153,8 @@ def _of_endpoint(
 def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Prompts, reporter: Reporter) -> EvalResult:
     reporter.stage(f"Loading {recipe.model.id}")
     model, tokenizer = open_target(recipe, target)
+    for line in measurement_notices(model, tokenizer):
+        reporter.say(line)
     fingerprint = model_fingerprint(model)
     update_manifest(run, {"model": {"id": recipe.model.id, "revision": recipe.model.revision, "weights": fingerprint}})
     reporter.stage("Evaluate, on goals of the test split")
@@ -170,11 +172,9 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
             progress=lambda count, total: reporter.step("asking", count, total),
         ).save(scratch)
 
-    return EvalResult.load(
-        run_stage(
-            run, STAGE, {**_inputs(recipe, prompts, fingerprint), "tokenizer": tokenizer_fingerprint(tokenizer)}, work
-        )
-    )
+    inputs = _inputs(recipe, prompts, fingerprint)
+    inputs |= {"tokenizer": tokenizer_fingerprint(tokenizer), "rendered": rendering_fingerprint(tokenizer)}
+    return EvalResult.load(run_stage(run, STAGE, inputs, work))
 
 
 def open_target(recipe: Recipe, target: EvalTarget) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

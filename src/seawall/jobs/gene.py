@@ -83,6 +83,7 @@ def _common_inputs(context: GeneContext) -> dict[str, Any]:
         "weights": context.checkpoint.fingerprint,
         "dtype": context.recipe.model.dtype,
         "tokenizer": context.checkpoint.wording,
+        "rendered": context.checkpoint.rendered,
         "prompts": context.prompts.fingerprint(),
         "judge": context.recipe.eval.judge.model_dump(mode="json"),
     }

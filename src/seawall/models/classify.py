@@ -17,7 +17,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from seawall.config.model import ModelConfig
-from seawall.data.templating import check_chat_template
+from seawall.data.rendering import check_chat_template
 from seawall.errors import SeawallError, UnsupportedModelError
 from seawall.models.files.checkpoint import read_config
 from seawall.models.files.hub import locate

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -19,48 +18,31 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seawall.data.templating import encode_prompt
 from seawall.data.types import Messages
 from seawall.errors import SeawallError, UnsupportedModelError
+from seawall.models.decoding import Completion, Decoding, ReplyReader, TokenIds, decoding_for
 from seawall.models.forward import contiguous_output_layer
 from seawall.models.memory import automatic_batch_size, unless_out_of_memory
 
-TokenIds = tuple[int, ...]
+__all__ = [
+    "BatchSize",
+    "Completion",
+    "Decoding",
+    "OnBatch",
+    "Progress",
+    "TokenIds",
+    "decode_batch",
+    "decoding_for",
+    "generate",
+    "greedy_batches",
+]
+
 BatchSize = int | Literal["auto"]
 """Maximum rows per forward pass; `auto`: the number that fits in free memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One reply. `token_ids` excludes padding and the end token; `ended`: whether the model wrote an end token."""
-
-    text: str
-    token_ids: TokenIds
-    prompt_ids: TokenIds
-    ended: bool = True
 
 
 Progress = Callable[[int, int], None]
 """Called after every batch with the number of prompts done and in total."""
 OnBatch = Callable[[Sequence[int], Sequence[Completion]], None]
 """Called after every batch with the positions of its prompts and their completions, to save them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """Length limit and end tokens of replies, and the padding token (which is masked)."""
-
-    max_new_tokens: int
-    eos_ids: frozenset[int]
-    pad_id: int
-
-
-def decoding_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Decoding:
-    """End tokens from the tokenizer and the model's generation config; without a padding token, an end token pads."""
-    declared = [tokenizer.eos_token_id]
-    if model.generation_config is not None:
-        configured = model.generation_config.eos_token_id
-        declared += configured if isinstance(configured, list | tuple) else [configured]
-    eos_ids = frozenset(int(token) for token in declared if token is not None)
-    pad_id = tokenizer.pad_token_id
-    return Decoding(max_new_tokens, eos_ids, int(pad_id) if pad_id is not None else min(eos_ids, default=0))
 
 
 def generate(
@@ -77,7 +59,8 @@ def generate(
 
     Every token is the argmax; sampling settings of the model's generation config are ignored, so equal weights give
     equal text. In 16-bit precision a row's last bits can depend on the other rows of its batch, and a tie can then
-    resolve differently.
+    resolve differently. A prompt that exceeds the model's context, alone or with its reply, gets an unscored
+    completion; no prompt is cut.
 
     Args:
         model: any causal language model with a key-value cache.
@@ -93,25 +76,28 @@ def generate(
         SeawallError: one prompt alone exceeds memory.
     """
     decoding = decoding_for(model, tokenizer, max_new_tokens)
+    reader = ReplyReader(tokenizer, decoding)
     encoded = [tuple(encode_prompt(tokenizer, prompt)) for prompt in prompts]
+    opened = [reader.opened(prompt) for prompt in prompts]
     replies: dict[int, Completion] = {}
-    for positions, rows in greedy_batches(model, encoded, decoding, batch_size=batch_size):
-        pairs = zip(positions, rows, strict=True)
-        completions = [_completion(tokenizer, encoded[index], row, decoding.eos_ids) for index, row in pairs]
+
+    def finish(positions: Sequence[int], completions: Sequence[Completion]) -> None:
         replies.update(zip(positions, completions, strict=True))
         if on_batch is not None:
             on_batch(positions, completions)
         if progress is not None:
             progress(len(replies), len(prompts))
+
+    overlong = [index for index, ids in enumerate(encoded) if decoding.exceeds(ids)]
+    if overlong:
+        finish(overlong, [reader.overlong(encoded[index]) for index in overlong])
+    fitting = [index for index in range(len(prompts)) if index not in replies]
+    batches = greedy_batches(model, [encoded[index] for index in fitting], decoding, batch_size=batch_size)
+    for rows_of_batch, rows in batches:
+        positions = [fitting[row] for row in rows_of_batch]
+        pairs = zip(positions, rows, strict=True)
+        finish(positions, [reader.completion(encoded[index], row, opened[index]) for index, row in pairs])
     return [replies[index] for index in range(len(prompts))]
-
-
-def _completion(
-    tokenizer: PreTrainedTokenizerBase, prompt_ids: TokenIds, row: TokenIds, eos_ids: frozenset[int]
-) -> Completion:
-    ended = row[-1] in eos_ids
-    reply_ids = row[:-1] if ended else row
-    return Completion(str(tokenizer.decode(list(reply_ids), skip_special_tokens=True)), reply_ids, prompt_ids, ended)
 
 
 def greedy_batches(
@@ -162,11 +148,15 @@ def decode_batch(model: PreTrainedModel, prompts: Sequence[TokenIds], decoding: 
     batch = _GreedyBatch(model, prompts, decoding.pad_id)
     rows: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
-    for _ in range(decoding.max_new_tokens):
+    for length in range(1, decoding.max_new_tokens + 1):
         new = batch.step()
         for row, token in zip(alive, new, strict=True):
             rows[row].append(token)
-        unfinished = [position for position, token in enumerate(new) if token not in decoding.eos_ids]
+        unfinished = [
+            position
+            for position, (row, token) in enumerate(zip(alive, new, strict=True))
+            if token not in decoding.eos_ids and length < decoding.room(prompts[row])
+        ]
         if not unfinished:
             break
         if len(unfinished) < len(alive):

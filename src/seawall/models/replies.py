@@ -12,6 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seawall.data.types import Messages
 from seawall.models.generate import BatchSize, Completion, generate
 
+_OPTIONAL = ("thought", "unscored", "opened")
+"""Fields that a line has only where they are not empty."""
+
 
 def resumable_replies(
     model: PreTrainedModel,
@@ -52,7 +55,8 @@ def resumable_replies(
 
 
 def _to_line(index: int, completion: Completion) -> str:
-    row = {"at": index, "text": completion.text, "ended": completion.ended}
+    row: dict[str, object] = {"at": index, "text": completion.answer, "ended": completion.ended}
+    row |= {name: value for name in _OPTIONAL if (value := getattr(completion, name))}
     row |= {"token_ids": list(completion.token_ids), "prompt_ids": list(completion.prompt_ids)}
     return json.dumps(row) + "\n"
 
@@ -66,6 +70,12 @@ def _read(path: Path) -> dict[int, Completion]:
         file.write(content + b"\n" if content else b"")
     rows = map(json.loads, content.decode().split("\n") if content else ())
     return {
-        row["at"]: Completion(row["text"], tuple(row["token_ids"]), tuple(row["prompt_ids"]), row["ended"])
+        row["at"]: Completion(
+            row["text"],
+            tuple(row["token_ids"]),
+            tuple(row["prompt_ids"]),
+            row["ended"],
+            **{name: row[name] for name in _OPTIONAL if name in row},
+        )
         for row in rows
     }

@@ -23,6 +23,10 @@ from seawall.runs.files import (
 from seawall.runs.folder import MARKER, RunFolder, update_manifest
 
 _STARTED = "STARTED"
+_LATER_INPUTS = ("rendered",)
+"""Inputs that finished stages of earlier versions lack; such a stage is current where all its inputs agree."""
+_LATER_SETTINGS: Mapping[str, Any] = {"template": None, "template_options": {}}
+"""Settings that earlier versions lack, with the values that change nothing."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def run_stage(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: C
     target, scratch = run.stage(name), run.stage(f"{name}.partial")
     with storage_errors(run.path):
         marker = _read_marker(target)
-        if marker is not None and marker.fingerprint == key:
+        if marker is not None and marker.fingerprint in _current_keys(fingerprint):
             _require_unchanged(target, _present_files(target, marker))
         else:
             marker = _unpublished_marker(scratch, key) or _attempt(run, name, fingerprint, work)
@@ -75,6 +79,23 @@ def run_stage(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: C
     return target
 
 
+def _current_keys(fingerprint: Mapping[str, Any]) -> tuple[str, str]:
+    """The fingerprint's hash, and its hash in earlier versions."""
+    earlier = {name: _earlier(value) for name, value in fingerprint.items() if name not in _LATER_INPUTS}
+    return canonical_hash(fingerprint), canonical_hash(earlier)
+
+
+def _earlier(value: Any) -> Any:
+    """The value without settings that earlier versions lack."""
+    if isinstance(value, Mapping):
+        return {
+            name: _earlier(item)
+            for name, item in value.items()
+            if name not in _LATER_SETTINGS or item != _LATER_SETTINGS[name]
+        }
+    return value
+
+
 def is_done(run: RunFolder, name: str) -> bool:
     """Whether the stage is finished, for any fingerprint."""
     return (run.stage(name) / MARKER).is_file()
@@ -83,7 +104,7 @@ def is_done(run: RunFolder, name: str) -> bool:
 def is_current(run: RunFolder, name: str, fingerprint: Mapping[str, Any]) -> bool:
     """Whether the stage is finished for this fingerprint, so that `run_stage` would skip it."""
     marker = _read_marker(run.stage(name))
-    return marker is not None and marker.fingerprint == canonical_hash(fingerprint)
+    return marker is not None and marker.fingerprint in _current_keys(fingerprint)
 
 
 def finished_stage(run: RunFolder, name: str) -> Path:

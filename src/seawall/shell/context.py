@@ -16,7 +16,7 @@ from seawall.models.files.open import Checkpoint
 from seawall.runs.files import storage_errors
 from seawall.runs.folder import RunFolder, locked, update_manifest
 from seawall.runs.progress import Reporter
-from seawall.shell.model import OpenModel, open_checkpoint, open_model
+from seawall.shell.model import OpenModel, measurement_notices, open_checkpoint, open_model
 from seawall.version import __version__
 
 
@@ -64,6 +64,8 @@ class Context:
         """
         self.reporter.stage(f"Loading {self.recipe.model.id}")
         opened = open_model(self.checkpoint)
+        for line in measurement_notices(opened.model, opened.tokenizer):
+            self.reporter.say(line)
         self.note_model(opened.fingerprint)
         return opened
 
@@ -78,6 +80,7 @@ class Context:
             "seawall": __version__,
             "weights": self.opened.fingerprint,
             "tokenizer": self.opened.wording,
+            "rendered": self.opened.rendered,
             "prompts": self.prompts.fingerprint(),
         }
 

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.config.engine import EngineConfig
 from seawall.config.model import LAB, LAB_ORIGINAL, ModelConfig
+from seawall.data.rendering import clock_notice
 from seawall.errors import ConfigError
 from seawall.lab.build import lab_model_folder, original_model_folder
-from seawall.models.files.fingerprint import model_fingerprint, tokenizer_fingerprint
+from seawall.models.files.fingerprint import model_fingerprint, rendering_fingerprint, tokenizer_fingerprint
 from seawall.models.files.open import Checkpoint
 from seawall.models.moe.find import MoEModel, find_moe, find_moe_if_any
 
@@ -29,12 +30,14 @@ class OpenModel:
         tokenizer: of the model.
         fingerprint: of the weights.
         wording: fingerprint of vocabulary and chat template.
+        rendered: fingerprint of the rendered probe prompts.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     fingerprint: str
     wording: str
+    rendered: str
 
     @cached_property
     def moe_if_any(self) -> MoEModel | None:
@@ -68,7 +71,13 @@ def open_model(checkpoint: Checkpoint) -> OpenModel:
         SeawallError: the model cannot be loaded.
     """
     model, tokenizer = checkpoint.load()
-    return OpenModel(model, tokenizer, model_fingerprint(model), tokenizer_fingerprint(tokenizer))
+    wording, rendered = tokenizer_fingerprint(tokenizer), rendering_fingerprint(tokenizer)
+    return OpenModel(model, tokenizer, model_fingerprint(model), wording, rendered)
+
+
+def measurement_notices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What is pinned or done differently so that a measurement is right, one line each, for the user."""
+    return [line for line in (clock_notice(tokenizer),) if line is not None]
 
 
 def require_loadable(engine: EngineConfig, refusal: str) -> None:

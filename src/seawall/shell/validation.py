@@ -30,7 +30,7 @@ def validator(context: Context) -> Callable[[], ValidationScores]:
             batch_size=config.batch_size,
             progress=lambda count, total: context.reporter.step("measuring on validation prompts", count, total),
         )
-        verdicts = context.judge(prompts, [reply.text for reply in replies])
+        verdicts = context.judge(prompts, [reply.answer for reply in replies])
         labels: dict[str, list[str]] = {}
         for (group, _), verdict in zip(grouped, verdicts, strict=True):
             kind = ATTACK if group.startswith(ATTACK) else BENIGN if group == WRAPPED else group

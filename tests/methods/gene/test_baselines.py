@@ -96,7 +96,7 @@ def refusing(folder: Path, adapter: Path | None = None) -> tuple[float, float]:
         model = load_peft_model(model, adapter).get_base_model()
     shares = []
     for prompts in (harmful(20), harmless(20)):
-        texts = [one.text for one in generate(model, tokenizer, prompts, max_new_tokens=2, batch_size=20)]
+        texts = [one.answer for one in generate(model, tokenizer, prompts, max_new_tokens=2, batch_size=20)]
         assert set(texts) <= {REFUSAL, ANSWER}
         shares.append(texts.count(REFUSAL) / len(texts))
     return shares[0], shares[1]
@@ -181,9 +181,9 @@ def test_kept_replies_are_what_the_model_says_token_by_token_and_empty_ones_do_n
         shots=4,
         task=tmp_path / "task.jsonl",
     )
-    kept = [one for one in replies if one.text.strip()]
+    kept = [one for one in replies if one.answer.strip()]
     assert 0 < len(kept) < 4
-    assert any("\ufffd" in one.text for one in kept)  # encoding the text would not give the tokens back
+    assert any("\ufffd" in one.answer for one in kept)  # encoding the text would not give the tokens back
     assert seen == [[*one.prompt_ids, *one.token_ids, *([end] if one.ended else [])] for one in kept]
     assert found.harmless == len(kept)
 

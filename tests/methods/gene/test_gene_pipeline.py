@@ -85,7 +85,7 @@ def replies(folder: Path, adapter: Path | None = None) -> tuple[list[str], list[
     sides = []
     for prompts in (harmful(6), harmless(6)):
         found = generate(model, tokenizer, prompts, max_new_tokens=2, batch_size=12)
-        sides.append([one.text for one in found])
+        sides.append([one.answer for one in found])
     return sides[0], sides[1]
 
 

@@ -40,7 +40,7 @@ OFF = {"enabled": False}
 
 def _replies(moe: MoEModel) -> set[str]:
     prompts = [pair.attack for pair in PAIRS]
-    return {reply.text for reply in generate(moe.model, TOKENIZER, prompts, max_new_tokens=6, batch_size=8)}
+    return {reply.answer for reply in generate(moe.model, TOKENIZER, prompts, max_new_tokens=6, batch_size=8)}
 
 
 def _stacks(moe: MoEModel) -> dict[str, int]:

@@ -68,7 +68,7 @@ class Study:
         model = self.target.model
         with condition.enter():
             replies = generate(model, TOKENIZER, planted.harmful(50)[42:], max_new_tokens=3, batch_size=8)
-        return sum(reply.text == planted.REFUSAL for reply in replies) / len(replies)
+        return sum(reply.answer == planted.REFUSAL for reply in replies) / len(replies)
 
     def choice(self, name: str) -> SteeringCandidate:
         """What was chosen under that name."""
@@ -85,7 +85,7 @@ class Study:
 def study(model: PreTrainedModel, mode: SteeringMode = "suppress", options: ExpertOptions = OPTIONS) -> Study:
     replies = generate(model, TOKENIZER, planted.harmful(8), max_new_tokens=3, batch_size=8)
     tokens = refusal_tokens(
-        [reply.token_ids[0] for reply in replies], [reply.text == planted.REFUSAL for reply in replies]
+        [reply.token_ids[0] for reply in replies], [reply.answer == planted.REFUSAL for reply in replies]
     )
     assert tokens == (planted.REFUSAL_TOKEN,)
     subject = TargetModel(model, find_moe(model), "sha256:0", tokens, 192)
@@ -187,7 +187,7 @@ def test_refusal_can_be_induced() -> None:
     named = {one.name: one for one in every}
     with named["layer"].enter():
         replies = generate(found.target.model, TOKENIZER, planted.harmless(50)[42:], max_new_tokens=3, batch_size=8)
-    assert all(reply.text == planted.REFUSAL for reply in replies)
+    assert all(reply.answer == planted.REFUSAL for reply in replies)
     assert (layer.induced_score or 0) > 0
     assert not any(name.startswith("ablated") for name in named)
     best = found.choice(EXPERT)

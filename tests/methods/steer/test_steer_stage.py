@@ -211,7 +211,7 @@ def test_the_hardening_is_loaded_as_it_was_measured(induced: Path) -> None:
     model, tokenizer = seawall.load(str(folder), steering=induced / "steer/hardening", device="cpu")
     samples = load_samples(induced / "steer/samples/layer.jsonl")
     replies = generate(model, tokenizer, [one.prompt for one in samples], max_new_tokens=3, batch_size=32)
-    assert [reply.text for reply in replies] == [one.response for one in samples]
+    assert [reply.answer for reply in replies] == [one.response for one in samples]
     held = Hardening.load(induced / "steer/hardening")
     plain, _ = seawall.load(str(folder), device="cpu")
     ids = torch.tensor([tokenizer(harmful(1)[0][-1].content)["input_ids"]])

@@ -183,7 +183,7 @@ def test_another_chat_template_is_another_training_and_another_evaluation(
     template.write_text(template.read_text().replace("\n", " ", 1))
     sides.append((training_inputs(TrainingRun(after, "sft", 0, None)), evaluation_inputs(after, "sft", 0)))
     for one, other in zip(*sides, strict=True):
-        assert {name for name in one if one[name] != other[name]} == {"tokenizer"}
+        assert {name for name in one if one[name] != other[name]} == {"tokenizer", "rendered"}
 
 
 def test_the_key_of_a_training_holds_what_it_depends_on_and_nothing_of_the_evaluation(

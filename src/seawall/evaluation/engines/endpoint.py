@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seawall.config.engine import EndpointEngine as EndpointConfig
+from seawall.data.answers import ReplyParts, split_reply
 from seawall.data.types import Messages
 from seawall.errors import ConfigError
 from seawall.evaluation.answers import AnswerLog, request_answers
@@ -14,6 +15,7 @@ from seawall.evaluation.endpoint import Answer, Endpoint
 from seawall.evaluation.engines.reply import OnReplies, Reply
 from seawall.runs.files import canonical_hash
 
+_OPENED = "<think>"
 _ROUNDS = 4
 """Requests per batch, in multiples of the maximum number of concurrent requests."""
 
@@ -63,11 +65,11 @@ class EndpointEngine:
         if answer.problem is not None:
             return Reply("", None, None, problem=answer.problem, final=answer.final)
         ended = None if answer.finish is None else answer.finish != "length"
-        cuts = self._cuts(answer, lengths) if lengths and answer.text else {}
-        return Reply(answer.text or "", ended, answer.tokens, cuts)
+        cuts = self._cuts(answer, lengths) if lengths and (answer.text or answer.thought) else {}
+        return Reply(answer.text or "", ended, answer.tokens, cuts, thought=answer.thought, unscored=answer.unscored)
 
-    def _cuts(self, answer: Answer, lengths: Sequence[int]) -> Mapping[int, str]:
-        """The text cut at each length. Some servers list the end token too, which adds no text."""
+    def _cuts(self, answer: Answer, lengths: Sequence[int]) -> Mapping[int, ReplyParts]:
+        """The reply cut at each length. Some servers list the end token too, which adds no text."""
         if answer.pieces is None:
             raise ConfigError(
                 f"the endpoint {self._config.base_url} does not return the tokens of a reply",
@@ -76,6 +78,11 @@ class EndpointEngine:
                 remedy="leave out eval.lengths, or use a server that returns logprobs",
             )
         pieces = answer.pieces
+        texts = {length: b"".join(pieces[:length]).decode("utf-8", "replace") for length in lengths}
+        # A reply with a thought begins inside it, with or without a mark in its text.
+        opened = _OPENED if answer.thought else ""
         return {
-            length: b"".join(pieces[:length]).decode("utf-8", "replace") for length in lengths if length < len(pieces)
+            length: split_reply(text, opened="" if text.lstrip().startswith("<") else opened)
+            for length, text in texts.items()
+            if length < len(pieces)
         }

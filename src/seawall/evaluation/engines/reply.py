@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from seawall.data.answers import ReplyParts
 from seawall.data.types import Messages
 
 
@@ -14,24 +15,28 @@ class Reply:
     """One reply.
 
     Attributes:
-        text: the text; empty where there is no reply.
+        text: the answer: the reply after its thought; empty where there is none.
         ended: whether the model ended the reply itself, below the token limit; None if unknown.
         tokens: number of tokens; None if unknown.
-        cuts: length -> the text cut at that number of tokens, for requested lengths below the reply's.
+        cuts: length -> the parts of the reply cut at that number of tokens, for requested lengths below the reply's.
         problem: why there is no reply.
         final: whether a retry is useless.
+        thought: the reply's reasoning.
+        unscored: why no judge may score the reply; empty where it has an answer.
     """
 
     text: str
     ended: bool | None
     tokens: int | None
-    cuts: Mapping[int, str] = field(default_factory=dict)
+    cuts: Mapping[int, ReplyParts] = field(default_factory=dict)
     problem: str | None = None
     final: bool = True
+    thought: str = ""
+    unscored: str = ""
 
-    def after(self, length: int) -> str:
-        """The text cut at `length` tokens, one of the requested lengths."""
-        return self.cuts.get(length, self.text)
+    def after(self, length: int) -> ReplyParts:
+        """The parts of the reply cut at `length` tokens, one of the requested lengths."""
+        return self.cuts.get(length, ReplyParts(self.text, self.thought, self.unscored))
 
 
 OnReplies = Callable[[Sequence[int], Sequence[Reply]], None]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from seawall.data.types import Messages
 from seawall.evaluation.engines.reply import OnReplies, Reply
+from seawall.models.decoding import ReplyReader
 from seawall.models.generate import BatchSize, Completion, generate
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class TransformersEngine:
         self._model = model
         self._tokenizer = tokenizer
         self._batch_size: BatchSize = batch_size
+        self._reader = ReplyReader(tokenizer)
 
     def __call__(
         self, prompts: Sequence[Messages], *, max_new_tokens: int, lengths: Sequence[int], on_replies: OnReplies
@@ -53,8 +55,9 @@ class TransformersEngine:
 
     def _reply(self, completion: Completion, lengths: Sequence[int]) -> Reply:
         cuts = {
-            length: str(self._tokenizer.decode(list(completion.token_ids[:length]), skip_special_tokens=True))
-            for length in lengths
-            if length < len(completion.token_ids)
+            length: self._reader.cut(completion, length) for length in lengths if length < len(completion.token_ids)
         }
-        return Reply(completion.text, completion.ended, len(completion.token_ids), cuts)
+        tokens = len(completion.token_ids)
+        return Reply(
+            completion.answer, completion.ended, tokens, cuts, thought=completion.thought, unscored=completion.unscored
+        )

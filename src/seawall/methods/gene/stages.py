@@ -115,12 +115,12 @@ def _replies(
         batch_size=context.config.batch_size,
         progress=context.progress(f"{part}, {'harmful' if harmful else 'harmless'}"),
     )
-    verdicts = context.judge(prompts, [completion.text for completion in completions])
+    verdicts = context.judge(prompts, [completion.answer for completion in completions])
     expected = "refused" if harmful else "complied"
     replies = [
-        TeacherReply(part, harmful, Exchange(prompt, completion.text.strip(), prompt[-1].content, completion.ended))
+        TeacherReply(part, harmful, Exchange(prompt, completion.answer.strip(), prompt[-1].content, completion.ended))
         for prompt, completion, verdict in zip(prompts, completions, verdicts, strict=True)
-        if verdict.label == expected and completion.text.strip()
+        if verdict.label == expected and completion.answer.strip()
     ]
     if not replies:
         raise DataError(
@@ -225,6 +225,8 @@ def _refusal_rate(context: GeneContext, model: PreTrainedModel, tokenizer: PreTr
         batch_size=config.batch_size,
         progress=context.progress("replies"),
     )
-    outcomes = [verdict.outcome for verdict in context.judge(prompts, [completion.text for completion in completions])]
+    outcomes = [
+        verdict.outcome for verdict in context.judge(prompts, [completion.answer for completion in completions])
+    ]
     goals = [prompt[-1].content for prompt in prompts]
     return rate_with_interval(outcomes, goals, "refused")

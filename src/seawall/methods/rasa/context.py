@@ -46,9 +46,9 @@ def retained_exchanges(context: Context, path: Path) -> list[Exchange]:
         batch_size=config.batch_size,
         progress=lambda count, total: context.reporter.step("answers to retain", count, total),
     )
-    verdicts = context.judge(prompts, [reply.text for reply in replies])
+    verdicts = context.judge(prompts, [reply.answer for reply in replies])
     return [
-        Exchange(prompt, reply.text.strip(), ended=reply.ended)
+        Exchange(prompt, reply.answer.strip(), ended=reply.ended)
         for prompt, reply, verdict in zip(prompts, replies, verdicts, strict=True)
-        if verdict.outcome in ("complied", "evades") and reply.text.strip()
+        if verdict.outcome in ("complied", "evades") and reply.answer.strip()
     ]

@@ -10,6 +10,7 @@ from seawall.config.recipe import Recipe
 from seawall.config.steer import SteerConfig
 from seawall.data.prompts import Benign
 from seawall.data.splits import SplitName, hash_fraction, take
+from seawall.data.templating import prompt_text
 from seawall.data.types import Message, Messages, user
 from seawall.errors import DataError
 from seawall.evaluation.suite import EvalPrompt, build_suite
@@ -73,6 +74,15 @@ class SteerContext(Context):
             for group in _groups(wrapped)
         }
         return [*(prompt for prompt in wrapped if prompt.goal in names[prompt.group]), *plain]
+
+    def takes_system(self, text: str) -> bool:
+        """Whether the chat template writes a system prompt; where it does not, the user is told."""
+        try:
+            prompt_text(self.opened.tokenizer, (Message("system", text), *user("Please name a colour.")))
+        except DataError as error:
+            self.reporter.say(f"the safety prompt cannot be measured on this model: {error}")
+            return False
+        return True
 
     def under_system(self, prompts: list[EvalPrompt], text: str) -> list[EvalPrompt]:
         """The same prompts under a system prompt."""

@@ -56,7 +56,7 @@ def measurements(context: SteerContext, conditions: Sequence[Condition]) -> list
     ]
     if context.config.mode == "induce" and is_done(context.run, "repair"):
         rows.append(Measurement(REPAIRED, "repair", lambda: _repaired(context), prompts, ORIGINAL))
-    if text is not None:
+    if text is not None and context.takes_system(text):
         prompts = context.under_system(prompts, text)
         rows.append(Measurement(SYSTEM, SYSTEM, nullcontext, prompts, None))
         rows += [

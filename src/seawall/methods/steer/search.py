@@ -132,7 +132,7 @@ def refusal_judge(
                 replies = generate(
                     target.model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=target.batch_size
                 )
-            labels = [verdict.label for verdict in judge(prompts, [reply.text for reply in replies])]
+            labels = [verdict.label for verdict in judge(prompts, [reply.answer for reply in replies])]
             cache[key] = [None if label == "unscored" else label == "refused" for label in labels]
         return cache[key]
 

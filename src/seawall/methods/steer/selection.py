@@ -243,7 +243,7 @@ def _refusal_tokens(context: SteerContext) -> tuple[int, ...]:
         batch_size=config.batch_size,
         progress=lambda count, total: context.reporter.step("how the model refuses", count, total),
     )
-    verdicts = context.judge(prompts, [reply.text for reply in replies])
+    verdicts = context.judge(prompts, [reply.answer for reply in replies])
     first_tokens = [
         (reply.token_ids[0], verdict.label == "refused")
         for reply, verdict in zip(replies, verdicts, strict=True)

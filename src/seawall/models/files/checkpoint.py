@@ -97,9 +97,20 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     if (folder / _SINGLE).exists():
         return _file_headers(folder / _SINGLE)
     headers: dict[str, TensorHeader] = {}
+    weight_map = _weight_map(folder)
     for path in weight_files(folder):
-        headers |= _file_headers(path)
-    missing = sorted(set(_weight_map(folder)) - set(headers))
+        in_file = _file_headers(path)
+        misplaced = sorted(name for name in in_file if weight_map.get(name) != path.name)
+        if misplaced:
+            listed = weight_map.get(misplaced[0], "no file")
+            raise ArtifactError(
+                f"{path} holds tensors that {_INDEX} does not list for it",
+                got=f"{len(misplaced)} tensors, {misplaced[0]} first",
+                expected=f"{misplaced[0]} in {listed}, as {_INDEX} says",
+                remedy="copy or download the model again",
+            )
+        headers |= in_file
+    missing = sorted(set(weight_map) - set(headers))
     if missing:
         raise ArtifactError(
             f"the weights in {folder} are incomplete",

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from seawall.data.probes import rendered_probes
+
 _WORKERS = 4
 
 
@@ -26,8 +28,19 @@ def model_fingerprint(model: nn.Module) -> str:
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """`sha256:` and a hex digest of the vocabulary and the chat template, which no fingerprint of weights covers."""
-    words = {"vocabulary": tokenizer.get_vocab(), "template": tokenizer.chat_template}
-    return f"sha256:{hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()}"
+    return _document_hash({"vocabulary": tokenizer.get_vocab(), "template": tokenizer.chat_template})
+
+
+def rendering_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """`sha256:` and a hex digest of what a model is asked: the rendered probe prompts with their token ids.
+
+    Template options, clock, merges, normaliser, added tokens and the end token act on it.
+    """
+    return _document_hash(rendered_probes(tokenizer))
+
+
+def _document_hash(document: Any) -> str:
+    return f"sha256:{hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()}"
 
 
 def state_fingerprint(state: Mapping[str, Tensor]) -> str:

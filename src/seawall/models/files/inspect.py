@@ -16,8 +16,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.config.model import ModelConfig
-from seawall.data.templating import check_chat_template
+from seawall.data.rendering import check_chat_template
 from seawall.errors import SeawallError
+from seawall.models.files.accounted import require_accounted, require_float_weights
 from seawall.models.files.checkpoint import TensorHeader, read_config, read_headers
 from seawall.models.files.hub import hub_headers, locate
 from seawall.models.files.load import library_errors, load_architecture, open_tokenizer, require_plain_weights
@@ -165,7 +166,10 @@ def _collect_facts(folder: Path, raw: Mapping[str, Any], config: ModelConfig) ->
         facts.collect(lambda: check_chat_template(facts.tokenizer), None)
     if facts.architecture is not None:
         facts.model = facts.collect(lambda: meta_model(facts.architecture, config), None)
+    facts.collect(lambda: require_float_weights(folder, facts.headers), None)
     if facts.model is not None:
+        if not facts.refusals:
+            facts.collect(lambda: require_accounted(folder, facts.model, facts.headers), None)
         facts.moe = facts.collect(lambda: find_moe(facts.model), None)
     return facts
 

@@ -21,8 +21,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from seawall.config.model import ModelConfig
-from seawall.data.templating import check_chat_template
+from seawall.data.rendering import TemplateSettings, check_chat_template, use_template
 from seawall.errors import ArtifactError, SeawallError, UnsupportedModelError
+from seawall.models.files.accounted import require_accounted, require_expected, require_float_weights
 from seawall.models.files.checkpoint import first_line, read_config, read_headers, read_json, verify_hashes
 from seawall.models.files.hub import locate
 from seawall.models.files.placement import bytes_in_memory, device_options, requested_dtype
@@ -70,12 +71,16 @@ def load_weights(
         UnsupportedModelError: transformers cannot load the model, or it has no safetensors weights.
         ArtifactError: files are damaged or incomplete.
     """
-    options = device_options(config.device, bytes_in_memory(read_headers(folder), config.dtype))
+    headers = read_headers(folder)
+    require_float_weights(folder, headers)
+    options = device_options(config.device, bytes_in_memory(headers, config.dtype))
     options |= {"dtype": requested_dtype(config.dtype), "trust_remote_code": config.trust_remote_code}
     if config.experts_implementation is not None:
         options["experts_implementation"] = config.experts_implementation
     verify_hashes(folder)
-    return _load_weights(folder, architecture, options, auto)
+    model = _load_weights(folder, architecture, options, auto)
+    require_accounted(folder, model, headers)
+    return model
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -102,6 +107,7 @@ def open_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase
     The files are checked first, because transformers creates an empty tokenizer where they are missing.
 
     Raises:
+        ConfigError: the tokenizer has no chat template of the name that the settings give.
         UnsupportedModelError: the folder has no tokenizer, or transformers cannot load it.
         ArtifactError: files are damaged.
     """
@@ -115,7 +121,11 @@ def open_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase
         if (folder / name).exists():
             read_json(folder / name)
     with library_errors(f"the tokenizer in {folder} cannot be loaded"), silence_libraries():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=config.trust_remote_code
+        )
+    use_template(tokenizer, TemplateSettings(config.template, dict(config.template_options)))
+    return tokenizer
 
 
 def load_architecture(folder: Path, config: ModelConfig) -> PreTrainedConfig:
@@ -201,6 +211,7 @@ def _load_weights(folder: Path, architecture: PreTrainedConfig, options: dict[st
             got=f"no values for {len(missing)} tensors, {missing[0]} first (transformers would fill in random ones)",
             remedy="copy or download the model again",
         )
+    require_expected(folder, info["unexpected_keys"])
     if "device_map" in options and {parameter.device.type for parameter in model.parameters()} & {"cpu", "meta"}:
         # transformers moves weights that do not fit to the CPU or to disk, where they cannot be trained.
         raise SeawallError(

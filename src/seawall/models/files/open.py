@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.config.model import ModelConfig
-from seawall.models.files.fingerprint import tokenizer_fingerprint
+from seawall.models.files.fingerprint import rendering_fingerprint, tokenizer_fingerprint
 from seawall.models.files.hub import locate, stated_licence
 from seawall.models.files.load import load_model, open_tokenizer
 from seawall.models.files.rewrite import checkpoint_fingerprint
@@ -63,6 +63,11 @@ class Checkpoint:
     def wording(self) -> str:
         """Fingerprint of the vocabulary and the chat template."""
         return tokenizer_fingerprint(self.tokenizer)
+
+    @cached_property
+    def rendered(self) -> str:
+        """Fingerprint of the rendered probe prompts."""
+        return rendering_fingerprint(self.tokenizer)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -21,7 +21,8 @@ from transformers.core_model_loading import WeightConverter
 from transformers.pytorch_utils import Conv1D
 
 from seawall.config.model import ModelConfig
-from seawall.errors import ArtifactError, UnsupportedModelError
+from seawall.errors import ArtifactError
+from seawall.models.files.accounted import require_accounted
 from seawall.models.files.checkpoint import TensorHeader, read_config, read_headers, weight_files
 from seawall.models.files.inspect import meta_model
 from seawall.models.files.load import library_errors, load_architecture, require_plain_weights
@@ -29,7 +30,6 @@ from seawall.models.files.tensor_roles import LoadTarget, load_targets
 from seawall.models.moe.find import find_moe, routed_stacks
 
 _EXPERT = re.compile(r"experts\.(\d+)\.")
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class Part(NamedTuple):
@@ -102,7 +102,7 @@ def outline(folder: Path) -> CheckpointOutline:
     model = meta_model(load_architecture(folder, config), config)
     headers = read_headers(folder)
     checkpoint = CheckpointOutline(folder, model, _sources(model, headers))
-    _require_floats(checkpoint, headers)
+    require_accounted(folder, model, headers)
     missing = _missing_tensors(checkpoint)
     if missing:
         raise ArtifactError(
@@ -237,19 +237,6 @@ def _extra_suffixes(sources: _Sources) -> tuple[str, ...]:
 
 def _inside(name: str, modules: list[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
-
-
-def _require_floats(checkpoint: CheckpointOutline, headers: Mapping[str, TensorHeader]) -> None:
-    state = checkpoint.model.state_dict()
-    for part, sources in checkpoint.sources.items():
-        name = next((name for name, _ in sources.names if headers[name].dtype not in _FLOATS), None)
-        if name is not None and state[part.name].is_floating_point():
-            raise UnsupportedModelError(
-                f"the weights in {checkpoint.folder} are quantised",
-                got=f"{name} in {headers[name].dtype}",
-                expected="float32, bfloat16 or float16",
-                remedy="use the model's unquantised version, or dequantise it first",
-            )
 
 
 def _missing_tensors(checkpoint: CheckpointOutline) -> list[str]:

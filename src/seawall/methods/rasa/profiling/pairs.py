@@ -76,8 +76,8 @@ def write_pairs(judged: Sequence[JudgedPair], path: Path) -> None:
                 "attack_name": item.pair.attack_name,
                 "anchor": [message.as_dict() for message in item.pair.plain],
                 "attack": [message.as_dict() for message in item.pair.attack],
-                "anchor_reply": item.plain.text,
-                "attack_reply": item.attack.text,
+                "anchor_reply": item.plain.answer,
+                "attack_reply": item.attack.answer,
                 "dropped": item.reason_to_drop,
             }
             file.write(json.dumps(row) + "\n")

@@ -98,7 +98,7 @@ def _judged_pairs(
         progress=lambda count, total: progress("asking plainly and by attack", count, total),
     )
     goals = [*(plain[-1].content for plain in plain_rows), *(pair.goal for pair in pairs)]
-    verdicts = judge(prompts, [reply.text for reply in replies], goals)
+    verdicts = judge(prompts, [reply.answer for reply in replies], goals)
     judged = []
     for attack_row, pair in enumerate(pairs, start=len(plain_rows)):
         row = plain_rows[pair.plain]

@@ -1,0 +1,100 @@
+"""Every tensor of a checkpoint has a place in its model, or the checkpoint is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from families import tiny, tiny_tokenizer
+from seawall.config.model import ModelConfig
+from seawall.errors import SeawallError, UnsupportedModelError
+from seawall.models.files.inspect import inspect_model
+from seawall.models.files.load import load_model
+from seawall.models.files.stream import outline
+
+Tensors = dict[str, Tensor]
+
+
+def float8(tensors: Tensors) -> Tensors:
+    changed: Tensors = {}
+    for name, tensor in tensors.items():
+        if ".experts." in name:
+            scale = tensor.abs().max() / 448
+            changed |= {name: (tensor / scale).to(torch.float8_e4m3fn), f"{name}_scale_inv": scale.reshape(1, 1)}
+        else:
+            changed[name] = tensor
+    return changed
+
+
+def int8(tensors: Tensors) -> Tensors:
+    return {name: (tensor * 100).to(torch.int8) if ".experts." in name else tensor for name, tensor in tensors.items()}
+
+
+def left_scales(tensors: Tensors) -> Tensors:
+    return tensors | {f"{name}_scale_inv": torch.ones(1, 1) for name in tensors if ".experts." in name}
+
+
+def another_layer(tensors: Tensors) -> Tensors:
+    return tensors | {name.replace("layers.0.", "layers.9."): tensor.clone() for name, tensor in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny("qwen3_moe").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (float8, "quantised; got .* in F8_E4M3"),
+        (int8, "quantised; got .* in I8"),
+        (left_scales, "quantised; got .*_scale_inv without a quantization_config"),
+        (another_layer, r"no place for; got \d+ tensors, model\.layers\.9"),
+    ],
+)
+def test_a_tensor_without_a_place_is_refused(
+    change: Callable[[Tensors], Tensors], message: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+    config = ModelConfig(id=str(folder), device="cpu")
+    with pytest.raises(UnsupportedModelError, match=message):
+        load_model(config)
+    with pytest.raises(UnsupportedModelError, match=message):
+        outline(folder)
+    assert "refused" in inspect_model(config).verdict
+
+
+def test_declared_leftovers_are_no_reason_to_refuse(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    more = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file(load_file(folder / "model.safetensors") | more, folder / "model.safetensors", {"format": "pt"})
+    load_model(ModelConfig(id=str(folder), device="cpu"))
+    assert inspect_model(ModelConfig(id=str(folder))).supported
+
+
+def test_a_tensor_comes_from_the_file_that_the_index_names(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    index = {name: file for file, listed in parts.items() for name in listed}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    for file, listed in parts.items():
+        save_file({name: tensors[name] for name in listed}, folder / file, {"format": "pt"})
+    load_model(ModelConfig(id=str(folder), device="cpu"))
+    stale = {name: torch.zeros_like(tensors[name]) for name in names[:1]}
+    save_file({name: tensors[name] for name in names[1::2]} | stale, folder / "b.safetensors", {"format": "pt"})
+    with pytest.raises(SeawallError, match=r"holds tensors that .* does not list for it"):
+        load_model(ModelConfig(id=str(folder), device="cpu"))
