@@ -127,7 +127,7 @@ class TestWhatTheGuardIsAsked:
     def asked(self, folder: Path, prompt: Messages, reply: str, **settings: Any) -> str:
         judge = make_judge(GuardJudge(model=str(folder), **settings))
         assert isinstance(judge, GenerativeGuard)
-        return str(tiny_tokenizer().decode(list(judge._ids(prompt, reply))))
+        return str(tiny_tokenizer().decode(list(judge._ids(prompt, reply) or ())))
 
     def test_a_chat_template_gets_the_conversation_with_its_reply(self, tmp_path: Path) -> None:
         folder = save_writer(tmp_path / "guard", "llama", None)

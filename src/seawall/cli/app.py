@@ -16,7 +16,22 @@ from typing import Any, NoReturn
 import typer
 from typer.main import get_command
 
-from seawall.cli import apply, audit, diff, doctor, evaluate, gate, gene, landscape, plan, settings, stages, steer, tune
+from seawall.cli import (
+    apply,
+    audit,
+    diff,
+    doctor,
+    evaluate,
+    gate,
+    gene,
+    judge,
+    landscape,
+    plan,
+    settings,
+    stages,
+    steer,
+    tune,
+)
 from seawall.cli.defects import report_defect
 from seawall.errors import Interrupted, SeawallError
 from seawall.visible import visible_line
@@ -41,6 +56,7 @@ app.command("profile")(stages.profile)
 app.command("select")(stages.select)
 app.command("repair")(stages.repair)
 app.command("eval")(evaluate.evaluate)
+app.command("judge")(judge.judge)
 app.command("report")(stages.report)
 app.command("apply")(apply.apply)
 app.command("audit")(audit.audit)

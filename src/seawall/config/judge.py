@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,16 +18,47 @@ Meaning = Literal["harmful", "harmless", "refusal", "compliance", "unscored"]
 """The meaning of a classifier's label for a reply."""
 
 
-class KeywordJudge(StrictModel):
-    """Judges by rules on the opening of the reply; offline and deterministic."""
+GuardPresetName = Literal["qwen3guard-0.6b", "distilroberta-rejection", "modernbert-refusal"]
+GUARD_PRESETS: Mapping[GuardPresetName, Mapping[str, Any]] = {
+    "qwen3guard-0.6b": {
+        "model": "Qwen/Qwen3Guard-Gen-0.6B",
+        "revision": "fada3b2f655b89601929198343c94cd2f64d93cc",
+        "format": "qwen3guard",
+    },
+    "distilroberta-rejection": {
+        "model": "ProtectAI/distilroberta-base-rejection-v1",
+        "revision": "86520b5f35829cf9209a449e1716b56c70ddd802",
+        "labels": {"0": "compliance", "1": "refusal"},
+        "reads": "reply",
+    },
+    "modernbert-refusal": {
+        "model": "Crusadersk/quantsafe-refusal-modernbert",
+        "revision": "b34061f964619a5b6e0ff24be45a428124fa36bc",
+        "labels": {"0": "compliance", "1": "refusal"},
+        "reads": "pair",
+    },
+}
+"""Settings of small guards and refusal classifiers that run on a CPU, by name, at pinned revisions.
 
-    kind: Literal["keyword"] = Field(default="keyword", description="Look for a refusal in the reply's opening.")
+All three are Apache-2.0. The two classifiers tell refusals alone; the guard tells harm and refusal.
+"""
+
+
+class KeywordJudge(StrictModel):
+    """Judges by rules on what the reply says; offline and deterministic."""
+
+    kind: Literal["keyword"] = Field(default="keyword", description="Rules on what the reply declines and gives.")
 
 
 class GuardJudge(StrictModel):
     """Judges by a guard model that runs in this process: a classifier, or a model that generates its answer."""
 
     kind: Literal["guard"] = Field(default="guard", description="A guard model that runs in this process.")
+    preset: GuardPresetName | None = Field(
+        default=None,
+        description="A small guard or refusal classifier by name: sets model, revision, format or labels, and reads; "
+        "settings beside it override it.",
+    )
     model: str = Field(min_length=1, description="A Hub id or a local folder.")
     revision: str | None = Field(default=None, min_length=1, description="Branch, tag or commit on the Hub.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -64,6 +96,17 @@ class GuardJudge(StrictModel):
     @classmethod
     def _known_device(cls, device: str) -> str:
         return known_device(device)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, settings: Any) -> Any:
+        """Fills in the settings of a preset. Another model than the preset's has no pinned revision."""
+        if not isinstance(settings, Mapping) or settings.get("preset") not in GUARD_PRESETS:
+            return settings
+        preset = dict(GUARD_PRESETS[settings["preset"]])
+        if settings.get("model", preset["model"]) != preset["model"]:
+            preset.pop("revision")
+        return {**preset, **settings}
 
     @model_validator(mode="after")
     def _one_way_to_ask(self) -> GuardJudge:

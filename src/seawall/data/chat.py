@@ -67,7 +67,7 @@ def to_exchange(row: ChatRow) -> Exchange:
 
 
 def _chat_row(row: Row, path: str, ending: Ending) -> ChatRow:
-    messages = _messages(row)
+    messages = messages_of(row)
     _check_order(row, messages, ending)
     attack = "attack" if "attack" in row.fields else "attack_name"
     return ChatRow(
@@ -80,7 +80,12 @@ def _chat_row(row: Row, path: str, ending: Ending) -> ChatRow:
     )
 
 
-def _messages(row: Row) -> Messages:
+def messages_of(row: Row) -> Messages:
+    """The conversation in the field `messages`.
+
+    Raises:
+        DataError: the field is missing or holds no conversation.
+    """
     value = row.fields.get("messages")
     if "messages" not in row.fields:
         names = ", ".join(map(repr, row.fields)) or "no fields"

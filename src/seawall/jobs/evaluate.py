@@ -16,7 +16,7 @@ from seawall.data.sets import Prompts
 from seawall.errors import ConfigError
 from seawall.evaluation.capability.run import check_capability, file_hashes
 from seawall.evaluation.engines import make_engine
-from seawall.evaluation.judges import make_judge
+from seawall.evaluation.judges import judge_state, make_judge
 from seawall.evaluation.run import SAMPLES, evaluate, evaluate_engine
 from seawall.evaluation.suite import EvalSuite, build_suite
 from seawall.jobs.export import add_delta
@@ -29,7 +29,7 @@ from seawall.runs.progress import Reporter
 from seawall.runs.publish import copy_file
 from seawall.runs.stage import run_stage
 from seawall.shell.job import read_inputs
-from seawall.shell.model import measurement_notices, open_checkpoint
+from seawall.shell.model import computing, measurement_notices, open_checkpoint
 from seawall.version import __version__
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
 
     inputs = _inputs(recipe, prompts, fingerprint)
     inputs |= {"tokenizer": tokenizer_fingerprint(tokenizer), "rendered": rendering_fingerprint(tokenizer)}
+    inputs |= {"settings": open_checkpoint(recipe.model).settings, "computing": computing(model)}
     return EvalResult.load(run_stage(run, STAGE, inputs, work))
 
 
@@ -197,7 +198,8 @@ def _inputs(recipe: Recipe, prompts: Prompts, evaluated: str) -> dict[str, Any]:
     settings = recipe.eval.model_dump(mode="json")
     capability = recipe.eval.capability
     tasks = {"capability": file_hashes(capability)} if capability is not None else {}
-    return {"seawall": __version__, "evaluated": evaluated, "prompts": prompts.fingerprint(), "eval": settings, **tasks}
+    inputs = {"seawall": __version__, "evaluated": evaluated, "prompts": prompts.fingerprint(), "eval": settings}
+    return {**inputs, "judge_state": judge_state(recipe.eval.judge), **tasks}
 
 
 def _summary(recipe: Recipe, target: EvalTarget, result: EvalResult, *, seconds: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from seawall.artifacts.gene import Gene
 from seawall.config.recipe import Recipe
 from seawall.data.splits import SplitName
 from seawall.errors import DataError
+from seawall.evaluation.judges import judge_state
 from seawall.methods.gene.claim import claim
 from seawall.methods.gene.context import GENE, REPLIES, GeneContext
 from seawall.methods.gene.match import require_siblings
@@ -84,6 +85,8 @@ def _common_inputs(context: GeneContext) -> dict[str, Any]:
         "dtype": context.recipe.model.dtype,
         "tokenizer": context.checkpoint.wording,
         "rendered": context.checkpoint.rendered,
+        "settings": context.checkpoint.settings,
+        "judge_state": judge_state(context.recipe.eval.judge),
         "prompts": context.prompts.fingerprint(),
         "judge": context.recipe.eval.judge.model_dump(mode="json"),
     }

@@ -237,6 +237,16 @@ def environment() -> dict[str, Any]:
     }
 
 
+def version_notices(run: RunFolder) -> list[str]:
+    """One line if a run with finished stages was begun with other versions of packages: the stages are kept."""
+    if not (run.manifest.is_file() and run.has_finished_stage):
+        return []
+    before = read_json(run.manifest).get("environment", {}).get("packages", {})
+    now = environment()["packages"]
+    changed = [f"{name} {before[name]}, now {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    return [f"This run was begun with {'; '.join(changed)}. Finished stages are kept."] if changed else []
+
+
 def update_manifest(run: RunFolder, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Merges `changes` into the manifest, section by section, writes it atomically, and returns it."""
     exists = run.manifest.is_file()

@@ -11,12 +11,12 @@ from typing import Any
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts
 from seawall.data.types import Judge
-from seawall.evaluation.judges import make_judge
+from seawall.evaluation.judges import judge_state, make_judge
 from seawall.models.files.open import Checkpoint
 from seawall.runs.files import storage_errors
-from seawall.runs.folder import RunFolder, locked, update_manifest
+from seawall.runs.folder import RunFolder, locked, update_manifest, version_notices
 from seawall.runs.progress import Reporter
-from seawall.shell.model import OpenModel, measurement_notices, open_checkpoint, open_model
+from seawall.shell.model import OpenModel, computing, measurement_notices, open_checkpoint, open_model
 from seawall.version import __version__
 
 
@@ -48,6 +48,8 @@ class Context:
         """
         with storage_errors(self.run.path), locked(self.run.path):
             self.note({"data": {prompts_key: self.prompts.fingerprint()}})
+            for line in version_notices(self.run):
+                self.reporter.say(line)
             yield
 
     @cached_property
@@ -81,6 +83,9 @@ class Context:
             "weights": self.opened.fingerprint,
             "tokenizer": self.opened.wording,
             "rendered": self.opened.rendered,
+            "settings": self.opened.settings,
+            "computing": computing(self.opened.model),
+            "judge_state": judge_state(self.recipe.eval.judge),
             "prompts": self.prompts.fingerprint(),
         }
 

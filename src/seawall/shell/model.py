@@ -14,7 +14,11 @@ from seawall.config.model import LAB, LAB_ORIGINAL, ModelConfig
 from seawall.data.rendering import clock_notice
 from seawall.errors import ConfigError
 from seawall.lab.build import lab_model_folder, original_model_folder
-from seawall.models.files.fingerprint import model_fingerprint, rendering_fingerprint, tokenizer_fingerprint
+from seawall.models.files.fingerprint import (
+    model_fingerprint,
+    rendering_fingerprint,
+    tokenizer_fingerprint,
+)
 from seawall.models.files.open import Checkpoint
 from seawall.models.moe.find import MoEModel, find_moe, find_moe_if_any
 
@@ -31,6 +35,7 @@ class OpenModel:
         fingerprint: of the weights.
         wording: fingerprint of vocabulary and chat template.
         rendered: fingerprint of the rendered probe prompts.
+        settings: fingerprint of the model's configuration and of its generation settings.
     """
 
     model: PreTrainedModel
@@ -38,6 +43,7 @@ class OpenModel:
     fingerprint: str
     wording: str
     rendered: str
+    settings: str
 
     @cached_property
     def moe_if_any(self) -> MoEModel | None:
@@ -72,7 +78,13 @@ def open_model(checkpoint: Checkpoint) -> OpenModel:
     """
     model, tokenizer = checkpoint.load()
     wording, rendered = tokenizer_fingerprint(tokenizer), rendering_fingerprint(tokenizer)
-    return OpenModel(model, tokenizer, model_fingerprint(model), wording, rendered)
+    return OpenModel(model, tokenizer, model_fingerprint(model), wording, rendered, checkpoint.settings)
+
+
+def computing(model: PreTrainedModel) -> dict[str, str]:
+    """What numbers of one model depend on: kind of device, type of the weights, implementation of the experts."""
+    experts = getattr(model.config, "_experts_implementation", None)
+    return {"device": model.device.type, "dtype": str(model.dtype), "experts": str(experts)}
 
 
 def measurement_notices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -11,7 +11,7 @@ from seawall.config.judge import GuardJudge, JudgeConfig
 from seawall.config.judge import RubricJudge as RubricConfig
 from seawall.data.types import Judge
 from seawall.evaluation.judges.ensemble import EnsembleJudge
-from seawall.evaluation.judges.keyword import KeywordJudge
+from seawall.evaluation.judges.keyword import RULES, KeywordJudge
 
 
 def _guard(config: GuardJudge, folder: Path | None) -> Judge:
@@ -68,6 +68,21 @@ def check_judge(config: JudgeConfig) -> None:
     check = _CHECKS.get(config.kind)
     if check is not None:
         check(config)
+
+
+def judge_state(config: JudgeConfig) -> Any:
+    """What a judge's verdicts depend on beside its settings, as JSON: version of the rules, hashes of a guard's files.
+
+    Raises:
+        SeawallError: a guard's files cannot be found.
+    """
+    if isinstance(config, EnsembleConfig):
+        return [judge_state(member) for member in config.judges]
+    if isinstance(config, GuardJudge):
+        from seawall.evaluation.judges.guard import guard_files
+
+        return {"rules": RULES, **guard_files(config)}
+    return {"rules": RULES} if config.kind == "keyword" else {}
 
 
 def make_judge(config: JudgeConfig, folder: Path | None = None) -> Judge:

@@ -17,6 +17,7 @@ from seawall.disk import regular
 from seawall.errors import ConfigError
 from seawall.evaluation.judges.finding import Finding, unscored, verdict_of
 from seawall.evaluation.judges.formats import FORMATS, GuardFormat, as_text, fill, lacks
+from seawall.evaluation.judges.untrusted import CANNOT_SPLIT, frame_ids
 from seawall.models.classify import (
     Row,
     check_classifier,
@@ -28,6 +29,7 @@ from seawall.models.classify import (
 )
 from seawall.models.files.hub import locate
 from seawall.models.generate import decoding_for, greedy_batches
+from seawall.runs.files import file_hash
 
 _MAX_ANSWER_CHARACTERS = 80
 """Characters of a guard's answer in a verdict's reason."""
@@ -68,6 +70,18 @@ def check_guard(config: GuardJudge) -> None:
         check_generator(folder, model, chat=_guard_format(config).text is None)
 
 
+def guard_files(config: GuardJudge) -> dict[str, str]:
+    """Hashes of the guard's files, and of the prompt file, by name.
+
+    Raises:
+        SeawallError: the model cannot be found.
+    """
+    folder = locate(_model(config))
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors", ".jinja")]
+    paths += [Path(config.prompt_file)] if config.prompt_file is not None else []
+    return {path.name: file_hash(path) for path in paths}
+
+
 def _model(config: GuardJudge) -> ModelConfig:
     return ModelConfig(id=config.model, revision=config.revision, dtype=config.dtype, device=config.device)
 
@@ -96,10 +110,11 @@ class GenerativeGuard:
         """
         rows = [self._ids(prompt, reply) for prompt, reply in zip(prompts, responses, strict=True)]
         limit = min(self.config.max_tokens, longest_input(self.model, self.tokenizer)) - self.format.max_new_tokens
-        verdicts, readable = _split_readable(responses, [len(row) for row in rows], limit, self.name)
+        lengths = [None if row is None else len(row) for row in rows]
+        verdicts, readable = _split_readable(responses, lengths, limit, self.name)
         asked = _asked(prompts, goals)
         decoding = decoding_for(self.model, self.tokenizer, self.format.max_new_tokens)
-        inputs = [rows[index] for index in readable]
+        inputs = [row for index in readable if (row := rows[index]) is not None]
         batches = greedy_batches(self.model, inputs, decoding, batch_size=self.config.batch_size)
         for positions, answers in batches:
             for position, answer in zip(positions, answers, strict=True):
@@ -108,15 +123,16 @@ class GenerativeGuard:
                 verdicts[index] = self._verdict(text, responses[index], asked[index])
         return [verdicts[index] for index in range(len(rows))]
 
-    def _ids(self, prompt: Messages, response: str) -> tuple[int, ...]:
+    def _ids(self, prompt: Messages, response: str) -> tuple[int, ...] | None:
         if self.format.text is None:
             conversation = (*prompt, Message("assistant", response))
             text = prompt_text(self.tokenizer, conversation, self.format.options)
+            contents = [message.content for message in conversation]
         else:
             text = fill(self.format.text, as_text(prompt), response)
+            contents = [as_text(prompt), response]
         # A chat template adds the special tokens itself.
-        ids = self.tokenizer(text, add_special_tokens=self.format.text is not None)["input_ids"]
-        return tuple(int(token) for token in ids)
+        return frame_ids(self.tokenizer, text, contents, add_special_tokens=self.format.text is not None)
 
     def _verdict(self, answer: str, response: str, asked: _Asked) -> Verdict:
         harm = self.format.harm.read(answer)
@@ -162,7 +178,8 @@ class ClassifyingGuard:
 
     def _row(self, prompt: Messages, response: str) -> Row:
         texts = (response,) if self.config.reads == "reply" else (as_text(prompt), response)
-        return {name: list(values) for name, values in self.tokenizer(*texts).items()}
+        # The texts are untrusted: a separator in a reply must not become one.
+        return {name: list(values) for name, values in self.tokenizer(*texts, split_special_tokens=True).items()}
 
     def _verdict(self, probabilities: Sequence[float], response: str, asked: _Asked) -> Verdict:
         shares = self._shares(probabilities)
@@ -196,13 +213,15 @@ def _name(config: GuardJudge) -> str:
 
 
 def _split_readable(
-    responses: Sequence[str], lengths: Sequence[int], limit: int, judge: str
+    responses: Sequence[str], lengths: Sequence[int | None], limit: int, judge: str
 ) -> tuple[dict[int, Verdict], list[int]]:
-    """Verdicts on empty and overlong replies, by index, and the indices of all other replies."""
+    """Verdicts on replies that the guard cannot read, by index, and the indices of all other replies."""
     verdicts = {}
     for index, (response, length) in enumerate(zip(responses, lengths, strict=True)):
         if not response.strip():
             verdicts[index] = unscored("empty", judge)
+        elif length is None:
+            verdicts[index] = unscored(f"the prompt or the reply {CANNOT_SPLIT}", judge)
         elif length > limit:
             verdicts[index] = unscored(f"{length} tokens with the prompt, and the guard reads {limit}", judge)
     return verdicts, [index for index in range(len(responses)) if index not in verdicts]

@@ -54,8 +54,6 @@ def profile_stage(context: Context) -> ExpertProfile:
 
     # `profile.tokens` is an input of the selection: the profile holds the counts of both kinds of tokens.
     settings = recipe.profile.model_dump(mode="json", exclude={"tokens"})
-    if settings["successes"] is None:  # as in runs of versions without the setting
-        del settings["successes"]
     folder = run_stage(context.run, "profile", stage_inputs(context, profile=settings), work)
     artifact = ExpertProfile.load(folder)
     require_model(artifact.model_fingerprint, expected=opened.fingerprint, artifact="profile")

@@ -15,6 +15,7 @@ from seawall.artifacts.anchor import Anchor
 from seawall.artifacts.tuning import TuningResult, TuningRow
 from seawall.config.model import ModelConfig
 from seawall.config.tune import TuneMethod
+from seawall.evaluation.judges import judge_state
 from seawall.methods.tune.anchor import describe
 from seawall.methods.tune.claim import claim
 from seawall.methods.tune.context import TuneContext, settings
@@ -175,6 +176,7 @@ def training_inputs(training: TrainingRun) -> dict[str, Any]:
         "weights": context.fingerprint,
         "tokenizer": context.checkpoint.wording,
         "rendered": context.checkpoint.rendered,
+        "settings": context.checkpoint.settings,
         "rows": rows_hash(training.rows().exchanges),
         "training": settings(config, *TRAINING),
         "processes": context.processes.count,
@@ -190,6 +192,8 @@ def evaluation_inputs(context: TuneContext, method: TuneMethod | None, seed: int
         "weights": context.fingerprint,
         "tokenizer": context.checkpoint.wording,
         "rendered": context.checkpoint.rendered,
+        "settings": context.checkpoint.settings,
+        "judge_state": judge_state(context.recipe.eval.judge),
         "adapter": None if method is None else stage_hash(context.run, stage_name(method, seed)),
         "prompts": context.data.prompts.fingerprint(),
         "task": rows_hash(context.data.task.test),

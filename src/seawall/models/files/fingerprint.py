@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from seawall.data.probes import rendered_probes
+from seawall.runs.files import read_json
 
 _WORKERS = 4
+_ORIGIN = ("transformers_version", "_name_or_path", "name_or_path")
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -37,6 +40,25 @@ def rendering_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     Template options, clock, merges, normaliser, added tokens and the end token act on it.
     """
     return _document_hash(rendered_probes(tokenizer))
+
+
+def settings_fingerprint(folder: Path) -> str:
+    """`sha256:` and a hex digest of a checkpoint's `config.json` and `generation_config.json`.
+
+    They change what a model computes without changing a weight, as `num_experts_per_tok` does. The version that wrote
+    them and the folder's name are left out.
+
+    Raises:
+        ArtifactError: a file is damaged.
+    """
+    paths = [folder / name for name in ("config.json", "generation_config.json")]
+    return _document_hash([_without_origin(read_json(path)) if path.is_file() else None for path in paths])
+
+
+def _without_origin(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_origin(item) for key, item in value.items() if key not in _ORIGIN}
+    return [_without_origin(item) for item in value] if isinstance(value, list) else value
 
 
 def _document_hash(document: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.config.model import ModelConfig
-from seawall.models.files.fingerprint import rendering_fingerprint, tokenizer_fingerprint
+from seawall.models.files.fingerprint import rendering_fingerprint, settings_fingerprint, tokenizer_fingerprint
 from seawall.models.files.hub import locate, stated_licence
 from seawall.models.files.load import load_model, open_tokenizer
 from seawall.models.files.rewrite import checkpoint_fingerprint
@@ -68,6 +68,11 @@ class Checkpoint:
     def rendered(self) -> str:
         """Fingerprint of the rendered probe prompts."""
         return rendering_fingerprint(self.tokenizer)
+
+    @cached_property
+    def settings(self) -> str:
+        """Fingerprint of the model's configuration and of its generation settings."""
+        return settings_fingerprint(self.small_files)
 
     @cached_property
     def fingerprint(self) -> str:
