@@ -154,7 +154,7 @@ def _of_endpoint(
 def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Prompts, reporter: Reporter) -> EvalResult:
     reporter.stage(f"Loading {recipe.model.id}")
     model, tokenizer = open_target(recipe, target, reporter)
-    for line in measurement_notices(model, tokenizer):
+    for line in measurement_notices(model, tokenizer, recipe.eval.longest):
         reporter.say(line)
     fingerprint = model_fingerprint(model)
     update_manifest(run, {"model": {"id": recipe.model.id, "revision": recipe.model.revision, "weights": fingerprint}})
