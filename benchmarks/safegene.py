@@ -120,7 +120,7 @@ def _measured(row: Row, options: argparse.Namespace, recipe: Recipe) -> dict[str
             model, target = (graft, target) if row.method == "safelora" else (model, EvalTarget(adapter=graft))
     named = recipe.model_copy(update={"model": _named(recipe, model)})
     done = evaluate_target(named, target, folder, text="", reporter=Quiet())
-    opened, tokenizer = open_target(named, target)
+    opened, tokenizer = open_target(named, target, Quiet())
     score = score_task(
         opened, tokenizer, read_exchanges(options.test), answer=options.answer, batch_size=recipe.eval.batch_size
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from families import CHATML
 from scripted import HARMONY, HARMONY_TOKENS, OPENS_THOUGHT, scripted_tokenizer
 from seawall.data.answers import NEVER_ANSWERED, ReplyParts, ThoughtMarks, opened_block, split_reply
 from seawall.data.templating import opened_by_prompt, thought_marks, turn_end
@@ -93,6 +94,12 @@ def test_the_marks_that_a_template_writes() -> None:
     )
     assert thought_marks(scripted_tokenizer(template=writes)) == ThoughtMarks("<muse>", "</muse>")
     assert thought_marks(scripted_tokenizer()) is None
+    scratch = ThoughtMarks("<scratchpad>", "</scratchpad>")
+    assert thought_marks(scripted_tokenizer(("<scratchpad>", "</scratchpad>\n"))) == scratch, "by the tokenizer"
+    strips = (
+        CHATML.replace("message['content']", "message['content'].split('</scratchpad>')[-1]") + "{# <scratchpad> #}"
+    )
+    assert thought_marks(scripted_tokenizer(template=strips)) == scratch, "by the template's source"
     turns = writes.replace("<muse>", "<|im_start|>assistant\n").replace(
         "</muse>", "<|im_end|>\n<|im_start|>assistant\n"
     )

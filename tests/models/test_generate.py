@@ -32,6 +32,7 @@ from seawall.models.generate import (
     generate,
     greedy_batches,
 )
+from seawall.models.greedy import rows_are_independent
 from seawall.models.memory import automatic_batch_size
 from seawall.models.moe.calls import replaced_forward
 
@@ -103,6 +104,7 @@ def _seen_batches(model: PreTrainedModel, sizes: list[tuple[int, int]]) -> Calla
 def test_ended_rows_leave_the_batch() -> None:
     model, prompts = tiny("mixtral"), _prompts()
     sizes: list[tuple[int, int]] = []
+    assert rows_are_independent(model)
     with replaced_forward(model, _seen_batches(model, sizes)):
         rows = decode_batch(model, prompts, DECODING)
     widest = max(len(prompt) for prompt in prompts)
@@ -269,6 +271,7 @@ class TestAutomaticBatchSize:
         expected = _all(model, prompts, 1)
         small = _SmallMemory(model, 2, OUT_OF_MEMORY[0])
         monkeypatch.setattr(memory, "MAX_ROWS", {"cpu": 8})
+        assert rows_are_independent(model)
         with replaced_forward(model, small):
             assert _all(model, prompts, "auto") == expected
         assert small.tried == [8, 4, 2, 2, 2, 2]

@@ -61,11 +61,12 @@ _HEADER = re.compile(
     r"|<\|start\|>\s*assistant\s*(?P<bare>analysis|commentary|final)?(?:<\|message\|>)?(?!\s*<\|channel\|>)"
 )
 _END_OF_MESSAGE = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
-_OPENED_TAG = re.compile(
+_TAG = (
     r"(?:<\|?|\[)(?=[^<>\[\]/]*(?:think|thought|reason|reflect|scratch|analy|monolog|deliberat|ponder|cot\b))"
-    r"[^<>\[\]/\s|]+(?:\|?>|\])(?=\s*\Z)",
-    re.IGNORECASE,
+    r"[^<>\[\]/\s|]+(?:\|?>|\])"
 )
+_OPENING_TAG = re.compile(_TAG, re.IGNORECASE)
+_OPENED_TAG = re.compile(rf"{_TAG}(?=\s*\Z)", re.IGNORECASE)
 
 
 def opened_block(turn: str, marks: ThoughtMarks | None = None) -> str:
@@ -82,6 +83,12 @@ def opened_block(turn: str, marks: ThoughtMarks | None = None) -> str:
         return "" if _closes(matches[-1].group(), marks) else turn[matches[-1].start() :]
     tag = _OPENED_TAG.search(turn)
     return "" if tag is None else turn[tag.start() :]
+
+
+def paired_marks(source: str) -> ThoughtMarks | None:
+    """The first pair of tags for a thought in a text, such as `<scratchpad>` and `</scratchpad>`; None without one."""
+    pairs = (ThoughtMarks(tag, _closing_of(tag)) for tag in dict.fromkeys(_OPENING_TAG.findall(source)))
+    return next((marks for marks in pairs if marks.closing in source), None)
 
 
 def split_reply(

@@ -100,7 +100,7 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
             conversation differently each time.
         ConfigError: the tokenizer has several named templates and no default.
     """
-    _require_bounded(_template(tokenizer))
+    _require_bounded(template_source(tokenizer))
     request = user("Please name a colour.")
     first, second = (render(tokenizer, request, add_generation_prompt=True) for _ in range(2))
     require_contents(request, first)
@@ -136,7 +136,7 @@ def render(
         DataError: the tokenizer has no chat template; the template refuses the conversation, fails, takes longer than
             `RENDER_SECONDS`, or writes far more than the conversation.
     """
-    source, settings = _template(tokenizer), template_settings(tokenizer)
+    source, settings = template_source(tokenizer), template_settings(tokenizer)
     rows = [message.as_dict() for message in messages]
     rows[-1] |= extra or {}
     roles = ", ".join(message.role for message in messages)
@@ -213,8 +213,8 @@ def _remainder(messages: Messages, text: str) -> str:
     return "\0".join([*pieces, text])
 
 
-def _template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The template's source."""
+def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The source of the chat template; an error where the tokenizer has none, or several and no default."""
     templates, name = tokenizer.chat_template, template_settings(tokenizer).name
     if not templates:
         raise DataError(

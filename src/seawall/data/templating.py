@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from seawall.data.answers import ThoughtMarks, opened_block
-from seawall.data.rendering import render, require_contents
+from seawall.data.answers import ThoughtMarks, opened_block, paired_marks
+from seawall.data.rendering import render, require_contents, template_source
 from seawall.data.types import Exchange, Message, Messages, user
 from seawall.errors import DataError
 
@@ -136,7 +136,8 @@ def _after_last_turn(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def thought_marks(tokenizer: PreTrainedTokenizerBase) -> ThoughtMarks | None:
-    """The tags that the template writes around a message's `reasoning_content`; None where it writes none.
+    """The tags around a thought: those that the template writes around a message's `reasoning_content`, else a pair
+    of tags in the template's source or among the tokenizer's added tokens; None without any.
 
     Raises:
         DataError: as `turn_end`.
@@ -147,9 +148,10 @@ def thought_marks(tokenizer: PreTrainedTokenizerBase) -> ThoughtMarks | None:
     before, thought, rest = text.partition(_THOUGHT)
     between, answer, _ = rest.partition(_MARKER)
     opening, closing = _TAG.findall(before), _TAG.findall(between)
-    if not (thought and answer and opening and closing and _THOUGHT_WORD.search(closing[0])):
-        return None
-    return ThoughtMarks(opening[-1], closing[0])
+    if thought and answer and opening and closing and _THOUGHT_WORD.search(closing[0]):
+        return ThoughtMarks(opening[-1], closing[0])
+    tokens = (token.content for token in tokenizer.added_tokens_decoder.values())
+    return paired_marks(" ".join((template_source(tokenizer), *tokens)))
 
 
 def special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

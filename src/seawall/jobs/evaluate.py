@@ -21,6 +21,7 @@ from seawall.evaluation.run import SAMPLES, evaluate, evaluate_engine
 from seawall.evaluation.suite import EvalSuite, build_suite
 from seawall.jobs.export import add_delta
 from seawall.jobs.summary import attacks_by_length, families, judge_disagreement, scores
+from seawall.models.files.companions import own_tokenizer, require_base
 from seawall.models.files.fingerprint import model_fingerprint, rendering_fingerprint, tokenizer_fingerprint
 from seawall.models.lora.merge import check_adapter, merge_adapter
 from seawall.runs.files import read_json, storage_errors, write_json
@@ -152,8 +153,8 @@ def _of_endpoint(
 
 def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Prompts, reporter: Reporter) -> EvalResult:
     reporter.stage(f"Loading {recipe.model.id}")
-    model, tokenizer = open_target(recipe, target)
-    for line in measurement_notices(model, tokenizer):
+    model, tokenizer = open_target(recipe, target, reporter)
+    for line in measurement_notices(model, tokenizer, recipe.eval.longest):
         reporter.say(line)
     fingerprint = model_fingerprint(model)
     update_manifest(run, {"model": {"id": recipe.model.id, "revision": recipe.model.revision, "weights": fingerprint}})
@@ -178,14 +179,24 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
     return EvalResult.load(run_stage(run, STAGE, inputs, work))
 
 
-def open_target(recipe: Recipe, target: EvalTarget) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The recipe's model, dense or MoE, with the delta or the adapter.
+def open_target(
+    recipe: Recipe, target: EvalTarget, reporter: Reporter
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The recipe's model, dense or MoE, with the delta or the adapter, and with the tokenizer that these bring.
 
     Raises:
         SeawallError: the model cannot be loaded, or delta or adapter are of another model.
     """
     delta = None if target.delta is None else Delta.load(target.delta)
-    model, tokenizer = open_checkpoint(recipe.model).load()
+    checkpoint = open_checkpoint(recipe.model)
+    if target.adapter is not None:
+        require_base(target.adapter, (checkpoint.id, recipe.model.id))
+    model, tokenizer = checkpoint.load()
+    folder = target.delta or target.adapter
+    own = None if folder is None else own_tokenizer(folder, model, tokenizer, recipe.model)
+    if own is not None:
+        reporter.say(f"using the tokenizer and chat template in {folder}, which differ from the model's")
+        tokenizer = own
     if delta is not None:
         add_delta(delta, model)
     if target.adapter is not None:

@@ -82,8 +82,9 @@ def decoding_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max
 
 def context_length(model: PreTrainedModel) -> int | None:
     """The number of positions of a model; None where its configuration states none."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else None
+    config = model.config.get_text_config()
+    stated = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    return next((positions for positions in stated if isinstance(positions, int) and positions > 0), None)
 
 
 class ReplyReader:

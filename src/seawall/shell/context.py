@@ -66,7 +66,7 @@ class Context:
         """
         self.reporter.stage(f"Loading {self.recipe.model.id}")
         opened = open_model(self.checkpoint)
-        for line in measurement_notices(opened.model, opened.tokenizer):
+        for line in measurement_notices(opened.model, opened.tokenizer, self.recipe.eval.longest):
             self.reporter.say(line)
         self.note_model(opened.fingerprint)
         return opened

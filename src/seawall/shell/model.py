@@ -20,6 +20,7 @@ from seawall.models.files.fingerprint import (
     tokenizer_fingerprint,
 )
 from seawall.models.files.open import Checkpoint
+from seawall.models.greedy import batching_notice
 from seawall.models.moe.find import MoEModel, find_moe, find_moe_if_any
 
 _EMBEDDED: Mapping[str, Callable[[], Path]] = {LAB: lab_model_folder, LAB_ORIGINAL: original_model_folder}
@@ -87,9 +88,10 @@ def computing(model: PreTrainedModel) -> dict[str, str]:
     return {"device": model.device.type, "dtype": str(model.dtype), "experts": str(experts)}
 
 
-def measurement_notices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def measurement_notices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> list[str]:
     """What is pinned or done differently so that a measurement is right, one line each, for the user."""
-    return [line for line in (clock_notice(tokenizer),) if line is not None]
+    lines = (clock_notice(tokenizer), batching_notice(model, max_new_tokens))
+    return [line for line in lines if line is not None]
 
 
 def require_loadable(engine: EngineConfig, refusal: str) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from checkpoints import logits
 from families import tiny
 from seawall.errors import ArtifactError, ConfigError, SeawallError, UnsupportedModelError
-from seawall.models.lora.merge import CONFIG, WEIGHTS, merge_adapter
+from seawall.models.lora.merge import CONFIG, WEIGHTS, attach_saved_adapter, merge_adapter, merge_attached
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
@@ -92,3 +92,38 @@ def test_without_peft_one_line_says_what_to_install(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(SeawallError, match=r"PEFT, which is not installed; pip install 'seawall\[tune\]'"):
         merge_adapter(tiny("olmoe"), tmp_path)
+
+
+def adapter_of(model: Any, folder: Path, targets: list[str]) -> Path:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(3)
+    config = peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.*(tie_word_embeddings|save_embedding_layers):UserWarning")
+def test_an_adapter_on_one_of_two_tied_weights_is_refused(tmp_path: Path) -> None:
+    tied: Any = {"tie_word_embeddings": True}
+    folder = adapter_of(tiny("qwen2_moe", **tied), tmp_path / "head", ["q_proj", "lm_head"])
+    with pytest.raises(UnsupportedModelError, match=r"uses twice \(tied embeddings\); got LoRA on lm_head"):
+        merge_adapter(tiny("qwen2_moe", **tied), folder)
+    merge_adapter(tiny("qwen2_moe", **tied), adapter_of(tiny("qwen2_moe", **tied), tmp_path / "q", ["q_proj"]))
+    merge_adapter(tiny("qwen2_moe"), adapter_of(tiny("qwen2_moe"), tmp_path / "untied", ["q_proj", "lm_head"]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merge_that_gives_another_model_is_refused(folder: Path, dtype: torch.dtype) -> None:
+    merge_adapter(tiny("olmoe").to(dtype), folder)
+    wrapped = attach_saved_adapter(tiny("olmoe").to(dtype), folder)
+    merge = wrapped.merge_and_unload
+
+    def merged_wrongly(**options: Any) -> Any:
+        model = merge(**options)
+        with torch.no_grad():
+            model.model.layers[0].self_attn.q_proj.weight.mul_(-1)
+        return model
+
+    wrapped.merge_and_unload = merged_wrongly
+    with pytest.raises(UnsupportedModelError, match="gives another model than the adapter attached"):
+        merge_attached(wrapped, folder)

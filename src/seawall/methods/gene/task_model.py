@@ -19,6 +19,7 @@ from seawall.data.templating import encode_prompt
 from seawall.data.types import user
 from seawall.errors import ArtifactError, ConfigError
 from seawall.models.files.checkpoint import save_model, verify_hashes
+from seawall.models.files.companions import own_tokenizer
 from seawall.models.files.open import Checkpoint
 from seawall.models.lora.attach import load_peft_model
 from seawall.models.lora.merge import check_adapter, merge_adapter
@@ -75,7 +76,8 @@ def merged_task(base: Checkpoint, adapter: Path, folder: Path, reporter: Reporte
     """Base and task adapter merged into a temporary checkpoint."""
     reporter.stage(f"Merging the task's adapter into {base.id}")
     model, tokenizer = base.load()
-    save_model(merge_adapter(model, adapter), tokenizer, folder)
+    own = own_tokenizer(adapter, model, tokenizer, base.config)
+    save_model(merge_adapter(model, adapter), tokenizer if own is None else own, folder)
     return base.at(folder)
 
 

@@ -73,6 +73,13 @@ def load_weights(
     """
     headers = read_headers(folder)
     require_float_weights(folder, headers)
+    if (folder / "adapter_config.json").is_file():
+        raise UnsupportedModelError(
+            f"{folder} holds a checkpoint and an adapter, which transformers would load on top",
+            got="config.json and adapter_config.json in one folder",
+            expected="a checkpoint or an adapter",
+            remedy="move the adapter's files to another folder, and name that one with --adapter",
+        )
     options = device_options(config.device, bytes_in_memory(headers, config.dtype))
     options |= {"dtype": requested_dtype(config.dtype), "trust_remote_code": config.trust_remote_code}
     if config.experts_implementation is not None:
@@ -111,7 +118,7 @@ def open_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase
         UnsupportedModelError: the folder has no tokenizer, or transformers cannot load it.
         ArtifactError: files are damaged.
     """
-    if not any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
+    if not has_vocabulary(folder):
         raise UnsupportedModelError(
             f"no tokenizer in {folder}",
             expected="tokenizer.json",
@@ -126,6 +133,11 @@ def open_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase
         )
     use_template(tokenizer, TemplateSettings(config.template, dict(config.template_options)))
     return tokenizer
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a folder has a tokenizer of its own."""
+    return any(any(folder.glob(pattern)) for pattern in _VOCABULARIES)
 
 
 def load_architecture(folder: Path, config: ModelConfig) -> PreTrainedConfig:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from seawall.errors import ArtifactError, ConfigError, SeawallError, UnsupportedModelError
 from seawall.models.files.checkpoint import read_json
 from seawall.models.files.load import library_errors
+from seawall.models.lora.merged import probe_logits, require_own_weights, require_same_logits
 from seawall.models.lora.updates import LowRankUpdate, adapter_updates
 
 CONFIG = "adapter_config.json"
@@ -52,10 +53,14 @@ def merge_attached(wrapped: Any, folder: Path) -> PreTrainedModel:
         folder: the adapter's folder, for messages.
 
     Raises:
-        UnsupportedModelError: the sum is not finite, or PEFT cannot merge it.
+        UnsupportedModelError: the sum is not finite, PEFT cannot merge it, or the merged model is another than the one
+            with the adapter attached.
     """
+    require_own_weights(wrapped, folder)
+    expected = probe_logits(wrapped)
     with library_errors(f"the adapter in {folder} does not fit the model"):
         merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
+    require_same_logits(merged, expected, folder)
     return merged.requires_grad_(True).eval()
 
 
@@ -98,9 +103,10 @@ def reading_adapter(model: PreTrainedModel, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def silence_peft() -> Iterator[None]:
-    """Hides one deprecation warning: PEFT reads a property of transformers by its former name."""
+    """Hides two warnings of PEFT: on a property's former name, and on tied weights, which merging checks itself."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        warnings.filterwarnings("ignore", ".*tie_word_embeddings", UserWarning)
         yield
 
 

@@ -1,0 +1,165 @@
+"""A batch that decodes greedily, and the check that its rows are what they are alone.
+
+Some families mix rows or padding: linear attention that reads padded positions, caches whose rows cannot leave.
+
+Legend: B rows of the batch, T tokens so far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from seawall.errors import UnsupportedModelError
+from seawall.models.decoding import TokenIds, context_length
+
+CHECKED_TOKENS = 64
+"""Largest number of tokens that the check decodes."""
+_LENGTHS = (144, 6)
+"""Tokens of the two prompts: one exceeds the windows of 128 tokens that some families compress."""
+_TOLERANCE = 1e-3
+_TOLERANCE_16_BIT = 0.1
+"""Largest difference of logits relative to their spread. In 16 bits a row's logits depend on its batch by rounding."""
+_checked: WeakKeyDictionary[PreTrainedModel, tuple[int, bool]] = WeakKeyDictionary()
+
+
+class GreedyBatch:
+    """The unfinished rows and their cache, which the model creates itself, so that every kind of layer gets its own.
+
+    Attributes:
+        logits_BV: of the last step.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[TokenIds], pad_id: int) -> None:
+        # The class's forward: an instance's may be wrapped, and then its signature hides the arguments.
+        accepted = inspect.signature(type(model).forward).parameters
+        if "past_key_values" not in accepted:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} cannot generate with seawall",
+                got="a forward pass without past_key_values",
+                expected="a causal language model with a key-value cache",
+            )
+        self.logits_BV = torch.empty(0)
+        self._model = model
+        self._cache: Any = None
+        self._takes_positions = "position_ids" in accepted
+        # The output layer over every prompt token would cost more than all other layers of a small model's prefill.
+        self._options = {"use_cache": True} | ({"logits_to_keep": 1} if "logits_to_keep" in accepted else {})
+        self._tokens_BT, self._mask_BT = _left_pad(prompts, pad_id, device=model.device)
+        self._positions_BT = (self._mask_BT.cumsum(-1) - 1).clamp(min=0)
+
+    def step(self) -> list[int]:
+        """The next token of each row, which also becomes the next input."""
+        positions = {"position_ids": self._positions_BT} if self._takes_positions else {}
+        output = self._model(
+            input_ids=self._tokens_BT,
+            attention_mask=self._mask_BT,
+            past_key_values=self._cache,
+            **positions,
+            **self._options,
+        )
+        self._cache = output.past_key_values
+        self.logits_BV = output.logits[:, -1]
+        next_B = self.logits_BV.argmax(dim=-1).to(self._mask_BT.device)
+        self._tokens_BT = next_B[:, None]
+        self._mask_BT = torch.nn.functional.pad(self._mask_BT, (0, 1), value=1)
+        self._positions_BT = self._positions_BT[:, -1:] + 1
+        return [int(token) for token in next_B.tolist()]
+
+    def force(self, tokens: Sequence[int]) -> None:
+        """Makes these tokens the next input, in place of the last step's."""
+        self._tokens_BT = torch.tensor(tokens, device=self._mask_BT.device)[:, None]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops all other rows, by reordering the cache with fewer rows: the one call that every kind of layer has."""
+        rows_B = torch.tensor(rows, device=self._mask_BT.device)
+        self._cache.reorder_cache(rows_B)
+        self._tokens_BT = self._tokens_BT[rows_B]
+        self._mask_BT = self._mask_BT[rows_B]
+        self._positions_BT = self._positions_BT[rows_B]
+
+
+def _left_pad(prompts: Sequence[TokenIds], pad_id: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens and attention mask (B, T), padded on the left so that every row's newest token is in the last column."""
+    width = max(len(prompt) for prompt in prompts)
+    tokens = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
+
+
+def rows_are_independent(model: PreTrainedModel, tokens: int = CHECKED_TOKENS) -> bool:
+    """Whether a row of a batch is the row alone, as a decode of two prompts of unequal length shows; once per model.
+
+    Args:
+        model: any causal language model.
+        tokens: number of tokens to decode, at most `CHECKED_TOKENS`.
+    """
+    tokens = min(tokens, CHECKED_TOKENS)
+    checked, independent = _checked.get(model, (0, True))
+    if independent and checked < tokens:
+        independent = _takes_cache(model) is False or _same_together(model, tokens)
+        _checked[model] = (tokens, independent)
+    return independent
+
+
+def batching_notice(model: PreTrainedModel, tokens: int = CHECKED_TOKENS) -> str | None:
+    """One line where rows are decoded one at a time; None where batches are right."""
+    if rows_are_independent(model, tokens):
+        return None
+    name = type(model).__name__
+    return (
+        f"{name} gives other replies in a batch than alone: replies are generated one prompt at a time, which is slow"
+    )
+
+
+@torch.no_grad()
+def _same_together(model: PreTrainedModel, tokens: int) -> bool:
+    """Decodes two prompts together and alone, with the tokens of the rows alone as input, and compares logits.
+
+    Half way the first row leaves, as a reply that ends does.
+    """
+    size = int(model.get_input_embeddings().weight.shape[0])
+    limit = context_length(model) or sum(_LENGTHS) + tokens
+    tokens = min(tokens, max(1, limit // 2))
+    lengths = [max(1, min(length, limit - tokens)) for length in _LENGTHS]
+    prompts = [tuple((7 * index * index + 3 * index + length) % size for index in range(length)) for length in lengths]
+    was_training = model.training
+    model.eval()
+    try:
+        differences = _differences(model, prompts, tokens)
+    except (RuntimeError, IndexError, TypeError, ValueError):  # a cache whose rows cannot leave
+        return False
+    finally:
+        model.train(was_training)
+    if model.dtype in (torch.float32, torch.float64):
+        return max(differences) <= _TOLERANCE
+    return median(differences) <= _TOLERANCE_16_BIT
+
+
+def _differences(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], tokens: int) -> list[float]:
+    alone = [GreedyBatch(model, [prompt], 0) for prompt in prompts]
+    together = GreedyBatch(model, prompts, 0)
+    rows, differences = list(range(len(prompts))), []
+    for length in range(1, tokens + 1):
+        new = [batch.step()[0] for batch in alone]
+        together.step()
+        expected_BV = torch.cat([alone[row].logits_BV for row in rows]).float()
+        spread_B = (expected_BV - expected_BV.mean(-1, keepdim=True)).norm(dim=-1).clamp(min=1e-6)
+        relative_B = (together.logits_BV.float() - expected_BV).norm(dim=-1) / spread_B
+        differences.append(float(relative_B.max()))
+        together.force([new[row] for row in rows])
+        if length == max(1, tokens // 2) and tokens > 1:
+            together.keep(rows[1:])
+            rows = rows[1:]
+    return differences
+
+
+def _takes_cache(model: PreTrainedModel) -> bool:
+    return "past_key_values" in inspect.signature(type(model).forward).parameters

@@ -1,0 +1,97 @@
+"""A row of a batch is the row alone, or rows are decoded one at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from families import FAMILIES, VOCABULARY, tiny
+from seawall.models import greedy
+from seawall.models.generate import Decoding, decode_batch
+from seawall.models.greedy import batching_notice, rows_are_independent
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.25,
+    "pad_token_id": 0,
+}
+DEPENDENT: dict[str, dict[str, Any]] = {
+    "minimax": {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 16,
+        "head_dim": 8,
+        "num_key_value_heads": 2,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "block_size": 8,
+    },
+    "deepseek_v4": {
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 1,
+        "layer_types": ["heavily_compressed_attention"],
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    },
+}
+
+
+def dependent(family: str) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = CONFIG_MAPPING[family](**{**_COMMON, **DEPENDENT[family]})
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+def prompts_of(*lengths: int) -> list[tuple[int, ...]]:
+    generator = torch.Generator().manual_seed(1)
+    return [tuple(torch.randint(40, VOCABULARY, (length,), generator=generator).tolist()) for length in lengths]
+
+
+@pytest.mark.parametrize("family", DEPENDENT)
+def test_rows_that_depend_on_their_batch_are_decoded_alone(family: str) -> None:
+    model = dependent(family)
+    assert not rows_are_independent(model, 8)
+    notice = batching_notice(model, 8)
+    assert notice is not None
+    assert "one prompt at a time" in notice
+    prompts, decoding = prompts_of(140, 6, 6), Decoding(6, frozenset(range(2, 40)), 0)
+    alone = [decode_batch(model, [prompt], decoding)[0] for prompt in prompts]
+    assert decode_batch(model, prompts, decoding) == alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", [*FAMILIES, "llama"])
+def test_rounding_is_no_dependence(family: str, dtype: torch.dtype) -> None:
+    model = tiny(family).to(dtype)
+    assert rows_are_independent(model, 12)
+    assert batching_notice(model, 12) is None
+
+
+def test_a_model_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("mixtral").train()
+    calls: list[int] = []
+    check = greedy._same_together
+
+    def counted(checked: PreTrainedModel, tokens: int) -> bool:
+        calls.append(tokens)
+        return check(checked, tokens)
+
+    monkeypatch.setattr(greedy, "_same_together", counted)
+    for tokens in (4, 4, 2, 8, 200, 64):
+        assert rows_are_independent(model, tokens)
+    assert calls == [4, 8, 64]
+    assert model.training
+
+
+def test_a_model_without_a_cache_is_not_checked() -> None:
+    model = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, state_size=4))
+    assert batching_notice(model) is None
