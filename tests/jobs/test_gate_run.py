@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from seawall.artifacts.store import load_document, save_document
-from seawall.errors import ArtifactError, RunFolderError
+from seawall.errors import ArtifactError, RunFolderError, SeawallError
 from seawall.evaluation.gate import Bounds, Check
 from seawall.jobs.gate import Gate, gate_run, gate_table
 from seawall.runs.files import file_hash, read_json
+from seawall.runs.folder import RunFolder, update_manifest
+from seawall.runs.sealed import seal_files
 
 EVERYTHING = Bounds(
     max_asr=0.99,
@@ -145,9 +147,31 @@ def test_a_run_without_exports_is_held_to_its_bounds_alone(copied: Path) -> None
     recipe = read_json(copied / "resolved.json")
     recipe["export"] |= {"delta": False, "checkpoint": False}
     (copied / "resolved.json").write_text(json.dumps(recipe))
+    seal_files(RunFolder(copied))
     for name in ("delta", "model"):
         shutil.rmtree(copied / name)
     assert exports(copied) == {}
+
+
+@pytest.mark.parametrize("name", ["summary.json", "resolved.json"])
+def test_a_changed_summary_or_recipe_is_refused(copied: Path, name: str) -> None:
+    path = copied / name
+    path.write_text(path.read_text().replace("true", "false", 1))
+    with pytest.raises(ArtifactError, match=f"{name} was changed or damaged"):
+        gate_run(copied, EVERYTHING)
+    path.unlink()
+    with pytest.raises(SeawallError):
+        gate_run(copied, EVERYTHING)
+
+
+def test_a_run_of_before_these_files_had_hashes_passes(copied: Path) -> None:
+    manifest = read_json(copied / "manifest.json")
+    del manifest["hashes"]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    assert gate_run(copied, EVERYTHING).passed
+    update_manifest(RunFolder(copied), {"hashes": 3})
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged"):
+        gate_run(copied, EVERYTHING)
 
 
 def test_the_table_has_a_row_for_every_check_and_json_no_nan() -> None:

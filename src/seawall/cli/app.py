@@ -37,6 +37,7 @@ from seawall.errors import Interrupted, SeawallError
 from seawall.visible import visible_line
 
 WRONG_INPUT, INTERRUPTED = 2, 3
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WrongUsage: Any = typer.BadParameter.__mro__[1]
 """The class of all errors about words of the command line, which typer does not export."""
 
@@ -88,7 +89,7 @@ def run() -> NoReturn:
 
     Ctrl-C and SIGTERM raise `Interrupted`, which no error handler of a library swallows.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, _interrupt)
     sys.excepthook = report_defect
     atexit.register(gc.freeze)  # else the last collection looks through all of torch and transformers: a second
@@ -96,7 +97,7 @@ def run() -> NoReturn:
         _obey(sys.argv[1:])
         sys.stdout.flush()
     except typer.Exit as end:
-        sys.exit(end.exit_code)
+        _leave(end.exit_code)
     except SeawallError as error:
         _end(str(error), WRONG_INPUT)
     except _WrongUsage as error:
@@ -104,12 +105,12 @@ def run() -> NoReturn:
     except (KeyboardInterrupt, Interrupted, typer.Abort):
         # The launcher ends all processes when one ends; one of them prints the message.
         if os.environ.get("RANK", "0") != "0":
-            sys.exit(INTERRUPTED)
+            _leave(INTERRUPTED)
         _end("interrupted; run the same command to resume", INTERRUPTED)
     except BrokenPipeError:
         _close_output()
-        sys.exit(INTERRUPTED)
-    sys.exit(0)
+        _leave(INTERRUPTED)
+    _leave(0)
 
 
 def _obey(words: list[str]) -> None:
@@ -121,6 +122,13 @@ def _obey(words: list[str]) -> None:
 
 def _end(message: str, code: int) -> NoReturn:
     sys.stderr.write(f"seawall: {visible_line(message)}\n")
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process; its work is over, so a signal changes the exit code no more."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 

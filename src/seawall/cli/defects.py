@@ -8,9 +8,10 @@ import tempfile
 import traceback
 from types import TracebackType
 
+from seawall.errors import Interrupted
 from seawall.visible import visible_line
 
-DEFECT, NO_MEMORY = 70, 2
+DEFECT, NO_MEMORY, INTERRUPTED = 70, 2, 3
 """Exit codes. 70 is `EX_SOFTWARE` of sysexits.h."""
 _LONGEST = 200
 
@@ -21,6 +22,8 @@ def report_defect(kind: type[BaseException], error: BaseException, trace: Traceb
     Raises:
         SystemExit: always; the interpreter ends with its code.
     """
+    if issubclass(kind, KeyboardInterrupt | Interrupted):  # a second signal, while the first one was reported
+        raise SystemExit(INTERRUPTED)
     if _is_out_of_memory(error):
         _write("memory ran out; use smaller batches, a smaller model or more memory, and run the same command again")
         raise SystemExit(NO_MEMORY)

@@ -22,6 +22,7 @@ from seawall.report import render_model_card
 from seawall.runs.files import read_json, write_json
 from seawall.runs.folder import RunFolder, update_manifest
 from seawall.runs.progress import Reporter
+from seawall.runs.sealed import seal_files
 from seawall.runs.stage import is_done
 from seawall.shell.context import Context
 from seawall.shell.job import new_run, read_inputs
@@ -108,6 +109,7 @@ def _finish(context: Context, summary: dict[str, Any], seconds: float) -> dict[s
     summary |= {"seconds": previous.get("seconds", round(earlier + seconds, 1)), "peak_memory_bytes": peak}
     update_manifest(run, {"seconds": summary["seconds"]})
     write_json(run.summary, summary)
+    seal_files(run)
     copy_samples(run)
     write_report(run, summary)
     return summary

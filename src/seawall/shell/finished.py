@@ -14,6 +14,7 @@ from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
 from seawall.runs.files import read_json
 from seawall.runs.folder import RunFolder
+from seawall.runs.sealed import require_sealed
 from seawall.runs.stage import finished_stage
 
 
@@ -74,6 +75,7 @@ def open_finished(path: Path) -> FinishedRun:
             expected="a run with a repair and an evaluation before and after it",
             remedy="name the folder of a `seawall run`",
         )
+    require_sealed(run)
     before, after = (_evaluated(run, when) for when in ("before", "after"))
     change = DeltaOutline.load(finished_stage(run, "repair") / "delta")
     for evaluation, fingerprint in ((before, change.base_model), (after, change.result_model)):

@@ -21,7 +21,7 @@ from transformers import T5Config
 from transformers.utils import logging as transformers_logging
 
 from checkpoints import INDEX, WEIGHTS, config_of, edit_json, logits, rewrite_weights, write_checkpoint, write_shards
-from families import random_ids, tiny
+from families import random_ids, tiny, tiny_tokenizer
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, ConfigError, DataError, SeawallError, UnsupportedModelError
 from seawall.models.files import hub
@@ -375,3 +375,22 @@ def test_a_device_that_is_not_here_is_refused_before_weights_are_read(
 def test_a_dense_model_loads_too(tmp_path: Path) -> None:
     model, _ = load_model(config_of(write_checkpoint(tmp_path / "model", "llama"), device="cpu"))
     assert torch.equal(logits(model), logits(tiny("llama")))
+
+
+@pytest.mark.parametrize("value", [{}, "2", [2, None], True, 2.5, 10**12, [[2]]])
+def test_a_special_token_that_is_no_id_is_refused(tmp_path: Path, value: object) -> None:
+    tiny("mixtral").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(ArtifactError, match=r"generation_config\.json: eos_token_id is wrong"):
+        load_model(config_of(tmp_path))
+
+
+def test_a_damaged_tokenizer_is_one_line(tmp_path: Path) -> None:
+    tiny("mixtral").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer.json").read_text())
+    settings["added_tokens"][0]["id"] = "first"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(UnsupportedModelError, match=r"the tokenizer in .* cannot be loaded; got .*expected u32"):
+        load_model(config_of(tmp_path))

@@ -24,9 +24,11 @@ from seawall.config.model import ModelConfig
 from seawall.data.rendering import TemplateSettings, check_chat_template, use_template
 from seawall.errors import ArtifactError, SeawallError, UnsupportedModelError
 from seawall.models.files.accounted import require_accounted, require_expected, require_float_weights
+from seawall.models.files.bare import BareErrors
 from seawall.models.files.checkpoint import first_line, read_config, read_headers, read_json, verify_hashes
 from seawall.models.files.hub import locate
 from seawall.models.files.placement import bytes_in_memory, device_options, requested_dtype
+from seawall.models.files.token_ids import require_token_ids
 from seawall.models.memory import is_out_of_memory
 from seawall.models.silence_libraries import silence_libraries
 
@@ -127,7 +129,7 @@ def open_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).exists():
             read_json(folder / name)
-    with library_errors(f"the tokenizer in {folder} cannot be loaded"), silence_libraries():
+    with library_errors(f"the tokenizer in {folder} cannot be loaded"), BareErrors(), silence_libraries():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=config.trust_remote_code
         )
@@ -148,6 +150,7 @@ def load_architecture(folder: Path, config: ModelConfig) -> PreTrainedConfig:
         ArtifactError: config.json is damaged.
     """
     _require_causal(read_config(folder), config)
+    require_token_ids(folder)
     return load_config(folder, config)
 
 
