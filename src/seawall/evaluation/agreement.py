@@ -68,11 +68,11 @@ class Agreement:
     @property
     def kinds(self) -> list[str]:
         """The kinds of replies, in the order of the file."""
-        return list(dict.fromkeys(one.reply.kind for one in self.judged))
+        return list(dict.fromkeys(row.reply.kind for row in self.judged))
 
     def of_kind(self, kind: str) -> list[Judged]:
         """The replies of one kind."""
-        return [one for one in self.judged if one.reply.kind == kind]
+        return [row for row in self.judged if row.reply.kind == kind]
 
     def document(self) -> dict[str, Any]:
         """The agreement as one JSON object; holds no reply."""
@@ -90,19 +90,19 @@ class Agreement:
             },
             "disagreements": [
                 {
-                    "where": one.reply.where,
-                    "expected": one.reply.expected,
-                    "verdict": one.verdict.outcome,
-                    "reason": one.verdict.reason,
+                    "where": row.reply.where,
+                    "expected": row.reply.expected,
+                    "verdict": row.verdict.outcome,
+                    "reason": row.verdict.reason,
                 }
-                for one in self.judged
-                if not one.agrees
+                for row in self.judged
+                if not row.agrees
             ],
         }
 
 
 def _agreeing(judged: Sequence[Judged]) -> int:
-    return sum(one.agrees for one in judged)
+    return sum(row.agrees for row in judged)
 
 
 def read_labelled(path: Path) -> list[LabelledReply]:
@@ -161,15 +161,15 @@ def _prompt(row: Row) -> Messages:
 
 
 def _field(row: Row, names: Sequence[str]) -> str:
-    found = next((name for name in names if name in row.fields), None)
-    if found is None:
+    present = next((name for name in names if name in row.fields), None)
+    if present is None:
         raise row.error(
             f"field {names[0]!r} is missing",
             got=f"the fields {', '.join(map(repr, row.fields)) or 'none'}",
             expected=f"one of {', '.join(map(repr, names))}",
         )
-    return found
+    return present
 
 
 def _outcome(text: str) -> Outcome:
-    return next(one for one in get_args(Outcome) if one == text)
+    return next(outcome for outcome in get_args(Outcome) if outcome == text)

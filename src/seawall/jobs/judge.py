@@ -39,7 +39,7 @@ def agreement_table(result: Agreement) -> Table:
         table.add_column(heading, justify="right")
     for kind in result.kinds:
         judged = result.of_kind(kind)
-        agree = sum(one.agrees for one in judged)
+        agree = sum(row.agrees for row in judged)
         table.add_row(visible_line(kind), str(len(judged)), str(agree), f"{agree / len(judged):.0%}")
     return table
 
@@ -47,15 +47,15 @@ def agreement_table(result: Agreement) -> Table:
 def agreement_lines(result: Agreement) -> list[str]:
     """The share of agreement with its interval, and the first disagreements."""
     document = result.document()
-    wrong = [one for one in result.judged if not one.agrees]
+    wrong = [row for row in result.judged if not row.agrees]
     lines = [
         f"{result.judge} agrees on {document['agree']} of {document['replies']}: {document['agreement']:.1%} "
         f"(95 % interval {document['low']:.1%} to {document['high']:.1%})"
     ]
     lines += [
-        f"{one.reply.where}: read as {one.reply.expected}, judged {one.verdict.outcome}: "
-        f"{one.verdict.reason.removeprefix(EVADES)}"
-        for one in wrong[:_SHOWN]
+        f"{row.reply.where}: read as {row.reply.expected}, judged {row.verdict.outcome}: "
+        f"{row.verdict.reason.removeprefix(EVADES)}"
+        for row in wrong[:_SHOWN]
     ]
     if len(wrong) > _SHOWN:
         lines.append(f"{len(wrong) - _SHOWN} more disagreements; --json lists all")
