@@ -6,13 +6,22 @@ in use, and the mask misses the reply. Both are checked for every example.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from seawall.data.answers import ThoughtMarks, opened_block, paired_marks
-from seawall.data.rendering import render, require_contents, template_source
+from seawall.data.rendering import (
+    CLOCK,
+    DEFAULT_OPTIONS,
+    pinned,
+    render,
+    require_contents,
+    template_settings,
+    template_source,
+)
 from seawall.data.types import Exchange, Message, Messages, user
 from seawall.errors import DataError
 
@@ -68,6 +77,17 @@ def prompt_text(
     text = render(tokenizer, messages, add_generation_prompt=True, options=options)
     require_contents(messages, text)
     return text
+
+
+def self_contained_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template with its options and its pinned clock inside, for libraries that render it themselves.
+
+    Raises:
+        DataError: the tokenizer has no chat template.
+    """
+    options = {**DEFAULT_OPTIONS, **template_settings(tokenizer).options}
+    variables = "".join(f"{{%- set {name} = {json.dumps(value)} +%}}" for name, value in options.items())
+    return variables + pinned(template_source(tokenizer), CLOCK)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
