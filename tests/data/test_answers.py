@@ -24,6 +24,7 @@ REPLIES = {
     "an answer before a second thought": ("</think>No.<think>Hm.", "<think>", ReplyParts("No.", "Hm.")),
     "seed": ("<seed:think>Hm.</seed:think>No.", "", ReplyParts("No.", "Hm.")),
     "magistral": ("[THINK]Hm.[/THINK]No.", "", ReplyParts("No.", "Hm.")),
+    "a stage direction": ("[think] No.", "", ReplyParts("[think] No.")),
     "cohere": ("<|START_THINKING|>Hm.<|END_THINKING|>No.", "", ReplyParts("No.", "Hm.")),
     "gemma": ("<|channel>thought\nHm.<channel|>No.", "", ReplyParts("No.", "Hm.")),
     "granite": ("Here is my thought process: Hm. Here is my response: No.", "", ReplyParts("No.", "Hm.")),

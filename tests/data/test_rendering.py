@@ -13,7 +13,7 @@ from seawall.config.model import ModelConfig
 from seawall.data import rendering
 from seawall.data.attacks import ATTACKS
 from seawall.data.rendering import TemplateSettings, check_chat_template, clock_notice, render, use_template
-from seawall.data.templating import encode_prompt, prompt_text
+from seawall.data.templating import encode_prompt, prompt_text, self_contained_template
 from seawall.data.types import Message, Messages, user
 from seawall.errors import ConfigError, DataError, SeawallError
 from seawall.models.files.fingerprint import rendering_fingerprint
@@ -118,6 +118,17 @@ def test_options_and_names_of_templates_are_settings() -> None:
         prompt_text(several, user("Hi"))
     use_template(several, TemplateSettings(name="rag"))
     assert "<|effort=medium|>" in prompt_text(several, user("Hi"))
+
+
+def test_a_template_with_its_settings_inside_renders_the_same_prompts() -> None:
+    thinks = "{% if enable_thinking %}<think>{% endif %}\n"
+    tokenizer = scripted_tokenizer(template=CLOCK + EFFORT + thinks)
+    use_template(tokenizer, TemplateSettings(options={"reasoning_effort": 'a "b"', "enable_thinking": True}))
+    prompt = prompt_text(tokenizer, user("Hi"))
+    tokenizer.chat_template = self_contained_template(tokenizer)
+    rows = [message.as_dict() for message in user("Hi")]
+    assert tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=True) == prompt
+    assert '<|effort=a "b"|>' in prompt
 
 
 def test_settings_of_the_recipe_reach_the_template(tmp_path: Any) -> None:

@@ -215,6 +215,12 @@ def test_an_open_turn_without_an_end_of_sequence_token_is_refused() -> None:
         encode_exchange(tokenizer, Exchange(user("Hello"), "Hi"))
 
 
+def test_a_reply_after_an_opened_thought_is_refused() -> None:
+    opens = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    with pytest.raises(DataError, match=r"opens a thought before the reply.*got a prompt that ends in '<think>'"):
+        encode_exchange(tokenizer_with(opens), Exchange(user("Hello"), "Hi"))
+
+
 def test_an_empty_reply_is_refused() -> None:
     with pytest.raises(DataError, match="reply is empty; got the prompt 'Hello'"):
         encode_exchange(tiny_tokenizer(), Exchange(user("Hello"), " \n"))

@@ -42,7 +42,7 @@ class ThoughtMarks:
 _NAME = r"(?:[a-z]+[:_])?(?:think|thinking|thought|thoughts|reasoning)"
 _MARKS = (
     rf"<\|?/?(?:begin_of_|end_of_|start_|end_)?{_NAME}\|?>",
-    r"\[/?THINK\]",
+    r"(?-i:\[/?THINK\])",
     r"◁/?think▷",
     r"<\|channel>thought|<channel\|>",
     r"<unused94>thought|<unused95>",

@@ -143,7 +143,7 @@ def render(
     with _one_line("the chat template refuses a conversation", f" for the roles {roles}"), _time_limit(RENDER_SECONDS):
         text = tokenizer.apply_chat_template(
             rows,
-            chat_template=_pinned(source, clock),
+            chat_template=pinned(source, clock),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             **{**DEFAULT_OPTIONS, **settings.options, **(options or {})},
@@ -244,7 +244,7 @@ def _require_bounded(source: str) -> None:
         raise DataError("the chat template computes with huge numbers", got=token, expected="a template of messages")
 
 
-def _pinned(source: str, clock: datetime) -> str:
+def pinned(source: str, clock: datetime) -> str:
     """The template with its clock as a macro: transformers passes no functions to templates."""
     if "strftime_now" not in source:
         return source

@@ -6,13 +6,22 @@ in use, and the mask misses the reply. Both are checked for every example.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from seawall.data.answers import ThoughtMarks, opened_block, paired_marks
-from seawall.data.rendering import render, require_contents, template_source
+from seawall.data.rendering import (
+    CLOCK,
+    DEFAULT_OPTIONS,
+    pinned,
+    render,
+    require_contents,
+    template_settings,
+    template_source,
+)
 from seawall.data.types import Exchange, Message, Messages, user
 from seawall.errors import DataError
 
@@ -68,6 +77,17 @@ def prompt_text(
     text = render(tokenizer, messages, add_generation_prompt=True, options=options)
     require_contents(messages, text)
     return text
+
+
+def self_contained_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template with its options and its pinned clock inside, for libraries that render it themselves.
+
+    Raises:
+        DataError: the tokenizer has no chat template.
+    """
+    options = {**DEFAULT_OPTIONS, **template_settings(tokenizer).options}
+    variables = "".join(f"{{%- set {name} = {json.dumps(value)} +%}}" for name, value in options.items())
+    return variables + pinned(template_source(tokenizer), CLOCK)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
@@ -178,7 +198,8 @@ def encode_exchange(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> E
     )
     prompt_ids, full_ids = _ids(tokenizer, prompt), _ids(tokenizer, full_text)
     if not full_text.startswith(prompt) or full_ids[: len(prompt_ids)] != prompt_ids:
-        raise _not_a_prefix(tokenizer, prompt_ids, full_ids)
+        opened = opened_block(prompt.rpartition(exchange.prompt[-1].content.strip())[2])
+        raise _opens_thought(opened) if opened else _not_a_prefix(tokenizer, prompt_ids, full_ids)
     end = _end_of_reply(tokenizer, full_text, len(prompt), exchange)
     ids = _closed(tokenizer, full_ids, len(_common_prefix(full_ids, _ids(tokenizer, full_text[:end]))))
     return Encoded(ids, [IGNORED] * len(prompt_ids) + ids[len(prompt_ids) :])
@@ -262,6 +283,15 @@ def _not_a_prefix(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], ful
         got=repr(tokenizer.decode(full_ids[same : same + 8])),
         expected=f"{tokenizer.decode(prompt_ids[same : same + 8])!r} after {same} equal tokens",
         remedy="use a chat template that opens the assistant's turn with its generation prompt, and strip the reply",
+    )
+
+
+def _opens_thought(opened: str) -> DataError:
+    return DataError(
+        "the chat template opens a thought before the reply, so a reply without one cannot be trained on or scored",
+        got=f"a prompt that ends in {opened.strip()!r}",
+        expected="a prompt that the reply follows at once",
+        remedy="turn the thought off (model.template_options: {enable_thinking: false}), or use another template",
     )
 
 

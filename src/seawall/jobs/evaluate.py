@@ -154,8 +154,11 @@ def _of_endpoint(
 def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Prompts, reporter: Reporter) -> EvalResult:
     reporter.stage(f"Loading {recipe.model.id}")
     model, tokenizer = open_target(recipe, target, reporter)
-    for line in measurement_notices(model, tokenizer, recipe.eval.longest):
+    notices = measurement_notices(model, tokenizer, recipe.eval.longest)
+    for line in notices:
         reporter.say(line)
+    if notices:
+        update_manifest(run, {"notices": notices})
     fingerprint = model_fingerprint(model)
     update_manifest(run, {"model": {"id": recipe.model.id, "revision": recipe.model.revision, "weights": fingerprint}})
     reporter.stage("Evaluate, on goals of the test split")

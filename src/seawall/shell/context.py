@@ -66,8 +66,11 @@ class Context:
         """
         self.reporter.stage(f"Loading {self.recipe.model.id}")
         opened = open_model(self.checkpoint)
-        for line in measurement_notices(opened.model, opened.tokenizer, self.recipe.eval.longest):
+        notices = measurement_notices(opened.model, opened.tokenizer, self.recipe.eval.longest)
+        for line in notices:
             self.reporter.say(line)
+        if notices:
+            self.note({"notices": notices})
         self.note_model(opened.fingerprint)
         return opened
 

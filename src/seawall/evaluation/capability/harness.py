@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from seawall.config.capability import CapabilityConfig, CapabilityTask, HarnessTask
+from seawall.data.templating import self_contained_template
 from seawall.errors import ConfigError
 from seawall.evaluation.capability.rows import LocalTask, local_rows, template
 
@@ -92,7 +93,10 @@ def run_task(
         for harness_task in loaded["tasks"].values():
             _prepare(harness_task, config.num_fewshot, seed)
         was_training = model.training
-        wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=config.batch_size)
+        words = copy.deepcopy(tokenizer)
+        if config.chat_template:
+            words.chat_template = self_contained_template(tokenizer)
+        wrapped = HFLM(pretrained=model, tokenizer=words, batch_size=config.batch_size)
         for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
             setattr(wrapped, kind, partial(getattr(wrapped, kind), disable_tqdm=True))
         try:
