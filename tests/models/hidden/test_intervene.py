@@ -309,6 +309,9 @@ def test_nothing_stays_on_the_model_after_an_error(which: int) -> None:
 @pytest.mark.parametrize("which", [0, 2])
 def test_coefficients_per_row_are_refused_for_another_batch_and_while_generating(which: int) -> None:
     model = _model("olmoe")
+    generate(
+        model, tiny_tokenizer(), [user("a"), user("b")], max_new_tokens=3, batch_size=3
+    )  # compares rows with a batch, once
     with _interventions(model)[which], pytest.raises(SeawallError, match=r"got coefficients \(3,\) for 2 rows"):
         _logits(model, random_ids(2))
     with (
