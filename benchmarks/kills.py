@@ -1,8 +1,9 @@
 """Ends commands at random moments by SIGKILL, SIGTERM and SIGINT; the same command then ends at the same bytes.
 
-`PYTHONPATH=src:tests python benchmarks/kills.py` prints a table: for each verb the number of kills, how many met the
-command at work, and how many folders ended otherwise than without a kill. The comparison leaves out moments in time,
-durations, the peak of memory, and what is computed from them (hashes of files that hold them).
+`PYTHONPATH=$PWD/src:$PWD/tests python benchmarks/kills.py` prints a table: for each verb the number of kills, how many
+met the command at work, and how many folders ended otherwise than without a kill. Relative paths in PYTHONPATH would
+mean the installed package. The comparison leaves out moments in time, durations, the peak of memory, and what is
+computed from them (hashes of files that hold them).
 """
 
 from __future__ import annotations
