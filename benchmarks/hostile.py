@@ -1,7 +1,8 @@
 """1,000 mutated recipes, prompts, artifacts, models, templates, adapters and bodies, with known outcomes.
 
-`PYTHONPATH=src:tests python benchmarks/hostile.py` prints a table, and every failure in full. Failures are tracebacks
-(exit codes other than 0 and 2, or more than one line), hangs over 60 s, and numbers that changed without a word.
+`PYTHONPATH=$PWD/src:$PWD/tests python benchmarks/hostile.py` prints a table, and every failure in full. Failures are
+tracebacks (exit codes other than 0 and 2, or more than one line), hangs over 60 s, and numbers that changed without a
+word.
 """
 
 from __future__ import annotations

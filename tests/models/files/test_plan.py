@@ -107,6 +107,14 @@ def test_what_is_not_written_takes_no_disk_and_no_rate_gives_no_time() -> None:
     assert plan.seconds is None
 
 
+@pytest.mark.parametrize(
+    "summary", [replace(SUMMARY, width=0), replace(SUMMARY, vocabulary=0), replace(SUMMARY, decoder_layers=-1)]
+)
+def test_sizes_that_make_no_model_are_one_line(summary: ModelSummary) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"the sizes in config\.json make no model"):
+        plan_memory(summary, WORK)
+
+
 def test_generation_can_be_the_peak() -> None:
     plan = plan_memory(SUMMARY, replace(WORK, generation_rows=1000))
     assert plan.peak == plan.generation_peak > plan.training_peak

@@ -140,6 +140,7 @@ def plan_memory(summary: ModelSummary, work: Workload, rates: Rates | None = Non
         UnsupportedModelError: seawall cannot work on the model.
     """
     moe = _require_moe(summary)
+    _require_sizes(summary)
     trained, weights = work.trained_parameters, summary.parameters * work.element_bytes
     copies, optimizer = MASTER_BYTES * trained, MOMENTS * MASTER_BYTES * trained
     delta = work.element_bytes * trained if work.delta else 0
@@ -154,6 +155,13 @@ def plan_memory(summary: ModelSummary, work: Workload, rates: Rates | None = Non
         export=weights if work.export else 0,
         seconds=None if rates is None else run_seconds(work, rates),
     )
+
+
+def _require_sizes(summary: ModelSummary) -> None:
+    sizes = {"width": summary.width, "vocabulary": summary.vocabulary, "decoder layers": summary.decoder_layers}
+    wrong = [f"{name} {size}" for name, size in sizes.items() if size < 1]
+    if wrong:
+        raise UnsupportedModelError("the sizes in config.json make no model", got=wrong[0], expected="1 or more")
 
 
 def activation_bytes(summary: ModelSummary, moe: MoESummary, work: Workload) -> int:
