@@ -28,7 +28,12 @@ class Figure:
 
 
 def headline(inputs: ReportInputs) -> str:
-    """The change of attack success and of over-refusal, in one plain sentence; only clear changes count as changes."""
+    """The change of attack success and of over-refusal, in one plain sentence; only clear changes count as changes.
+
+    Where no round of the repair was kept, the sentence says so in place of a change.
+    """
+    if not inputs.is_repaired:
+        return f"Not repaired: the weights are those of the original model. {inputs.choice}".rstrip()
     trained, unseen = inputs.attacks(trained_on=True), inputs.attacks(trained_on=False)
     parts: list[str] = []
     verb = ""
@@ -106,7 +111,13 @@ def figures(inputs: ReportInputs) -> list[Figure]:
 
 def warnings(inputs: ReportInputs) -> list[str]:
     """Caveats of the headline: a failed parity certificate, a clear loss, thin evidence."""
-    return [*_parity(inputs), *_losses(inputs), *_thin_evidence(inputs)]
+    return [*_unrepaired(inputs), *_parity(inputs), *_losses(inputs), *_thin_evidence(inputs)]
+
+
+def _unrepaired(inputs: ReportInputs) -> list[str]:
+    if inputs.is_repaired:
+        return []
+    return ["No round was kept. Both columns of every table, delta/ and model/ are of the original model."]
 
 
 def _parity(inputs: ReportInputs) -> list[str]:
