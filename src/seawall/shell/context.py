@@ -47,7 +47,11 @@ class Context:
             RunFolderError: another process has the lock, or the disk is full or not writable.
         """
         with storage_errors(self.run.path), locked(self.run.path):
-            self.note({"data": {prompts_key: self.prompts.fingerprint()}})
+            key = prompts_key.replace("prompts", "near_duplicates")
+            notes = {key: list(self.prompts.notes)} if self.prompts.notes else {}
+            self.note({"data": {prompts_key: self.prompts.fingerprint(), **notes}})
+            for note in self.prompts.notes:
+                self.reporter.say(note)
             yield
 
     @cached_property
