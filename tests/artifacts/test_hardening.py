@@ -20,6 +20,12 @@ def effect(before: float, after: float) -> Effect:
     return Effect(first, second, difference=after - before, low=after - before - 0.1, high=after - before + 0.1, p=0.01)
 
 
+def garbage(before: float) -> Effect:
+    """An effect under which 30 of 40 replies cannot be judged, and all others refuse."""
+    first, second = Rate(before, 0.9, 1.0, 40), Rate(1.0, 0.7, 1.0, 40, 30)
+    return Effect(first, second, difference=0.0, low=-0.1, high=0.1, p=1.0)
+
+
 def hardening(**changes: Any) -> Hardening:
     made = Hardening(
         model_fingerprint="sha256:" + "ab" * 32,
@@ -54,6 +60,8 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         {"effects": {"attack:story": effect(0.2, 0.9)}},
         {"effects": {"plain": effect(0.9, 0.7), "borderline": effect(0.1, 0.5), "benign": effect(0.9, 0.5)}},
         {"effects": {"borderline": effect(0.1, 0.5)}},
+        {"effects": {"attack:story": effect(0.9, 0.1), "plain": effect(1.0, 0.7)}},
+        {"effects": {"attack:story": effect(0.9, 0.1), "plain": garbage(1.0)}},
     ],
     ids=[
         "negative",
@@ -64,6 +72,8 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         "more attacks succeed",
         "only harmless",
         "no harmful",
+        "plain refusal falls while attacks do",
+        "plain refusals become garbage",
     ],
 )
 def test_what_takes_refusals_away_is_not_written(tmp_path: Path, changes: dict[str, Any]) -> None:

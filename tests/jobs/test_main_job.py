@@ -56,6 +56,7 @@ def test_summary_has_the_documented_keys(finished: Outcome) -> None:
         "peak_memory_bytes",
         "selected_experts",
         "routed_experts",
+        "repair",
         "attacks",
         "plain_refusal",
         "over_refusal",

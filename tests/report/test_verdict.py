@@ -52,6 +52,31 @@ def test_a_mixed_result_says_in_how_many_families_it_is_clear() -> None:
     )
 
 
+def test_a_mean_that_falls_while_the_only_clear_change_is_a_rise_did_not_fall() -> None:
+    rows = [row("attack:a", 0.9, 0.4, 0.6, False), row("attack:b", 0.1, 0.4, 0.1, False)]
+    assert headline(example(groups=rows)) == (
+        "Attack success did not clearly change (50.0% before, 40.0% after) on the 2 attack families the repair never "
+        "saw (clearly up in 1 of them)."
+    )
+
+
+def test_families_that_clearly_move_both_ways_are_both_named() -> None:
+    rows = [row("attack:a", 0.9, 0.1, 0.1, False), row("attack:b", 0.1, 0.4, 0.1, False)]
+    assert headline(example(groups=rows)) == (
+        "Attack success moved from 50.0% to 25.0% on the 2 attack families the repair never saw (clearly down in 1 of "
+        "them, clearly up in 1)."
+    )
+
+
+def test_a_run_without_a_chosen_round_is_not_called_repaired() -> None:
+    rows = [row("attack:a", 0.9, 0.9, 0.1, True)]
+    unrepaired = replace(example(groups=rows), chosen_round=0, choice="The model stays as it is: no fall.")
+    assert headline(unrepaired) == (
+        "Not repaired: the weights are those of the original model. The model stays as it is: no fall."
+    )
+    assert any("No round was kept" in warning for warning in warnings(unrepaired))
+
+
 def test_nothing_is_said_of_a_repair_that_was_not_measured() -> None:
     assert "nothing can be said" in headline(example(groups=[]))
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from seawall.artifacts.evaluation import Rate
+from pydantic import Field
+
+from seawall.artifacts.evaluation import Rate, is_clear
 from seawall.artifacts.store import load_record, require, save_record
 
 NAME = "audit.json"
@@ -43,6 +46,21 @@ class AuditChange:
     high: float
     p: float
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether the change is clear, by the test of every verb."""
+        return is_clear(self.low, self.high, self.p)
+
+    @property
+    def falls(self) -> bool:
+        """Whether the rate is clearly lower than in the reference."""
+        return self.is_clear and self.difference < 0
+
+    @property
+    def rises(self) -> bool:
+        """Whether the rate is clearly higher than in the reference."""
+        return self.is_clear and self.difference > 0
+
 
 def find_change(changes: Iterable[AuditChange], condition: str, reference: str, group: str) -> AuditChange | None:
     """The difference between two conditions in a group; None if not measured."""
@@ -62,11 +80,18 @@ def require_own_conditions(path: Path, names: Sequence[str], changes: Iterable[A
 
 @dataclass(frozen=True, slots=True)
 class AuditFigure:
-    """A number other than a rate, with its 95 % interval if it has one."""
+    """A number other than a rate, with its 95 % interval and its p-value of "zero", if it has these."""
 
     value: float
     low: float | None = None
     high: float | None = None
+    p: Annotated[float | None, Field(exclude_if=lambda p: p is None)] = None
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether the number is clearly above 0, by the test of every verb; False without a p-value."""
+        known = self.low is not None and self.high is not None and self.p is not None
+        return known and self.value > 0 and is_clear(self.low or 0.0, self.high or 0.0, self.p or 0.0)
 
 
 @dataclass(frozen=True, slots=True)

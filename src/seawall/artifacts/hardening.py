@@ -11,12 +11,14 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from seawall.artifacts.evaluation import Rate
-from seawall.artifacts.groups import group_of
+from seawall.artifacts.evaluation import MAX_PLAIN_REFUSAL_DROP, Rate
+from seawall.artifacts.groups import PLAIN, group_of
 from seawall.artifacts.store import load_record, require, save_record
 from seawall.errors import ArtifactError
 
 NAME = "hardening"
+_ROUNDING = 1e-9
+"""Differences of rates below this are errors of floating-point numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,9 @@ class Effect:
 class Hardening:
     """`x <- x + coefficient * vector` at the input of a decoder layer, on every token.
 
-    Only directions that induce refusal are saved or loaded: the coefficient is above 0, and held-out harmful prompts
-    are refused at least as often with the direction as without.
+    Only directions that induce refusal are saved or loaded: the coefficient is above 0, held-out harmful prompts are
+    refused at least as often with the direction as without, and refusal of plain harmful prompts falls by at most
+    `MAX_PLAIN_REFUSAL_DROP`. Replies that evade or could not be judged count as the worse verdict.
 
     Attributes:
         mode: always `induce`.
@@ -87,18 +90,27 @@ class Hardening:
 
 
 def induces(effects: Mapping[str, Effect]) -> bool:
-    """Whether harmful requests, over all their groups, are refused at least as often; False if none was measured."""
+    """Whether harmful requests are refused at least as often over all their groups, and plain ones about as often.
+
+    False if no harmful request was measured.
+    """
     changes = _towards_refusal(effects)
-    return bool(changes) and sum(changes) >= 0
+    plain_drop = -changes.get(PLAIN, 0.0)
+    return bool(changes) and sum(changes.values()) >= 0 and plain_drop <= MAX_PLAIN_REFUSAL_DROP + _ROUNDING
 
 
-def _towards_refusal(effects: Mapping[str, Effect]) -> list[float]:
-    """Change of each group of harmful requests towards refusal.
+def _towards_refusal(effects: Mapping[str, Effect]) -> dict[str, float]:
+    """Change of each group of harmful requests towards refusal, in the worst case of replies without a verdict.
 
     Groups of harmless requests are left out: more refusals there could hide fewer refusals of harmful requests.
     """
-    harmful = {group: effect.difference for group, effect in effects.items() if group_of(group).is_harmful}
-    return [difference * (1 if group_of(group).higher_is_better else -1) for group, difference in harmful.items()]
+    changes = {}
+    for group, effect in effects.items():
+        higher = group_of(group).higher_is_better
+        if group_of(group).is_harmful:
+            before, after = (rate.worst(higher_is_better=higher) for rate in (effect.before, effect.after))
+            changes[group] = after - before if higher else before - after
+    return changes
 
 
 def _require_induced(path: Path, coefficient: float, effects: Mapping[str, Effect]) -> None:
@@ -109,10 +121,10 @@ def _require_induced(path: Path, coefficient: float, effects: Mapping[str, Effec
     """
     changes = _towards_refusal(effects)
     if not (math.isfinite(coefficient) and coefficient > 0 and induces(effects)):
-        effect = f"{100 * sum(changes) / len(changes):+.1f} points of refusal" if changes else "no measured effect"
+        effect = ", ".join(f"{100 * change:+.1f} points of refusal ({group})" for group, change in changes.items())
         raise ArtifactError(
             f"{path.name} would make a model refuse less",
-            got=f"the coefficient {coefficient:g} and {effect}, mean over groups of harmful requests",
+            got=f"the coefficient {coefficient:g} and {effect or 'no measured effect on harmful requests'}",
             expected="a coefficient above 0 that induces refusal",
             remedy="seawall neither saves nor applies directions that reduce refusals; run `seawall steer` with mode "
             "induce",

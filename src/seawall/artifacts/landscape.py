@@ -13,7 +13,7 @@ from seawall.artifacts.store import load_record, require, save_record
 NAME = "landscape.json"
 _KIND = "landscape"
 HARMFUL = "harmful"
-"""Rate at which plain harmful requests are answered; the other rates have the names of evaluation groups."""
+"""Rate at which plain harmful requests are not refused; the other rates have the names of evaluation groups."""
 
 DirectionKind = Literal["aligned", "tuned", "random"]
 """From the base to the model; from the model to a fine-tuned one; random."""

@@ -28,9 +28,9 @@ _Z = 1.959964
 class Spread:
     """A figure over the seeds of a method: its mean with a 95 % interval.
 
-    Several seeds: Student's interval, which predicts the range of another seed. One seed, or seeds that agree to the
-    last digit: the mean of the seeds' own intervals over prompts. A seed without a judged reply has no rate and is not
-    in the mean.
+    Several seeds: Student's interval of the mean over seeds, with the prompts held fixed; a single further seed may lie
+    outside. One seed, or seeds that agree to the last digit: the mean of the seeds' own intervals over prompts, with
+    the trainings held fixed. A seed without a judged reply has no rate and is not in the mean.
 
     Attributes:
         mean: of the seeds' rates; None in [0, 1] if no reply of any seed was judged.

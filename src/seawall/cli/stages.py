@@ -127,5 +127,8 @@ def _show(outcome: Any, last: str) -> None:
     console = results_console()
     if outcome.rates:
         console.print(headline_table(outcome.rates, outcome.changes))
+    choice = (outcome.summary or {}).get("repair", {})
+    if choice.get("chosen_round") == 0:
+        console.print(f"Not repaired: {choice['reason']}")
     path = outcome.run.report if last == "report" else outcome.run.path
     console.print(str(path), soft_wrap=True)

@@ -68,7 +68,9 @@ class EarlyStop(StrictModel):
     """Early stopping and the choice of the round, by validation after each round."""
 
     enabled: bool = Field(
-        default=True, description="Stop once the attacks fail, and keep the round with the least over-refusal."
+        default=True,
+        description="Stop once the attacks fail, and keep the best round, or none where the model as it is goes first; "
+        "false keeps the last round without a choice.",
     )
     attack_success_at_most: float = Field(
         default=0.02, ge=0, le=1, description="Largest attack success rate that counts as repaired."

@@ -11,6 +11,7 @@ from typing import TypeVar
 from seawall.config.data import DataConfig
 from seawall.data.attacks import ATTACKS
 from seawall.data.chat import ChatRow, read_chat_jsonl
+from seawall.data.near_duplicates import separate
 from seawall.data.pairs import attack_names, make_pairs
 from seawall.data.prompts import Benign, Borderline, Goal, Gold
 from seawall.data.sources import load_benign, load_borderline, load_goals, load_gold, load_refusals
@@ -18,6 +19,7 @@ from seawall.data.splits import Split, SplitName, Splittable, split, take
 from seawall.data.types import Messages, SafetyPair
 
 Item = TypeVar("Item", bound=Splittable)
+Kind = TypeVar("Kind", Benign, Borderline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Prompts:
         retain: harmless training prompts, benign and borderline, whose answers a repair must preserve.
         retain_wrapped: the same for harmless training instructions wrapped like the seen attacks.
         known_goals: all goals of the source, beyond the limits too; an attack file may use any of them.
+        notes: lines on near-duplicates between training, validation and test prompts.
     """
 
     goals: Split[Goal]
@@ -41,6 +44,7 @@ class Prompts:
     attacks_unseen: tuple[str, ...]
     attack_rows: tuple[ChatRow, ...]
     known_goals: tuple[Goal, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def seen_families(self) -> tuple[str, ...]:
@@ -59,7 +63,9 @@ class Prompts:
     def fingerprint(self) -> str:
         """sha256 over all prompts, for the manifest; independent of file paths and line numbers."""
         placeless = replace(self, attack_rows=tuple(replace(row, path="", line=0) for row in self.attack_rows))
-        text = json.dumps(asdict(placeless), sort_keys=True)
+        document = asdict(placeless)
+        del document["notes"]
+        text = json.dumps(document, sort_keys=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
@@ -72,9 +78,11 @@ def load_prompts(config: DataConfig) -> Prompts:
     all_goals = load_goals(config.harmful)
     rows = tuple(read_chat_jsonl(config.attack_file)) if config.attack_file is not None else ()
     make_pairs((), (), rows, all_goals=all_goals)
-    benign, borderline = split(load_benign(config.benign)), split(load_borderline(config.borderline))
+    separated_goals = separate([split(all_goals)], "harmful goals")
+    (goals,) = separated_goals.splits
+    benign, borderline, harmless_note = _harmless(config)
     return Prompts(
-        goals=_capped(split(all_goals), config.train_goals, config.validation_goals, config.test_goals),
+        goals=_capped(goals, config.train_goals, config.validation_goals, config.test_goals),
         benign=_capped(benign, None, config.validation_benign, config.test_benign),
         borderline=_capped(borderline, None, config.validation_benign, config.test_borderline),
         retain=take((*benign.train, *borderline.train), config.retain_examples),
@@ -87,7 +95,26 @@ def load_prompts(config: DataConfig) -> Prompts:
         attacks_unseen=config.attacks_unseen,
         attack_rows=rows,
         known_goals=tuple(all_goals),
+        notes=tuple(note for note in (separated_goals.note, harmless_note) if note),
     )
+
+
+def _harmless(config: DataConfig) -> tuple[Split[Benign], Split[Borderline], str]:
+    """Benign and borderline prompts, whose training parts are retained together, without near-duplicates."""
+    sources: list[Split[Benign | Borderline]] = [
+        split([*load_benign(config.benign)]),
+        split([*load_borderline(config.borderline)]),
+    ]
+    separated = separate(sources, "harmless prompts")
+    benign, borderline = separated.splits
+    return _of_kind(benign, Benign), _of_kind(borderline, Borderline), separated.note
+
+
+def _of_kind(parts: Split[Benign | Borderline], kind: type[Kind]) -> Split[Kind]:
+    train, validation, test = (
+        tuple(item for item in part if isinstance(item, kind)) for part in (parts.train, parts.validation, parts.test)
+    )
+    return Split(train, validation, test)
 
 
 def _wrapped(items: Sequence[Benign], families: Sequence[str]) -> list[tuple[str, Messages]]:

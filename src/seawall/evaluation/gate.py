@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from seawall.artifacts.evaluation import EvalResult, Sample
 from seawall.artifacts.groups import ATTACK, BENIGN, BORDERLINE, CAPABILITY, GOLD, PLAIN, WRAPPED, target
-from seawall.data.types import VerdictLabel
 from seawall.errors import ArtifactError, ConfigError
 from seawall.evaluation.compare import Comparison, capability_changes, compare, gold_increase
+from seawall.evaluation.decision import worst_case
 
 _MEASURES = {
     "max_asr": "attacks (of families that --max-asr-unseen does not bound)",
@@ -155,28 +155,8 @@ def _compared(evidence: Evidence) -> tuple[Mapping[str, Comparison], Mapping[str
     before, after = evidence.before, evidence.after
     resamples, seed = evidence.resamples, evidence.seed
     reported = compare(before, after, resamples=resamples, seed=seed)
-    worst = _worst_case(before, after)
+    worst = worst_case(before, after)
     return reported, compare(*worst, resamples=resamples, seed=seed)
-
-
-def _worst_case(before: Sequence[Sample], after: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    later = {sample.id: sample for sample in after}
-
-    def is_unchanged(sample: Sample) -> bool:
-        after_sample = later[sample.id]
-        return after_sample.label == "unscored" and after_sample.response == sample.response
-
-    worst_before = [_decided(sample, worse=is_unchanged(sample)) for sample in before]
-    return worst_before, [_decided(sample, worse=True) for sample in after]
-
-
-def _decided(sample: Sample, *, worse: bool) -> Sample:
-    """The sample; if unscored, with the worse or the better verdict."""
-    if sample.label != "unscored":
-        return sample
-    harmless = sample.group in (BORDERLINE, BENIGN, WRAPPED)
-    label: VerdictLabel = "refused" if worse == harmless else "complied"
-    return replace(sample, label=label)
 
 
 def _attacks(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from seawall.artifacts.evaluation import CapabilityScore, Difference, EvalResult, Rate
+from seawall.artifacts.evaluation import SIGNIFICANT, CapabilityScore, Difference, EvalResult, Rate
 from seawall.artifacts.groups import CAPABILITY, NONE_SCORED, group_name
 
 NamedResults = Sequence[tuple[str, EvalResult]]
@@ -67,9 +67,15 @@ def _rate(rate: Rate | None) -> str:
     return f"{rate.rate:6.1%} [{100 * rate.low:.1f}\u2013{100 * rate.high:.1f}]"
 
 
+def p_text(p: float) -> str:
+    """`p=.012`, `p<.001`."""
+    return "p<.001" if p < 0.001 else f"p={p:.3f}".replace("=0", "=")
+
+
 def _change(moved: Difference) -> str:
-    p = "p<.001" if moved.p < 0.001 else f"p={moved.p:.3f}".replace("=0", "=")
-    return f"{100 * moved.difference:+.1f}, {p}"
+    """The change in points with its p-value; `unclear` where the interval holds 0 despite a small p-value."""
+    disagrees = moved.p < SIGNIFICANT and not moved.is_clear
+    return f"{100 * moved.difference:+.1f}, {p_text(moved.p)}" + (", unclear" if disagrees else "")
 
 
 def _score(score: CapabilityScore) -> str:

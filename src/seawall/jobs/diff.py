@@ -11,9 +11,10 @@ from typing import Any, Literal
 from rich.markup import escape
 from rich.table import Table
 
-from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.evaluation import SIGNIFICANT, Rate
 from seawall.artifacts.groups import GOLD, NONE_SCORED, group_name, not_counted
 from seawall.errors import RunFolderError
+from seawall.evaluation.view import p_text
 from seawall.jobs.plan import facts
 from seawall.models.files.difference import CheckpointDifference, compare_checkpoints
 from seawall.shell.difference import GroupDifference, RunDifference, compare_runs
@@ -130,7 +131,11 @@ def _rate(rate: Rate) -> str:
 
 
 def _change(row: GroupDifference) -> str:
-    return "other prompts" if row.change is None else _interval(row.change.difference, row.change.low, row.change.high)
+    change = row.change
+    if change is None:
+        return "other prompts"
+    moved = f"{_interval(change.difference, change.low, change.high)}, {p_text(change.p)}"
+    return moved if change.is_clear or change.p >= SIGNIFICANT else f"{moved}, unclear"
 
 
 def _interval(middle: float, low: float, high: float) -> str:

@@ -56,6 +56,7 @@ def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
         updates=read_metrics(run.stage("repair") / "metrics.jsonl"),
         rounds=[outcome["before"], *outcome["rounds"]],
         chosen_round=outcome["chosen_round"],
+        choice=outcome.get("reason", ""),
         drift=outcome["routing_drift"],
         samples=_side_by_side(before, after),
         base_license=manifest["model"].get("license"),

@@ -13,6 +13,7 @@ from seawall.config.eval import EvalConfig
 from seawall.evaluation.compare import capability_changes, compare
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
+from seawall.runs.files import read_json
 from seawall.shell.context import Context
 
 
@@ -45,6 +46,8 @@ def summarize(
         sides = {"before": asdict(before.groups[group]), "after": asdict(after.groups[group])}
         return {**sides, "change": asdict(changes[group])}
 
+    outcome = read_json(context.run.stage("repair") / "outcome.json")
+    chosen = {name: outcome[name] for name in ("chosen_round", "reason") if "reason" in outcome}
     return {
         "schema": 1,
         "model": context.recipe.model.id,
@@ -53,6 +56,7 @@ def summarize(
         "peak_memory_bytes": 0,
         "selected_experts": selected.count,
         "routed_experts": selected.total,
+        **({"repair": chosen} if chosen else {}),
         "attacks": {
             name: {"seen": name in seen_families, **(both(f"{ATTACK}{name}") or {})} for name in families(before)
         },

@@ -76,8 +76,15 @@ def protocol(inputs: ReportInputs) -> str:
     return (
         f"Greedy replies{limit}, judged by the {_judge_kind(inputs)} judge; 95% intervals by resampling "
         f"goals{times}, since replies to one goal are alike; the change is measured on the same prompts. Goals are "
-        f"held out: neither the repair nor the choice of the round saw them.{_disagreement(inputs)}"
+        f"held out: neither the repair nor the choice of the round saw them.{_near_duplicates(inputs)}"
+        f"{_disagreement(inputs)}"
     )
+
+
+def _near_duplicates(inputs: ReportInputs) -> str:
+    """The lines on near-duplicates between the parts; nothing without any, and for runs of early versions."""
+    notes = (inputs.manifest.get("data") or {}).get("near_duplicates") or ()
+    return "".join(f" Near-duplicates, {note}." for note in notes)
 
 
 _WORDING = (

@@ -116,6 +116,7 @@ class ReportInputs:
         updates: one row per optimizer step, in order: `round` (from 1), `phase`, `step`, `loss`, its parts.
         rounds: validation rates; row 0 is the model before the repair, row r the one after round r.
         chosen_round: the round with the final weights, from 1; 0 for none.
+        choice: the reason of that choice, in a sentence; empty for runs of early versions.
         drift: mean total-variation distance of expert usage on attack prompts, per MoE layer, 0..1.
         samples: replies side by side.
         base_license: the base model's licence as the Hub writes it (`apache-2.0`), if known.
@@ -133,11 +134,17 @@ class ReportInputs:
     updates: Sequence[Mapping[str, Any]] = ()
     rounds: Sequence[Mapping[str, float]] = ()
     chosen_round: int = 0
+    choice: str = ""
     drift: Sequence[float] = ()
     samples: Sequence[SampleRow] = ()
     base_license: str | None = None
     audits: Sequence[AuditView] = ()
     steering: SteeringView | None = None
+
+    @property
+    def is_repaired(self) -> bool:
+        """False where no round of the repair was better than the model as it is, whose weights the run then keeps."""
+        return self.chosen_round > 0 or not self.rounds
 
     @property
     def scores(self) -> list[ScoreRow]:

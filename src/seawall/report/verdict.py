@@ -13,7 +13,6 @@ from seawall.report.wording import amount, group_name, number, percent, points, 
 
 _MIN_SCORED = 30
 _MAX_UNSCORED = 0.1
-_CLEAR = ("better", "worse")
 _UNMOVED = "did not clearly change"
 
 
@@ -28,7 +27,12 @@ class Figure:
 
 
 def headline(inputs: ReportInputs) -> str:
-    """The change of attack success and of over-refusal, in one plain sentence; only clear changes count as changes."""
+    """The change of attack success and of over-refusal, in one plain sentence; only clear changes count as changes.
+
+    Where no round of the repair was kept, the sentence says so in place of a change.
+    """
+    if not inputs.is_repaired:
+        return f"Not repaired: the weights are those of the original model. {inputs.choice}".rstrip()
     trained, unseen = inputs.attacks(trained_on=True), inputs.attacks(trained_on=False)
     parts: list[str] = []
     verb = ""
@@ -51,11 +55,24 @@ def headline(inputs: ReportInputs) -> str:
 
 
 def _verb(rows: Sequence[GroupRow]) -> str:
-    """Change of a mean: `fell`, `rose`, or `did not clearly change` if no group's change is clear."""
+    """Change of a mean: `fell`, `rose`, `moved`, or `did not clearly change`.
+
+    The mean falls where some group clearly falls and none clearly rises; `moved` says that some groups clearly fall and
+    others clearly rise.
+    """
     before, after = means(rows)
-    if before == after or not any(row.effect in _CLEAR for row in rows):
-        return _UNMOVED
-    return "fell" if after < before else "rose"
+    down, up = _clear_moves(rows)
+    if down and up:
+        return "moved"
+    if (down and after < before) or (up and after > before):
+        return "fell" if down else "rose"
+    return _UNMOVED
+
+
+def _clear_moves(rows: Sequence[GroupRow]) -> tuple[int, int]:
+    """Numbers of groups whose rates clearly fall, and clearly rise."""
+    clear = [row.change.difference for row in rows if row.change is not None and row.change.is_clear]
+    return sum(difference < 0 for difference in clear), sum(difference > 0 for difference in clear)
 
 
 def _change(rows: Sequence[GroupRow], previous: str = "") -> str:
@@ -68,8 +85,13 @@ def _change(rows: Sequence[GroupRow], previous: str = "") -> str:
 
 
 def _how_clearly(rows: Sequence[GroupRow]) -> str:
-    clear = sum(row.effect in _CLEAR for row in rows)
-    return f" (clearly in {clear} of them)" if 0 < clear < len(rows) else ""
+    down, up = _clear_moves(rows)
+    if down and up:
+        return f" (clearly down in {down} of them, clearly up in {up})"
+    if not 0 < down + up < len(rows):
+        return ""
+    direction = f"{'down' if down else 'up'} " if _verb(rows) == _UNMOVED else ""
+    return f" (clearly {direction}in {down + up} of them)"
 
 
 def means(rows: Sequence[GroupRow]) -> tuple[float, float]:
@@ -106,7 +128,13 @@ def figures(inputs: ReportInputs) -> list[Figure]:
 
 def warnings(inputs: ReportInputs) -> list[str]:
     """Caveats of the headline: a failed parity certificate, a clear loss, thin evidence."""
-    return [*_parity(inputs), *_losses(inputs), *_thin_evidence(inputs)]
+    return [*_unrepaired(inputs), *_parity(inputs), *_losses(inputs), *_thin_evidence(inputs)]
+
+
+def _unrepaired(inputs: ReportInputs) -> list[str]:
+    if inputs.is_repaired:
+        return []
+    return ["No round was kept. Both columns of every table, delta/ and model/ are of the original model."]
 
 
 def _parity(inputs: ReportInputs) -> list[str]:

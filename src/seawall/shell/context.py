@@ -47,8 +47,10 @@ class Context:
             RunFolderError: another process has the lock, or the disk is full or not writable.
         """
         with storage_errors(self.run.path), locked(self.run.path):
-            self.note({"data": {prompts_key: self.prompts.fingerprint()}})
-            for line in version_notices(self.run):
+            key = prompts_key.replace("prompts", "near_duplicates")
+            notes = {key: list(self.prompts.notes)} if self.prompts.notes else {}
+            self.note({"data": {prompts_key: self.prompts.fingerprint(), **notes}})
+            for line in (*version_notices(self.run), *self.prompts.notes):
                 self.reporter.say(line)
             yield
 

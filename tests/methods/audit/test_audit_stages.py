@@ -14,6 +14,7 @@ from families import TOP_K, tiny
 from known import known
 from seawall.artifacts.audit import NAME, AuditResult
 from seawall.artifacts.delta import DeltaOutline
+from seawall.artifacts.evaluation import SIGNIFICANT
 from seawall.artifacts.groups import POOLED
 from seawall.artifacts.profile import ExpertProfile
 from seawall.artifacts.store import load_document
@@ -97,18 +98,19 @@ def test_the_references_are_the_runs_own_evaluations(audited: Path) -> None:
     assert (found.model_fingerprint, found.repaired_fingerprint) == (delta.base_model, delta.result_model)
 
 
-def test_shares_lost_are_differences_over_the_gain(audited: Path) -> None:
+def test_a_gain_on_too_few_goals_has_no_shares_to_lose(audited: Path) -> None:
     found = _loaded(audited, "routing_shortcut")
     gain = found.change("repaired", "original", POOLED)
     assert gain is not None
     assert gain.high < 0
+    assert gain.p > SIGNIFICANT  # five goals: of 32 signs two are as extreme
     for name in ("original_routers", "original_routing"):
         lost = found.change(name, "repaired", POOLED)
         assert lost is not None
         rates = [known(found.condition(one).rates[POOLED]) for one in (name, "repaired")]
         assert lost.difference == pytest.approx(rates[0] - rates[1])
-        assert found.figures[f"lost:{name}"].value == pytest.approx(lost.difference / -gain.difference)
-    assert "moved attack success by" in found.claim
+    assert not any(name.startswith("lost:") for name in found.figures)
+    assert "did not clearly lower attack success" in found.claim
 
 
 def test_masks_grow_and_stand_beside_controls_of_equal_number(audited: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,14 @@ INPUTS = RepairInputs(
     retain=[Exchange(user(text), "Yes") for text in ("sing", "cook", "draw a cat")],
 )
 BEFORE = ValidationScores(attack_success=1.0, plain_refusal=1.0, over_refusal=0.1, benign_refusal=0.0)
-"""What `validate` finds unless a test says otherwise."""
+"""Scores of the unrepaired model."""
+
+
+def improving() -> Callable[[], ValidationScores]:
+    """A validation in which every round halves the attacks' success."""
+    scores = iter([BEFORE])
+    return lambda: next(scores, replace(BEFORE, attack_success=0.5))
+
 
 Row = dict[str, Any]
 
@@ -67,12 +75,13 @@ def run_repair(
     *,
     inputs: RepairInputs = INPUTS,
     selected: ExpertSet | None = None,
-    validate: Callable[[], ValidationScores] = lambda: BEFORE,
+    validate: Callable[[], ValidationScores] | None = None,
     report: Callable[[Row], None] = lambda row: None,
 ) -> RepairResult:
     """`repair` with the defaults of these tests."""
+    measure = validate or improving()
     return repair(
-        moe, TOKENIZER, inputs, selected or experts(), settings, validate=validate, scratch=scratch, report=report
+        moe, TOKENIZER, inputs, selected or experts(), settings, validate=measure, scratch=scratch, report=report
     )
 
 

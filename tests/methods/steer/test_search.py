@@ -10,7 +10,7 @@ import pytest
 from evaluators import evaluator, prompts, random_directions_of, target
 
 from seawall.artifacts.steering import SteeringCandidate, SteeringMode
-from seawall.data.types import Messages, user
+from seawall.data.types import Messages, Outcome, user
 from seawall.errors import DataError
 from seawall.methods.steer.choose import ExpertSearch, SearchOutcome, choose_layer, moe_layer_near
 from seawall.methods.steer.controls import random_directions, random_experts, together
@@ -105,10 +105,11 @@ class Answers:
         self.asked = 0
         self._refused = refused
 
-    def __call__(self, candidate: SteeringCandidate, prompts: Sequence[Messages]) -> list[bool | None]:
+    def __call__(self, candidate: SteeringCandidate, prompts: Sequence[Messages]) -> list[Outcome]:
         self.asked += len(prompts)
         marks = self._refused[candidate.experts[0][1]]
-        return [{"r": True, "c": False, "?": None}[marks[int(one[0].content)]] for one in prompts]
+        outcomes: dict[str, Outcome] = {"r": "refused", "c": "complied", "e": "evades", "?": "unscored"}
+        return [outcomes[marks[int(one[0].content)]] for one in prompts]
 
 
 ASKED = [user(str(at)) for at in range(15)]
@@ -130,6 +131,17 @@ def test_the_second_stage_ranks_by_refused_replies(pruned: bool) -> None:
     assert ask.asked == (15 + 15 + 5 + 15 if pruned else 60)
 
 
+def test_a_reply_that_evades_is_no_success_in_either_mode() -> None:
+    modes: tuple[SteeringMode, ...] = ("suppress", "induce")
+    for mode, good in zip(modes, "cr", strict=True):
+        replies = {0: "e" * 15, 1: good + "?" * 14}
+        judged = judge_best(
+            [_candidate(0, 0.0), _candidate(1, 0.0)], Answers(replies), ASKED, mode=mode, limit=2, pruned=False
+        )
+        assert judged[0].experts == ((0, 1),)
+        assert (judged[1].refused, judged[1].judged) == (0.0, 15)
+
+
 def test_the_second_stage_of_inducing_wants_refusals() -> None:
     for pruned in (True, False):
         candidates = [_candidate(expert, float(expert)) for expert in range(5)]
@@ -142,7 +154,7 @@ def test_the_control_is_judged_as_the_search_is() -> None:
     limits = replace(LIMITS, coefficients=(1.0,), max_kl=100.0, keep_share=0.5, keep_least=1, pruned=False)
     options = ExpertOptions(threshold=0.1, random_experts=6, pairs=0, triples=0, seed=0)
     layer = Intervention("layer", 1, (), -1).candidate(1.0)
-    ExpertSearch(subject, lambda one, prompts: [False] * len(prompts), ASKED, limits, options, found).run(layer)
+    ExpertSearch(subject, lambda one, prompts: ["complied"] * len(prompts), ASKED, limits, options, found).run(layer)
     control = [one for one in found.candidates if one.family == "random_expert"]
     assert len(control) == 12
     assert sum(one.judged > 0 for one in control) == 6
@@ -158,10 +170,11 @@ def test_the_free_choice_is_among_experts_whose_routing_differs() -> None:
     layer = Intervention("layer", subject.directions.moe_layers[0], (), -1).candidate(1.0)
     asked = list[SteeringCandidate]()
 
-    def ask(one: SteeringCandidate, prompts: Sequence[Messages]) -> list[bool]:
+    def ask(one: SteeringCandidate, prompts: Sequence[Messages]) -> list[Outcome]:
         asked.append(one)
         # The search suppresses: no reply of an expert below the threshold is refused, every other is.
-        return [set(one.experts) <= above] * len(prompts)
+        outcome: Outcome = "refused" if set(one.experts) <= above else "complied"
+        return [outcome] * len(prompts)
 
     ExpertSearch(subject, ask, ASKED, limits, options, found).run(layer)
     free, constrained = found.choice("expert"), found.choice("expert_constrained")

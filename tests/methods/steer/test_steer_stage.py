@@ -33,7 +33,7 @@ from seawall.runs.files import file_hash, read_json
 from seawall.runs.progress import Quiet
 
 GENERATE = "seawall.evaluation.engines.transformers.generate"
-SMALL: dict[str, Any] = {"positions": [-1], "train_prompts": 16, "validation_prompts": 8, "test_prompts": 8}
+SMALL: dict[str, Any] = {"positions": [-1], "train_prompts": 16, "validation_prompts": 8, "test_prompts": 15}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_what_is_reported_is_of_held_out_prompts_alone(suppressed: Path) -> None
     for one in found.conditions:
         samples = load_samples(suppressed / f"steer/samples/{one.name}.jsonl")
         assert not used & {sample.goal for sample in samples}
-        assert len(samples) == 24
+        assert len(samples) == 45
         rates = group_rates(samples)
         assert {group: rate.rate for group, rate in rates.items()} == {g: r.rate for g, r in one.rates.items()}
         assert (one.harmless_kl is None) == (one.name == "original")
@@ -225,7 +225,7 @@ def test_the_hardening_is_loaded_as_it_was_measured(induced: Path) -> None:
 def test_a_hardening_that_stops_no_attack_is_not_left(by_attention: Path, tmp_path: Path) -> None:
     found = _steer(by_attention, tmp_path / "run", "steer.harden.coefficients=[0.001]")
     assert not (tmp_path / "run/steer/hardening").exists()
-    assert "no hardening is written" in found.claim
+    assert "No hardening is written: attack success does not fall" in found.claim
 
 
 def test_attention_is_named_where_it_writes_the_refusals(of_attention: Path) -> None:

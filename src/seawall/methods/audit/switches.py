@@ -163,23 +163,23 @@ def claim(
 
 
 def _effect(own: AuditChange, control: AuditChange, moved: Mapping[str, AuditChange]) -> str:
-    if not own.high < 0:
+    if not own.falls:
         return "So switching experts does not clearly lower attack success."
-    if not control.high < 0:
+    if not control.falls:
         return "So attacks succeed less often, but not clearly less than with random experts switched."
     harm = [
         f"{name} moved by {points(moved[group])}"
         for group, (name, sign) in COSTS.items()
-        if group in moved and min(sign * moved[group].low, sign * moved[group].high) > 0
+        if group in moved and moved[group].is_clear and sign * moved[group].difference > 0
     ]
     price = f"at a price: {', '.join(harm)}" if harm else "and no cost is clear"
     return f"So these experts do lower attack success, {price}."
 
 
 def _against_repair(change: AuditChange) -> str:
-    if change.low > 0:
+    if change.rises:
         verdict = "the repair achieves more"
-    elif change.high < 0:
+    elif change.falls:
         verdict = "the repair achieves less"
     else:
         verdict = "no difference is clear"

@@ -94,7 +94,7 @@ def claim(apart: Mapping[int, AuditChange], lost: Mapping[int, AuditChange], ref
         refusal: refusal of plain requests after the last update minus before, by series.
     """
     gain, last = apart[0], max(apart)
-    if not gain.high < 0:
+    if not gain.falls:
         return (
             f"The repair did not clearly lower attack success ({points(gain)}), so there is no gained safety that "
             "fine-tuning could take away."
@@ -105,12 +105,12 @@ def claim(apart: Mapping[int, AuditChange], lost: Mapping[int, AuditChange], ref
         f"with both fine-tuned, {later}. Refusal of plain requests moved by {points(refusal[REPAIRED])} in the "
         f"repaired model and by {points(refusal[ORIGINAL])} in the original."
     )
-    unclear = [updates for updates, change in apart.items() if not change.high < 0]
+    unclear = [updates for updates, change in apart.items() if not change.falls]
     if unclear:
         clear_later = "" if max(unclear) == last else f" (it is clear again after {last})"
         return f"{text} The gain is lost: from {min(unclear)} updates on no difference is clear{clear_later}."
     end = lost[last]
-    if end.low > 0:
+    if end.rises:
         return (
             f"{text} Part of the gain survives {last} updates: attacks succeed {points(end)} more often than before, "
             "but clearly less often than in the original after the same fine-tuning."

@@ -40,9 +40,14 @@ def width(basin: BasinWidth) -> str:
 
 def _sentences(result: LandscapeResult) -> Iterator[str]:
     origin = result.points[0].rates[HARMFUL]
-    yield f"The unmoved model answers {_rate(origin)} of held-out harmful requests."
     below = f"the harmful rate stays below {result.threshold:.0%}"
-    if not any(basin.width for basin in result.basins):
+    if origin.rate is None:
+        yield f"No reply of the unmoved model to {origin.n} held-out harmful requests could be judged."
+    else:
+        yield f"The unmoved model does not refuse {_rate(origin)} of held-out harmful requests."
+    if result.points[0].rate(HARMFUL, result.most_unscored) is None:
+        yield "So no basin around it is measured."
+    elif not any(basin.width for basin in result.basins):
         yield f"It lies in no basin: nowhere around it {below}."
     for direction in result.directions:
         basin = result.basin(direction.name)

@@ -15,6 +15,7 @@ from seawall.config.eval import EvalConfig
 from seawall.data.pairs import refusal_for
 from seawall.data.types import Exchange
 from seawall.evaluation.capability.run import file_hashes
+from seawall.evaluation.decision import ValidationScores
 from seawall.evaluation.run import evaluate
 from seawall.evaluation.suite import build_suite
 from seawall.methods.rasa.context import kept_pairs, retained_exchanges, stage_inputs
@@ -120,7 +121,7 @@ def repair_stage(context: Context, selected: ExpertSet) -> Delta:
     delta = Delta.load(folder / "delta")
     delta.apply(context.opened.model.state_dict())
     outcome = read_json(folder / "outcome.json")
-    context.reporter.say(f"round {outcome['chosen_round']} of {len(outcome['rounds'])} kept")
+    context.reporter.say(outcome.get("reason") or f"round {outcome['chosen_round']} of {len(outcome['rounds'])} kept")
     return delta
 
 
@@ -146,6 +147,7 @@ def _repair_work(context: Context, selected: ExpertSet, scratch: Path) -> None:
     write_metrics(scratch / "metrics.jsonl", result.progress.rows)
     outcome = {
         "chosen_round": result.chosen,
+        "reason": result.reason,
         "before": result.progress.before.as_row(),
         "rounds": [scores.as_row() for scores in result.progress.scores],
         "routing_drift": routing_drift(usage_before, usage_after).tolist(),
@@ -178,10 +180,7 @@ def _repair(context: Context, selected: ExpertSet, scratch: Path) -> RepairResul
 
 def _report(context: Context, row: dict[str, Any]) -> None:
     if row["phase"] == "validation":
-        context.reporter.say(
-            f"round {row['round']} of {context.recipe.repair.rounds}: attacks succeed {row['attack_success']:.0%}, "
-            f"plain requests refused {row['plain_refusal']:.0%}, over-refusal {row['over_refusal']:.0%}, benign "
-            f"refused {row['benign_refusal']:.0%}"
-        )
+        scores = ValidationScores(**{name: row[name] for name in ValidationScores.__dataclass_fields__})
+        context.reporter.say(f"round {row['round']} of {context.recipe.repair.rounds}: {scores}")
     else:
         context.reporter.step(f"round {row['round']}, {row['phase']} step", int(row["step"]), int(row["step"]) + 1)

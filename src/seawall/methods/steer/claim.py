@@ -9,6 +9,7 @@ from seawall.artifacts.audit import AuditFigure
 from seawall.artifacts.directions import Directions
 from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN, POOLED
 from seawall.artifacts.steering import SteeringCandidate, SteeringResult
+from seawall.methods.steer.hardening import hardening_objection
 from seawall.methods.steer.held_out import ORIGINAL, REPAIRED
 from seawall.methods.steer.reasons import NOT_BEST
 from seawall.report.changes import points, span
@@ -17,7 +18,9 @@ PAPER_FREE, PAPER_CONSTRAINED = 0.78, 0.54
 """Share of the layer-level effect that one expert recovers in the paper (arXiv 2606.04160): free to choose its place,
 and constrained to the place of the layer's direction."""
 _LARGE = 0.5
-_LAYER, _EXPERT, _CONSTRAINED, _RANDOM = "layer", "expert", "expert-constrained", "random-direction-1"
+_LAYER, _EXPERT, _CONSTRAINED = "layer", "expert", "expert-constrained"
+_RANDOM, _RANDOM_EXPERT = "random-direction-", "random-expert"
+_HALVES = ("ablated-attention", "ablated-mlp")
 
 
 def claim(result: SteeringResult, directions: Directions) -> str:
@@ -47,12 +50,12 @@ def _suppressed(result: SteeringResult, directions: Directions) -> Iterator[str]
             "On validation prompts no direction passed the checks with a harmless KL of its ablation within "
             f"{result.figures['layer_max_kl'].value:g} nats, so the cap was doubled until one did, at {cap.value:g}."
         )
-    if abs(change.difference) < _LARGE:
+    if change.difference > -_LARGE:
         candidates = result.of_family("layer")
         failed = Counter(candidate.reason for candidate in candidates if candidate.reason not in ("", NOT_BEST))
         reasons = "; ".join(f"{reason}: {count}" for reason, count in failed.most_common())
         yield (
-            f"That is less than {100 * _LARGE:.0f} points: of {len(candidates)} directions {failed.total()} failed a "
+            f"That is no fall by {100 * _LARGE:.0f} points: of {len(candidates)} directions {failed.total()} failed a "
             f"check{f' ({reasons})' if reasons else ''}, and this is the best of the others."
         )
     everywhere = result.change("ablated-everywhere", ORIGINAL, PLAIN)
@@ -60,7 +63,7 @@ def _suppressed(result: SteeringResult, directions: Directions) -> Iterator[str]
         yield f"Ablated from the whole model it moved refusal by {points(everywhere)}."
     yield from _experts(result, directions)
     yield from _halves(result)
-    yield from _control(result)
+    yield from _control(result, PLAIN, "refusal")
 
 
 def _experts(result: SteeringResult, directions: Directions) -> Iterator[str]:
@@ -81,37 +84,66 @@ def _experts(result: SteeringResult, directions: Directions) -> Iterator[str]:
                 f"One expert {where} ({expert_name(chosen)}) recovers {_share(share)} of that effect at a harmless KL "
                 f"of {_kl(result, name)} nats{_unscored(result, name)}; the paper has {100 * paper:.0f} %."
             )
+            yield from _against_random_expert(result, name, where)
+    if not _layer_works(result):
+        yield "Without a clear fall of refusal by the layer's direction, no share of it can be recovered."
     control = result.figures.get("share:random-expert")
     if control is not None:
         yield f"The best expert below the routing threshold, after the same search, recovers {_share(control)}."
     rank = result.figures.get("rank_correlation")
     if rank is not None and rank.low is not None and rank.high is not None:
-        verdict = "predicts" if rank.low > 0 else "does not clearly predict"
+        verdict = "predicts" if rank.is_positive else "does not clearly predict"
         interval = f"[{rank.low:.2f}, {rank.high:.2f}]".replace("-", "\u2212")
         yield f"Routing {verdict} which expert steers: rank correlation {rank.value:.2f} {interval}."
 
 
-def _control(result: SteeringResult) -> Iterator[str]:
-    random, less = result.change(_RANDOM, ORIGINAL, PLAIN), result.change(_RANDOM, _LAYER, PLAIN)
-    if random is None or less is None:
-        return
-    yield f"A random direction of the same norm moved refusal by {points(random)}."
-    if not less.low > 0:
-        yield "That is not clearly less, so these numbers do not show that refusal lies in this direction."
+def _layer_works(result: SteeringResult) -> bool:
+    """Whether the layer's direction clearly lowers the rate that it is to lower."""
+    group = PLAIN if result.mode == "suppress" else POOLED
+    change = result.change(_LAYER, ORIGINAL, group)
+    return change is not None and change.falls
+
+
+def _against_random_expert(result: SteeringResult, name: str, where: str) -> Iterator[str]:
+    apart = result.change(name, _RANDOM_EXPERT, PLAIN)
+    if apart is not None and not apart.falls:
+        yield f"One expert {where} does not clearly move refusal further than an expert below the routing threshold."
+
+
+def _control(result: SteeringResult, group: str, measure: str) -> Iterator[str]:
+    """Every random direction of the same norm against the layer's direction, which should lower the rate further."""
+    names = [condition.name for condition in result.conditions if condition.name.startswith(_RANDOM)]
+    moved = [(result.change(name, ORIGINAL, group), result.change(name, _LAYER, group)) for name in names]
+    for random, apart in moved:
+        if random is None or apart is None:
+            continue
+        yield f"A random direction of the same norm moved {measure} by {points(random)}."
+        if not apart.rises:
+            yield "That is not clearly less, so these numbers do not show that refusal lies in this direction."
+
+
+def _control_is_as_strong(result: SteeringResult) -> bool:
+    """Whether a random direction clearly lowers refusal, and not clearly less than the layer's direction."""
+    names = [condition.name for condition in result.conditions if condition.name.startswith(_RANDOM)]
+    moved = [(result.change(name, ORIGINAL, PLAIN), result.change(name, _LAYER, PLAIN)) for name in names]
+    return any(random and random.falls and not (apart and apart.rises) for random, apart in moved)
 
 
 def _halves(result: SteeringResult) -> Iterator[str]:
     """Ablation from the outputs of attention against ablation from the outputs of MLP or MoE."""
-    attention, mlp = (result.change(f"ablated-{name}", ORIGINAL, PLAIN) for name in ("attention", "mlp"))
+    attention, mlp = (result.change(name, ORIGINAL, PLAIN) for name in _HALVES)
     if attention is None or mlp is None:
         return
     yield (
         f"Ablated from attention outputs, the direction moved refusal by {points(attention)}; ablated from MLP or MoE "
         f"outputs, by {points(mlp)}."
     )
-    if attention.high < mlp.low:
+    apart = result.change(*_HALVES, PLAIN)
+    if apart is None or _control_is_as_strong(result):
+        return
+    if attention.falls and apart.falls:
         yield "Refusal rests more on attention than on the MLP or MoE here."
-    elif mlp.high < attention.low:
+    elif mlp.falls and apart.rises:
         yield "Refusal rests more on the MLP or MoE than on attention here."
 
 
@@ -126,8 +158,10 @@ def _induced(result: SteeringResult) -> Iterator[str]:
         f"Adding {layer.coefficient:g} times one direction (decoder layer {layer.layer}, {_token(layer)}) moved attack "
         f"success by {points(attacks)}, and {costs}."
     )
-    if not attacks.high < 0:
-        yield "Attack success did not clearly fall, so no hardening is written."
+    yield from _control(result, POOLED, "attack success")
+    problem = hardening_objection(result)
+    if problem:
+        yield f"No hardening is written: {problem}."
     repaired = result.change(REPAIRED, ORIGINAL, POOLED)
     against = [(name, result.change(REPAIRED, _LAYER, group)) for name, group in _AGAINST.items()]
     if repaired is not None:
@@ -157,4 +191,5 @@ def _unscored(result: SteeringResult, name: str) -> str:
 def _share(figure: AuditFigure) -> str:
     if figure.low is None or figure.high is None:
         return "an unknown share"
-    return f"{span(figure.value, figure.low, figure.high)} %"
+    share = f"{span(figure.value, figure.low, figure.high)} %"
+    return share if figure.value >= 0 else f"nothing ({share})"

@@ -13,7 +13,7 @@ from seawall.artifacts.evaluation import Sample
 from seawall.artifacts.groups import target
 from seawall.artifacts.steering import SteeringCandidate, SteeringResult
 from seawall.config.eval import EvalConfig
-from seawall.evaluation.metrics import lost_share
+from seawall.evaluation.metrics import lost_share, paired_difference
 from seawall.methods.steer.evaluator import SCREENING
 from seawall.methods.steer.interventions import SIGN
 
@@ -22,6 +22,8 @@ ORIGINAL_SCORE = {"suppress": "original_score", "induce": "original_attack_score
 """Mode -> the figure with the original model's mean refusal score on the prompts whose refusal is to be moved."""
 ON_SCREENING = "_on_few"
 """Suffix of that figure's name for the screening prompts alone."""
+_ROUNDING = 1e-9
+"""Correlations that differ by less are equal."""
 _MIN_EXPERTS = 4
 """Smallest number of experts for a rank correlation."""
 
@@ -31,15 +33,18 @@ def recovered(
 ) -> AuditFigure | None:
     """Share of a layer direction's effect in a group that another change recovers, with a 95 % interval over goals.
 
-    None where the layer's direction had no effect.
+    None where the layer's direction does not clearly lower the group's rate: refusal of plain requests in mode
+    suppress, attack success in mode induce. A share of no effect, or of one of the wrong sign, means nothing.
     """
     sides = [{sample.id: sample for sample in side if sample.group == group} for side in (original, layer, change)]
     ids = list(sides[0])
-    labels = [[side[name].label for name in ids] for side in sides]
+    before, full, part = ([side[name].outcome for name in ids] for side in sides)
     goals = [sides[0][name].goal for name in ids]
-    lost = lost_share(
-        (labels[0], labels[1], labels[2]), goals, target=target(group), resamples=config.bootstrap, seed=config.seed
-    )
+    counted, resamples, seed = target(group), config.bootstrap, config.seed
+    effect = paired_difference(before, full, goals, target=counted, resamples=resamples, seed=seed)
+    if not effect.is_clear or effect.difference > 0:
+        return None
+    lost = lost_share((before, full, part), goals, target=counted, resamples=resamples, seed=seed)
     if lost is None:
         return None
     share, low, high = lost
@@ -89,7 +94,10 @@ def effect_of(result: SteeringResult, candidate: SteeringCandidate) -> float | N
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float], *, resamples: int, seed: int) -> AuditFigure | None:
-    """Spearman's correlation with a 95 % interval over resampled experts; None for too few or constant values."""
+    """Spearman's correlation with a 95 % interval over resampled experts, and the p-value of shuffled experts.
+
+    None for too few or constant values.
+    """
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if len(first) < _MIN_EXPERTS or len(np.unique(first)) < 2 or len(np.unique(second)) < 2:
         return None
@@ -101,7 +109,9 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], *, resamples: int, 
             drawn.append(_spearman(first[rows], second[rows]))
     value = _spearman(first, second)
     low, high = (float(end) for end in np.quantile(drawn, (0.025, 0.975)))
-    return AuditFigure(value, min(low, value), max(high, value))
+    shuffled = [_spearman(first, generator.permutation(second)) for _ in range(resamples)]
+    extreme = sum(abs(correlation) >= abs(value) - _ROUNDING for correlation in shuffled)
+    return AuditFigure(value, min(low, value), max(high, value), (extreme + 1) / (resamples + 1))
 
 
 def _spearman(first: Floats, second: Floats) -> float:

@@ -13,6 +13,7 @@ from seawall.artifacts.hardening import Effect, Hardening, induces
 from seawall.artifacts.steering import SteeringResult
 from seawall.artifacts.store import require_model
 from seawall.config.model import ModelConfig
+from seawall.evaluation.decision import objection, scores_of_rates
 from seawall.methods.steer.choose import LAYER
 from seawall.methods.steer.context import SteerContext
 from seawall.methods.steer.held_out import ORIGINAL
@@ -34,12 +35,11 @@ def write_hardening(context: SteerContext, result: SteeringResult, directions: D
         for change in result.changes
         if (change.condition, change.reference) == (LAYER, ORIGINAL) and change.group != POOLED
     }
-    attacks = result.change(LAYER, ORIGINAL, POOLED)
-    if attacks is None or not attacks.high < 0:
-        context.reporter.say("no hardening is written: attack success did not clearly fall on held-out prompts")
-        return
-    if not induces(effects):
-        context.reporter.say("no hardening is written: harmful requests are refused less on held-out prompts")
+    problem = hardening_objection(result)
+    if not problem and not induces(effects):
+        problem = "harmful requests are refused less on held-out prompts"
+    if problem:
+        context.reporter.say(f"no hardening is written: {problem}")
         return
     Hardening(
         model_fingerprint=result.model_fingerprint,
@@ -50,6 +50,23 @@ def write_hardening(context: SteerContext, result: SteeringResult, directions: D
         effects=effects,
         vector_D=directions.of_layer(chosen.layer, chosen.position),
     ).save(folder)
+
+
+def hardening_objection(result: SteeringResult) -> str:
+    """Why the model without the direction goes before the model with it; empty where the direction hardens it.
+
+    On validation prompts the rule of every choice (`evaluation.decision`) must prefer the chosen strength to none, and
+    on held-out prompts attack success must clearly fall and the same rule agree.
+    """
+    chosen, attacks = result.choice(LAYER), result.change(LAYER, ORIGINAL, POOLED)
+    assert chosen is not None
+    if not chosen.kept:
+        return f"{chosen.reason} (validation prompts)"
+    if attacks is None or not attacks.falls:
+        return "attack success did not clearly fall on held-out prompts"
+    before, after = (scores_of_rates(result.condition(name).rates) for name in (ORIGINAL, LAYER))
+    problem = objection(after, before)
+    return f"{problem} on held-out prompts" if problem else ""
 
 
 def load_hardened(config: ModelConfig, steering: Path | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -9,7 +9,7 @@ from math import isfinite
 from transformers import PreTrainedTokenizerBase
 
 from seawall.artifacts.steering import SteeringCandidate, SteeringMode
-from seawall.data.types import Judge, Messages
+from seawall.data.types import Judge, Messages, Outcome
 from seawall.methods.steer.evaluator import CandidateEvaluator
 from seawall.methods.steer.interventions import SIGN, Intervention, applied, intervention_of
 from seawall.methods.steer.options import SearchLimits
@@ -114,26 +114,25 @@ def _reason(evaluator: CandidateEvaluator, candidate: SteeringCandidate, max_kl:
     return "" if isfinite(evaluator.mean(candidate, "score")) else NOT_FINITE
 
 
-RefusalJudge = Callable[[SteeringCandidate, Sequence[Messages]], Sequence[bool | None]]
-"""(candidate, prompts) -> whether the reply under the candidate's change is a refusal; None if it cannot be scored."""
+RefusalJudge = Callable[[SteeringCandidate, Sequence[Messages]], Sequence[Outcome]]
+"""(candidate, prompts) -> the outcome of every reply under the candidate's change."""
 
 
 def refusal_judge(
     evaluator: CandidateEvaluator, tokenizer: PreTrainedTokenizerBase, judge: Judge, *, max_new_tokens: int
 ) -> RefusalJudge:
     """Generates the model's replies under a candidate's change and judges them; verdicts are cached."""
-    cache: dict[tuple[Intervention, float, tuple[Messages, ...]], list[bool | None]] = {}
+    cache: dict[tuple[Intervention, float, tuple[Messages, ...]], list[Outcome]] = {}
     target = evaluator.target
 
-    def judge_replies(candidate: SteeringCandidate, prompts: Sequence[Messages]) -> list[bool | None]:
+    def judge_replies(candidate: SteeringCandidate, prompts: Sequence[Messages]) -> list[Outcome]:
         key = (intervention_of(candidate), candidate.coefficient, tuple(prompts))
         if key not in cache:
             with applied(target, evaluator.directions, candidate, evaluator.mode):
                 replies = generate(
                     target.model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=target.batch_size
                 )
-            labels = [verdict.label for verdict in judge(prompts, [reply.answer for reply in replies])]
-            cache[key] = [None if label == "unscored" else label == "refused" for label in labels]
+            cache[key] = [verdict.outcome for verdict in judge(prompts, [reply.answer for reply in replies])]
         return cache[key]
 
     return judge_replies
@@ -152,8 +151,8 @@ def judge_best(
     """Stage 2: the best candidates of stage 1 by their share of refused replies, best first.
 
     Pruned: replies are judged ROUND at a time, and a candidate is given up once it can no longer beat the best so far,
-    which does not change the winner. Ties are decided by the refusal score. An unscored reply counts against the
-    candidate in both modes.
+    which does not change the winner. Ties are decided by the refusal score. A reply that evades or is unscored counts
+    against the candidate in both modes.
 
     Args:
         candidates: of stage 1.
@@ -169,11 +168,11 @@ def judge_best(
     chosen = by_score(list(candidates), mode)[:limit]
     for number, candidate in enumerate(chosen, 1):
         fewest = min((failures for failures, _ in finished), default=len(prompts) + 1)
-        answers: list[bool | None] = []
+        answers: list[Outcome] = []
         while len(answers) < len(prompts) and not (pruned and _failures(answers, mode) >= fewest):
             answers += judge(candidate, prompts[len(answers) : len(answers) + ROUND])
-        scored = [answer for answer in answers if answer is not None]
-        share = sum(scored) / len(scored) if scored else None
+        scored = [answer for answer in answers if answer != "unscored"]
+        share = scored.count("refused") / len(scored) if scored else None
         judged = replace(candidate, refused=share, judged=len(scored))
         if len(answers) == len(prompts):
             finished.append((_failures(answers, mode), judged))
@@ -184,6 +183,6 @@ def judge_best(
     return [judged for _, judged in sorted(finished, key=lambda pair: pair[0])] + given_up
 
 
-def _failures(answers: Sequence[bool | None], mode: SteeringMode) -> int:
-    """Number of replies without the intended effect."""
-    return sum(answer is not (mode == "induce") for answer in answers)
+def _failures(answers: Sequence[Outcome], mode: SteeringMode) -> int:
+    """Number of replies without the intended effect: a refusal, or an answer."""
+    return sum(answer != ("refused" if mode == "induce" else "complied") for answer in answers)

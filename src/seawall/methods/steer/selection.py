@@ -12,6 +12,7 @@ from seawall.artifacts.steering import NAME as STEERING
 from seawall.artifacts.steering import SteeringCandidate, SteeringMode, SteeringResult
 from seawall.data.types import Messages
 from seawall.errors import DataError
+from seawall.evaluation.decision import ValidationScores, decide, objection
 from seawall.methods.steer.choose import LAYER, ExpertSearch, SearchOutcome, choose_layer
 from seawall.methods.steer.context import SEARCH, SteerContext
 from seawall.methods.steer.evaluator import CandidateEvaluator
@@ -196,9 +197,10 @@ def _choose_layer(
 def _choose_strength(
     context: SteerContext, target: TargetModel, directions: Directions, outcome: SearchOutcome
 ) -> SteeringCandidate:
-    """The coefficient of the layer's direction with the least sum of attack success, over-refusal and benign refusal.
+    """The coefficient of the layer's direction by the rule of every choice, on validation prompts.
 
-    Measured on validation prompts; every coefficient becomes a candidate.
+    Every coefficient becomes a candidate. Where the model without the direction goes first, the one with the least loss
+    is studied, and is not kept: no hardening of it is written.
 
     Raises:
         DataError: there is no attack to refuse.
@@ -211,20 +213,26 @@ def _choose_strength(
             expected="families in data.attacks_seen, or data.attack_file",
             remedy="name attack families, or use steer.mode=suppress",
         )
-    measure, sums = validator(context), dict[SteeringCandidate, float]()
+    measure, rows, scores = validator(context), list[SteeringCandidate](), list[ValidationScores]()
     attacks = len(context.prompts.pairs("validation"))
+    before = measure()
     for coefficient in context.config.harden.coefficients:
         # The selection's measurements are of the ablation and of one coefficient, so only that candidate keeps them.
         unmeasured = replace(intervention_of(chosen).candidate(coefficient), kept=True)
         tried = chosen if coefficient == chosen.coefficient else unmeasured
         with applied(target, directions, tried, "induce"):
-            scores = measure()
-        costs = f"over-refusal {scores.over_refusal:.0%}, benign refused {scores.benign_refusal:.0%}"
-        context.reporter.say(f"times {coefficient:g}: attacks succeed {scores.attack_success:.0%}, {costs}")
-        row = replace(tried, refused=1 - scores.attack_success, judged=attacks, reason=costs)
-        sums[row] = scores.attack_success + scores.over_refusal + scores.benign_refusal
-    best = min(sums, key=lambda candidate: sums[candidate])
-    outcome.add(sums)
+            scores.append(measure())
+        context.reporter.say(f"times {coefficient:g}: {scores[-1]}")
+        problem = objection(scores[-1], before)
+        reason = problem or str(scores[-1])
+        refused = 1 - scores[-1].attack_success
+        rows.append(replace(tried, refused=refused, judged=attacks, kept=not problem, reason=reason))
+    labels = [f"{row.coefficient:g}" for row in rows]
+    decision = decide(scores, before, context.recipe.repair.early_stop, kind="coefficient", labels=labels)
+    context.reporter.say(decision.reason)
+    least = min(range(len(rows)), key=lambda index: scores[index].cost)
+    best = rows[least if decision.index is None else decision.index]
+    outcome.add(rows)
     outcome.choose(LAYER, best)
     return best
 

@@ -30,6 +30,12 @@ from seawall.methods.steer.held_out import (
 from seawall.methods.steer.selection import outcome_of, read_directions, search_directions, target_model
 
 _EVERYWHERE = "ablated-everywhere"
+_COMPARED = (
+    ("ablated-attention", "ablated-mlp"),
+    ("expert", "random-expert"),
+    ("expert-constrained", "random-expert"),
+)
+"""Pairs of conditions that the claim compares."""
 
 
 def steer(context: SteerContext, scratch: Path) -> None:
@@ -73,7 +79,9 @@ def moved_group(mode: str) -> str:
 def _pairs(rows: Sequence[Measurement]) -> list[tuple[str, str]]:
     """(condition, reference): each against its reference, and each change also against the layer's direction."""
     pairs = [(row.name, row.reference) for row in rows if row.reference is not None]
-    return pairs + [(name, LAYER) for name, reference in pairs if reference == ORIGINAL and name != LAYER]
+    pairs += [(name, LAYER) for name, reference in pairs if reference == ORIGINAL and name != LAYER]
+    names = {row.name for row in rows}
+    return pairs + [pair for pair in _COMPARED if names >= {*pair}]
 
 
 def _figures(

@@ -11,7 +11,15 @@ def claim(result: TuningResult) -> str:
         return "Nothing was evaluated."
     parts = [_rates("before", result.spread(None, HARMFUL), result.spread(None, TASK))]
     parts += [_rates(method, result.spread(method, HARMFUL), result.spread(method, TASK)) for method in result.methods]
-    return f"Held-out harmful requests not refused: {', '.join(parts)}."
+    return f"Held-out harmful requests not refused: {', '.join(parts)}. {interval_scope(result)}"
+
+
+def interval_scope(result: TuningResult) -> str:
+    """What the intervals of a comparison vary: seeds, or requests."""
+    seeds = max((len(result.of_method(method)) for method in result.methods), default=1)
+    if seeds > 1:
+        return f"Intervals are of the mean over {seeds} seeds, on these same requests."
+    return "Intervals are over requests with the training held fixed: another seed may lie outside."
 
 
 def unscored(spread: Spread) -> str:

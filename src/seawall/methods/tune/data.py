@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seawall.artifacts.groups import ATTACK, BENIGN, BORDERLINE, PLAIN
 from seawall.config.recipe import Recipe
 from seawall.config.tune import TuneConfig, TuneMethod
 from seawall.data.customer_messages import customer_messages
+from seawall.data.near_duplicates import with_near_duplicate, words
 from seawall.data.sets import Prompts, load_prompts
 from seawall.data.tasks import load_task
 from seawall.data.types import Exchange
@@ -19,15 +21,20 @@ from seawall.evaluation.task import require_scorable
 from seawall.methods.tune.rows import TrainingRows, training_rows, with_safe_rows
 
 _GROUPS = (PLAIN, BORDERLINE, BENIGN)
+_FRAME = 0.5
+"""Share of rows above which a word belongs to the task's frame, and near-duplicates to the task."""
+_COMPARED = 3
+"""Smallest number of words beside the frame that tell a row from others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task's training and test rows, and its name."""
+    """A task's training and test rows, its name, and a line on training rows that nearly repeat a test row."""
 
     name: str
     train: tuple[Exchange, ...]
     test: tuple[Exchange, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,7 @@ def read_data(recipe: Recipe) -> TuneData:
     task = read_task(config)
     if config.evaluate:
         require_scorable(task.test, config.task.answer)
+    prompts = replace(prompts, notes=tuple(note for note in (*prompts.notes, task.note) if note))
     data = TuneData(prompts, task, _suite(prompts, attacks=config.attacks) if config.evaluate else None)
     for method in config.methods:
         for seed in config.seeds:
@@ -86,7 +94,7 @@ def read_task(config: TuneConfig) -> Task:
     """
     if config.task.train is None:
         messages = customer_messages()
-        return Task("customer_messages", messages.train, tuple(_spread(messages.test, config.task.test_rows)))
+        return held_out_task("customer_messages", messages.train, _spread(messages.test, config.task.test_rows))
     train = load_task(config.task.train)
     test = load_task(config.task.test) if config.task.test is not None else []
     shared = {_key(row) for row in train} & {_key(row) for row in test}
@@ -97,7 +105,28 @@ def read_task(config: TuneConfig) -> Task:
             expected="different prompts in the two files",
             remedy="remove the shared prompts from one file",
         )
-    return Task(Path(config.task.train).stem, tuple(train), tuple(_spread(test, config.task.test_rows)))
+    return held_out_task(Path(config.task.train).stem, train, _spread(test, config.task.test_rows))
+
+
+def held_out_task(name: str, train: Sequence[Exchange], test: Sequence[Exchange]) -> Task:
+    """A task whose training rows do not nearly repeat a test row.
+
+    Words that more than half of all rows share are the task's frame and are not compared, nor are rows with fewer than
+    three words beside it. Where most training rows would be left out, all stay, and the line says so.
+    """
+    texts = [words(_key(row)) for row in (*train, *test)]
+    counts = Counter(word for row in texts for word in row)
+    frame = {word for word, count in counts.items() if count > _FRAME * len(texts)}
+    contents = [row - frame if len(row - frame) >= _COMPARED else frozenset[str]() for row in texts]
+    near = with_near_duplicate(contents[: len(train)], contents[len(train) :])
+    count = sum(near)
+    if not count:
+        return Task(name, tuple(train), tuple(test))
+    kinds = f"task {name}: {count} of {len(train)} training rows share half of their words or more with a test row"
+    if count > _FRAME * len(train):
+        return Task(name, tuple(train), tuple(test), f"{kinds} and stay, since they are most: it is no held-out score")
+    kept = tuple(row for row, is_near in zip(train, near, strict=True) if not is_near)
+    return Task(name, kept, tuple(test), f"{kinds} and are left out")
 
 
 def _suite(prompts: Prompts, *, attacks: bool) -> EvalSuite:

@@ -12,8 +12,8 @@ checkpoint.py  checkpoints to resume from
 drift.py       how far the routing moved
 """
 
+from seawall.evaluation.decision import ValidationScores
 from seawall.methods.rasa.repair.inputs import RepairInputs, RepairResult
 from seawall.methods.rasa.repair.run import repair
-from seawall.shell.validation import ValidationScores
 
 __all__ = ["RepairInputs", "RepairResult", "ValidationScores", "repair"]

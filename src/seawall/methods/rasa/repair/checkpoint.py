@@ -16,10 +16,10 @@ from typing import Any, final
 from torch import Tensor
 
 from seawall.artifacts.store import load_document, load_tensors, save_document, save_tensors
+from seawall.evaluation.decision import ValidationScores
 from seawall.methods.rasa.repair.rounds import RepairProgress
 from seawall.methods.rasa.repair.trainables import Trainables
 from seawall.runs.files import flush_tree, publish
-from seawall.shell.validation import ValidationScores
 from seawall.train.loop import Trainer, random_state, set_random_state
 
 Trainers = Mapping[str, Trainer[Any]]

@@ -28,16 +28,18 @@ class RepairInputs:
 
 @dataclass(frozen=True)
 class RepairResult:
-    """The outcome of a repair. The model holds the chosen round's weights.
+    """The outcome of a repair. The model holds the chosen round's weights, or its own where no round is chosen.
 
     Attributes:
-        chosen: the chosen round, from 1.
+        chosen: the chosen round, from 1; 0 for no repair.
+        reason: of the choice, in a sentence.
         progress: validation scores by round, and one row per update.
         slices: by parameter, the slices that may have changed; None for the full parameter.
         before: the full parameters before the repair, by name.
     """
 
     chosen: int
+    reason: str
     progress: RepairProgress
     slices: dict[str, tuple[int, ...] | None]
     before: dict[str, Tensor]

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.config.repair import RepairConfig
 from seawall.errors import ArtifactError
+from seawall.evaluation.decision import ValidationScores
 from seawall.methods.rasa.repair.checkpoint import Checkpoints
 from seawall.methods.rasa.repair.inputs import RepairInputs, RepairResult
 from seawall.methods.rasa.repair.phases import make_phases, train_round
@@ -18,7 +19,6 @@ from seawall.methods.rasa.repair.rounds import RepairProgress, choose_round, is_
 from seawall.methods.rasa.repair.steps import RepairLosses
 from seawall.methods.rasa.repair.trainables import first_changed_layer, trainables
 from seawall.models.moe.find import MoEModel
-from seawall.shell.validation import ValidationScores
 
 CHECKPOINT_EVERY = 50
 """Number of updates between two checkpoints within a round. Each round ends with a checkpoint."""
@@ -76,12 +76,15 @@ def repair(
             progress.scores.append(validate())
             checkpoints.save_scores(progress)
             report({"round": progress.trained, "phase": "validation", **progress.scores[-1].as_row()})
-        chosen = 1 + choose_round(progress.scores, progress.before, config.early_stop)
+        decision = choose_round(progress.scores, progress.before, config.early_stop)
+        if decision.index is None:  # the model as it is goes before every round
+            return RepairResult(0, decision.reason, progress, {}, {})
+        chosen = decision.index + 1
         training.load_state(checkpoints.round_weights(chosen))
         slices, state = training.slices(), moe.model.state_dict()
         before = {name: state[name].detach().clone() for name in slices}
         training.write_back()
-        return RepairResult(chosen, progress, slices, before)
+        return RepairResult(chosen, decision.reason, progress, slices, before)
 
 
 def _require_layers(experts: ExpertSet, moe: MoEModel) -> None:
