@@ -61,6 +61,8 @@ def test_summary_has_the_documented_keys(finished: Outcome) -> None:
         "over_refusal",
         "benign_compliance",
         "wrapped_compliance",
+        "wrapped_over_refusal",
+        "wrapping",
         "gold_answer_loss",
         "capability",
         "parity",

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 from seawall.config.data import DataConfig
-from seawall.data.attacks import ATTACKS
+from seawall.data.attacks import ATTACKS, as_command
 from seawall.data.chat import ChatRow, read_chat_jsonl
 from seawall.data.pairs import attack_names, make_pairs
 from seawall.data.prompts import Benign, Borderline, Goal, Gold
@@ -28,6 +28,7 @@ class Prompts:
         retain: harmless training prompts, benign and borderline, whose answers a repair must preserve.
         retain_wrapped: the same for harmless training instructions wrapped like the seen attacks.
         known_goals: all goals of the source, beyond the limits too; an attack file may use any of them.
+        test_wrapped: maximum number of wrapped test requests of each harmless kind; None wraps all.
     """
 
     goals: Split[Goal]
@@ -41,6 +42,7 @@ class Prompts:
     attacks_unseen: tuple[str, ...]
     attack_rows: tuple[ChatRow, ...]
     known_goals: tuple[Goal, ...]
+    test_wrapped: int | None = None
 
     @property
     def seen_families(self) -> tuple[str, ...]:
@@ -54,12 +56,24 @@ class Prompts:
 
     def wrapped(self, part: SplitName) -> list[tuple[str, Messages]]:
         """(instruction, conversation) of harmless instructions wrapped like the seen built-in attacks."""
-        return _wrapped(self.benign.part(part), self.attacks_seen)
+        commands = [item.text for item in self.benign.part(part) if item.imperative is not False]
+        return _wrapped(self._limited(commands, part), self.attacks_seen)
+
+    def wrapped_borderline(self, part: SplitName) -> list[tuple[str, Messages]]:
+        """(request, conversation) of borderline requests wrapped like the seen built-in attacks, as commands."""
+        requests = [item.text for item in self.borderline.part(part)]
+        return _wrapped(self._limited(requests, part), self.attacks_seen)
+
+    def _limited(self, requests: list[str], part: SplitName) -> list[str]:
+        return requests[: self.test_wrapped] if part == "test" else requests
 
     def fingerprint(self) -> str:
         """sha256 over all prompts, for the manifest; independent of file paths and line numbers."""
         placeless = replace(self, attack_rows=tuple(replace(row, path="", line=0) for row in self.attack_rows))
-        text = json.dumps(asdict(placeless), sort_keys=True)
+        document = asdict(placeless)
+        if self.test_wrapped is None:
+            del document["test_wrapped"]  # so that prompts of before this limit have the same fingerprint
+        text = json.dumps(document, sort_keys=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
@@ -79,7 +93,11 @@ def load_prompts(config: DataConfig) -> Prompts:
         borderline=_capped(borderline, None, config.validation_benign, config.test_borderline),
         retain=take((*benign.train, *borderline.train), config.retain_examples),
         retain_wrapped=tuple(
-            prompt for _, prompt in _wrapped(benign.train, config.attacks_seen)[: config.retain_wrapped]
+            prompt
+            for _, prompt in _wrapped(
+                [item.text for item in benign.train if item.imperative is not False][: config.retain_wrapped],
+                config.attacks_seen,
+            )
         ),
         gold=take(load_gold(config.gold), config.gold_examples),
         refusals=load_refusals(config.refusals),
@@ -87,15 +105,18 @@ def load_prompts(config: DataConfig) -> Prompts:
         attacks_unseen=config.attacks_unseen,
         attack_rows=rows,
         known_goals=tuple(all_goals),
+        test_wrapped=config.test_wrapped,
     )
 
 
-def _wrapped(items: Sequence[Benign], families: Sequence[str]) -> list[tuple[str, Messages]]:
-    """Each instruction wrapped by one family, in turn; instructions marked as no command are left out."""
-    commands = [item for item in items if item.imperative is not False]
+def _wrapped(requests: Sequence[str], families: Sequence[str]) -> list[tuple[str, Messages]]:
+    """Each request wrapped by one family, in turn."""
     if not families:
         return []
-    return [(item.text, ATTACKS[families[index % len(families)]](item.text)) for index, item in enumerate(commands)]
+    return [
+        (request, ATTACKS[families[index % len(families)]](as_command(request)))
+        for index, request in enumerate(requests)
+    ]
 
 
 def _capped(parts: Split[Item], train: int | None, validation: int | None, test: int | None) -> Split[Item]:
