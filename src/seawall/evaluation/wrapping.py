@@ -25,6 +25,8 @@ from seawall.evaluation.metrics import paired_difference, rate_with_interval
 
 _HARMLESS = {WRAPPED: BENIGN, WRAPPED_BORDERLINE: BORDERLINE}
 """Groups of harmless requests inside the wrappings -> the same requests plainly."""
+WRAPPED_GROUPS = tuple(_HARMLESS)
+"""Groups of harmless requests inside the wrappings."""
 _UNKNOWN = Contrast(None, -1.0, 1.0, 0)
 _NO_CHANGE = Difference(0.0, -2.0, 2.0, 1.0, 0)
 
@@ -63,6 +65,12 @@ def measure_wrapping(samples: Sequence[Sample], families: Iterable[str]) -> Wrap
         separation_wrapped=_separation(_wrapped(harmful), _wrapped(harmless)),
         families=families,
     )
+
+
+def harmless_gap(samples: Sequence[Sample]) -> Contrast | None:
+    """The wrapping gap of harmless requests; None where not both kinds were evaluated inside the wrappings."""
+    pairs = _harmless(samples)
+    return _gap(pairs) if pairs else None
 
 
 def worst_gap(samples: Sequence[Sample]) -> Contrast | None:

@@ -12,10 +12,12 @@ from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.groups import ATTACK, CAPABILITY, GROUPS, WRAPPING
 from seawall.config.eval import EvalConfig
 from seawall.evaluation.compare import capability_changes, compare
+from seawall.evaluation.gate import Evidence
 from seawall.evaluation.rates import refusal_rates
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
 from seawall.evaluation.wrapping import wrapping_changes
+from seawall.jobs.gate import gate_document
 from seawall.shell.context import Context
 
 
@@ -50,7 +52,13 @@ def summarize(
 ) -> dict[str, Any]:
     """The full contract; parity, time and memory hold placeholders that later steps fill in."""
     seen_families = set(context.prompts.seen_families)
-    refused = [refusal_rates(samples) for samples in evaluated_samples(context)]
+    samples = evaluated_samples(context)
+    refused = [refusal_rates(side) for side in samples]
+    unseen = frozenset(families(before)) - seen_families
+    settings = context.recipe.eval
+    evidence = Evidence(
+        *samples, results=(before, after), unseen=unseen, resamples=settings.bootstrap, seed=settings.seed
+    )
 
     def both(group: str) -> dict[str, Any] | None:
         if group not in before.groups:
@@ -75,6 +83,7 @@ def summarize(
         "wrapping": wrapping_document(before, after, changes),
         "gold_answer_loss": {"before": before.gold_loss, "after": after.gold_loss, "n": before.gold_n},
         **attacks_by_length(before, after),
+        "gate": gate_document(context.recipe.gate.limits, evidence),
         "capability": _capability(context.recipe.eval, before, after),
         **judge_disagreement(before, after),
         **harm_document(before, after),
