@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from types import MappingProxyType
@@ -11,7 +12,7 @@ from seawall.artifacts.evaluation import CapabilityScore, Contrast, Difference, 
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.groups import ATTACK, CAPABILITY, GROUPS, WRAPPING
 from seawall.config.eval import EvalConfig
-from seawall.evaluation.compare import capability_changes, compare
+from seawall.evaluation.compare import MIN_QUESTIONS, capability_changes, compare, gold_increase
 from seawall.evaluation.gate import Evidence
 from seawall.evaluation.rates import refusal_rates
 from seawall.evaluation.run import SAMPLES
@@ -81,13 +82,24 @@ def summarize(
         "attacks": {name: {"seen": name in seen_families, **family(name)} for name in families(before)},
         **{group.summary: both(name) for name, group in GROUPS.items()},
         "wrapping": wrapping_document(before, after, changes),
-        "gold_answer_loss": {"before": before.gold_loss, "after": after.gold_loss, "n": before.gold_n},
+        "gold_answer_loss": _gold(context.recipe.eval, before, after),
         **attacks_by_length(before, after),
         "gate": gate_document(context.recipe.gate.limits, evidence),
         "capability": _capability(context.recipe.eval, before, after),
         **judge_disagreement(before, after),
         **harm_document(before, after),
     }
+
+
+def _gold(config: EvalConfig, before: EvalResult, after: EvalResult) -> dict[str, Any]:
+    """Both losses and, for two or more questions with a loss each, the relative increase with its interval."""
+    losses = {"before": before.gold_loss, "after": after.gold_loss, "n": before.gold_n}
+    if min(len(before.gold), len(after.gold)) < MIN_QUESTIONS:
+        return losses
+    change = gold_increase(before, after, resamples=config.bootstrap, seed=config.seed)
+    if change is None or not math.isfinite(change.increase):
+        return losses
+    return {**losses, "change": {"increase": change.increase, "low": change.low, "high": change.high}}
 
 
 def families(result: EvalResult) -> dict[str, str]:
