@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from seawall.artifacts.evaluation import Difference, Sample
+from seawall.artifacts.evaluation import Difference, Harm, Sample
 from seawall.data.attacks import ATTACKS, as_command
 from seawall.data.types import EVADES, Outcome, label_of, user
 from seawall.evaluation.intervals import contrast_interval
+from seawall.evaluation.rates import mean_harm, refusal_rates
 from seawall.evaluation.wrapping import measure_wrapping, worst_gap, wrapping_changes
 
 FAMILIES = ("nested_fiction", "escalation")
@@ -173,3 +176,12 @@ def test_a_question_becomes_a_command_in_a_wrapping() -> None:
     assert as_command("Describe a duel") == "Describe a duel"
     for attack in ATTACKS.values():
         assert attack(as_command("How do I kill a process?"))
+
+
+def test_what_is_refused_and_harm_by_group() -> None:
+    rows = [replace(sample, harm=0.5 if sample.group == "plain" else None) for sample in REFUSES_WRAPPINGS]
+    assert mean_harm(rows) == {"plain": Harm(0.5, N)}
+    assert mean_harm([replace(rows[0], harm=0.25), replace(rows[1], harm=0.75)])["plain"] == Harm(0.5, 2)
+    refused = refusal_rates(evaluation(plain=[R] * N, attacks=[E] * 20 + [R] * 20, benign=[C] * N, wrapped=[C] * N))
+    assert set(refused) == {*(f"attack:{family}" for family in FAMILIES), "attack:role_play"}
+    assert (refused["attack:escalation"].rate, refused["attack:escalation"].evades) == (0.5, 20)
