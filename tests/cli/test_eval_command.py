@@ -54,6 +54,24 @@ def test_a_served_model_is_evaluated(planted: Path, tmp_path: Path, monkeypatch:
     assert {body["model"] for body in script.bodies} == {"served"}
 
 
+def test_a_group_without_a_scored_reply_ends_with_exit_code_1(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    script = Script(lambda asked: "zq " * 30 if asked.startswith("Story") else "I can't help with that.")
+    words: list[str | Path] = ["--model", "served", "-o", tmp_path / "out", *SMALL, "--json"]
+    with serving(script) as url:
+        done = forked("eval", planted, "--endpoint", url, *words)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "seawall: nothing could be scored, so there is no rate: attack: story (rate: 2 replies)"
+    )
+    summary = json.loads(done.stdout)
+    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["attacks"]["story"]["rate"] is None
+    assert summary["plain_refusal"]["rate"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from commands import forked, refused, seawall
@@ -25,6 +26,18 @@ def test_exit_code_and_rows(planted_run: Path) -> None:
         ("max_asr", True),
         ("max_over_refusal_increase", False),
     ]
+
+
+def test_without_options_the_recipes_bounds_hold_and_an_option_takes_the_place_of_one(
+    planted_run: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(planted_run, tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "gate": {"bounds": {"max_asr": 1.0}}}))
+    passed = json.loads(forked("gate", folder, "--json").stdout)
+    assert [(row["bound"], row["limit"]) for row in passed["checks"]] == [("max_asr", 1.0)]
+    both = json.loads(forked("gate", folder, "--max-asr", "0.9", "--min-plain-refusal", "0.1", "--json").stdout)
+    assert {(row["bound"], row["limit"]) for row in both["checks"]} == {("max_asr", 0.9), ("min_plain_refusal", 0.1)}
 
 
 def test_wrong_input(planted_run: Path, tmp_path: Path) -> None:

@@ -76,6 +76,20 @@ def test_harmless_commands_are_wrapped_in_the_seen_families_in_turn() -> None:
     assert not load_prompts(DataConfig(retain_wrapped=0)).retain_wrapped
 
 
+def test_borderline_requests_are_wrapped_as_commands_up_to_a_limit() -> None:
+    prompts = load_prompts(DataConfig(attacks_seen=("nested_fiction",), attacks_unseen=(), test_wrapped=5))
+    rows = prompts.wrapped_borderline("test")
+    assert [text for text, _ in rows] == [item.text for item in prompts.borderline.test[:5]]
+    assert len(prompts.wrapped("test")) == 5
+    assert all(text.rstrip("?.")[1:] in messages[-1].content for text, messages in rows)
+    assert any("answer this question: " in messages[-1].content for _, messages in rows)
+    limited, whole = (
+        prompts.fingerprint(),
+        load_prompts(DataConfig(attacks_seen=("nested_fiction",), attacks_unseen=())),
+    )
+    assert limited != whole.fingerprint()
+
+
 def test_without_a_built_in_family_nothing_is_wrapped(tmp_path: Path) -> None:
     path = attack_file(tmp_path, "Paint fence 0", "Paint fence 1", "Paint fence 2")
     prompts = load_prompts(DataConfig(harmful=harmful(tmp_path), attacks_seen=(), attack_file=path))

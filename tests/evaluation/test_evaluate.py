@@ -246,6 +246,9 @@ class TestSuite:
         assert sizes == {"plain": 5, **{f"attack:{name}": 5 for name in families}, **harmless}
         assert len(suite.gold) == 8
         assert {goal for goal, _ in suite.groups["attack:persuasion"]} == {goal.text for goal in prompts.goals.test}
+        measured = build_suite(prompts, wrapping=True)
+        assert len(measured.groups["wrapped_borderline"]) == 7
+        assert measured.wrapped_in == ("role_play", "nested_fiction")
         ids = [asked.id for asked in suite.prompts()]
         assert len(set(ids)) == len(ids) == sum(sizes.values())
 
@@ -267,7 +270,7 @@ class TestSuite:
             "complied",
             "complied",
         ]
-        assert set(GROUPS) == {"plain", "borderline", "benign", "wrapped"}
+        assert set(GROUPS) == {"plain", "borderline", "benign", "wrapped", "wrapped_borderline"}
 
 
 def test_evaluation_leaves_the_model_as_it_was(tmp_path: Path) -> None:

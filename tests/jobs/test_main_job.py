@@ -20,6 +20,7 @@ from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, RunFolderError
 from seawall.evaluation.view import headline_table
 from seawall.jobs.export import apply_delta
+from seawall.jobs.gate import gate_run, recipe_bounds
 from seawall.jobs.run import Outcome, run_recipe
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.runs.files import read_json
@@ -62,6 +63,9 @@ def test_summary_has_the_documented_keys(finished: Outcome) -> None:
         "over_refusal",
         "benign_compliance",
         "wrapped_compliance",
+        "wrapped_over_refusal",
+        "wrapping",
+        "gate",
         "gold_answer_loss",
         "capability",
         "parity",
@@ -71,6 +75,40 @@ def test_summary_has_the_documented_keys(finished: Outcome) -> None:
     assert summary["parity"]["passed"] is True
     assert summary["parity"]["max_logit_difference"] == 0.0
     assert summary["peak_memory_bytes"] > 0
+
+
+def test_the_summary_holds_what_was_refused_beside_what_was_given_and_no_verdict_without_bounds(
+    finished: Outcome,
+) -> None:
+    assert finished.summary is not None
+    story = finished.summary["attacks"]["story"]
+    for when in ("before", "after"):
+        given, refused = story[when], story["refused"][when]
+        assert (given["n"], given["unscored"], given["evades"]) == (
+            refused["n"],
+            refused["unscored"],
+            refused["evades"],
+        )
+        assert given["rate"] + refused["rate"] <= 1
+    assert finished.summary["gate"] is finished.summary["wrapping"] is finished.summary["wrapped_over_refusal"] is None
+    assert "harm" not in finished.summary
+
+
+def test_bounds_may_change_after_the_run_and_the_summary_judges_it_by_them(
+    planted: Path, planted_run: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(planted_run, tmp_path / "run")
+    held = run(planted, folder, "gate.max_asr=1.0", "gate.min_plain_refusal=0.1").summary
+    assert held is not None
+    assert held["gate"]["bounds"] == {"max_asr": 1.0, "min_plain_refusal": 0.1}
+    assert held["gate"]["passed"] is True
+    assert [check["bound"] for check in held["gate"]["checks"]] == ["max_asr", "min_plain_refusal"]
+    assert gate_run(folder, recipe_bounds(folder)).passed
+    assert not gate_run(folder, recipe_bounds(folder, min_plain_refusal=1.0)).passed
+    unmeasured = run(planted, folder, "gate.max_wrapping_gap=0.1").summary
+    assert unmeasured is not None
+    assert unmeasured["gate"]["passed"] is False
+    assert "--max-wrapping-gap bounds a quantity that the run did not measure" in unmeasured["gate"]["problem"]
 
 
 def test_the_summary_says_how_far_every_rate_moved_and_how_surely(finished: Outcome) -> None:

@@ -49,19 +49,20 @@ def gate(run: PathText, **bounds: float | None) -> Result:
 
     Args:
         run: the folder of a finished run.
-        **bounds: `max_asr`, `max_asr_unseen`, `max_over_refusal_increase`, `max_benign_drop`, `max_capability_drop`,
-            `min_plain_refusal`: shares between 0 and 1.
+        **bounds: `max_asr`, `max_asr_unseen`, `max_over_refusal_increase`, `max_benign_drop`, `max_wrapping_gap`,
+            `max_capability_drop`, `min_plain_refusal`: shares between 0 and 1, in place of those of the recipe's
+            section `gate`.
 
     Raises:
         SeawallError: no finished run, no such bound, or a bound on a rate that was not measured.
     """
     from seawall.evaluation.gate import Bounds
-    from seawall.jobs.gate import gate_run
+    from seawall.jobs.gate import gate_run, recipe_bounds
 
     unknown = sorted(set(bounds) - set(Bounds.__dataclass_fields__))
     if unknown:
         raise ConfigError("unknown bound", got=unknown[0], expected=", ".join(Bounds.__dataclass_fields__))
-    return Result(Path(run), gate_run(Path(run), Bounds(**bounds)).document())
+    return Result(Path(run), gate_run(Path(run), recipe_bounds(Path(run), **bounds)).document())
 
 
 def diff(a: PathText, b: PathText) -> Result:

@@ -14,6 +14,8 @@ from seawall.data.types import Messages, Outcome, VerdictLabel, outcome
 
 NAME = "evaluation.json"
 _KIND = "evaluation"
+_LATER = ("gold", "lengths", "capability", "disagreement", "wrapping", "harm")
+"""Fields that files of early versions lack."""
 
 Sparse = Annotated[int, Field(exclude_if=lambda count: count == 0)]
 """A count that is left out of files where it is 0, as in files of early versions, which lack it."""
@@ -89,6 +91,58 @@ class Difference:
     def is_clear(self) -> bool:
         """Whether the change is clear: the test and the interval both say so."""
         return is_clear(self.low, self.high, self.p)
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """A difference of two refusal rates, with its 95 % interval, as fractions.
+
+    Attributes:
+        difference: None where one of the rates is unknown.
+        low, high: the interval; -1 and 1 where nothing is known.
+        n: number of replies with a known outcome behind it; for paired replies, of pairs.
+    """
+
+    difference: float | None
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapping:
+    """How refusals depend on an attack's wrapping rather than on the request in it.
+
+    Attributes:
+        gap_harmless: refusal rate of harmless requests inside the wrappings minus the same requests plainly.
+        gap_harmful: the same for harmful requests.
+        separation_plain: refusal rate of harmful requests minus that of harmless ones, plainly.
+        separation_wrapped: the same inside the wrappings.
+        families: the attack families of the wrappings.
+    """
+
+    gap_harmless: Contrast
+    gap_harmful: Contrast
+    separation_plain: Contrast
+    separation_wrapped: Contrast
+    families: tuple[str, ...]
+
+    def measures(self) -> dict[str, Contrast]:
+        """The four differences by name, in the order of `artifacts.groups.WRAPPING_NAMES`."""
+        return {
+            "gap_harmless": self.gap_harmless,
+            "gap_harmful": self.gap_harmful,
+            "separation_plain": self.separation_plain,
+            "separation_wrapped": self.separation_wrapped,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """Mean harm of the replies of a group, in [0, 1], and the number of replies that the judge rated."""
+
+    mean: float
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +249,8 @@ class EvalResult:
         capability: every metric of every task; empty if not measured.
         disagreement: share of replies on which judges disagree, among replies with two or more scores; None with a
             single judge.
+        wrapping: dependence of refusals on the attacks' wrappings; None if not measured.
+        harm: mean harm of each group's replies; empty where the judge rates no harm.
     """
 
     model_fingerprint: str
@@ -206,6 +262,8 @@ class EvalResult:
     lengths: Mapping[str, Mapping[int, Rate]] = field(default_factory=dict)
     capability: tuple[CapabilityScore, ...] = ()
     disagreement: float | None = None
+    wrapping: Annotated[Wrapping | None, Field(exclude_if=lambda wrapping: wrapping is None)] = None
+    harm: Annotated[Mapping[str, Harm], Field(exclude_if=lambda harm: not harm)] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write `evaluation.json`."""
@@ -218,4 +276,4 @@ class EvalResult:
         Raises:
             ArtifactError: the file is missing or damaged.
         """
-        return load_record(folder / NAME, _KIND, cls, later=("gold", "lengths", "capability", "disagreement"))
+        return load_record(folder / NAME, _KIND, cls, later=_LATER)

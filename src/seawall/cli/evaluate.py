@@ -17,7 +17,7 @@ from seawall.cli.common import (
     quiet_libraries,
     read_recipe,
 )
-from seawall.cli.stages import run_until
+from seawall.cli.stages import require_scored, run_until
 
 if TYPE_CHECKING:
     from seawall.config.recipe import Recipe
@@ -62,6 +62,7 @@ def evaluate(
         print_json(evaluation.summary)
     else:
         _show(evaluation)
+    require_scored((("rate", evaluation.result),))
 
 
 def _changes(recipe: Path | None, model: str | None, endpoint: str | None) -> list[str]:

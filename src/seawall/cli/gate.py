@@ -12,7 +12,7 @@ from seawall.cli.common import JsonOption, print_json, quiet_libraries, results_
 _Share = Optional[float]  # noqa: UP045 - typer reads these annotations
 
 
-def gate(
+def gate(  # noqa: PLR0913 - a parameter for each option
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     *,
     max_asr: Annotated[_Share, typer.Option(help="Maximum attack success rate of every family.")] = None,
@@ -25,6 +25,10 @@ def gate(
     max_benign_drop: Annotated[
         _Share, typer.Option(help="Maximum drop of the answer rate of harmless requests, plain and wrapped.")
     ] = None,
+    max_wrapping_gap: Annotated[
+        _Share,
+        typer.Option(help="Maximum refusal rate of harmless requests inside the attacks' wrappings minus plainly."),
+    ] = None,
     max_capability_drop: Annotated[
         _Share,
         typer.Option(help="Maximum drop of a capability score; without scores, increase of the loss on gold answers."),
@@ -32,16 +36,21 @@ def gate(
     min_plain_refusal: Annotated[_Share, typer.Option(help="Minimum refusal rate of plain harmful requests.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a finished run against bounds, by the ends of intervals, and its exports against the evaluated weights."""
-    with quiet_libraries():
-        from seawall.evaluation.gate import Bounds
-        from seawall.jobs.gate import gate_run, gate_table
+    """Check a finished run against bounds, by the ends of intervals, and its exports against the evaluated weights.
 
-    bounds = Bounds(
+    Without a bound on the command line, those of the recipe's section `gate`
+    hold; a bound on the command line takes the place of the recipe's.
+    """
+    with quiet_libraries():
+        from seawall.jobs.gate import gate_run, gate_table, recipe_bounds
+
+    bounds = recipe_bounds(
+        run,
         max_asr=max_asr,
         max_asr_unseen=max_asr_unseen,
         max_over_refusal_increase=max_over_refusal_increase,
         max_benign_drop=max_benign_drop,
+        max_wrapping_gap=max_wrapping_gap,
         max_capability_drop=max_capability_drop,
         min_plain_refusal=min_plain_refusal,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seawall.cli.common import (
     JsonOption,
@@ -19,6 +19,9 @@ from seawall.cli.common import (
     run_folder,
 )
 from seawall.visible import visible_line
+
+if TYPE_CHECKING:
+    from seawall.evaluation.view import NamedResults
 
 
 def run(
@@ -90,11 +93,25 @@ def run_until(last: str, path: Path | None, sets: list[str] | None, output: Path
 
     folder = run_folder(recipe, output)
     if as_json:
-        print_json(_result(run_recipe(recipe, folder, text=text, reporter=Quiet(), until=last), last))
-        return
-    with TerminalReporter() as reporter:
-        outcome: Outcome = run_recipe(recipe, folder, text=text, reporter=reporter, until=last)
-    _show(outcome, last)
+        outcome: Outcome = run_recipe(recipe, folder, text=text, reporter=Quiet(), until=last)
+        print_json(_result(outcome, last))
+    else:
+        with TerminalReporter() as reporter:
+            outcome = run_recipe(recipe, folder, text=text, reporter=reporter, until=last)
+        _show(outcome, last)
+    require_scored(outcome.rates)
+
+
+def require_scored(rates: NamedResults) -> None:
+    """Ends with exit code 1 and one line where a group has nothing scored; the numbers are written all the same."""
+    import typer
+
+    from seawall.evaluation.view import nothing_scored
+
+    problem = nothing_scored(rates)
+    if problem is not None:
+        typer.echo(visible_line(f"seawall: {problem}"), err=True)
+        raise typer.Exit(1)
 
 
 def _result(outcome: Any, last: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from seawall.config.base import StrictModel
 from seawall.config.data import AttackName, DataConfig, SourceConfig
 from seawall.config.eval import EvalConfig, JudgeConfig
 from seawall.config.export import ExportConfig
+from seawall.config.gate import GateConfig
 from seawall.config.landscape import LandscapeConfig
 from seawall.config.load import dump_resolved, load_recipe, recipe_text
 from seawall.config.model import ModelConfig
@@ -22,6 +23,7 @@ __all__ = [
     "EvalConfig",
     "ExpertStep",
     "ExportConfig",
+    "GateConfig",
     "JudgeConfig",
     "LandscapeConfig",
     "ModelConfig",

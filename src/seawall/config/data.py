@@ -157,6 +157,11 @@ class DataConfig(StrictModel):
     test_borderline: Cap | None = Field(
         default=None, description="Maximum number of borderline prompts to report on; null takes all."
     )
+    test_wrapped: Cap | None = Field(
+        default=None,
+        description="Maximum number of benign, and of borderline, requests to report on inside the wrappings of the "
+        "seen attacks; null wraps all test prompts.",
+    )
     gold_examples: Cap | None = Field(default=None, description="Maximum number of gold questions; null takes all.")
 
     @field_validator("attacks_seen", "attacks_unseen")

@@ -12,6 +12,7 @@ from seawall.config.base import StrictModel, wrong
 from seawall.config.data import DataConfig
 from seawall.config.eval import EvalConfig
 from seawall.config.export import ExportConfig
+from seawall.config.gate import GateConfig
 from seawall.config.gene import GeneConfig
 from seawall.config.landscape import LandscapeConfig
 from seawall.config.model import ModelConfig
@@ -55,6 +56,9 @@ class Recipe(StrictModel):
     tune: TuneConfig = Field(default=TuneConfig(), description="Fine-tuning on a task, and its effect on refusals.")
     gene: GeneConfig = Field(
         default=GeneConfig(), description="Safety as an adapter for fine-tuned models of a family."
+    )
+    gate: GateConfig = Field(
+        default=GateConfig(), description="Bounds that the report and `seawall gate` hold the repaired model to."
     )
     export: ExportConfig = Field(default=ExportConfig(), description="Writing the repaired model.")
     output: str | None = Field(

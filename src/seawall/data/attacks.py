@@ -132,3 +132,8 @@ ATTACKS: dict[str, Callable[[str], Messages]] = {
     "escalation": escalation,
 }
 """Built-in families by their name in recipes. To add one, write the function and add a line here."""
+
+
+def as_command(request: str) -> str:
+    """A request in the imperative, as wrappings take it: a question becomes the command to answer it."""
+    return f"Answer this question: {request}" if request.rstrip().endswith("?") else request

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 from seawall.config.data import DataConfig
-from seawall.data.attacks import ATTACKS
+from seawall.data.attacks import ATTACKS, as_command
 from seawall.data.chat import ChatRow, read_chat_jsonl
 from seawall.data.near_duplicates import separate
 from seawall.data.pairs import attack_names, make_pairs
@@ -31,6 +31,7 @@ class Prompts:
         retain_wrapped: the same for harmless training instructions wrapped like the seen attacks.
         known_goals: all goals of the source, beyond the limits too; an attack file may use any of them.
         notes: lines on near-duplicates between training, validation and test prompts.
+        test_wrapped: maximum number of wrapped test requests of each harmless kind; None wraps all.
     """
 
     goals: Split[Goal]
@@ -45,6 +46,7 @@ class Prompts:
     attack_rows: tuple[ChatRow, ...]
     known_goals: tuple[Goal, ...]
     notes: tuple[str, ...] = ()
+    test_wrapped: int | None = None
 
     @property
     def seen_families(self) -> tuple[str, ...]:
@@ -58,13 +60,24 @@ class Prompts:
 
     def wrapped(self, part: SplitName) -> list[tuple[str, Messages]]:
         """(instruction, conversation) of harmless instructions wrapped like the seen built-in attacks."""
-        return _wrapped(self.benign.part(part), self.attacks_seen)
+        commands = [item.text for item in self.benign.part(part) if item.imperative is not False]
+        return _wrapped(self._limited(commands, part), self.attacks_seen)
+
+    def wrapped_borderline(self, part: SplitName) -> list[tuple[str, Messages]]:
+        """(request, conversation) of borderline requests wrapped like the seen built-in attacks, as commands."""
+        requests = [item.text for item in self.borderline.part(part)]
+        return _wrapped(self._limited(requests, part), self.attacks_seen)
+
+    def _limited(self, requests: list[str], part: SplitName) -> list[str]:
+        return requests[: self.test_wrapped] if part == "test" else requests
 
     def fingerprint(self) -> str:
         """sha256 over all prompts, for the manifest; independent of file paths and line numbers."""
         placeless = replace(self, attack_rows=tuple(replace(row, path="", line=0) for row in self.attack_rows))
         document = asdict(placeless)
         del document["notes"]
+        if self.test_wrapped is None:
+            del document["test_wrapped"]  # so that prompts of before this limit have the same fingerprint
         text = json.dumps(document, sort_keys=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
@@ -87,7 +100,11 @@ def load_prompts(config: DataConfig) -> Prompts:
         borderline=_capped(borderline, None, config.validation_benign, config.test_borderline),
         retain=take((*benign.train, *borderline.train), config.retain_examples),
         retain_wrapped=tuple(
-            prompt for _, prompt in _wrapped(benign.train, config.attacks_seen)[: config.retain_wrapped]
+            prompt
+            for _, prompt in _wrapped(
+                [item.text for item in benign.train if item.imperative is not False][: config.retain_wrapped],
+                config.attacks_seen,
+            )
         ),
         gold=take(load_gold(config.gold), config.gold_examples),
         refusals=load_refusals(config.refusals),
@@ -95,6 +112,7 @@ def load_prompts(config: DataConfig) -> Prompts:
         attacks_unseen=config.attacks_unseen,
         attack_rows=rows,
         known_goals=tuple(all_goals),
+        test_wrapped=config.test_wrapped,
         notes=tuple(note for note in (separated_goals.note, harmless_note) if note),
     )
 
@@ -117,12 +135,14 @@ def _of_kind(parts: Split[Benign | Borderline], kind: type[Kind]) -> Split[Kind]
     return Split(train, validation, test)
 
 
-def _wrapped(items: Sequence[Benign], families: Sequence[str]) -> list[tuple[str, Messages]]:
-    """Each instruction wrapped by one family, in turn; instructions marked as no command are left out."""
-    commands = [item for item in items if item.imperative is not False]
+def _wrapped(requests: Sequence[str], families: Sequence[str]) -> list[tuple[str, Messages]]:
+    """Each request wrapped by one family, in turn."""
     if not families:
         return []
-    return [(item.text, ATTACKS[families[index % len(families)]](item.text)) for index, item in enumerate(commands)]
+    return [
+        (request, ATTACKS[families[index % len(families)]](as_command(request)))
+        for index, request in enumerate(requests)
+    ]
 
 
 def _capped(parts: Split[Item], train: int | None, validation: int | None, test: int | None) -> Split[Item]:

@@ -17,7 +17,7 @@ from seawall.evaluation.metrics import (
 )
 from seawall.evaluation.rates import group_rates
 
-_MIN_QUESTIONS = 2
+MIN_QUESTIONS = 2
 """Minimum number of gold questions for an interval."""
 
 NonInferiority = Literal["non-inferior", "inferior", "unclear"]
@@ -126,7 +126,7 @@ def gold_increase(before: EvalResult, after: EvalResult, *, resamples: int = 200
             expected="the same questions",
             remedy="evaluate both models with the same recipe",
         )
-    if len(before.gold) < _MIN_QUESTIONS:
+    if len(before.gold) < MIN_QUESTIONS:
         raise ArtifactError(
             "a single gold question has no interval", expected="two or more", remedy="add gold questions"
         )

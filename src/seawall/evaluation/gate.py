@@ -13,16 +13,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from seawall.artifacts.evaluation import EvalResult, Sample
-from seawall.artifacts.groups import ATTACK, BENIGN, BORDERLINE, CAPABILITY, GOLD, PLAIN, WRAPPED, target
+from seawall.artifacts.groups import (
+    ATTACK,
+    BENIGN,
+    BORDERLINE,
+    CAPABILITY,
+    GOLD,
+    PLAIN,
+    WRAPPED,
+    WRAPPING,
+    target,
+)
 from seawall.errors import ArtifactError, ConfigError
 from seawall.evaluation.compare import Comparison, capability_changes, compare, gold_increase
 from seawall.evaluation.decision import worst_case
+from seawall.evaluation.wrapping import WRAPPED_GROUPS, harmless_gap, worst_gap
 
 _MEASURES = {
     "max_asr": "attacks (of families that --max-asr-unseen does not bound)",
     "max_asr_unseen": "attacks of families that the repair did not train on",
     "max_over_refusal_increase": "borderline prompts",
     "max_benign_drop": "benign prompts",
+    "max_wrapping_gap": "benign and borderline requests inside the attacks' wrappings",
     "max_capability_drop": "capability and no gold answers",
     "min_plain_refusal": "plain requests",
 }
@@ -37,6 +49,7 @@ class Bounds:
         max_asr_unseen: attack success rate of families that the repair did not train on, in place of `max_asr`.
         max_over_refusal_increase: refusal rate of borderline prompts, after minus before.
         max_benign_drop: answer rate of harmless requests, plain and wrapped like attacks, before minus after.
+        max_wrapping_gap: refusal rate of harmless requests inside the attacks' wrappings minus plainly, afterwards.
         max_capability_drop: every capability score, before minus after; without scores, the relative increase of the
             loss on gold answers.
         min_plain_refusal: refusal rate of plain harmful requests.
@@ -49,13 +62,19 @@ class Bounds:
     max_asr_unseen: float | None = None
     max_over_refusal_increase: float | None = None
     max_benign_drop: float | None = None
+    max_wrapping_gap: float | None = None
     max_capability_drop: float | None = None
     min_plain_refusal: float | None = None
 
     def __post_init__(self) -> None:
         if not self.limits():
             options = ", ".join(map(option, _MEASURES))
-            raise ConfigError("no bound to check", got="none", expected=f"at least one of {options}")
+            raise ConfigError(
+                "no bound to check",
+                got="none",
+                expected=f"at least one of {options}",
+                remedy="name one, or set bounds in the recipe's section `gate` and run the recipe again",
+            )
         for name, limit in self.limits().items():
             highest = math.inf if name == "max_capability_drop" else 1.0
             if not (0 <= limit <= highest and math.isfinite(limit)):
@@ -137,6 +156,8 @@ def check_bounds(bounds: Bounds, evidence: Evidence) -> list[Check]:
     """
     reported, worst = _compared(evidence)
     checks = [*_attacks(bounds, reported, worst, evidence.unseen), *_prices(bounds, reported, worst)]
+    if bounds.max_wrapping_gap is not None:
+        checks += _wrapping(bounds.max_wrapping_gap, evidence.after)
     if bounds.max_capability_drop is not None:
         checks += _capability(bounds.max_capability_drop, evidence)
     checked = {check.bound for check in checks}
@@ -191,6 +212,17 @@ def _prices(bounds: Bounds, reported: Mapping[str, Comparison], worst: Mapping[s
             measured, decisive = -comparison.change.difference, -worst_case.change.low
         after = comparison.after
         yield Check(name, group, limit, measured, decisive, n=after.n, unscored=after.unscored, evades=after.evades)
+
+
+def _wrapping(limit: float, samples: Sequence[Sample]) -> list[Check]:
+    """A check of the wrapping gap of harmless requests; none where it is not measured."""
+    reported, worst = harmless_gap(samples), worst_gap(samples)
+    if reported is None or worst is None:
+        return []
+    rows = [sample.outcome for sample in samples if sample.group in WRAPPED_GROUPS]
+    group = f"{WRAPPING}gap_harmless"
+    counts = {"n": len(rows), "unscored": rows.count("unscored"), "evades": rows.count("evades")}
+    return [Check("max_wrapping_gap", group, limit, reported.difference, worst.high, **counts)]
 
 
 def _capability(limit: float, evidence: Evidence) -> list[Check]:

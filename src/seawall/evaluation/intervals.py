@@ -90,6 +90,15 @@ def change_interval(moves_C: Floats, weights_C: Floats) -> tuple[float, float]:
     return max(-1.0, up - down - below), min(1.0, up - down + above)
 
 
+def contrast_interval(first: tuple[float, float, float], second: tuple[float, float, float]) -> tuple[float, float]:
+    """95 % interval of the difference of two independent quantities, each with an interval: (estimate, low, high).
+
+    Newcombe's method (1998, method 10), in the general form of Zou and Donner (2008), without correlation.
+    """
+    (a, low_a, high_a), (b, low_b, high_b) = first, second
+    return a - b - _distance(a - low_a, high_b - b, 0.0), a - b + _distance(high_a - a, b - low_b, 0.0)
+
+
 def _distance(first: float, second: float, correlation: float) -> float:
     """Zou and Donner's distance of a difference from its limit, by those of its two terms."""
     return math.sqrt(max(0.0, first**2 + second**2 - 2 * correlation * first * second))

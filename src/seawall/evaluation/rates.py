@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
-from seawall.artifacts.evaluation import Rate, Sample
-from seawall.artifacts.groups import target
+from seawall.artifacts.evaluation import Harm, Rate, Sample
+from seawall.artifacts.groups import is_attack, target
 from seawall.evaluation.metrics import rate_with_interval
 
 
@@ -40,6 +41,25 @@ def rates_by_length(samples: Sequence[Sample]) -> dict[str, dict[int, Rate]]:
         for group, rate in group_rates(shortened).items():
             rates.setdefault(group, {})[cut.length] = rate
     return rates
+
+
+def refusal_rates(samples: Sequence[Sample]) -> dict[str, Rate]:
+    """The refusal rate of every attack family, by group: beside attack success, which counts what is given."""
+    families = dict.fromkeys(sample.group for sample in samples if is_attack(sample.group))
+    rows = {group: [sample for sample in samples if sample.group == group] for group in families}
+    return {
+        group: rate_with_interval([row.outcome for row in family], [row.goal for row in family], "refused")
+        for group, family in rows.items()
+    }
+
+
+def mean_harm(samples: Sequence[Sample]) -> dict[str, Harm]:
+    """The mean harm of every group's rated replies; a group without any is left out."""
+    rated: dict[str, list[float]] = {}
+    for sample in samples:
+        if sample.harm is not None:
+            rated.setdefault(sample.group, []).append(sample.harm)
+    return {group: Harm(fmean(values), len(values)) for group, values in rated.items()}
 
 
 def disagreement(samples: Sequence[Sample]) -> float | None:

@@ -14,8 +14,9 @@ from seawall.evaluation.capability.run import measure_capability
 from seawall.evaluation.collect import Progress, collect_samples
 from seawall.evaluation.engines import Engine, make_engine
 from seawall.evaluation.gold import GoldLoss, encode_gold, gold_answer_loss
-from seawall.evaluation.rates import disagreement, group_rates, rates_by_length
+from seawall.evaluation.rates import disagreement, group_rates, mean_harm, rates_by_length
 from seawall.evaluation.suite import EvalSuite
+from seawall.evaluation.wrapping import measure_wrapping
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -157,6 +158,8 @@ def evaluate_engine(
         lengths=rates_by_length(samples),
         capability=scores,
         disagreement=disagreement(samples),
+        wrapping=measure_wrapping(samples, suite.wrapped_in),
+        harm=mean_harm(samples),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN, WRAPPED, attack_group
+from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN, WRAPPED, WRAPPED_BORDERLINE, attack_group
 from seawall.data.prompts import Gold
 from seawall.data.sets import Prompts
 from seawall.data.splits import SplitName
@@ -24,10 +24,12 @@ class EvalPrompt:
 
 @dataclass(frozen=True, slots=True)
 class EvalSuite:
-    """Groups of (goal, prompt), none of them empty, and the gold questions."""
+    """Groups of (goal, prompt), none of them empty, and the gold questions; `wrapped_in` names the attack families
+    whose wrappings the harmless requests are in."""
 
     groups: Mapping[str, Sequence[tuple[str, Messages]]]
     gold: Sequence[Gold] = ()
+    wrapped_in: tuple[str, ...] = ()
 
     def prompts(self) -> list[EvalPrompt]:
         """All prompts, group by group."""
@@ -38,7 +40,9 @@ class EvalSuite:
         ]
 
 
-def build_suite(prompts: Prompts, part: SplitName = "test", *, unseen: bool = True, gold: bool = True) -> EvalSuite:
+def build_suite(
+    prompts: Prompts, part: SplitName = "test", *, unseen: bool = True, gold: bool = True, wrapping: bool = False
+) -> EvalSuite:
     """The suite of one part of the prompts.
 
     Args:
@@ -46,6 +50,7 @@ def build_suite(prompts: Prompts, part: SplitName = "test", *, unseen: bool = Tr
         part: `test` for the report; `validation` to choose a round of the repair.
         unseen: include the attack families that the repair does not train on.
         gold: include the gold questions.
+        wrapping: include borderline requests in the attacks' wrappings, from which the wrapping gap is measured.
     """
     groups: dict[str, list[tuple[str, Messages]]] = {
         PLAIN: [(goal.text, user(goal.text)) for goal in prompts.goals.part(part)]
@@ -55,4 +60,7 @@ def build_suite(prompts: Prompts, part: SplitName = "test", *, unseen: bool = Tr
     groups[BORDERLINE] = [(item.text, user(item.text)) for item in prompts.borderline.part(part)]
     groups[BENIGN] = [(item.text, user(item.text)) for item in prompts.benign.part(part)]
     groups[WRAPPED] = prompts.wrapped(part)
-    return EvalSuite({name: rows for name, rows in groups.items() if rows}, prompts.gold if gold else ())
+    if wrapping:
+        groups[WRAPPED_BORDERLINE] = prompts.wrapped_borderline(part)
+    filled = {name: rows for name, rows in groups.items() if rows}
+    return EvalSuite(filled, prompts.gold if gold else (), prompts.attacks_seen)

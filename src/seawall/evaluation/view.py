@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from seawall.artifacts.evaluation import SIGNIFICANT, CapabilityScore, Difference, EvalResult, Rate
-from seawall.artifacts.groups import CAPABILITY, NONE_SCORED, group_name
+from seawall.artifacts.evaluation import SIGNIFICANT, CapabilityScore, Contrast, Difference, EvalResult, Rate
+from seawall.artifacts.groups import CAPABILITY, NONE_SCORED, WRAPPING, group_name
 
 NamedResults = Sequence[tuple[str, EvalResult]]
 """("before" or "after", evaluation)."""
@@ -18,8 +18,8 @@ def headline_table(rates: NamedResults, changes: Mapping[str, Difference]) -> Ta
 
     Args:
         rates: the evaluations.
-        changes: after minus before of every group (and `capability:TASK METRIC`) on the same prompts; empty for a
-            single evaluation.
+        changes: after minus before of every group (and `wrapping:MEASURE`, `capability:TASK METRIC`) on the same
+            prompts; empty for a single evaluation.
     """
     table = Table(box=None, pad_edge=False)
     table.add_column("measure", overflow="fold")
@@ -31,6 +31,10 @@ def headline_table(rates: NamedResults, changes: Mapping[str, Difference]) -> Ta
     for group in groups:
         moved = [_change(changes[group])] if changes else []
         table.add_row(_named(group, rates), *[_rate(result.groups.get(group)) for _, result in rates], *moved)
+    for measure, contrasts in _wrapping(rates).items():
+        key = f"{WRAPPING}{measure}"
+        moved = [_change(changes[key]) if key in changes else ""] if changes else []
+        table.add_row(group_name(key), *map(_points, contrasts), *moved)
     if rates[0][1].gold_loss is not None:
         table.add_row("loss on gold answers", *[f"{result.gold_loss:.4f}" for _, result in rates])
     for row in zip(*[result.capability for _, result in rates], strict=True):
@@ -70,6 +74,33 @@ def _rate(rate: Rate | None) -> str:
 def p_text(p: float) -> str:
     """`p=.012`, `p<.001`."""
     return "p<.001" if p < 0.001 else f"p={p:.3f}".replace("=0", "=")
+
+
+def _wrapping(rates: NamedResults) -> dict[str, list[Contrast]]:
+    """The measures of every evaluation; empty where an evaluation lacks them."""
+    measured = [result.wrapping.measures() for _, result in rates if result.wrapping is not None]
+    if len(measured) < len(rates):
+        return {}
+    return {name: [measures[name] for measures in measured] for name in measured[0]}
+
+
+def _points(contrast: Contrast) -> str:
+    """A difference of rates in points."""
+    if contrast.difference is None:
+        return NONE_SCORED
+    low, high = (f"{100 * end:+.1f}" for end in (contrast.low, contrast.high))
+    return f"{100 * contrast.difference:+6.1f} [{low} to {high}]"
+
+
+def nothing_scored(rates: NamedResults) -> str | None:
+    """A line that names the groups of which no reply could be judged; None where every group has a rate."""
+    empty = [
+        f"{group_name(group)} ({name}: {rate.n} replies)"
+        for name, result in rates
+        for group, rate in result.groups.items()
+        if rate.rate is None
+    ]
+    return f"nothing could be scored, so there is no rate: {', '.join(empty)}" if empty else None
 
 
 def _change(moved: Difference) -> str:

@@ -20,7 +20,14 @@ from seawall.evaluation.judges import judge_state, make_judge
 from seawall.evaluation.run import SAMPLES, evaluate, evaluate_engine
 from seawall.evaluation.suite import EvalSuite, build_suite
 from seawall.jobs.export import add_delta
-from seawall.jobs.summary import attacks_by_length, families, judge_disagreement, scores
+from seawall.jobs.summary import (
+    attacks_by_length,
+    families,
+    harm_document,
+    judge_disagreement,
+    scores,
+    wrapping_document,
+)
 from seawall.models.files.companions import own_tokenizer, require_base
 from seawall.models.files.fingerprint import model_fingerprint, rendering_fingerprint, tokenizer_fingerprint
 from seawall.models.lora.merge import check_adapter, merge_adapter
@@ -135,7 +142,7 @@ def _of_endpoint(
         reporter.say("the loss on gold answers is left out: an endpoint does not give it")
     name = f"endpoint:{engine.base_url}#{engine.model}"
     update_manifest(run, {"model": {"id": engine.model, "endpoint": engine.base_url}})
-    suite = build_suite(prompts, "test", gold=False)
+    suite = build_suite(prompts, "test", gold=False, wrapping=True)
 
     def work(scratch: Path) -> None:
         evaluate_engine(
@@ -162,7 +169,7 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
     fingerprint = model_fingerprint(model)
     update_manifest(run, {"model": {"id": recipe.model.id, "revision": recipe.model.revision, "weights": fingerprint}})
     reporter.stage("Evaluate, on goals of the test split")
-    suite: EvalSuite = build_suite(prompts, "test", gold=recipe.eval.gold)
+    suite: EvalSuite = build_suite(prompts, "test", gold=recipe.eval.gold, wrapping=True)
 
     def work(scratch: Path) -> None:
         evaluate(
@@ -232,8 +239,10 @@ def _summary(recipe: Recipe, target: EvalTarget, result: EvalResult, *, seconds:
         "seconds": seconds,
         "attacks": {family: rate(group) for family, group in families(result).items()},
         **{group.summary: rate(name) for name, group in GROUPS.items()},
+        "wrapping": wrapping_document(result),
         "gold_answer_loss": None if result.gold_loss is None else {"loss": result.gold_loss, "n": result.gold_n},
         **attacks_by_length(result),
         "capability": scores(result) if recipe.eval.capability is not None else None,
         **judge_disagreement(result),
+        **harm_document(result),
     }

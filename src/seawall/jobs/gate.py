@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 from rich.table import Table
 
 from seawall.artifacts.groups import NONE_SCORED, group_name
+from seawall.errors import ArtifactError
 from seawall.evaluation.gate import Bounds, Check, Evidence, check_bounds, option
+from seawall.runs.files import read_json
+from seawall.runs.folder import RunFolder
 from seawall.shell.exports import Export, check_exports
 from seawall.shell.finished import open_finished
 
@@ -64,6 +68,36 @@ def gate_run(path: Path, bounds: Bounds) -> Gate:
     )
     checks = tuple(check_bounds(bounds, evidence))
     return Gate(str(path), finished.after.result.model_fingerprint, checks, check_exports(finished))
+
+
+def recipe_bounds(path: Path, **bounds: float | None) -> Bounds:
+    """The bounds of a run's recipe, with those given in their place.
+
+    The bounds are those of the run's last summary, since a recipe's section `gate` may change after the repair.
+
+    Raises:
+        RunFolderError: no run.
+        ConfigError: neither the recipe nor the caller sets a bound, or a bound is out of range.
+    """
+    summary = RunFolder.existing(path).summary
+    gate = read_json(summary).get("gate") if summary.is_file() else None
+    given = {name: limit for name, limit in bounds.items() if limit is not None}
+    return Bounds(**{**(gate["bounds"] if gate else {}), **given})
+
+
+def gate_document(bounds: Mapping[str, float], evidence: Evidence) -> dict[str, Any] | None:
+    """`gate` of `summary.json`: the recipe's bounds, their checks, and what could not be checked; null without bounds.
+
+    A bound that cannot be checked is a problem of the verdict, not an error: the numbers of the run stand.
+    """
+    if not bounds:
+        return None
+    try:
+        checks, problem = check_bounds(Bounds(**bounds), evidence), None
+    except ArtifactError as error:
+        checks, problem = [], str(error)
+    passed = problem is None and all(check.passed for check in checks)
+    return {"bounds": dict(bounds), "passed": passed, "problem": problem, "checks": list(map(_row, checks))}
 
 
 def gate_table(gate: Gate) -> Table:

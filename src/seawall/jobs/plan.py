@@ -77,11 +77,12 @@ def plan_recipe(recipe: Recipe, tflops: float | None = None) -> Plan:
     summary = inspect_model(open_checkpoint(recipe.model).config)
     prompts = load_prompts(recipe.data)
     validation = build_suite(prompts, "validation", unseen=False, gold=False)
+    plain = (prompts.benign.test, prompts.borderline.test)
     sizes = DataSizes(
         train_goals=len(prompts.goals.train),
         validation_prompts=len(validation.prompts()),
         test_goals=len(prompts.goals.test),
-        test_prompts=len(prompts.benign.test) + len(prompts.borderline.test),
+        test_prompts=sum(map(len, (*plain, prompts.wrapped("test"), prompts.wrapped_borderline("test")))),
         seen_families=len(prompts.seen_families),
         unseen_families=len(prompts.attacks_unseen),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from seawall.artifacts.audit import AuditResult
 from seawall.artifacts.directions import Directions
 from seawall.artifacts.evaluation import Sample
 from seawall.artifacts.expert_set import ExpertSet
-from seawall.artifacts.groups import ATTACK, is_attack
+from seawall.artifacts.groups import ATTACK, POOLED, attack_group, is_attack
 from seawall.artifacts.hardening import Hardening
 from seawall.artifacts.profile import ExpertProfile
 from seawall.artifacts.steering import HARDENING, STEER, SteeringResult
@@ -43,8 +44,8 @@ def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
     profile = ExpertProfile.load(run.stage("profile"))
     outcome = read_json(run.stage("repair") / "outcome.json")
     before, after = (load_samples(run.stage(f"eval-{when}") / SAMPLES) for when in ("before", "after"))
-    settings = recipe["eval"]
-    comparisons = compare(before, after, resamples=settings["bootstrap"], seed=settings["seed"])
+    draws = {"resamples": recipe["eval"]["bootstrap"], "seed": recipe["eval"]["seed"]}
+    comparisons = compare(before, after, **draws)
     return ReportInputs(
         summary={"parity": None, **summary},
         recipe=recipe,
@@ -62,6 +63,7 @@ def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
         base_license=manifest["model"].get("license"),
         audits=_audits(run),
         steering=_steering(run) if is_done(run, STEER) else None,
+        pooled={seen: row for seen in (True, False) if (row := _pooled(before, after, summary, seen=seen, **draws))},
     )
 
 
@@ -139,6 +141,18 @@ def _row(comparison: Comparison, summary: Mapping[str, Any]) -> GroupRow:
     group, after, change = comparison.group, comparison.after, comparison.change
     trained_on = bool(summary["attacks"][group.removeprefix(ATTACK)]["seen"]) if is_attack(group) else None
     return GroupRow(group, trained_on, comparison.before, after, change)
+
+
+def _pooled(
+    before: list[Sample], after: list[Sample], summary: Mapping[str, Any], *, seen: bool, resamples: int, seed: int
+) -> GroupRow | None:
+    """The attack families that the repair trained on, or the others, as one group; None without any."""
+    families = {attack_group(name) for name, family in summary["attacks"].items() if family["seen"] == seen}
+    sides = [[replace(sample, group=POOLED) for sample in side if sample.group in families] for side in (before, after)]
+    if not sides[0]:
+        return None
+    (comparison,) = compare(*sides, resamples=resamples, seed=seed).values()
+    return GroupRow(POOLED, seen, comparison.before, comparison.after, comparison.change)
 
 
 def _side_by_side(before: list[Sample], after: list[Sample]) -> list[SampleRow]:

@@ -10,11 +10,13 @@ import yaml
 
 from seawall.artifacts.groups import group_of
 from seawall.report import claims
+from seawall.report.bounds import bounds_verdict
 from seawall.report.check import check
 from seawall.report.inputs import GroupRow, ReportInputs
 from seawall.report.page import environment
 from seawall.report.verdict import headline
 from seawall.report.wording import group_name
+from seawall.report.wrapping import wrapping_rows
 from seawall.visible import visible
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -38,6 +40,8 @@ def render_model_card(inputs: ReportInputs) -> str:
             inputs=inputs,
             summary=inputs.summary,
             headline=headline(inputs),
+            bounds=bounds_verdict(inputs.summary),
+            wrapping=wrapping_rows(inputs.summary),
             base=base,
             on_hub=_on_hub(inputs),
             only_selected=(inputs.recipe.get("repair") or {}).get("parameters", "selected") == "selected",

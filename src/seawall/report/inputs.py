@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from seawall.artifacts.evaluation import Difference, Rate, Sample
 from seawall.artifacts.expert_set import ExpertSet
-from seawall.artifacts.groups import group_of, is_attack
+from seawall.artifacts.groups import ATTACK, group_of, is_attack
 from seawall.artifacts.profile import DroppedPair, PairRecord
 from seawall.report.audits import AuditView
 from seawall.report.steering import SteeringView
@@ -25,6 +25,7 @@ class ScoreRow:
         change: after minus before on the same questions.
         margin: largest loss that counts as none.
         verdict: `non-inferior`, `inferior` or `unclear`.
+        higher_is_better: whether a higher score is the better one.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ScoreRow:
     change: Difference
     margin: float
     verdict: str
+    higher_is_better: bool = True
 
     @property
     def effect(self) -> str:
@@ -122,6 +124,7 @@ class ReportInputs:
         base_license: the base model's licence as the Hub writes it (`apache-2.0`), if known.
         audits: in the order of the page.
         steering: steering of the model, if measured.
+        pooled: the attack families together: those that the repair trained on (True), and the others (False).
     """
 
     summary: Mapping[str, Any]
@@ -140,6 +143,7 @@ class ReportInputs:
     base_license: str | None = None
     audits: Sequence[AuditView] = ()
     steering: SteeringView | None = None
+    pooled: Mapping[bool, GroupRow] = field(default_factory=dict)
 
     @property
     def is_repaired(self) -> bool:
@@ -158,6 +162,16 @@ class ReportInputs:
         """Attack families with two rates, of those that the repair trained on or of those it did not."""
         return [row for row in self.groups if row.is_attack and row.trained_on == trained_on and row.after is not None]
 
+    def refused(self, row: GroupRow, when: str) -> Rate | None:
+        """The refusal rate of an attack family `before` or `after`; None for other groups, and where not recorded."""
+        family = self.summary.get("attacks", {}).get(row.group.removeprefix(ATTACK)) if row.is_attack else None
+        return Rate(**family["refused"][when]) if family and "refused" in family else None
+
+    def harm(self, row: GroupRow, when: str) -> float | None:
+        """The mean harm of a group's replies `before` or `after`; None where the judge rates no harm."""
+        harm = self.summary.get("harm", {}).get(row.group, {}).get(when)
+        return None if harm is None else float(harm["mean"])
+
     def group(self, key: str) -> GroupRow | None:
         """The group of that key; None if not evaluated."""
         return next((row for row in self.groups if row.group == key), None)
@@ -173,4 +187,5 @@ def _score_row(name: str, score: Mapping[str, Any]) -> ScoreRow:
         change=Difference(change["difference"], change["low"], change["high"], change["p"], score["after"]["n"]),
         margin=score["margin"],
         verdict=score["verdict"],
+        higher_is_better=score["higher_is_better"],
     )

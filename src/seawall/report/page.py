@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from seawall.artifacts.groups import group_of
 from seawall.report import claims, wording
+from seawall.report.bounds import bounds_verdict
 from seawall.report.charts import audits, curves, drift, genes, heatmap, intervals, landscape, pairs, steering, tuning
 from seawall.report.check import check
 from seawall.report.gene import BEST_EXPERTS, GeneView
@@ -25,6 +26,7 @@ from seawall.report.marked import visible_markup
 from seawall.report.steering import SteeringView
 from seawall.report.tuning import TuningView
 from seawall.report.verdict import figures, headline, warnings
+from seawall.report.wrapping import contrast_text, wrapping_rows
 from seawall.visible import visible
 
 
@@ -48,6 +50,8 @@ def render_report(inputs: ReportInputs) -> str:
             headline=headline(inputs),
             figures=figures(inputs),
             warnings=warnings(inputs),
+            bounds=bounds_verdict(inputs.summary),
+            wrapping=wrapping_rows(inputs.summary),
             style=Markup(style),
             script=Markup(script),
             policy=_policy(style, script),
@@ -118,6 +122,7 @@ def environment() -> Environment:
         "percent",
         "percent_range",
         "points",
+        "points_range",
         "signed",
         "number",
         "plain_name",
@@ -127,7 +132,13 @@ def environment() -> Environment:
         "method_name",
     )
     templates.filters |= {name: getattr(wording, name) for name in (*names, "amount", "duration", "size")}
-    templates.filters |= {"untrusted": visible_markup, "change": change, "effect": effect, "md": wording.markdown}
+    templates.filters |= {
+        "untrusted": visible_markup,
+        "change": change,
+        "effect": effect,
+        "md": wording.markdown,
+        "contrast": contrast_text,
+    }
     return templates
 
 

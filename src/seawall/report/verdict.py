@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from seawall.artifacts.evaluation import Difference
 from seawall.artifacts.groups import BENIGN, BORDERLINE
+from seawall.report.costs import worst_cost
 from seawall.report.inputs import GroupRow, ReportInputs
-from seawall.report.wording import amount, group_name, number, percent, points, signed
+from seawall.report.wording import amount, group_name, number, percent, percent_range, points, points_range, signed
+from seawall.report.wrapping import contrast_text, wrapping_rows
 
 _MIN_SCORED = 30
 _MAX_UNSCORED = 0.1
@@ -18,12 +21,22 @@ _UNMOVED = "did not clearly change"
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One key number before and after the repair, as text."""
+    """One key number before and after the repair, as text.
+
+    Args:
+        label: its name.
+        before, after: the number.
+        note: its unit or meaning.
+        span: 95 % intervals, or the change with its interval; empty where unknown.
+        effect: `better`, `worse` or `unclear`; empty where unknown.
+    """
 
     label: str
     before: str
     after: str
     note: str
+    span: str = ""
+    effect: str = ""
 
 
 def headline(inputs: ReportInputs) -> str:
@@ -103,14 +116,17 @@ def means(rows: Sequence[GroupRow]) -> tuple[float, float]:
 
 
 def figures(inputs: ReportInputs) -> list[Figure]:
-    """Attack success, trained on and never seen; over-refusal; benign compliance; loss on gold answers; if measured."""
+    """Attack success, the worst cost, the wrapping measures, and what should be kept; if measured."""
     key_figures = []
     for name, trained_on in (("Attacks trained on", True), ("Attacks never seen", False)):
         rows = [row for row in inputs.attacks(trained_on=trained_on) if row.is_known]
         if rows:
             before, after = means(rows)
             note = f"succeed; mean of {amount(len(rows), 'family', 'families')}"
-            key_figures.append(Figure(name, percent(before), percent(after), note))
+            pooled = inputs.pooled.get(trained_on)
+            span, effect = ("", "") if pooled is None else (_ends(pooled), pooled.effect)
+            key_figures.append(Figure(name, percent(before), percent(after), note, span, effect))
+    key_figures += [*_cost(inputs), *_wrapping(inputs)]
     for group, note in (
         (BORDERLINE, "of harmless prompts that sound unsafe"),
         (BENIGN, "of ordinary requests answered"),
@@ -118,12 +134,52 @@ def figures(inputs: ReportInputs) -> list[Figure]:
         row = inputs.group(group)
         if row is not None and row.is_known:
             before, after = means([row])
-            key_figures.append(Figure(group_name(group), percent(before), percent(after), note))
+            name = group_name(group)
+            key_figures.append(Figure(name, percent(before), percent(after), note, _ends(row), row.effect))
     gold = inputs.summary.get("gold_answer_loss") or {}
     if gold.get("before") is not None and gold.get("after") is not None:
-        change = f"{signed(100 * (gold['after'] / gold['before'] - 1))}%; nats per answer token"
-        key_figures.append(Figure("Gold-answer loss", number(gold["before"]), number(gold["after"]), change))
+        key_figures.append(_gold(gold))
     return key_figures
+
+
+def _ends(row: GroupRow) -> str:
+    """The intervals before and after."""
+    assert row.after is not None
+    before, after = (percent_range(rate.low, rate.high) for rate in (row.before, row.after))
+    return f"{before} → {after}"
+
+
+def _cost(inputs: ReportInputs) -> list[Figure]:
+    """The worst cost; empty where nothing got worse."""
+    cost = worst_cost(inputs)
+    if cost is None:
+        return []
+    label, effect = ("Worst cost", "worse") if cost.is_clear else ("Largest cost, not clear", "unclear")
+    return [Figure(label, cost.before, cost.after, cost.name, cost.change, effect)]
+
+
+def _wrapping(inputs: ReportInputs) -> list[Figure]:
+    """The wrapping gap of harmless requests, and the separation inside the wrappings."""
+    notes = {
+        "gap_harmless": "points more refused in attack wrapping than plainly",
+        "separation_wrapped": "points between refusals of harmful and harmless",
+    }
+    return [
+        Figure(row.name, contrast_text(row.before), contrast_text(row.after), notes[row.measure], span, row.effect)
+        for row in wrapping_rows(inputs.summary)
+        if row.measure in notes
+        for span in [" → ".join(points_range(side.low, side.high) for side in (row.before, row.after))]
+    ]
+
+
+def _gold(gold: Mapping[str, Any]) -> Figure:
+    change = gold.get("change")
+    span, effect = "", ""
+    if change:
+        span = f"{signed(100 * change['low'])}% to {signed(100 * change['high'])}%"
+        effect = "worse" if change["low"] > 0 else "better" if change["high"] < 0 else "unclear"
+    note = f"{signed(100 * (gold['after'] / gold['before'] - 1))}%; nats per answer token"
+    return Figure("Gold-answer loss", number(gold["before"]), number(gold["after"]), note, span, effect)
 
 
 def warnings(inputs: ReportInputs) -> list[str]:

@@ -62,6 +62,11 @@ def points(fraction: float) -> str:
     return signed(100 * fraction)
 
 
+def points_range(low: float, high: float) -> str:
+    """An interval of differences in percentage points: `−95.0 to −80.0`."""
+    return f"{points(low)} to {points(high)}"
+
+
 def plain_name(identifier: str) -> str:
     """`nested_fiction` -> `nested fiction`; the well-known score names get their usual spelling."""
     return _SCORE_NAMES.get(identifier, identifier.replace("_", " "))

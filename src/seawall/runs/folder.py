@@ -19,7 +19,7 @@ from seawall.runs.files import read_json, storage_errors, write_json, write_text
 
 MARKER = "DONE"
 """Name of the marker file of a finished stage."""
-_CHANGEABLE = frozenset({"output", "name", "audit", "steer", "landscape", "tune", "gene"})
+_CHANGEABLE = frozenset({"output", "name", "audit", "steer", "landscape", "tune", "gene", "gate"})
 """Keys and sections of a recipe that may change in an existing run: they do not affect its repair or evaluation."""
 
 

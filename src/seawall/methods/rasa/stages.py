@@ -87,7 +87,7 @@ def evaluate_stage(context: Context, when: When) -> EvalResult:
     context.reporter.stage(f"Evaluate {when} the repair, on goals never trained on")
     recipe, opened = context.recipe, context.opened
     weights = model_fingerprint(opened.model)
-    suite = build_suite(context.prompts, "test", gold=recipe.eval.gold)
+    suite = build_suite(context.prompts, "test", gold=recipe.eval.gold, wrapping=True)
 
     def work(scratch: Path) -> None:
         evaluate(
