@@ -67,3 +67,7 @@ def test_report_and_card_do_not_call_the_model_repaired(unrepaired: RunOutcome) 
 def test_the_gate_measures_the_original_model(unrepaired: RunOutcome) -> None:
     result = gate_run(unrepaired.run.path, Bounds(max_asr=0.1))
     assert not result.passed
+    assert result.document()["repaired"] is False
+    assert any(line.startswith("not repaired") for line in result.verdict())
+    # The folders are the export of what was evaluated; that this is the original model is said beside them.
+    assert all(export.passed for export in result.exports)
