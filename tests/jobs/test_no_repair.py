@@ -61,6 +61,7 @@ def test_report_and_card_do_not_call_the_model_repaired(unrepaired: RunOutcome) 
         assert "Not repaired: the weights are those of the original model" in text
     assert "not repaired with seawall" in card
     assert "No weight was changed" in card
+    assert "after repair" not in card
     assert rewrite_report(unrepaired.run.path).read_text() == page
 
 
