@@ -61,9 +61,14 @@ def test_report_and_card_do_not_call_the_model_repaired(unrepaired: RunOutcome) 
         assert "Not repaired: the weights are those of the original model" in text
     assert "not repaired with seawall" in card
     assert "No weight was changed" in card
+    assert "after repair" not in card
     assert rewrite_report(unrepaired.run.path).read_text() == page
 
 
 def test_the_gate_measures_the_original_model(unrepaired: RunOutcome) -> None:
     result = gate_run(unrepaired.run.path, Bounds(max_asr=0.1))
     assert not result.passed
+    assert result.document()["repaired"] is False
+    assert any(line.startswith("not repaired") for line in result.verdict())
+    # The folders are the export of what was evaluated; that this is the original model is said beside them.
+    assert all(export.passed for export in result.exports)

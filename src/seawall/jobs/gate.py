@@ -21,12 +21,21 @@ from seawall.shell.finished import open_finished
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The result of every bound and export; `model` is the fingerprint of the evaluated weights."""
+    """The result of every bound and export.
+
+    Attributes:
+        run: the run folder.
+        model: fingerprint of the evaluated weights.
+        checks: a check per bound and group.
+        exports: a check per exported folder.
+        unrepaired: the reason why the run kept the original model; empty for a repaired one.
+    """
 
     run: str
     model: str
     checks: tuple[Check, ...]
     exports: tuple[Export, ...] = ()
+    unrepaired: str = ""
 
     @property
     def passed(self) -> bool:
@@ -39,6 +48,7 @@ class Gate:
             "run": self.run,
             "model": self.model,
             "passed": self.passed,
+            "repaired": not self.unrepaired,
             "checks": list(map(_row, self.checks)),
             "exports": [asdict(export) | {"passed": export.passed} for export in self.exports],
         }
@@ -46,6 +56,8 @@ class Gate:
     def verdict(self) -> list[str]:
         """One line per export, and one that names the weights that passed or failed."""
         lines = [f"{export.name}/  {'pass' if export.passed else f'FAIL: {export.problem}'}" for export in self.exports]
+        if self.unrepaired:
+            lines.append(f"not repaired, these are the weights of the original model: {self.unrepaired}")
         return [*lines, f"{'passed' if self.passed else 'FAILED'}  weights {self.model}"]
 
 
@@ -67,7 +79,9 @@ def gate_run(path: Path, bounds: Bounds) -> Gate:
         seed=finished.seed,
     )
     checks = tuple(check_bounds(bounds, evidence))
-    return Gate(str(path), finished.after.result.model_fingerprint, checks, check_exports(finished))
+    choice = finished.summary.get("repair") or {}
+    unrepaired = str(choice["reason"]) if choice.get("chosen_round") == 0 else ""
+    return Gate(str(path), finished.after.result.model_fingerprint, checks, check_exports(finished), unrepaired)
 
 
 def recipe_bounds(path: Path, **bounds: float | None) -> Bounds:

@@ -70,18 +70,18 @@ def _front_matter(inputs: ReportInputs, base: str) -> dict[str, Any]:
     if inputs.base_license:
         head["license"] = visible(inputs.base_license)
     if _on_hub(inputs):
-        head |= {"base_model": base, "base_model_relation": "finetune"}
+        head |= {"base_model": base, **({"base_model_relation": "finetune"} if inputs.is_repaired else {})}
     head["tags"] = ["seawall", "safety", "mixture-of-experts"]
-    results = [_result(row) for row in inputs.groups]
+    results = [_result(row, is_repaired=inputs.is_repaired) for row in inputs.groups]
     return head | {"model-index": [{"name": f"{base.rpartition('/')[2]}-seawall", "results": results}]}
 
 
-def _result(row: GroupRow) -> dict[str, Any]:
-    """One group in the Hub's `model-index`, with a metric for each side."""
+def _result(row: GroupRow, *, is_repaired: bool) -> dict[str, Any]:
+    """One group in the Hub's `model-index`, with a metric for each side; without a repair there is one side."""
     kind = group_of(row.group).metric
-    sides = (("before repair", row.before), ("after repair", row.after))
+    sides = (("before repair", row.before), ("after repair", row.after))[: 2 if is_repaired else 1]
     metrics = [
-        {"type": kind, "name": f"{kind} {when}", "value": round(side.rate, 4)}
+        {"type": kind, "name": f"{kind} {when}" if is_repaired else kind, "value": round(side.rate, 4)}
         for when, side in sides
         if side is not None and side.rate is not None
     ]
