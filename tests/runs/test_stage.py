@@ -265,7 +265,8 @@ def work(scratch):
 
 if how in ("file", "safetensors"):
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-signal.signal(signal.SIGTERM, terminate)
+for ending in (signal.SIGTERM, signal.SIGINT):  # in the background of a script SIGINT is ignored
+    signal.signal(ending, terminate)
 try:
     run_stage(run, "repair", {"weights": "sha256:1", "lr": 5e-5}, work)
 except SeawallError as error:
