@@ -280,6 +280,8 @@ def _judged(
     lines = [line for line in done.stderr.splitlines() if line.startswith("seawall: ")]
     if done.returncode == 2 and done.args[0] == "doctor" and "refused" in done.stdout:
         return Outcome(kind, name, "refused")
+    if done.returncode == 1 and [line for line in lines if "nothing could be scored" in line] == lines != []:
+        return Outcome(kind, name, "refused")  # the model says nothing: numbers are null, and said so
     if done.returncode not in (0, 2) or "Traceback" in done.stderr or len(lines) != (done.returncode == 2):
         return Outcome(kind, name, "traceback", words)
     outcome = refused if done.returncode == 2 else result()
