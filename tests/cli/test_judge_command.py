@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guards import save_biased
 from typer.testing import CliRunner
 
+from guards import save_biased
 from seawall.cli.app import app
 from seawall.data.types import Verdict, user
 from seawall.evaluation.agreement import Agreement, Judged, LabelledReply, agreement, read_labelled

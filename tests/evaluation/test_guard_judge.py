@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from guards import save_biased, save_classifier, save_writer
 
 from families import CHATML, tiny_tokenizer
+from guards import save_biased, save_classifier, save_writer
 from seawall.config.judge import GuardFormatName, GuardJudge
 from seawall.data.types import Message, Messages, Verdict, user
 from seawall.errors import ArtifactError, ConfigError, DataError, SeawallError, UnsupportedModelError

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guards import save_writer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from endpoints import COMPLIES, FAULTS, GRADES, REFUSES, HttpReply, Script, grade, serving
 from families import tiny, tiny_tokenizer
+from guards import save_writer
 from seawall.config.eval import EvalConfig
 from seawall.config.judge import RubricJudge as RubricConfig
 from seawall.config.model import ModelConfig

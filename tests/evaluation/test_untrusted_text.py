@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from guards import save_writer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from families import CHATML, tiny_tokenizer
+from guards import save_writer
 from seawall.config.judge import GUARD_PRESETS, GuardJudge
 from seawall.data.templating import prompt_text
 from seawall.data.types import Message, user
