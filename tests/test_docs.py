@@ -236,5 +236,6 @@ def test_the_quickstart_ends_with_a_page(workbench: Workbench, tmp_path: Path) -
         for key, end in (("model.id", "-Instruct"), ("landscape.base.id", "")):
             words += [] if "--model" in words else ["--set", f"{key}={models[end]}"]
         done = run_command(*words, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        # Where the tiny model says nothing that can be judged, the numbers are written and the exit code is 1.
+        assert done.returncode == ("nothing could be scored" in done.stderr), done.stderr
     assert (tmp_path / "runs/quickstart/landscape.html").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from commands import ENVIRONMENT, seawall
+from seawall.cli import main
 
 BROKEN = """
 import sys
@@ -119,3 +121,11 @@ def test_no_words_print_the_help_and_are_wrong_input() -> None:
     done = seawall()
     assert done.returncode == 2
     assert "Commands" in done.stdout
+
+
+def test_a_program_that_calls_main_goes_on_with_signals_that_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["seawall", "settings", "nosuch"])
+    with pytest.raises(SystemExit):
+        main()
+    ignored = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) == signal.SIG_IGN]
+    assert ignored == []

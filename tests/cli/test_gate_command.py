@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 from commands import forked, refused, seawall
+from seawall.runs.folder import RunFolder
+from seawall.runs.sealed import seal_files
 
 
 def test_exit_code_and_rows(planted_run: Path) -> None:
@@ -34,6 +36,7 @@ def test_without_options_the_recipes_bounds_hold_and_an_option_takes_the_place_o
     folder = shutil.copytree(planted_run, tmp_path / "run")
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps({**summary, "gate": {"bounds": {"max_asr": 1.0}}}))
+    seal_files(RunFolder(folder))
     passed = json.loads(forked("gate", folder, "--json").stdout)
     assert [(row["bound"], row["limit"]) for row in passed["checks"]] == [("max_asr", 1.0)]
     both = json.loads(forked("gate", folder, "--max-asr", "0.9", "--min-plain-refusal", "0.1", "--json").stdout)

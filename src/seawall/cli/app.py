@@ -126,10 +126,17 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """Ends the process; its work is over, so a signal changes the exit code no more."""
+    """Ends the process; its work is over, so a signal changes the exit code no more.
+
+    Signals are ignored at the interpreter's exit and not before: a program that calls `main` goes on with its own.
+    """
+    atexit.register(_ignore_signals)
+    sys.exit(code)
+
+
+def _ignore_signals() -> None:
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    sys.exit(code)
 
 
 def _usage(error: Any) -> str:

@@ -32,7 +32,9 @@ from seawall.models.generate import generate
 from seawall.models.moe.find import find_moe
 from seawall.models.moe.switch import steered
 from seawall.runs.files import file_hash, read_json
+from seawall.runs.folder import RunFolder
 from seawall.runs.progress import Quiet
+from seawall.runs.sealed import seal_files
 
 QUICK = (
     "audit.silencing.goals=3",
@@ -218,6 +220,7 @@ def test_a_run_of_before_there_were_audits_can_be_audited(copied: Path) -> None:
     document = read_json(copied / "resolved.json")
     del document["audit"]
     (copied / "resolved.json").write_text(json.dumps(document))
+    seal_files(RunFolder(copied))
     quick = ("audit.routing_shortcut.goals=2",)
     found = audit_run(copied, only=["routing_shortcut"], changes=quick, reporter=Quiet())
     assert found[0].condition("original_routing").rates["plain"].n == 2
@@ -228,6 +231,7 @@ def test_another_model_than_the_runs_is_refused(copied: Path, planted: Path, tmp
     document = read_json(copied / "resolved.json")
     document["model"]["id"] = str(other)
     (copied / "resolved.json").write_text(json.dumps(document))
+    seal_files(RunFolder(copied))
     with pytest.raises(ArtifactError, match="the run was made from another model"):
         audit_run(copied, only=(), changes=QUICK, reporter=Quiet())
 
@@ -369,6 +373,7 @@ def test_twins_are_asked_and_compared(copied: Path, planted: Path, tmp_path: Pat
     document = read_json(copied / "resolved.json")
     document["data"]["borderline"]["path"] = str(tmp_path / "twins.jsonl")
     (copied / "resolved.json").write_text(json.dumps(document))
+    seal_files(RunFolder(copied))
     quick = ("audit.localisation.bootstrap=100", "audit.localisation.twins=6")
     (found,) = audit_run(copied, only=["localisation"], changes=quick, reporter=Quiet())
     assert [one.name for one in found.conditions] == ["attack_anchor", "twins", "noise"]
@@ -393,6 +398,7 @@ def _with_other_harmless_prompts(run: Path, folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         document["data"][name]["path"] = str(folder / f"{name}.jsonl")
     (run / "resolved.json").write_text(json.dumps(document))
+    seal_files(RunFolder(run))
 
 
 def test_other_prompts_are_answered_anew(copied: Path, tmp_path: Path) -> None:
