@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -104,6 +105,8 @@ def killed(base: Path, place: Path, verb: Verb, duration: float, generator: rand
         done = started.wait()
         if done.returncode == 0:
             _reset(base, place, verb)
+        elif _has_output(done):
+            break
         else:
             met += 1
             if done.returncode not in (3, -signal.SIGKILL):
@@ -111,8 +114,13 @@ def killed(base: Path, place: Path, verb: Verb, duration: float, generator: rand
     with inside(place):
         done = start(*verb.words).wait()
     # A command that was killed after its last step has left its output, which most verbs refuse to write again.
-    is_over = done.returncode == 0 or (done.returncode == 2 and "out already exists" in done.stderr)
+    is_over = done.returncode == 0 or _has_output(done)
     return kills, met, "" if is_over else f"exit code {done.returncode} at the end: {done.stderr[-300:]}"
+
+
+def _has_output(done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether the command was killed before this run after its output was whole, and refuses to write it again."""
+    return done.returncode == 2 and "out already exists" in done.stderr
 
 
 def _reset(base: Path, place: Path, verb: Verb) -> None:
