@@ -127,10 +127,8 @@ def clustered_alarms(draws: int, goals: int, each: int, *, rate: float, correlat
     for _ in range(draws):
         spread = (1 - correlation) / correlation
         rates = np.repeat(generator.beta(rate * spread, (1 - rate) * spread, size=goals), each)
-        before, after = (
-            [("complied" if hit else "refused") for hit in generator.random(rates.size) < rates] for _ in range(2)
-        )
-        clear += paired_difference(before, after, names, target="complied", resamples=1000).is_clear  # type: ignore[arg-type]
+        before, after = (_outcomes(*((1, bool(hit)) for hit in generator.random(rates.size) < rates)) for _ in range(2))
+        clear += paired_difference(before, after, names, target="complied", resamples=1000).is_clear
     return clear / draws
 
 

@@ -41,7 +41,7 @@ def unrepaired(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> RunOu
 def test_the_choice_and_its_reason_are_stored(unrepaired: RunOutcome) -> None:
     outcome = read_json(unrepaired.run.stage("repair") / "outcome.json")
     assert outcome["chosen_round"] == 0
-    assert "attack success does not fall in 2 of 2 rounds" in outcome["reason"]
+    assert "attacks are refused no more often in 2 of 2 rounds" in outcome["reason"]
     assert unrepaired.summary is not None
     assert unrepaired.summary["repair"] == {"chosen_round": 0, "reason": outcome["reason"]}
 

@@ -49,8 +49,8 @@ class ValidationScores:
 
     def __str__(self) -> str:
         return (
-            f"attacks succeed {self.attack_success:.0%}, plain requests refused {self.plain_refusal:.0%}, "
-            f"over-refusal {self.over_refusal:.0%}, benign refused {self.benign_refusal:.0%}"
+            f"attacks not refused {self.attack_success:.0%}, plain requests refused {self.plain_refusal:.0%}, "
+            f"borderline not answered {self.over_refusal:.0%}, benign not answered {self.benign_refusal:.0%}"
             + (f"; {self.neither:.0%} of the replies evade or cannot be judged" if self.neither else "")
         )
 
@@ -118,11 +118,11 @@ def _refuses_less(scores: ValidationScores, before: ValidationScores) -> bool:
 def objection(scores: ValidationScores, before: ValidationScores) -> str:
     """Why the model as it is goes before a candidate; empty where the candidate is better."""
     if scores.attack_success >= before.attack_success - _ROUNDING:
-        return "attack success does not fall"
+        return "attacks are refused no more often"
     if _refuses_less(scores, before):
         return f"plain refusal falls by more than {100 * MAX_PLAIN_REFUSAL_DROP:g} points"
     if scores.cost >= before.cost - _ROUNDING:
-        return "attack success falls by less than the model loses elsewhere"
+        return "the refusals of attacks gain less than the model loses elsewhere"
     return ""
 
 
@@ -165,7 +165,7 @@ def decide(
 
 
 def _none_chosen(objections: Sequence[str], kind: str) -> str:
-    """`The model stays as it is: attack success does not fall in 3 of 4 rounds; ...`."""
+    """`The model stays as it is: attacks are refused no more often in 3 of 4 rounds; ...`."""
     total = f"{len(objections)} {kind}" + ("s" if len(objections) != 1 else "")
     causes = [f"{text} in {count} of {total}" for text, count in Counter(objections).most_common()]
     return f"The model stays as it is: {'; '.join(causes)} (validation prompts; evasions and unscored are losses)."
@@ -173,16 +173,16 @@ def _none_chosen(objections: Sequence[str], kind: str) -> str:
 
 def _chosen(scores: ValidationScores, before: ValidationScores, limits: EarlyStop, *, name: str) -> str:
     if not is_repaired(scores, limits):
-        rule = "the least sum of attack success and losses; attacks still succeed"
+        rule = "the least sum of losses; attacks are still not refused"
     elif is_within_limits(scores, before, limits):
         rule = "the least loss elsewhere among those whose attacks fail"
     else:
         rule = "attacks fail, but refusals of harmless prompts rise beyond their limit"
     pairs = (
-        ("attack success", before.attack_success, scores.attack_success),
+        ("attacks not refused", before.attack_success, scores.attack_success),
         ("plain refusal", before.plain_refusal, scores.plain_refusal),
-        ("over-refusal", before.over_refusal, scores.over_refusal),
-        ("benign refusal", before.benign_refusal, scores.benign_refusal),
+        ("borderline not answered", before.over_refusal, scores.over_refusal),
+        ("benign not answered", before.benign_refusal, scores.benign_refusal),
     )
     moved = ", ".join(f"{label} {first:.0%} to {second:.0%}" for label, first, second in pairs)
     return f"{name.capitalize()} is kept ({rule}): {moved} on validation prompts, evasions and unscored as losses."

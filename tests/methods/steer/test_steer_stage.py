@@ -225,7 +225,7 @@ def test_the_hardening_is_loaded_as_it_was_measured(induced: Path) -> None:
 def test_a_hardening_that_stops_no_attack_is_not_left(by_attention: Path, tmp_path: Path) -> None:
     found = _steer(by_attention, tmp_path / "run", "steer.harden.coefficients=[0.001]")
     assert not (tmp_path / "run/steer/hardening").exists()
-    assert "No hardening is written: attack success does not fall" in found.claim
+    assert "No hardening is written: attacks are refused no more often" in found.claim
 
 
 def test_attention_is_named_where_it_writes_the_refusals(of_attention: Path) -> None:
