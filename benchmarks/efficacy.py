@@ -31,16 +31,15 @@ from seawall.artifacts.groups import target
 from seawall.artifacts.profile import ExpertProfile
 from seawall.config import load_recipe
 from seawall.config.recipe import Recipe
-from seawall.data.pairs import refusal_for
 from seawall.data.sets import load_prompts
 from seawall.data.splits import SplitName
-from seawall.data.types import Exchange, Messages
+from seawall.data.types import Messages
 from seawall.evaluation.gold import gold_answer_loss
 from seawall.evaluation.metrics import paired_difference, rate_with_interval
 from seawall.evaluation.suite import build_suite
 from seawall.jobs.run import run_recipe
-from seawall.methods.rasa.context import kept_pairs, retained_exchanges
-from seawall.methods.rasa.repair import RepairInputs, ValidationScores, repair
+from seawall.methods.rasa.context import repair_inputs, retained_exchanges
+from seawall.methods.rasa.repair import ValidationScores, repair
 from seawall.methods.rasa.selection import select
 from seawall.models.generate import generate
 from seawall.models.moe.routers import router_parameters
@@ -127,13 +126,11 @@ def run_task(context: Context, task: Task, rows: Path, args: argparse.Namespace)
     recipe = recipe_for(task.changes, args, seed)
     profile = first_pairs(ExpertProfile.load(context.run.stage("profile")), pairs)
     experts = select(profile, recipe.select, tokens=recipe.profile.tokens)
-    kept = kept_pairs(context.run.stage("profile"))[: pairs or None]
-    refusals = context.prompts.refusals
-    inputs = RepairInputs(
-        pairs=kept,
-        refusals=[Exchange(pair.attack, refusal_for(pair.goal, refusals), pair.goal) for pair in kept],
-        retain=retained_exchanges(context, args.work / "retain.jsonl"),
-    )
+    repaired = recipe.repair
+    answers = args.work / f"answers-{repaired.objective}-{repaired.retain.twins}-{repaired.seed}-{pairs}"
+    answers.mkdir(exist_ok=True)
+    shutil.copy(args.work / "retain.jsonl", answers)
+    inputs = repair_inputs(context, repaired, answers, count=pairs)
     before = {key: tensor.clone() for key, tensor in context.opened.model.state_dict().items()}
     scratch = rows.with_name(f"scratch-{rows.stem}")
     shutil.rmtree(scratch, ignore_errors=True)

@@ -54,6 +54,13 @@ class Retain(StrictModel):
     """Harmless prompts with the model's own answers, trained beside the attacks to prevent over-refusal."""
 
     per_batch: int = Field(default=4, ge=0, le=4096, description="Harmless prompts added to each batch; 0 adds none.")
+    twins: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Harmless twins beside each attack of a batch: the same wrapping, word for word, around a "
+        "borderline or benign request, in turn. The repair then learns to refuse contents and not a wrapping.",
+    )
     weight: float = Field(
         default=1.0, ge=0, le=1000, description="Weight of the loss on harmless prompts; the refusal loss weighs 1."
     )
@@ -82,14 +89,28 @@ class EarlyStop(StrictModel):
         description="Largest increase of the refusal rate of borderline or benign prompts; a round above it does not "
         "end the repair and is not preferred.",
     )
+    max_wrapping_gap_increase: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Largest increase of the wrapping gap: the share of harmless requests not answered inside the "
+        "attacks' wrappings minus the share plainly. A round above it does not end the repair and is not preferred.",
+    )
 
 
 class RepairConfig(StrictModel):
     """Alternating training of experts and routers."""
 
-    parameters: Literal["selected", "all_experts", "full"] = Field(
+    parameters: Literal["selected", "all_experts", "shared", "full"] = Field(
         default="selected",
-        description="Parameters that the expert step trains: the selected experts, all experts, or all parameters.",
+        description="Parameters that the expert step trains: the selected experts, all routed experts, the shared "
+        "experts alone, or all parameters.",
+    )
+    objective: Literal["refusal", "consistency"] = Field(
+        default="refusal",
+        description="Target inside the wrappings. `refusal`: a refusal of each attack, and the model's own answer to "
+        "each twin; `consistency`: the original model's next-token distribution on the same request plainly, "
+        "harmful and harmless alike.",
     )
     rounds: int = Field(
         default=3, ge=1, le=1000, description="Number of rounds, each an expert step and a router step."

@@ -134,6 +134,11 @@ ATTACKS: dict[str, Callable[[str], Messages]] = {
 """Built-in families by their name in recipes. To add one, write the function and add a line here."""
 
 
+def goal_forms(goal: str) -> tuple[str, str, str]:
+    """The forms in which a wrapping may hold a goal: as it is, without its final mark, and inside a sentence."""
+    return goal.strip(), _clean(goal), _inline(goal)
+
+
 def as_command(request: str) -> str:
     """A request in the imperative, as wrappings take it: a question becomes the command to answer it."""
     return f"Answer this question: {request}" if request.rstrip().endswith("?") else request

@@ -25,7 +25,14 @@ from seawall.runs.folder import MARKER, RunFolder, update_manifest
 _STARTED = "STARTED"
 _LATER_INPUTS = ("rendered", "settings", "computing", "judge_state")
 """Inputs that finished stages of earlier versions lack; such a stage is current where all its inputs agree."""
-_LATER_SETTINGS: Mapping[str, Any] = {"template": None, "template_options": {}, "successes": None}
+_LATER_SETTINGS: Mapping[str, Any] = {
+    "template": None,
+    "template_options": {},
+    "successes": None,
+    "max_wrapping_gap_increase": 0.1,
+    "twins": 0,
+    "objective": "refusal",
+}
 """Settings that earlier versions lack, with the values that change nothing."""
 
 

@@ -13,7 +13,7 @@ from seawall.shell.context import Context
 
 def validator(context: Context) -> Callable[[], ValidationScores]:
     """A function that measures the current model."""
-    rows = build_suite(context.prompts, "validation", unseen=False, gold=False).prompts()
+    rows = build_suite(context.prompts, "validation", unseen=False, gold=False, wrapping=True).prompts()
     config = context.recipe.eval
 
     def validate() -> ValidationScores:

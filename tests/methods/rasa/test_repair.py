@@ -25,8 +25,11 @@ from small_repair import (
 from torch import Tensor
 
 from families import FAMILIES, NUM_EXPERTS
-from seawall.errors import ArtifactError, SeawallError
+from seawall.data.templating import encode_example
+from seawall.data.types import Exchange
+from seawall.errors import ArtifactError, SeawallError, UnsupportedModelError
 from seawall.methods.rasa.repair import ValidationScores
+from seawall.methods.rasa.repair.original import TOP_TOKENS
 from seawall.methods.rasa.repair.steps import RepairLosses
 from seawall.methods.rasa.repair.trainables import first_changed_layer
 from seawall.models.generate import generate
@@ -90,7 +93,8 @@ def test_every_family_can_be_repaired(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "trained"), [("all_experts", "experts"), ("full", "everything"), ("selected", "selected")]
+    ("parameters", "trained"),
+    [("all_experts", "experts"), ("full", "everything"), ("selected", "selected"), ("shared", "shared")],
 )
 def test_what_the_expert_step_trains_is_a_setting(tmp_path: Path, parameters: str, trained: str) -> None:
     moe = small_model()
@@ -99,10 +103,18 @@ def test_what_the_expert_step_trains_is_a_setting(tmp_path: Path, parameters: st
     names = changed(moe, before)
     if trained == "everything":
         assert names == set(result.slices) == {name for name, _ in moe.model.named_parameters()}
+    elif trained == "shared":
+        shared = {name for name, _ in moe.model.named_parameters() if ".shared_experts." in name}
+        assert names == set(result.slices) == shared
     else:
         assert names == set(stacks) == set(result.slices)
     if trained == "experts":
         assert all(indices == tuple(range(NUM_EXPERTS)) for indices in result.slices.values())
+
+
+def test_a_model_without_shared_experts_has_none_to_repair(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="the shared experts cannot be repaired"):
+        run_repair(small_model("mixtral"), tmp_path, config(rounds=1, parameters="shared", router=OFF))
 
 
 def test_full_training_of_a_16_bit_model_keeps_small_steps(tmp_path: Path) -> None:
@@ -271,6 +283,42 @@ def test_retained_answers_pull_only_where_the_model_has_changed(micro_batch: int
         alone = [_part(losses.expert_loss(([0], [at])), "retain_loss") for at in (0, 1, 2)]
     assert changed > 1e-3
     assert changed == pytest.approx(sum(alone) / 3, rel=1e-3)
+
+
+def test_the_teacher_of_a_wrapped_request_is_the_model_on_the_plain_one() -> None:
+    """The loss is 0 where the wrapped prompt is the plain one, and the divergence from it elsewhere."""
+    moe, opening = small_model(), {"opening_tokens": 0}
+    plain = [pair.plain for pair in PAIRS]
+    teachers = [*plain, *[None] * len(INPUTS.retain)]
+    same = replace(INPUTS, refusals=[Exchange(prompt, REFUSAL) for prompt in plain], teachers=teachers)
+    wrapped = replace(INPUTS, teachers=teachers)
+    settings = config(objective="consistency", **opening)
+    with torch.no_grad():
+        zero, loss = (
+            _part(RepairLosses(moe, TOKENIZER, inputs, settings).expert_loss(([0, 5], [])), "refusal_loss")
+            for inputs in (same, wrapped)
+        )
+        rows = [
+            [_logits(moe, Exchange(getattr(PAIRS[at], side), REFUSAL)) for side in ("plain", "attack")] for at in (0, 5)
+        ]
+    expected = [_divergence(p_TV, q_TV) for p_TV, q_TV in rows]
+    assert zero == pytest.approx(0, abs=1e-5)
+    assert loss == pytest.approx(sum(expected) / 2, rel=1e-3)
+
+
+def _divergence(p_TV: Tensor, q_TV: Tensor) -> float:
+    """Mean KL(p || q), where all tokens but the likeliest under p are one outcome."""
+    top_TK = p_TV.topk(TOP_TOKENS, dim=-1).indices
+    p_TK, q_TK = (x_TV.exp().gather(-1, top_TK) for x_TV in (p_TV, q_TV))
+    p_T, q_T = 1 - p_TK.sum(-1), 1 - q_TK.sum(-1)
+    return float(((p_TK * (p_TK / q_TK).log()).sum(-1) + p_T * (p_T / q_T).log()).mean())
+
+
+def _logits(moe: MoEModel, exchange: Exchange) -> Tensor:
+    """Log-probabilities (T, V) at the response of one exchange."""
+    row = encode_example(TOKENIZER, exchange)
+    logits_TV: Tensor = moe.model(input_ids=torch.tensor([row.input_ids])).logits[0]
+    return logits_TV[row.prompt_length - 1 : -1].log_softmax(-1)
 
 
 def _gradients(moe: MoEModel, step: str, **settings: Any) -> list[Tensor]:

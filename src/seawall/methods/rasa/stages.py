@@ -12,15 +12,13 @@ from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.profile import ExpertProfile
 from seawall.artifacts.store import require_model
 from seawall.config.eval import EvalConfig
-from seawall.data.pairs import refusal_for
-from seawall.data.types import Exchange
 from seawall.evaluation.capability.run import file_hashes
 from seawall.evaluation.decision import ValidationScores
 from seawall.evaluation.run import evaluate
 from seawall.evaluation.suite import build_suite
-from seawall.methods.rasa.context import kept_pairs, retained_exchanges, stage_inputs
+from seawall.methods.rasa.context import repair_inputs, stage_inputs
 from seawall.methods.rasa.profiling import profile
-from seawall.methods.rasa.repair import RepairInputs, RepairResult, repair
+from seawall.methods.rasa.repair import RepairResult, repair
 from seawall.methods.rasa.repair.drift import expert_usage, routing_drift
 from seawall.methods.rasa.selection import select
 from seawall.models.files.fingerprint import model_fingerprint
@@ -159,13 +157,7 @@ def _repair_work(context: Context, selected: ExpertSet, scratch: Path) -> None:
 
 def _repair(context: Context, selected: ExpertSet, scratch: Path) -> RepairResult:
     recipe, opened = context.recipe, context.opened
-    pairs = kept_pairs(context.run.stage("profile"))
-    refusals = context.prompts.refusals
-    inputs = RepairInputs(
-        pairs=pairs,
-        refusals=[Exchange(pair.attack, refusal_for(pair.goal, refusals), pair.goal) for pair in pairs],
-        retain=retained_exchanges(context, scratch / "retain.jsonl") if recipe.repair.retain.per_batch else [],
-    )
+    inputs = repair_inputs(context, recipe.repair, scratch)
     return repair(
         opened.moe,
         opened.tokenizer,

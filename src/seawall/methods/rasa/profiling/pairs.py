@@ -77,6 +77,7 @@ def write_pairs(judged: Sequence[JudgedPair], path: Path) -> None:
                 "anchor": [message.as_dict() for message in item.pair.plain],
                 "attack": [message.as_dict() for message in item.pair.attack],
                 "anchor_reply": item.plain.answer,
+                "anchor_ended": item.plain.ended,
                 "attack_reply": item.attack.answer,
                 "dropped": item.reason_to_drop,
             }

@@ -23,15 +23,39 @@ def step_batches(
     return batches[: step.max_steps]
 
 
-def beside_retained(batches: Sequence[list[int]], size: int, config: RepairConfig, number: int) -> list[ExpertBatch]:
-    """The batches of round `number`, each with the next `per_batch` of `size` retained examples.
+def beside_retained(
+    batches: Sequence[list[int]],
+    size: int,
+    config: RepairConfig,
+    number: int,
+    *,
+    twins: Sequence[Sequence[int]] = (),
+) -> list[ExpertBatch]:
+    """The batches of round `number`, each with its attacks' twins and the next `per_batch` other retained examples.
 
     Retained examples are drawn without repetition until all are used, across rounds.
+
+    Args:
+        batches: positions of attacks.
+        size: number of retained examples, twins included.
+        config: retained examples per batch, and the seed.
+        number: of the round, from 0.
+        twins: for each attack, the positions of its twins among the retained examples.
     """
-    per_batch = min(config.retain.per_batch, size)
+    of_attacks = {position for positions in twins for position in positions}
+    free = [position for position in range(size) if position not in of_attacks]
+    per_batch = min(config.retain.per_batch, len(free))
     first = number * len(batches) * per_batch
-    drawn = [_endless(size, index, config.seed) for index in range(first, first + len(batches) * per_batch)]
-    return [(batch, drawn[index * per_batch : (index + 1) * per_batch]) for index, batch in enumerate(batches)]
+    drawn = [free[_endless(len(free), index, config.seed)] for index in range(first, first + len(batches) * per_batch)]
+    return [
+        (batch, [*_unique(batch, twins), *drawn[index * per_batch : (index + 1) * per_batch]])
+        for index, batch in enumerate(batches)
+    ]
+
+
+def _unique(attacks: Sequence[int], twins: Sequence[Sequence[int]]) -> list[int]:
+    """The twins of these attacks, each once: two attacks may share one."""
+    return list(dict.fromkeys(position for attack in attacks if twins for position in twins[attack]))
 
 
 def _endless(size: int, index: int, seed: int) -> int:

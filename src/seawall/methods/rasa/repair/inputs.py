@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from seawall.data.types import Exchange, SafetyPair
+from seawall.data.types import Exchange, Messages, SafetyPair
 from seawall.methods.rasa.repair.rounds import RepairProgress
 
 
@@ -19,11 +19,18 @@ class RepairInputs:
         pairs: kept pairs (plain request refused, attack answered), for the router step.
         refusals: the attacks of these pairs with a target refusal each, in the same order, for the expert step.
         retain: harmless prompts with the original model's answers, for the expert step.
+        twins: for each attack, the positions in `retain` of its harmless twins, which go into its batches; the other
+            positions are drawn by `retain.per_batch`. Empty without twins.
+        teachers: for each attack and then each retained exchange, the plain request whose next-token distribution
+            under the original model is the target in the wrapping (`objective: consistency`); None where the target is
+            the text, or the distribution on the prompt itself. Empty without teachers.
     """
 
     pairs: Sequence[SafetyPair]
     refusals: Sequence[Exchange]
     retain: Sequence[Exchange]
+    twins: Sequence[Sequence[int]] = ()
+    teachers: Sequence[Messages | None] = ()
 
 
 @dataclass(frozen=True)

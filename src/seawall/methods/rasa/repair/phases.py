@@ -11,6 +11,7 @@ from torch import nn
 from seawall.config.repair import ExpertStep, RepairConfig, RouterStep
 from seawall.distributed import one_process
 from seawall.methods.rasa.repair.batches import ExpertBatch, beside_retained, step_batches
+from seawall.methods.rasa.repair.inputs import RepairInputs
 from seawall.methods.rasa.repair.rounds import RepairProgress
 from seawall.methods.rasa.repair.steps import RepairLosses
 from seawall.methods.rasa.repair.trainables import Trainables
@@ -46,12 +47,12 @@ class Phase:
         )
 
 
-def make_phases(training: Trainables, losses: RepairLosses, config: RepairConfig, *, num_retained: int) -> list[Phase]:
+def make_phases(training: Trainables, losses: RepairLosses, config: RepairConfig, inputs: RepairInputs) -> list[Phase]:
     """The enabled phases, in the order of a round."""
 
     def expert_batches(number: int) -> list[ExpertBatch]:
         batches = step_batches(losses.attack_lengths, config.expert, config, number)
-        return beside_retained(batches, num_retained, config, number)
+        return beside_retained(batches, len(inputs.retain), config, number, twins=inputs.twins)
 
     def router_batches(number: int) -> list[list[int]]:
         return step_batches(losses.pair_lengths, config.router, config, number)

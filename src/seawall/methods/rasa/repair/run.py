@@ -58,7 +58,7 @@ def repair(
     progress = checkpoints.progress() or RepairProgress(before=validate())
     checkpoints.save_scores(progress)
     with trainables(moe, experts.layers, config) as training:
-        phases = make_phases(training, losses, config, num_retained=len(inputs.retain))
+        phases = make_phases(training, losses, config, inputs)
         trainers = {phase.name: phase.trainer for phase in phases}
         checkpoints.restore(training, trainers)
 

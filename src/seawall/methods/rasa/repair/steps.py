@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import final
 
@@ -37,8 +38,8 @@ class RepairLosses:
     """Losses of batches, given as positions in the lists of attacks, retained exchanges and pairs.
 
     Make it while the model is the original: it records the routing (with `routing: replay`), the predictions (with
-    `retain.loss: kl`), and the input of the first decoder layer that may change, where the forward passes of the expert
-    step then start.
+    `retain.loss: kl`, and on plain requests with `objective: consistency`), and the input of the first decoder layer
+    that may change, where the forward passes of the expert step then start.
     """
 
     def __init__(
@@ -55,22 +56,29 @@ class RepairLosses:
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._rows = [encode_example(tokenizer, exchange) for exchange in (*inputs.refusals, *inputs.retain)]
         self._num_attacks = len(inputs.refusals)
+        teachers = dict(enumerate(inputs.teachers))
+        plain_rows = {
+            position: encode_example(tokenizer, replace(exchange, prompt=plain))
+            for position, exchange in enumerate((*inputs.refusals, *inputs.retain))
+            if (plain := teachers.get(position)) is not None
+        }
         self._plain = [_prompt(tokenizer, pair.plain) for pair in inputs.pairs]
         self._attacks = [_prompt(tokenizer, pair.attack) for pair in inputs.pairs]
         replayed = config.expert.enabled and config.expert.routing == "replay"
         diverging = config.expert.enabled and config.retain.loss == "kl" and bool(config.retain.per_batch)
         self._routed = range(len(self._rows)) if replayed else range(0)
-        self._predicted = range(self._num_attacks, len(self._rows)) if diverging else range(0)
+        own = range(self._num_attacks, len(self._rows)) if diverging else range(0)
+        self._predicted = {*own, *plain_rows} if config.expert.enabled else set()
         self._entry = first_changed if config.expert.enabled and can_enter_at_layer(moe.model) else 0
-        self._original = OriginalOutputs(
-            moe,
-            self._rows,
-            self._pad,
-            batch_size=config.micro_batch_size or config.batch_size,
-            routed=self._routed,
-            predicted=self._predicted,
-            entry=self._entry,
+        original = partial(
+            OriginalOutputs, moe, pad_id=self._pad, batch_size=config.micro_batch_size or config.batch_size
         )
+        # One pass over the rows; a second one over the plain requests that teach what the wrapped ones are to do.
+        self._original = original(
+            self._rows, routed=self._routed, predicted=self._predicted - plain_rows.keys(), entry=self._entry
+        )
+        self._teacher = original([plain_rows[position] for position in plain_rows], predicted=range(len(plain_rows)))
+        self._teacher_row = {position: row for row, position in enumerate(plain_rows)}
 
     @property
     def attack_lengths(self) -> list[int]:
@@ -83,7 +91,10 @@ class RepairLosses:
         return [len(row.input_ids) for row in self._attacks]
 
     def expert_loss(self, batch: ExpertBatch) -> Iterator[Losses]:
-        """Cross-entropy of the refusals on attacks, plus the retain loss on answers to harmless prompts."""
+        """The loss of the refusals on attacks, plus the retain loss on answers to harmless prompts.
+
+        A refusal's loss is the cross-entropy, or with a teacher the divergence from the model on the plain request.
+        """
         attacks, retained = batch
         positions = [*attacks, *(self._num_attacks + position for position in retained)]
         for bucket in self._micro_batches(positions):
@@ -122,14 +133,26 @@ class RepairLosses:
         retained = [row for row, position in enumerate(positions) if position in self._predicted]
         if not retained:
             return cross_entropy(logits_BTV, labels_BT)
-        original = self._original.predictions([positions[row] for row in retained], width=width - 1)
-        likeliest = (original.tokens_BTK.to(logits_BTV.device), original.log_probability_BTK.to(logits_BTV.device))
+        likeliest = self._targets([positions[row] for row in retained], width=width - 1, device=logits_BTV.device)
         attacks = [row for row, position in enumerate(positions) if position not in self._predicted]
         loss_B = logits_BTV.new_zeros(len(positions), dtype=torch.float32)
         loss_B[retained] = divergence(logits_BTV[retained], labels_BT[retained], *likeliest)
         if attacks:
             loss_B[attacks] = cross_entropy(logits_BTV[attacks], labels_BT[attacks])
         return loss_B
+
+    def _targets(self, positions: Sequence[int], *, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The original model's likeliest tokens and their log-probabilities, on the row or on its plain request."""
+        targets = [
+            self._teacher.predictions([self._teacher_row[position]], width=width)
+            if position in self._teacher_row
+            else self._original.predictions([position], width=width)
+            for position in positions
+        ]
+        return (
+            torch.cat([target.tokens_BTK for target in targets]).to(device),
+            torch.cat([target.log_probability_BTK for target in targets]).to(device),
+        )
 
     def router_loss(self, positions: Sequence[int]) -> Iterator[Losses]:
         """KL(plain routing || attack routing), mean over layers, over the tokens of the prompts (section 3.4).

@@ -1,4 +1,4 @@
-"""Trainable copies of the selected experts (or of the full model) and of the routers, as one set of parameters."""
+"""Trainable copies of the expert step (selected, all or shared experts, or the full model) and of the routers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from seawall.models.moe.experts import trainable_experts
 from seawall.models.moe.find import MoEModel
 from seawall.models.moe.full_finetune import trainable_model
 from seawall.models.moe.routers import router_parameters, trainable_routers
+from seawall.models.moe.shared import trainable_shared_experts
 from seawall.models.moe.trainable_copies import TrainableCopies
 
 
@@ -82,7 +83,11 @@ def trainables(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairC
             experts = everything if config.expert.enabled else {}
             routers = {name: everything[name] for name in router_parameters(moe)} if config.router.enabled else {}
         else:
-            if config.expert.enabled:
+            if config.expert.enabled and config.parameters == "shared":
+                shared = stack.enter_context(trainable_shared_experts(moe))
+                groups.append(shared)
+                experts = dict(shared.named_parameters())
+            elif config.expert.enabled:
                 chosen = selected if config.parameters == "selected" else [range(moe.num_experts)] * moe.num_layers
                 copies = stack.enter_context(trainable_experts(moe, chosen))
                 groups.append(copies)
