@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import Tensor
 
 from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import EvalResult
@@ -13,7 +16,7 @@ from seawall.artifacts.profile import ExpertProfile
 from seawall.artifacts.store import require_model
 from seawall.config.eval import EvalConfig
 from seawall.data.pairs import refusal_for
-from seawall.data.types import Exchange
+from seawall.data.types import Exchange, SafetyPair
 from seawall.evaluation.capability.run import file_hashes
 from seawall.evaluation.decision import ValidationScores
 from seawall.evaluation.run import evaluate
@@ -23,6 +26,8 @@ from seawall.methods.rasa.profiling import profile
 from seawall.methods.rasa.repair import RepairInputs, RepairResult, repair
 from seawall.methods.rasa.repair.drift import expert_usage, routing_drift
 from seawall.methods.rasa.selection import select
+from seawall.methods.rasa.selection.scores import gate_traffic
+from seawall.methods.rasa.selection.sensitivity import refusal_sensitivity
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.runs.files import read_json, write_json, write_metrics
 from seawall.runs.stage import run_stage, stage_hash
@@ -68,18 +73,43 @@ def select_stage(context: Context, artifact: ExpertProfile) -> ExpertSet:
     recipe = context.recipe
 
     def work(scratch: Path) -> None:
-        select(artifact, recipe.select, tokens=recipe.profile.tokens).save(scratch)
+        sensitivity_PLE = _sensitivity(context) if recipe.select.score == "sensitivity" else None
+        select(artifact, recipe.select, tokens=recipe.profile.tokens, sensitivity_PLE=sensitivity_PLE).save(scratch)
 
+    # `control_of` is later than the first run folders, whose key lacks it.
+    later = {"control_of"} if recipe.select.control_of is None else set()
     inputs = stage_inputs(
         context,
-        select=recipe.select.model_dump(mode="json"),
+        select=recipe.select.model_dump(mode="json", exclude=later),
         tokens=recipe.profile.tokens,
         profile=stage_hash(context.run, "profile"),
     )
     selected = ExpertSet.load(run_stage(context.run, "select", inputs, work))
     stable = "" if selected.stability is None else f", bootstrap Jaccard {selected.stability:.2f}"
-    context.reporter.say(f"{selected.count} of {selected.total} experts by {selected.method}{stable}")
+    shares_LE = gate_traffic(artifact, recipe.profile.tokens)
+    share = float(sum(shares_LE[layer, list(experts)].sum() for layer, experts in enumerate(selected.layers)))
+    context.reporter.say(
+        f"{selected.count} of {selected.total} experts by {selected.method}{stable}; "
+        f"{share / len(selected.layers):.1%} of the attacks' gate weight"
+    )
     return selected
+
+
+def _sensitivity(context: Context) -> Tensor:
+    """The sensitivity of the refusal loss to each expert's gate weights, by kept pair (P, L, E)."""
+    opened, config = context.opened, context.recipe.repair
+    return refusal_sensitivity(
+        opened.moe,
+        opened.tokenizer,
+        _refusals(context, kept_pairs(context.run.stage("profile"))),
+        batch_size=config.micro_batch_size or config.batch_size,
+        progress=lambda count, total: context.reporter.step("gradients of the refusal loss", count, total),
+    )
+
+
+def _refusals(context: Context, pairs: Sequence[SafetyPair]) -> list[Exchange]:
+    """The attacks of the pairs with a target refusal each."""
+    return [Exchange(pair.attack, refusal_for(pair.goal, context.prompts.refusals), pair.goal) for pair in pairs]
 
 
 def evaluate_stage(context: Context, when: When) -> EvalResult:
@@ -160,10 +190,9 @@ def _repair_work(context: Context, selected: ExpertSet, scratch: Path) -> None:
 def _repair(context: Context, selected: ExpertSet, scratch: Path) -> RepairResult:
     recipe, opened = context.recipe, context.opened
     pairs = kept_pairs(context.run.stage("profile"))
-    refusals = context.prompts.refusals
     inputs = RepairInputs(
         pairs=pairs,
-        refusals=[Exchange(pair.attack, refusal_for(pair.goal, refusals), pair.goal) for pair in pairs],
+        refusals=_refusals(context, pairs),
         retain=retained_exchanges(context, scratch / "retain.jsonl") if recipe.repair.retain.per_batch else [],
     )
     return repair(
