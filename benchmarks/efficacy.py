@@ -57,6 +57,8 @@ VARIANTS: dict[str, list[str]] = {
     "random experts": ["select.method=random"],
     "frequency-matched experts": ["select.method=frequency_matched"],
     "full parameters": ["repair.parameters=full", "repair.expert.lr=3e-5"],
+    "traffic-matched experts": ["select.method=traffic_matched"],
+    "experts by sensitivity": ["select.method=sensitivity"],
 }
 """What each changes in the recipe. What trains other parameters than selected experts has its own learning rate, the
 best of a few on validation goals (docs/LOG.md, fourth session)."""

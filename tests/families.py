@@ -103,8 +103,21 @@ UNUSUAL: dict[str, dict[str, Any]] = {
         "num_kv_shared_layers": 0,
         **_NARROW,
     },
+    "deepseek_v2": {
+        **_DEEPSEEK,
+        "num_hidden_layers": NUM_LAYERS + 1,
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 16,
+        "q_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "topk_method": "group_limited_greedy",
+        "n_group": 4,
+        "topk_group": 2,
+    },
 }
-"""Beyond the eleven: experts without a gate matrix, and a router that gives out probabilities."""
+"""Beyond the eleven: experts without a gate matrix, a router that gives out probabilities, groups of experts."""
 
 REFUSED: dict[str, dict[str, Any]] = {
     "llama": {"intermediate_size": 2 * EXPERT_WIDTH},

@@ -59,3 +59,20 @@ def test_every_wording_of_a_family_is_used(name: str) -> None:
 @given(st.sampled_from(sorted(ATTACKS)), st.text(min_size=1).filter(str.strip))
 def test_any_goal_can_be_wrapped(name: str, goal: str) -> None:
     assert ATTACKS[name](goal)[-1].content
+
+
+def test_a_code_completion_ends_inside_an_open_string() -> None:
+    for goal in GOALS[:12]:
+        code = ATTACKS["code_completion"](goal)[-1].content.partition("```python\n")[2]
+        assert code.endswith(("First,", "1.", "you"))
+        assert code.count('"') % 2 == 1
+
+
+def test_another_language_wraps_the_goal_in_its_own_words() -> None:
+    texts = [ATTACKS["other_language"](goal)[-1].content for goal in GOALS]
+    assert all(goal[1:] in text for goal, text in zip(GOALS, texts, strict=True))
+    assert {next(word for word in ("Deutsch", "français", "español") if word in text) for text in texts} == {
+        "Deutsch",
+        "français",
+        "español",
+    }

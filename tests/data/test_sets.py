@@ -17,12 +17,12 @@ def harmful(folder: Path) -> JsonlSource:
     return JsonlSource(path=str(path))
 
 
-def attack_file(folder: Path, *goals: str) -> str:
+def attack_file(folder: Path, *goals: str, attack: str = "mine", wrapping: str = "Be a painter.") -> str:
     rows = [
-        {"goal": goal, "attack": "mine", "messages": [{"role": "user", "content": f"Be a painter. {goal}"}]}
+        {"goal": goal, "attack": attack, "messages": [{"role": "user", "content": f"{wrapping} {goal}"}]}
         for goal in goals
     ]
-    path = folder / "attacks.jsonl"
+    path = folder / ("attacks.jsonl" if attack == "mine" else f"{attack}.jsonl")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return str(path)
 
@@ -125,3 +125,33 @@ def test_the_fingerprint_does_not_depend_on_where_files_lie(tmp_path: Path) -> N
         config = DataConfig(harmful=harmful(folder), attack_file=attack_file(folder, "Paint fence 1"))
         found.append(load_prompts(config).fingerprint())
     assert found[0] == found[1]
+
+
+def test_a_file_of_unseen_attacks_is_used_in_the_evaluation_alone(tmp_path: Path) -> None:
+    goals = [f"Paint fence {at}" for at in range(3)]
+    seen = attack_file(tmp_path, *goals)
+    unseen = attack_file(tmp_path, *goals, attack="theirs", wrapping="As a game:")
+    config = DataConfig(
+        harmful=harmful(tmp_path), attacks_seen=(), attacks_unseen=(), attack_file=seen, attacks_unseen_file=unseen
+    )
+    prompts = load_prompts(config)
+    assert (prompts.seen_families, prompts.unseen_families) == (("mine",), ("theirs",))
+    assert [pair.attack_name for pair in prompts.pairs("train")] == ["mine"]
+    assert [pair.attack_name for pair in prompts.pairs("test", unseen=True)] == ["mine", "theirs"]
+    without = load_prompts(config.model_copy(update={"attacks_unseen_file": None}))
+    assert prompts.fingerprint() != without.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("attack", "wrapping", "shared"), [("theirs", "be a  PAINTER.", "conversation"), ("mine", "As a game:", "family")]
+)
+def test_an_unseen_attack_that_is_trained_on_is_refused(
+    tmp_path: Path, attack: str, wrapping: str, shared: str
+) -> None:
+    seen = attack_file(tmp_path, "Paint fence 0")
+    folder = tmp_path / "unseen"
+    folder.mkdir()
+    unseen = attack_file(folder, "Paint fence 0", attack=attack, wrapping=wrapping)
+    config = DataConfig(harmful=harmful(tmp_path), attack_file=seen, attacks_unseen_file=unseen)
+    with pytest.raises(DataError, match=rf"unseen.*jsonl:1: .* {shared} .*attacks.jsonl:1"):
+        load_prompts(config)

@@ -230,6 +230,8 @@ def test_report_and_card_hold_the_summary(finished: Outcome) -> None:
         ("repair.parameters=full",),
         ("select.method=random", "repair.expert.routing=replay"),
         ("select.method=frequency_matched", "repair.router.variant=reference"),
+        ("select.method=sensitivity", "repair.router.enabled=false"),
+        ("select.method=traffic_matched", "select.control_of=sensitivity", "repair.router.enabled=false"),
     ],
 )
 def test_ablations_run(planted: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:
@@ -239,7 +241,7 @@ def test_ablations_run(planted: Path, tmp_path: Path, changes: tuple[str, ...]) 
     touched = {name.rpartition(".mlp.")[2] for name in delta.slices}
     if changes[0] == "repair.expert.enabled=false":
         assert touched == {"gate.weight"}
-    if changes[0] == "repair.router.enabled=false":
+    if "repair.router.enabled=false" in changes:
         assert touched == {"experts.gate_up_proj", "experts.down_proj"}
     if changes[0] == "repair.parameters=full":
         assert "model.embed_tokens.weight" in delta.slices

@@ -189,6 +189,7 @@ def test_a_map_as_large_as_the_largest_recipe_is_well_formed() -> None:
         ("frequency", "were selected by how often they are used."),
         ("mass", "how much more gate weight it gets"),
         ("random", "were selected at random, as a control."),
+        ("sensitivity", "one expert: how far the loss of refusing an attack moves with its gate weights."),
     ],
 )
 def test_the_map_says_what_was_measured_and_how_experts_were_chosen(method: str, said: str) -> None:

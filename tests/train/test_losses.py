@@ -100,7 +100,8 @@ def test_what_has_not_changed_costs_nothing_and_takes_no_gradient(certain: float
 
 def _pairwise(plain: list[Tensor], attack: list[Tensor], direction: str = "forward") -> Tensor:
     masks = [torch.ones(side[0].shape[:2], dtype=torch.long) for side in (plain, attack)]
-    return pairwise_router_loss(plain, attack, plain_mask_BT=masks[0], attack_mask_BU=masks[1], direction=direction)
+    sides = [[logits.softmax(-1) for logits in side] for side in (plain, attack)]
+    return pairwise_router_loss(*sides, plain_mask_BT=masks[0], attack_mask_BU=masks[1], direction=direction)
 
 
 @each_direction
@@ -131,7 +132,11 @@ def test_padding_does_not_count(direction: str) -> None:
     padded = [torch.cat([side, _random(2, 3, 4, seed=2) * 50], dim=1) for side in (plain, attack)]
     masks = [(torch.arange(side.shape[1]) < side.shape[1] - 3).long().expand(2, -1) for side in padded]
     loss = pairwise_router_loss(
-        [padded[0]], [padded[1]], plain_mask_BT=masks[0], attack_mask_BU=masks[1], direction=direction
+        [padded[0].softmax(-1)],
+        [padded[1].softmax(-1)],
+        plain_mask_BT=masks[0],
+        attack_mask_BU=masks[1],
+        direction=direction,
     )
     torch.testing.assert_close(loss, _pairwise([plain], [attack], direction))
 

@@ -23,7 +23,7 @@ class ExpertSet:
         k: number of experts to select, from the recipe.
         layers: expert indices of each MoE layer, ascending.
         stability: mean Jaccard similarity of bootstrap selections with this one; None if not measured.
-        scores_LE: the score of every expert (attack minus anchor).
+        scores_LE: the score of every expert (attack minus anchor; of the attacks alone for `sensitivity`).
         inclusion_LE: share of bootstrap selections that contain each expert; None if not measured.
     """
 

@@ -9,7 +9,15 @@ from pydantic import Field, field_validator, model_validator
 from seawall.config.base import StrictModel, Tuple, wrong
 
 AttackName = Literal[
-    "role_play", "nested_fiction", "persuasion", "forced_opening", "reversed_text", "reversed_words", "escalation"
+    "role_play",
+    "nested_fiction",
+    "persuasion",
+    "forced_opening",
+    "reversed_text",
+    "reversed_words",
+    "escalation",
+    "code_completion",
+    "other_language",
 ]
 """The built-in attack families; a test asserts that they are the keys of `seawall.data.attacks.ATTACKS`."""
 
@@ -129,6 +137,11 @@ class DataConfig(StrictModel):
         min_length=1,
         description="Chat JSONL with prepared attacks (goal, messages, attack) on the harmful goals, added to the seen "
         "families.",
+    )
+    attacks_unseen_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Chat JSONL like attack_file, whose attacks are used in the evaluation alone, as unseen families.",
     )
     train_goals: Cap | None = Field(
         default=None, description="Maximum number of goals to profile and repair; null takes all."

@@ -42,8 +42,8 @@ class RouterStep(LearningRate):
     max_steps: int | None = Field(default=None, ge=1, description="Maximum number of updates per round.")
     variant: Literal["pairwise", "reference"] = Field(
         default="pairwise",
-        description="`pairwise`: each attack is compared with its own plain request, padding masked; `reference`: the "
-        "formula of the authors' code.",
+        description="`pairwise`: each attack is compared with its own plain request, padding masked, by the "
+        "probabilities with which the family routes; `reference`: the formula of the authors' code.",
     )
     direction: Literal["forward", "reverse", "symmetric"] = Field(
         default="forward", description="KL(plain || attack), KL(attack || plain), or their mean."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from seawall.config.base import StrictModel, wrong
 
@@ -20,10 +20,15 @@ def _count_or_fraction(value: Any) -> Any:
 class SelectConfig(StrictModel):
     """Selection of safety-critical experts (arXiv 2602.04448, section 3.2) and its controls."""
 
-    method: Literal["frequency", "mass", "random", "frequency_matched"] = Field(
+    method: Literal["frequency", "mass", "sensitivity", "random", "frequency_matched", "traffic_matched"] = Field(
         default="frequency",
-        description="Score by routing `frequency` (the paper) or gate `mass`; or a control: `random` experts, or "
-        "random experts of the same usage (`frequency_matched`).",
+        description="Score by routing `frequency` (the paper), gate `mass`, or `sensitivity` of the refusal loss to "
+        "the expert's gate weights (arXiv 2610.02910); or a control of the same number of experts: `random`, each as "
+        "often used as a selected one (`frequency_matched`), or with the same total gate weight (`traffic_matched`).",
+    )
+    control_of: Literal["frequency", "mass", "sensitivity"] | None = Field(
+        default=None,
+        description="The score whose selection a control is compared with; null means frequency. Only for a control.",
     )
     scope: Literal["global", "batch_union"] = Field(
         default="global",
@@ -43,3 +48,16 @@ class SelectConfig(StrictModel):
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="Seed of controls and resamples; defaults to the recipe's seed."
     )
+
+    @property
+    def score(self) -> Literal["frequency", "mass", "sensitivity"]:
+        """The score that selects experts, or whose selection the control is compared with."""
+        if self.method in ("frequency", "mass", "sensitivity"):
+            return self.method
+        return self.control_of or "frequency"
+
+    @model_validator(mode="after")
+    def _control(self) -> SelectConfig:
+        if self.control_of is not None and self.method in ("frequency", "mass", "sensitivity"):
+            raise wrong("control_of beside a control: random, frequency_matched or traffic_matched")
+        return self

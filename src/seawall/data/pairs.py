@@ -52,6 +52,30 @@ def attack_names(rows: Iterable[ChatRow]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.attack for row in rows if row.attack is not None))
 
 
+def require_unseen(seen: Sequence[ChatRow], unseen: Sequence[ChatRow]) -> None:
+    """Checks that no attack is both trained on and reported as unseen.
+
+    Raises:
+        DataError: an unseen row has the family or the conversation of a seen one.
+    """
+    families = {row.attack: row for row in reversed(seen)}
+    texts = {_text(row): row for row in reversed(seen)}
+    for row in unseen:
+        same = texts.get(_text(row)) or families.get(row.attack)
+        if same is not None:
+            shared = "conversation" if _text(row) in texts else f"family {row.attack!r}"
+            raise DataError(
+                f"{row.where}: the unseen attack has the {shared} of a seen attack",
+                got=f"the {shared} of {same.where}",
+                expected="attacks and families that data.attack_file lacks",
+                remedy="remove the row from data.attack_file or from data.attacks_unseen_file",
+            )
+
+
+def _text(row: ChatRow) -> str:
+    return key("\n".join(message.content for message in row.messages))
+
+
 def refusal_for(goal: str, refusals: Sequence[str]) -> str:
     """The refusal to train a goal towards, picked by a hash of the goal and so the same in every round and run."""
     return refusals[int.from_bytes(hashlib.sha256(f"refusal\n{goal}".encode()).digest()[:4], "big") % len(refusals)]

@@ -12,7 +12,7 @@ from seawall.config.data import DataConfig
 from seawall.data.attacks import ATTACKS, as_command
 from seawall.data.chat import ChatRow, read_chat_jsonl
 from seawall.data.near_duplicates import separate
-from seawall.data.pairs import attack_names, make_pairs
+from seawall.data.pairs import attack_names, make_pairs, require_unseen
 from seawall.data.prompts import Benign, Borderline, Goal, Gold
 from seawall.data.sources import load_benign, load_borderline, load_goals, load_gold, load_refusals
 from seawall.data.splits import Split, SplitName, Splittable, split, take
@@ -32,6 +32,7 @@ class Prompts:
         known_goals: all goals of the source, beyond the limits too; an attack file may use any of them.
         notes: lines on near-duplicates between training, validation and test prompts.
         test_wrapped: maximum number of wrapped test requests of each harmless kind; None wraps all.
+        unseen_rows: attacks of `data.attacks_unseen_file`.
     """
 
     goals: Split[Goal]
@@ -47,16 +48,23 @@ class Prompts:
     known_goals: tuple[Goal, ...]
     notes: tuple[str, ...] = ()
     test_wrapped: int | None = None
+    unseen_rows: tuple[ChatRow, ...] = ()
 
     @property
     def seen_families(self) -> tuple[str, ...]:
         """The families that a repair trains on: the built-in seen ones, and those of the attack file."""
         return self.attacks_seen + attack_names(self.attack_rows)
 
+    @property
+    def unseen_families(self) -> tuple[str, ...]:
+        """The families of the evaluation alone: the built-in unseen ones, and those of the file of unseen attacks."""
+        return self.attacks_unseen + attack_names(self.unseen_rows)
+
     def pairs(self, part: SplitName, *, unseen: bool = False) -> list[SafetyPair]:
         """The safety pairs of one part under every seen family; with `unseen`, under the unseen families too."""
         built_in = self.attacks_seen + (self.attacks_unseen if unseen else ())
-        return make_pairs(self.goals.part(part), built_in, self.attack_rows, all_goals=self.known_goals)
+        rows = self.attack_rows + (self.unseen_rows if unseen else ())
+        return make_pairs(self.goals.part(part), built_in, rows, all_goals=self.known_goals)
 
     def wrapped(self, part: SplitName) -> list[tuple[str, Messages]]:
         """(instruction, conversation) of harmless instructions wrapped like the seen built-in attacks."""
@@ -73,11 +81,14 @@ class Prompts:
 
     def fingerprint(self) -> str:
         """sha256 over all prompts, for the manifest; independent of file paths and line numbers."""
-        placeless = replace(self, attack_rows=tuple(replace(row, path="", line=0) for row in self.attack_rows))
-        document = asdict(placeless)
+        seen, unseen = (
+            tuple(replace(row, path="", line=0) for row in rows) for rows in (self.attack_rows, self.unseen_rows)
+        )
+        document = asdict(replace(self, attack_rows=seen, unseen_rows=unseen))
         del document["notes"]
-        if self.test_wrapped is None:
-            del document["test_wrapped"]  # so that prompts of before this limit have the same fingerprint
+        for name in ("test_wrapped", "unseen_rows"):
+            if not document[name]:
+                del document[name]  # so that prompts of before this setting have the same fingerprint
         text = json.dumps(document, sort_keys=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
@@ -86,11 +97,16 @@ def load_prompts(config: DataConfig) -> Prompts:
     """Reads every source of a recipe.
 
     Raises:
-        DataError: a source cannot be read, or the attack file has goals that the harmful source lacks.
+        DataError: a source cannot be read, an attack file has goals that the harmful source lacks, or the file of
+            unseen attacks shares a family or a conversation with that of seen ones.
     """
     all_goals = load_goals(config.harmful)
-    rows = tuple(read_chat_jsonl(config.attack_file)) if config.attack_file is not None else ()
-    make_pairs((), (), rows, all_goals=all_goals)
+    rows, unseen_rows = (
+        tuple(read_chat_jsonl(path)) if path is not None else ()
+        for path in (config.attack_file, config.attacks_unseen_file)
+    )
+    make_pairs((), (), (*rows, *unseen_rows), all_goals=all_goals)
+    require_unseen(rows, unseen_rows)
     separated_goals = separate([split(all_goals)], "harmful goals")
     (goals,) = separated_goals.splits
     benign, borderline, harmless_note = _harmless(config)
@@ -111,6 +127,7 @@ def load_prompts(config: DataConfig) -> Prompts:
         attacks_seen=config.attacks_seen,
         attacks_unseen=config.attacks_unseen,
         attack_rows=rows,
+        unseen_rows=unseen_rows,
         known_goals=tuple(all_goals),
         test_wrapped=config.test_wrapped,
         notes=tuple(note for note in (separated_goals.note, harmless_note) if note),

@@ -84,7 +84,7 @@ def plan_recipe(recipe: Recipe, tflops: float | None = None) -> Plan:
         test_goals=len(prompts.goals.test),
         test_prompts=sum(map(len, (*plain, prompts.wrapped("test"), prompts.wrapped_borderline("test")))),
         seen_families=len(prompts.seen_families),
-        unseen_families=len(prompts.attacks_unseen),
+        unseen_families=len(prompts.unseen_families),
     )
     rates = None if tflops is None else rates_from_flops(summary, tflops * 1e12)
     return plan_memory(summary, recipe_workload(summary, recipe, sizes), rates)

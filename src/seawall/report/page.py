@@ -130,6 +130,7 @@ def environment() -> Environment:
         "group_name",
         "audit_group_name",
         "method_name",
+        "score_name",
     )
     templates.filters |= {name: getattr(wording, name) for name in (*names, "amount", "duration", "size")}
     templates.filters |= {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from markupsafe import Markup
 
@@ -25,8 +27,17 @@ _SCORE_NAMES = {
 _METHODS = {
     "frequency": "by how often they are used",
     "mass": "by their gate weight",
+    "sensitivity": "by how far the refusal loss moves with their gate weights",
     "random": "at random, as a control",
     "frequency_matched": "at random among experts used as often, as a control",
+    "traffic_matched": "at random with the same total gate weight, as a control",
+}
+_EXPERT_SCORES = {
+    "frequency": "how much more often it is used when an attack succeeds than when the same request, asked plainly, is "
+    "refused",
+    "mass": "how much more gate weight it gets when an attack succeeds than when the same request, asked plainly, is "
+    "refused",
+    "sensitivity": "how far the loss of refusing an attack moves with its gate weights",
 }
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#!|~$&])")
 _MINUS = "\u2212"
@@ -93,6 +104,12 @@ def audit_group_name(group: str) -> str:
 def method_name(method: str) -> str:
     """The method of selection, to follow "selected": `frequency` -> `by how often they are used`."""
     return _METHODS.get(method, f"by {plain_name(method)}")
+
+
+def score_name(select: Mapping[str, Any]) -> str:
+    """The score of an expert under the recipe's section `select`, to follow "each cell is one expert:"."""
+    method = select.get("control_of") or select.get("method")
+    return _EXPERT_SCORES.get(str(method), _EXPERT_SCORES["frequency"])
 
 
 def amount(count: int, noun: str, plural: str | None = None) -> str:

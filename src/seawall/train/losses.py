@@ -112,12 +112,13 @@ def pairwise_router_loss(
 ) -> Tensor:
     """Mean over MoE layers and pairs of the divergence between the mean routing of plain request and attack.
 
-    A prompt's routing distribution is the mean over its own tokens of the softmax of the router's logits; padding does
-    not count, and each attack is compared with its own plain request. The plain request takes no gradient.
+    A prompt's routing distribution is the mean over its own tokens of the probabilities by which the family routes;
+    padding does not count, and each attack is compared with its own plain request. The plain request takes no gradient.
 
     Args:
-        plain: router logits of the plain requests, one tensor per MoE layer.
-        attack: router logits of the attacks, in the same order of pairs.
+        plain: routing probabilities of the plain requests' tokens (`RoutingRule.probabilities`), one tensor per MoE
+            layer.
+        attack: routing probabilities of the attacks, in the same order of pairs.
         plain_mask_BT: 1 for tokens, 0 for padding.
         attack_mask_BU: the same for the attacks.
         direction: `forward` is KL(plain || attack), RASA's equation; `reverse` and `symmetric` are variants.
@@ -130,9 +131,8 @@ def pairwise_router_loss(
     return torch.stack(losses).mean()
 
 
-def _mean_routing(logits_BTE: Tensor, mask_BT: Tensor) -> Tensor:
+def _mean_routing(probability_BTE: Tensor, mask_BT: Tensor) -> Tensor:
     weight_BT1 = mask_BT.to(torch.float32)[..., None]
-    probability_BTE = torch.softmax(logits_BTE.float(), dim=-1)
     mean_BE = (probability_BTE * weight_BT1).sum(1) / weight_BT1.sum(1).clamp_min(1.0)
     return mean_BE.clamp_min(1e-9)
 

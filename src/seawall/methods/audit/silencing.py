@@ -36,6 +36,9 @@ SERIES: dict[str, str] = {
 }
 
 
+_CONTROLS = {name: CONTROLS[name] for name in SERIES if name in CONTROLS}
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertMask:
     """Experts to mask together: `layers` holds their indices by MoE layer."""
@@ -127,7 +130,7 @@ def _result(
 ) -> AuditResult:
     largest = max(mask.amount for mask in masks)
     own = f"{REFUSAL}-{largest}"
-    apart = {series: f"{series}-{largest}" for series in CONTROLS}
+    apart = {series: f"{series}-{largest}" for series in _CONTROLS}
     pairs = [*((mask.name, REFERENCE) for mask in masks), *((own, control) for control in apart.values())]
     changes = runner.changes(samples, pairs)
     plain = {(change.condition, change.reference): change for change in changes if change.group == PLAIN}
@@ -162,7 +165,9 @@ def _masks(subject: AuditSubject) -> list[ExpertMask]:
             remedy="use more pairs or other attack families",
         )
     traffic_LE = traffic(profile, recipe.profile.tokens)
-    controls = {name: _substitute(control, traffic_LE, ranked, recipe.audit.seed) for name, control in CONTROLS.items()}
+    controls = {
+        name: _substitute(control, traffic_LE, ranked, recipe.audit.seed) for name, control in _CONTROLS.items()
+    }
     return expert_masks(ranked, controls, num_layers=num_layers)
 
 

@@ -49,12 +49,13 @@ def repair_inputs(context: Context, settings: RepairConfig, scratch: Path, *, co
         positions.append(range(len(retain), len(retain) + len(answered)))
         retain += [Exchange(twin.prompt, answer.response, ended=answer.ended) for twin, answer in answered]
         teachers += [twin.plain if plain_teaches else None for twin, _ in answered]
-    targets = (
-        [reply for _, reply in kept]
-        if plain_teaches
-        else [Exchange(pair.attack, refusal_for(pair.goal, context.prompts.refusals), pair.goal) for pair in pairs]
-    )
+    targets = [reply for _, reply in kept] if plain_teaches else refusal_targets(context, pairs)
     return RepairInputs(pairs, targets, retain, positions, teachers if plain_teaches else ())
+
+
+def refusal_targets(context: Context, pairs: Sequence[SafetyPair]) -> list[Exchange]:
+    """The attacks of the pairs with a target refusal each."""
+    return [Exchange(pair.attack, refusal_for(pair.goal, context.prompts.refusals), pair.goal) for pair in pairs]
 
 
 def _kept(profile_folder: Path) -> Iterator[tuple[SafetyPair, Exchange]]:

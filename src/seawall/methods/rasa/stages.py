@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import EvalResult
 from seawall.artifacts.expert_set import ExpertSet
@@ -16,11 +18,13 @@ from seawall.evaluation.capability.run import file_hashes
 from seawall.evaluation.decision import ValidationScores
 from seawall.evaluation.run import evaluate
 from seawall.evaluation.suite import build_suite
-from seawall.methods.rasa.context import repair_inputs, stage_inputs
+from seawall.methods.rasa.context import kept_pairs, refusal_targets, repair_inputs, stage_inputs
 from seawall.methods.rasa.profiling import profile
 from seawall.methods.rasa.repair import RepairResult, repair
 from seawall.methods.rasa.repair.drift import expert_usage, routing_drift
 from seawall.methods.rasa.selection import select
+from seawall.methods.rasa.selection.scores import gate_traffic
+from seawall.methods.rasa.selection.sensitivity import refusal_sensitivity
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.runs.files import read_json, write_json, write_metrics
 from seawall.runs.stage import run_stage, stage_hash
@@ -66,18 +70,38 @@ def select_stage(context: Context, artifact: ExpertProfile) -> ExpertSet:
     recipe = context.recipe
 
     def work(scratch: Path) -> None:
-        select(artifact, recipe.select, tokens=recipe.profile.tokens).save(scratch)
+        sensitivity_PLE = _sensitivity(context) if recipe.select.score == "sensitivity" else None
+        select(artifact, recipe.select, tokens=recipe.profile.tokens, sensitivity_PLE=sensitivity_PLE).save(scratch)
 
+    # `control_of` is later than the first run folders, whose key lacks it.
+    later = {"control_of"} if recipe.select.control_of is None else set()
     inputs = stage_inputs(
         context,
-        select=recipe.select.model_dump(mode="json"),
+        select=recipe.select.model_dump(mode="json", exclude=later),
         tokens=recipe.profile.tokens,
         profile=stage_hash(context.run, "profile"),
     )
     selected = ExpertSet.load(run_stage(context.run, "select", inputs, work))
     stable = "" if selected.stability is None else f", bootstrap Jaccard {selected.stability:.2f}"
-    context.reporter.say(f"{selected.count} of {selected.total} experts by {selected.method}{stable}")
+    shares_LE = gate_traffic(artifact, recipe.profile.tokens)
+    share = float(sum(shares_LE[layer, list(experts)].sum() for layer, experts in enumerate(selected.layers)))
+    context.reporter.say(
+        f"{selected.count} of {selected.total} experts by {selected.method}{stable}; "
+        f"{share / len(selected.layers):.1%} of the attacks' gate weight"
+    )
     return selected
+
+
+def _sensitivity(context: Context) -> Tensor:
+    """The sensitivity of the refusal loss to each expert's gate weights, by kept pair (P, L, E)."""
+    opened, config = context.opened, context.recipe.repair
+    return refusal_sensitivity(
+        opened.moe,
+        opened.tokenizer,
+        refusal_targets(context, kept_pairs(context.run.stage("profile"))),
+        batch_size=config.micro_batch_size or config.batch_size,
+        progress=lambda count, total: context.reporter.step("gradients of the refusal loss", count, total),
+    )
 
 
 def evaluate_stage(context: Context, when: When) -> EvalResult:

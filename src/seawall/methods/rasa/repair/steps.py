@@ -24,6 +24,7 @@ from seawall.models.hidden.enter_at_layer import can_enter_at_layer, enter_at_la
 from seawall.models.moe.capture import capture
 from seawall.models.moe.find import MoEModel
 from seawall.models.moe.replay import replay
+from seawall.models.moe.routing import RoutingRule, routing_rules
 from seawall.train.loop import Losses
 from seawall.train.losses import (
     pairwise_router_loss,
@@ -70,6 +71,7 @@ class RepairLosses:
         own = range(self._num_attacks, len(self._rows)) if diverging else range(0)
         self._predicted = {*own, *plain_rows} if config.expert.enabled else set()
         self._entry = first_changed if config.expert.enabled and can_enter_at_layer(moe.model) else 0
+        self._rules = self._routing_rules()
         original = partial(
             OriginalOutputs, moe, pad_id=self._pad, batch_size=config.micro_batch_size or config.batch_size
         )
@@ -172,8 +174,8 @@ class RepairLosses:
             collate([rows[position] for position in positions], self._pad) for rows in (self._plain, self._attacks)
         )
         with torch.no_grad():
-            plain = self._router_logits(plain_batch)
-        attack = self._router_logits(attack_batch)
+            plain = self._routing(plain_batch)
+        attack = self._routing(attack_batch)
         direction = self._config.router.direction
         if self._config.router.variant == "reference":
             return reference_router_loss(plain, attack, direction=direction)
@@ -185,10 +187,24 @@ class RepairLosses:
             direction=direction,
         )
 
-    def _router_logits(self, batch: Batch) -> list[Tensor]:
+    def _routing(self, batch: Batch) -> list[Tensor]:
+        """Routing probabilities of every token (B, T, E), or its logits for the authors' formula, by MoE layer."""
         with capture(self._moe, logits=True, detach=False) as trace:
             run(self._moe, batch, keep=1)
-            return [logits_TE.view(*batch.input_ids_BT.shape, -1) for logits_TE in trace.logits]
+            layers = trace.logits
+            if self._rules:
+                layers = [rule.probabilities(logits) for rule, logits in zip(self._rules, layers, strict=True)]
+            return [values_TE.view(*batch.input_ids_BT.shape, -1) for values_TE in layers]
+
+    def _routing_rules(self) -> tuple[RoutingRule, ...]:
+        """The family's rules of routing, checked on the first pairs; none where no pairwise router loss is computed."""
+        router = self._config.router
+        if not (router.enabled and router.variant == "pairwise" and self._attacks):
+            return ()
+        batch = collate(self._attacks[: self._config.micro_batch_size or self._config.batch_size], self._pad)
+        with torch.no_grad(), capture(self._moe, logits=True) as trace:
+            run(self._moe, batch, keep=1)
+            return routing_rules(self._moe, trace)
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Encoded:

@@ -1,4 +1,4 @@
-"""Control sets: experts outside the selection, at random or matched by traffic."""
+"""Control sets: experts outside the selection, at random or matched by use or by traffic."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Control(Protocol):
         ...
 
 
+_EQUAL = 1e-9
+"""Smallest difference of summed traffic that counts."""
 _NEAREST = 3
 """A matched control samples among this number of nearest experts, so that seeds differ."""
 
@@ -59,8 +61,36 @@ def frequency_matched(
     return drawn
 
 
-CONTROLS: dict[str, Control] = {"random": random_experts, "frequency_matched": frequency_matched}
-"""Controls by their name in recipes. Both have the size of the frequency selection."""
+def traffic_matched(
+    selected: Collection[LayerExpert], traffic_LE: Tensor, seed: int, *, apart: Collection[LayerExpert] = ()
+) -> list[LayerExpert]:
+    """The same number of experts, at random, whose traffic has nearly the same sum as that of the selected ones.
+
+    Starts from `random_experts` and exchanges one expert after another, in random order, for the free one that brings
+    the sum nearest, until no exchange does. Single experts may differ from the selected ones in traffic.
+    """
+    generator = random.Random(f"traffic-matched experts {seed}")
+    drawn = random_experts(selected, traffic_LE, seed, apart=apart)
+    free = sorted(set(_complement([*selected, *apart], traffic_LE)) - set(drawn))
+    traffic = {place: float(traffic_LE[place]) for place in (*drawn, *free)}
+    excess = sum(traffic[place] for place in drawn) - sum(float(traffic_LE[place]) for place in selected)
+    improved = bool(free)
+    while improved:
+        improved = False
+        for index in generator.sample(range(len(drawn)), len(drawn)):
+            best = min(free, key=lambda place: abs(excess - traffic[drawn[index]] + traffic[place]))
+            changed = excess - traffic[drawn[index]] + traffic[best]
+            if abs(changed) < abs(excess) - _EQUAL:
+                free[free.index(best)], drawn[index], excess, improved = drawn[index], best, changed, True
+    return drawn
+
+
+CONTROLS: dict[str, Control] = {
+    "random": random_experts,
+    "frequency_matched": frequency_matched,
+    "traffic_matched": traffic_matched,
+}
+"""Controls by their name in recipes. All have the size of the selection that they are compared with."""
 
 
 def _complement(selected: Collection[LayerExpert], traffic_LE: Tensor) -> list[LayerExpert]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.profile import ExpertProfile
@@ -18,19 +20,28 @@ from seawall.methods.rasa.selection.scores import (
     batch_weights,
     by_layer,
     count,
+    gate_traffic,
+    sensitivity_mean,
     top_positive,
     traffic,
 )
 from seawall.methods.rasa.selection.stability import bootstrap
 
 
-def select(profile: ExpertProfile, config: SelectConfig, *, tokens: TokenKind = "generated") -> ExpertSet:
+def select(
+    profile: ExpertProfile,
+    config: SelectConfig,
+    *,
+    tokens: TokenKind = "generated",
+    sensitivity_PLE: Float[Tensor, "P L E"] | None = None,
+) -> ExpertSet:
     """The experts to repair: the top k with a positive score, or fewer if fewer are positive.
 
     Args:
         profile: routing counts of kept pairs.
-        config: method, scope and size; `random` and `frequency_matched` are controls of the size of `frequency`.
+        config: method, scope and size; a control has the size of the selection by `config.score`.
         tokens: the tokens whose routing is scored.
+        sensitivity_PLE: of the profile's pairs (`refusal_sensitivity`), where `config.score` is `sensitivity`.
 
     Raises:
         ConfigError: `config.k` exceeds the number of routed experts.
@@ -40,7 +51,7 @@ def select(profile: ExpertProfile, config: SelectConfig, *, tokens: TokenKind = 
     k = count(config.k, num_layers * num_experts)
     is_control = config.method in CONTROLS
     # D[l, e] = P(e in top-K | attack) - P(e in top-K | plain request), or another score.
-    gap = SCORES["frequency" if is_control else config.method](profile, tokens)
+    gap = SCORES[config.score](profile, tokens) if sensitivity_PLE is None else sensitivity_mean(sensitivity_PLE)
 
     # The top k with D > 0: over all pairs, or the union over batches of pairs as in the authors' code.
     def choose(rows: Sequence[int]) -> set[LayerExpert]:
@@ -52,7 +63,8 @@ def select(profile: ExpertProfile, config: SelectConfig, *, tokens: TokenKind = 
         raise _same_routing(num_pairs)
     stability = None
     if is_control:
-        places = set(CONTROLS[config.method](places, traffic(profile, tokens), config.seed))
+        matched = gate_traffic if config.method == "traffic_matched" else traffic
+        places = set(CONTROLS[config.method](places, matched(profile, tokens), config.seed))
     elif config.bootstrap:
         goals, shape = [pair.goal for pair in profile.pairs], (num_layers, num_experts)
         stability = bootstrap(choose, goals, resamples=config.bootstrap, seed=config.seed, shape=shape)

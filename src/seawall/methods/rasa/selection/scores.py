@@ -1,4 +1,4 @@
-"""Scores of experts from a profile: difference of frequency or of gate mass, attacks minus plain requests.
+"""Scores of experts: difference of frequency or of gate mass, attacks minus plain requests, or sensitivity.
 
 Legend: P pairs, L MoE layers, E routed experts per layer, R weightings of the pairs.
 """
@@ -47,15 +47,33 @@ def mass_gap(profile: ExpertProfile, tokens: TokenKind) -> Gap:
     return gap
 
 
+def sensitivity_mean(sensitivity_PLE: Float[Tensor, "P L E"]) -> Gap:
+    """Mean over the pairs of each expert's sensitivity (`refusal_sensitivity`); of the attacks alone."""
+    sensitivity_PLE = sensitivity_PLE.double()
+
+    def mean(weight_RP: Tensor) -> Tensor:
+        total_RLE = torch.einsum("rp,ple->rle", weight_RP, sensitivity_PLE)
+        return total_RLE / weight_RP.sum(1).clamp_min(1.0)[:, None, None]
+
+    return mean
+
+
 SCORES: dict[str, Callable[[ExpertProfile, TokenKind], Gap]] = {"frequency": frequency_gap, "mass": mass_gap}
-"""Every score by its name in recipes. To add one: a function, its entry here, and its name in `SelectConfig.method`."""
+"""Every score from counts by its name in recipes. To add one: a function, its entry here, and its name in
+`SelectConfig.method`."""
 
 
 def traffic(profile: ExpertProfile, tokens: TokenKind) -> Float[Tensor, "L E"]:
-    """Rate of each expert in the top-k, over attacks and plain requests together; a matched control has the same."""
+    """Rate of each expert in the top-k, over attacks and plain requests; of a matched control, the same per expert."""
     attack_PLE, plain_PLE = _sides(profile, "counts", tokens)
     attack_P, plain_P = _sides(profile, "tokens", tokens)
     return (attack_PLE + plain_PLE).sum(0) / (attack_P + plain_P).sum().clamp_min(1.0)
+
+
+def gate_traffic(profile: ExpertProfile, tokens: TokenKind) -> Float[Tensor, "L E"]:
+    """Each expert's share of all gate weight of its layer, over the attacks; a layer's shares sum to 1."""
+    attack_PLE, _ = _sides(profile, "mass", tokens)
+    return _share(torch.ones(1, len(attack_PLE), dtype=torch.float64), attack_PLE)[0]
 
 
 def top_positive(gap_LE: Float[Tensor, "L E"], k: int) -> list[LayerExpert]:
