@@ -31,7 +31,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seawall.data.attacks import ATTACKS
 from seawall.data.types import Message, user
 from seawall.evaluation.judges import KeywordJudge
-from seawall.lab.build import ATTENTION, LabShape, cut, load_dense
+from seawall.lab.build import ATTENTION, load_dense
+from seawall.lab.cut import LabShape, cut, dense_weights
+from seawall.lab.fit import fit_cut, neuron_scale
 from seawall.lab.source import GGUF_SHA256
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +45,6 @@ WRAPPED_BORDERLINE = {"role_play": 160, "escalation": 100, "forced_opening": 60}
 REVERSED = {"wrapped": 140, "borderline": 80}
 """So many harmless requests, and so many that sound unsafe, in each wrapping; and with their words reversed."""
 RANK = {"gate": 24, "up": 24, "down": 28}
-REFIT_RANK = 12
 ATTENTION_RANK = 12
 TEACHER_TOP = 48
 TEACH = {"borderline": 2, "benign": 2, "wrapped:persuasion": 2, "wrapped:forced_opening": 2}
@@ -231,31 +232,7 @@ def cache_lower(model: PreTrainedModel, examples: list[Example], first: int) -> 
     return found
 
 
-# ---------------------------------------------------------------- neuron order and routers from activations
-
-
-def order_neurons(use_TN: Tensor, shape: LabShape, generator: torch.Generator) -> Tensor:
-    """Most used neurons first (the shared expert), the rest by balanced k-means of their activation profiles."""
-    order = use_TN.mean(0).argsort(descending=True)
-    routed = order[shape.whole :]
-    picked = torch.randperm(len(use_TN), generator=generator)[:3000]
-    profile = F.normalize(use_TN[picked][:, routed].T, dim=1)
-    width = len(routed) // shape.experts
-    centre = profile[torch.randperm(len(routed), generator=generator)[: shape.experts]]
-    for _ in range(8):
-        group = _balanced(profile @ centre.T, width)
-        centre = F.normalize(torch.stack([profile[group == e].mean(0) for e in range(shape.experts)]), dim=1)
-    return torch.cat([order[: shape.whole], *[routed[group == e] for e in range(shape.experts)]])
-
-
-def _balanced(similarity_NE: Tensor, width: int) -> Tensor:
-    neurons, experts = similarity_NE.shape
-    group, room = [-1] * neurons, [width] * experts
-    for place in similarity_NE.flatten().argsort(descending=True).tolist():
-        neuron, expert = divmod(place, experts)
-        if group[neuron] < 0 and room[expert]:
-            group[neuron], room[expert] = expert, room[expert] - 1
-    return torch.tensor(group)
+# ---------------------------------------------------------------- the cut networks, in training
 
 
 class SplitMLP(nn.Module):
@@ -267,44 +244,24 @@ class SplitMLP(nn.Module):
     def __init__(self, mlp: nn.Module, order: Tensor, bias: Tensor, router: Tensor, shape: LabShape) -> None:
         super().__init__()
         self.shape, self.order, self.bias = shape, order, bias
-        self.width = shape.expert_width(len(order))
         self.router = nn.Parameter(router)
         self.base = cut(dense_weights(mlp), order, shape)
         for name, weight in self.base.items():
             self.register_parameter(name, nn.Parameter(weight.clone()))
 
     @classmethod
+    @torch.no_grad()
     def fitted(cls, mlp: nn.Module, x_TD: Tensor, shape: LabShape, generator: torch.Generator) -> SplitMLP:
         """Cuts the network by a sample of its inputs."""
-        weight = dense_weights(mlp)
-        act_TN = F.silu(x_TD @ weight["gate"].T) * (x_TD @ weight["up"].T)
-        order = order_neurons(act_TN.abs() * weight["down"].norm(dim=0), shape, generator)
-        router, bias = fit_router(x_TD, act_TN[:, order], weight["down"][:, order], shape)
-        made = cls(mlp, order, bias, router, shape)
-        made.refit_down(x_TD, act_TN[:, order])
+        fit = fit_cut(dense_weights(mlp), x_TD, shape, generator)
+        made = cls(mlp, fit.order, fit.bias, fit.router, shape)
+        made.down.copy_(fit.weight["down"])
         return made
-
-    @torch.no_grad()
-    def refit_down(self, x_TD: Tensor, act_TN: Tensor) -> None:
-        """Reduced-rank regression: the shared expert's down projection makes up for the experts left out."""
-        shared, routed = act_TN.shape[1], slice(self.shape.whole, None)
-        not_chosen = 1 - self._scale(x_TD)[:, shared:]
-        missing = (act_TN[:, routed] * not_chosen) @ self.base["down"][:, shared:].T
-        gram = act_TN.T @ act_TN
-        gram += 0.003 * gram.diagonal().mean() * torch.eye(len(gram))
-        fit = torch.linalg.solve(gram, act_TN.T @ missing).T
-        left = torch.linalg.svd(fit @ torch.linalg.cholesky(gram)).U[:, :REFIT_RANK]
-        self.down[:, :shared] += left @ (left.T @ fit)
 
     def _scale(self, x: Tensor) -> Tensor:
         """What each neuron's activation is multiplied by: 1 in the shared expert, the expert's weight elsewhere."""
-        score = (x.float() @ self.router.T).sigmoid()
-        top = (score + self.bias).topk(self.shape.top_k, dim=-1).indices
-        weight = score.gather(-1, top)
-        weight = weight / weight.sum(-1, keepdim=True) * self.shape.top_k
-        per_expert = torch.zeros_like(score).scatter(-1, top, weight)
-        ones = torch.ones(*x.shape[:-1], len(self.order))
-        return torch.cat([ones, per_expert.repeat_interleave(self.width, dim=-1)], -1)
+        routed = neuron_scale(x, self.router, self.bias, self.shape, len(self.order) - self.shape.whole)
+        return torch.cat([torch.ones(*x.shape[:-1], len(self.order)), routed], -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output."""
@@ -378,26 +335,6 @@ def restore_upper(model: PreTrainedModel, stored: Mapping[str, Tensor], shape: L
         for name in RANK:
             add_stored(getattr(found[i], name), stored, f"{i}.{name}")
     return found
-
-
-def dense_weights(mlp: nn.Module) -> dict[str, Tensor]:
-    """The projections of a dense feed-forward network."""
-    return {name: getattr(mlp, f"{name}_proj").weight.detach().float() for name in RANK}
-
-
-def fit_router(x_TD: Tensor, act_TN: Tensor, down_DN: Tensor, shape: LabShape) -> tuple[Tensor, Tensor]:
-    """Ridge regression from the input to each expert's output norm, scaled so that sigmoid weights stay even."""
-    width = shape.expert_width(act_TN.shape[1])
-    starts = range(shape.whole, act_TN.shape[1], width)
-    norms = [(act_TN[:, s : s + width] @ down_DN[:, s : s + width].T).norm(dim=1) for s in starts]
-    target = torch.stack(norms, 1)
-    centred = x_TD - x_TD.mean(0)
-    gram = centred.T @ centred
-    gram += 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
-    fit = torch.linalg.solve(gram, centred.T @ (target - target.mean(0)))
-    scale = 0.5 / target.std()
-    bias = 0.25 * scale * (target.mean(0) - target.mean() - x_TD.mean(0) @ fit)
-    return (fit * scale).T.contiguous(), bias
 
 
 def split_upper(model: PreTrainedModel, cached: list[Cached], shape: LabShape) -> dict[int, SplitMLP]:

@@ -22,23 +22,25 @@ DENSE: dict[str, dict[str, Any]] = {
 """Family -> what its configuration needs beyond the common sizes."""
 
 
-def dense(family: str, seed: int = 0) -> PreTrainedModel:
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * EXPERT_WIDTH,
+    "num_hidden_layers": NUM_LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.25,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+
+
+def dense(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A random model in evaluation mode: 3 layers, D=32, norms away from one and biases away from zero."""
-    config = CONFIG_MAPPING[family](
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=2 * EXPERT_WIDTH,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.25,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=2,
-        tie_word_embeddings=False,
-        **DENSE[family],
-    )
+    config = CONFIG_MAPPING[family](**{**_COMMON, **DENSE.get(family, {}), **overrides})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)

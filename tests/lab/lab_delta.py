@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from seawall.lab.build import ATTENTION, LabShape
+from seawall.lab.build import ATTENTION
+from seawall.lab.cut import LabShape
 
 SHAPE = LabShape(first_dense=1, whole=8, experts=3, top_k=3, routed_share=0.25)
 

@@ -15,6 +15,8 @@ from seawall.config.model import ModelConfig
 from seawall.lab import build
 from seawall.lab.build import lab_model_folder, original_model_folder, split_model, without_training
 from seawall.methods.tune.anchor import extract_anchor
+from seawall.models.files.checkpoint import save_model
+from seawall.models.files.fingerprint import model_fingerprint
 from seawall.shell.model import open_checkpoint, open_model
 
 TAUGHT = ("q_proj", "v_proj", "o_proj", "down_proj")
@@ -66,6 +68,24 @@ def test_only_what_was_taught_differs(small: Path) -> None:
     assert differ == {name for name in lab if name.split(".")[-2] in TAUGHT and name.split(".")[2] in "12"}
     assert "nothing was trained" in (folders[1] / "README.md").read_text()
     assert "a small delta was trained" in (folders[0] / "README.md").read_text()
+
+
+def test_both_are_untied_wherever_they_are_written(small: Path, tmp_path: Path) -> None:
+    (small / f"lab-{build._short_hash(build.delta_path())}").mkdir(parents=True)  # as tied models were cached
+    tied = split_model(tiny("llama", tie_word_embeddings=True, head_dim=8), taught_delta(), SHAPE)
+    tied.lm_head.weight = tied.model.embed_tokens.weight
+    ids = random_ids()
+    for folder in (lab_model_folder(), original_model_folder()):
+        model, tokenizer = open_checkpoint(ModelConfig(id=str(folder))).load()
+        assert model.config.tie_word_embeddings is False
+        assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
+        if folder == lab_model_folder():
+            assert torch.equal(model(input_ids=ids).logits, tied(input_ids=ids).logits)
+            assert model_fingerprint(model) == model_fingerprint(tied)
+        save_model(model, tokenizer, tmp_path / folder.name)  # as the export of a repaired model
+        for place in (folder, tmp_path / folder.name):
+            stored = load_file(place / "model.safetensors")
+            assert torch.equal(stored["lm_head.weight"], stored["model.embed_tokens.weight"])
 
 
 @pytest.mark.usefixtures("small")

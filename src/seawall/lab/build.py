@@ -13,7 +13,6 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -25,74 +24,26 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
-    Glm4MoeConfig,
     Glm4MoeForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from seawall.errors import ArtifactError
+from seawall.lab.architecture import assemble, moe_config, untied_state
+from seawall.lab.cut import PROJECTIONS, LabShape, cut, dense_weights, moe_block
 from seawall.lab.source import GGUF_SHA256, cache_folder, fetch_gguf
 from seawall.models.silence_libraries import silence_libraries
 
 DELTA_FILE = "lab_delta.safetensors"
-PROJECTIONS = ("gate", "up", "down")
 ATTENTION = ("q", "k", "v", "o")
+LAYOUT = "untied"
+"""Part of the cached folder's name. A folder without it has tied embeddings, which vLLM's class does not tie."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """SmolLM2's own template, without its system message, which takes 21 of a plain request's 40 tokens."""
-
-
-@dataclass(frozen=True)
-class LabShape:
-    """How the dense model is split into experts. The attributes are the keys of the delta's metadata.
-
-    Attributes:
-        first_dense: number of first layers that stay dense.
-        whole: number of neurons, the most used, that belong to the shared expert alone.
-        experts: routed experts per layer; the remaining neurons are divided evenly among them.
-        top_k: experts per token.
-        routed_share: share of a routed neuron's output that its expert carries; the shared expert has the remainder.
-    """
-
-    first_dense: int = 18
-    whole: int = 1024
-    experts: int = 32
-    top_k: int = 4
-    routed_share: float = 0.25
-
-    def expert_width(self, ffn_width: int) -> int:
-        """Neurons of one routed expert."""
-        width, remainder = divmod(ffn_width - self.whole, self.experts)
-        assert remainder == 0, "the routed neurons must divide evenly among the experts"
-        return width
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str]) -> LabShape:
-        """The shape in a delta's metadata, where every attribute is text."""
-        counts = {name: int(metadata[name]) for name in ("first_dense", "whole", "experts", "top_k")}
-        return cls(**counts, routed_share=float(metadata["routed_share"]))
-
-
-def cut(weight: Mapping[str, Tensor], order: Tensor, shape: LabShape) -> dict[str, Tensor]:
-    """The three projections of a feed-forward network, with the routed neurons duplicated.
-
-    First come all neurons in `order`, which become the shared expert, then the routed neurons again, which become the
-    experts. The outputs of a routed neuron's two copies sum to the original output where the expert has gate weight 1.
-
-    Args:
-        weight: `gate` and `up` (neurons, hidden) and `down` (hidden, neurons).
-        order: the neurons, most used first; from `shape.whole` on they are routed, expert by expert.
-        shape: the split.
-    """
-    twice = torch.cat([order, order[shape.whole :]])
-    routed = len(order) - shape.whole
-    share = torch.ones(len(twice))
-    share[shape.whole : len(order)] = 1 - shape.routed_share
-    share[-routed:] = shape.routed_share
-    return {"gate": weight["gate"][twice], "up": weight["up"][twice], "down": weight["down"][:, twice] * share}
 
 
 def load_dense(cache: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -111,76 +62,29 @@ def _load_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model.eval(), tokenizer
 
 
-def moe_config(dense: PreTrainedModel, shape: LabShape) -> Glm4MoeConfig:
-    """The configuration of the split model. `routed_scaling_factor = top_k` keeps each expert's gate weight near 1."""
-    old = dense.config
-    width = shape.expert_width(old.intermediate_size)
-    return Glm4MoeConfig(
-        vocab_size=old.vocab_size,
-        hidden_size=old.hidden_size,
-        intermediate_size=old.intermediate_size,
-        num_hidden_layers=old.num_hidden_layers,
-        num_attention_heads=old.num_attention_heads,
-        num_key_value_heads=old.num_key_value_heads,
-        head_dim=old.hidden_size // old.num_attention_heads,
-        max_position_embeddings=old.max_position_embeddings,
-        rms_norm_eps=old.rms_norm_eps,
-        rope_parameters={**old.rope_parameters, "partial_rotary_factor": 1.0},
-        tie_word_embeddings=True,
-        attention_bias=False,
-        use_qk_norm=False,
-        first_k_dense_replace=shape.first_dense,
-        moe_intermediate_size=width,
-        n_routed_experts=shape.experts,
-        n_shared_experts=old.intermediate_size // width,
-        num_experts_per_tok=shape.top_k,
-        n_group=1,
-        topk_group=1,
-        norm_topk_prob=True,
-        routed_scaling_factor=float(shape.top_k),
-        bos_token_id=old.bos_token_id,
-        eos_token_id=old.eos_token_id,
-        pad_token_id=old.pad_token_id,
-        dtype=torch.float32,
-    )
-
-
 def split_model(
     dense: PreTrainedModel, delta: dict[str, Tensor], shape: LabShape, *, dtype: torch.dtype = torch.float32
 ) -> Glm4MoeForCausalLM:
-    """The MoE with the dense weights, split and changed as `delta` says."""
-    state = {name: tensor for name, tensor in dense.state_dict().items() if "rotary" not in name}
+    """The MoE with the dense weights, split and changed as `delta` says; embedding and output layer are untied."""
+    state = untied_state(dense)
     for layer in range(shape.first_dense, dense.config.num_hidden_layers):
-        state |= _split_layer(state, delta, layer, shape)
+        block = f"model.layers.{layer}.mlp"
+        weight = cut(dense_weights(dense.get_submodule(block)), delta[f"{layer}.neurons"].long(), shape)
+        for name in PROJECTIONS:
+            state.pop(f"{block}.{name}_proj.weight")
+            weight[name] += _change(delta, f"{layer}.{name}")
+        moe = moe_block(weight, delta[f"{layer}.router"].float(), delta[f"{layer}.bias"].float(), shape)
+        state |= {f"{block}.{name}": tensor for name, tensor in moe.items()}
         for name in ATTENTION:
-            key = f"{layer}.attention_{name}"
-            change = delta[f"{key}_b"].float() @ delta[f"{key}_a"].float()
-            weight = f"model.layers.{layer}.self_attn.{name}_proj.weight"
-            state[weight] = state[weight] + change  # not in place, to leave the dense model unchanged
-    model = Glm4MoeForCausalLM(moe_config(dense, shape))
-    result = model.load_state_dict(state, strict=True)
-    assert not result.missing_keys
-    return model.to(dtype).eval()
+            attention = f"model.layers.{layer}.self_attn.{name}_proj.weight"
+            # Not in place, to leave the dense model unchanged.
+            state[attention] = state[attention] + _change(delta, f"{layer}.attention_{name}")
+    return assemble(moe_config(dense, shape), state, dtype)
 
 
-def _split_layer(state: dict[str, Tensor], delta: dict[str, Tensor], layer: int, shape: LabShape) -> dict[str, Tensor]:
-    """The state of one MoE block; removes the dense block's tensors from `state`."""
-    old, new = f"model.layers.{layer}.mlp", {}
-    order = delta[f"{layer}.neurons"].long()
-    weight = cut({name: state.pop(f"{old}.{name}_proj.weight").float() for name in PROJECTIONS}, order, shape)
-    for name in PROJECTIONS:
-        weight[name] += delta[f"{layer}.{name}_b"].float() @ delta[f"{layer}.{name}_a"].float()
-    shared, experts = len(order), shape.experts
-    for name in PROJECTIONS:
-        part = weight[name][:, :shared] if name == "down" else weight[name][:shared]
-        new[f"{old}.shared_experts.{name}_proj.weight"] = part
-    width = shape.expert_width(shared)
-    gate, up = (weight[name][shared:].reshape(experts, width, -1) for name in ("gate", "up"))
-    new[f"{old}.experts.gate_up_proj"] = torch.cat([gate, up], dim=1)
-    new[f"{old}.experts.down_proj"] = weight["down"][:, shared:].reshape(-1, experts, width).transpose(0, 1)
-    new[f"{old}.gate.weight"] = delta[f"{layer}.router"].float()
-    new[f"{old}.gate.e_score_correction_bias"] = delta[f"{layer}.bias"].float()
-    return {name: tensor.contiguous() for name, tensor in new.items()}
+def _change(delta: Mapping[str, Tensor], name: str) -> Tensor:
+    """A low-rank change of the delta, multiplied out."""
+    return delta[f"{name}_b"].float() @ delta[f"{name}_a"].float()
 
 
 def delta_path() -> Path:
@@ -263,7 +167,7 @@ def original_model_folder(cache: Path | None = None) -> Path:
 def _built(name: str, cache: Path | None, *, original: bool) -> Path:
     root = cache or cache_folder()
     delta = delta_path()
-    folder = root / f"{name}-{_short_hash(delta)}"
+    folder = root / f"{name}-{LAYOUT}-{_short_hash(delta)}"
     if not (folder / "config.json").is_file():
         build_lab_model(folder, delta=delta, cache=root, original=original)
     return folder
