@@ -52,7 +52,7 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[Block, ...]:
 
 
 def _block(index: int, layer: nn.Module) -> Block:
-    parts = {name: child for name, child in layer.named_children() if _has_matrix(child)}
+    parts = {name: child for name, child in layer.named_children() if has_matrix(child)}
     attention = [name for name, child in parts.items() if _mixes_tokens(child)]
     mlp = [name for name in parts if name not in attention]
     if len(attention) != 1 or len(mlp) != 1:
@@ -65,7 +65,7 @@ def _block(index: int, layer: nn.Module) -> Block:
     return Block(index, layer, parts[attention[0]], parts[mlp[0]])
 
 
-def _has_matrix(module: nn.Module) -> bool:
+def has_matrix(module: nn.Module) -> bool:
     """Whether the module has a weight matrix; norms, dropout and activations have none."""
     return any(parameter.ndim >= 2 for parameter in module.parameters())
 
