@@ -63,6 +63,8 @@ class Addition:
 def added(model: PreTrainedModel, additions: Sequence[Addition]) -> Iterator[None]:
     """Inside, `x <- x + coefficient * vector` on every token, padding included, at each addition's site.
 
+    At a half this is the shift that arrives in the residual stream, whatever the family multiplies outputs by.
+
     Raises:
         UnsupportedModelError: the decoder layers or their halves cannot be identified.
         ConfigError: the model lacks a layer, or a vector has another width.
@@ -76,8 +78,11 @@ def added(model: PreTrainedModel, additions: Sequence[Addition]) -> Iterator[Non
         if any(_is_per_row(addition.coefficient) for addition in additions):
             stack.enter_context(single_passes_only(model))
         for addition in additions:
-            change = _adding(addition.vector_D.detach().float(), addition.coefficient)
-            stack.enter_context(_changed(blocks[addition.layer], addition.site, change))
+            block = blocks[addition.layer]
+            # A half's output is multiplied on its way to the stream (Granite), so the shift is divided first.
+            factor = 1.0 if addition.site == "residual" else block.multiplier
+            change = _adding(addition.vector_D.detach().float() / factor, addition.coefficient)
+            stack.enter_context(_changed(block, addition.site, change))
         yield
 
 

@@ -34,12 +34,14 @@ class Block:
         block: the layer itself.
         attention: the half that reads other tokens.
         mlp: the half that reads each token alone: a dense MLP, or the MoE block with its router.
+        multiplier: factor of both halves' outputs on their way to the residual stream (Granite's residual multiplier).
     """
 
     index: int
     block: nn.Module
     attention: nn.Module
     mlp: nn.Module
+    multiplier: float = 1.0
 
 
 def decoder_blocks(model: PreTrainedModel) -> tuple[Block, ...]:
@@ -62,7 +64,8 @@ def _block(index: int, layer: nn.Module) -> Block:
             expected="one attention and one MLP or mixture of experts",
             remedy="use a model whose decoder layers are attention followed by an MLP, such as Llama, Qwen or Mixtral",
         )
-    return Block(index, layer, parts[attention[0]], parts[mlp[0]])
+    multiplier = float(vars(layer).get("residual_multiplier", 1.0))
+    return Block(index, layer, parts[attention[0]], parts[mlp[0]], multiplier)
 
 
 def has_matrix(module: nn.Module) -> bool:
