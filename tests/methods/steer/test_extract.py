@@ -15,7 +15,7 @@ from seawall.errors import DataError
 from seawall.methods.steer.extract import extract
 from seawall.methods.steer.score import refusal_score
 from seawall.methods.steer.target import Prompt, TargetModel, encode_prompts
-from seawall.models.hidden.forced import expert_block_outputs
+from seawall.models.hidden.expert_outputs import expert_outputs
 from seawall.models.moe.capture import capture
 from seawall.models.moe.find import MoEModel, find_moe
 
@@ -150,15 +150,15 @@ def test_directions_of_experts_are_differences_of_means_too(family: str) -> None
         means = []
         for rows, sign in ((harmful, 1), (harmless, -1)):
             kept = [one for one in rows if sign * _alone(subject, one)[0] > 0]
-            means.append(torch.stack([_forced(subject.moe, layer, expert, one) for one in kept]).mean(0))
+            means.append(torch.stack([_by_itself(subject.moe, layer, expert, one) for one in kept]).mean(0))
         assert torch.allclose(found.expert_CPD[8 * layer + expert], means[0] - means[1], atol=1e-3)
     assert extract(subject, harmful, harmless, positions=POSITIONS, experts=False).candidates == ()
 
 
-def _forced(moe: MoEModel, layer: int, expert: int, prompt: Prompt) -> Tensor:
-    """The MoE block's output (P, D) with the expert forced, for one prompt by itself."""
+def _by_itself(moe: MoEModel, layer: int, expert: int, prompt: Prompt) -> Tensor:
+    """The expert's own output (P, D), for one prompt by itself."""
     seen: list[Tensor] = []
-    with expert_block_outputs(
+    with expert_outputs(
         moe, {layer: [expert]}, positions=POSITIONS, sink=lambda at, which, output_XBPD: seen.append(output_XBPD)
     ):
         with torch.no_grad():

@@ -12,15 +12,15 @@ from functools import partial
 from typing import get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from seawall.artifacts.directions import Directions, PromptSide, ScoredPrompt
 from seawall.data.batching import Batch
 from seawall.errors import DataError
+from seawall.methods.steer.logits import logits_direction
 from seawall.methods.steer.score import refusal_score
 from seawall.methods.steer.target import Prompt, TargetModel, batches, last_logits
-from seawall.models.hidden.forced import expert_block_outputs
+from seawall.models.hidden.expert_outputs import expert_outputs
 from seawall.models.hidden.residual import capture_residual
 from seawall.models.moe.capture import RoutingTrace, capture
 from seawall.models.moe.find import MoEModel
@@ -41,9 +41,9 @@ def extract(
 ) -> Directions:
     """The directions of every layer and every expert, from prompts whose refusal score has the right sign.
 
-    r[l, p] = mean_harmful(x[l, p]) - mean_harmless(x[l, p]) at the input of block l; v_e likewise at the MoE output
-    with the router forced to expert e. One forward pass per prompt for scores, layers and routing, and one more per
-    prompt of the right sign for the experts.
+    r[l, p] = mean_harmful(x[l, p]) - mean_harmless(x[l, p]) at the input of block l; v_e likewise of the output of
+    expert e alone, without gate weight and without the shared expert. One forward pass per prompt for scores, layers
+    and routing, one more per prompt of the right sign for the experts, and one per harmful one for the logits.
 
     Args:
         target: the model.
@@ -56,6 +56,7 @@ def extract(
     Raises:
         DataError: a side has no prompts or none with the right sign, a position lies outside a prompt, or the model's
             logits are not finite.
+        UnsupportedModelError: experts called alone are not those that the router chose.
     """
     sides: dict[PromptSide, Sequence[Prompt]] = {"harmful": harmful, "harmless": harmless}
     for side, prompts in sides.items():
@@ -70,12 +71,12 @@ def extract(
     for side in SIDES:
         _require_counted(side, records[side])
     hidden_NPD, chosen_LE = means["harmful"].minus(means["harmless"])
-    expert_CPD = torch.zeros(0, *hidden_NPD.shape[1:])
+    counted = {side: _counted(sides[side], records[side]) for side in SIDES}
+    expert_CPD, shared_LPD = torch.zeros(0, *hidden_NPD.shape[1:]), None
     if moe is not None:
-        counted = {side: _counted(sides[side], records[side]) for side in SIDES}
         counter.advance(sum(len(sides[side]) - len(counted[side]) for side in SIDES))
         of_side = {side: expert_means(target, moe, counted[side], positions, counter.advance) for side in SIDES}
-        expert_CPD = (of_side["harmful"] - of_side["harmless"]).float()
+        expert_CPD, shared_LPD = of_side["harmful"].minus(of_side["harmless"])
     return Directions(
         model_fingerprint=target.fingerprint,
         positions=tuple(positions),
@@ -86,6 +87,9 @@ def extract(
         layer_NPD=hidden_NPD.float(),
         expert_CPD=expert_CPD,
         routing_difference_LE=chosen_LE / len(positions),
+        shared_LPD=shared_LPD,
+        logits_D=logits_direction(target, counted["harmful"]),
+        expert_part="routed",
     )
 
 
@@ -232,14 +236,29 @@ def _require_counted(side: PromptSide, records: Sequence[ScoredPrompt]) -> None:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class ExpertMeans:
+    """Mean outputs of experts alone (C, P, D), and of shared experts (L, P, D) where there are any; float64."""
+
+    expert_CPD: Tensor
+    shared_LPD: Tensor | None
+
+    def minus(self, subtrahend: ExpertMeans) -> tuple[Tensor, Tensor | None]:
+        """The differences, in float32."""
+        experts_CPD = (self.expert_CPD - subtrahend.expert_CPD).float()
+        if self.shared_LPD is None or subtrahend.shared_LPD is None:
+            return experts_CPD, None
+        return experts_CPD, (self.shared_LPD - subtrahend.shared_LPD).float()
+
+
 def expert_means(
     target: TargetModel,
     moe: MoEModel,
     prompts: Sequence[Prompt],
     positions: Sequence[int],
     advance: Callable[[int], None],
-) -> Float[Tensor, "C P D"]:
-    """Mean output of each MoE block at these positions with its router forced to one expert, for each expert, float64.
+) -> ExpertMeans:
+    """Mean output of each expert alone at these positions, and of the layers' shared experts.
 
     One forward pass per prompt serves all experts of all layers.
 
@@ -253,13 +272,20 @@ def expert_means(
     width = int(target.model.config.get_text_config().hidden_size)
     shape = (moe.num_layers, moe.num_experts, len(positions), width)
     sums_LEPD = torch.zeros(shape, dtype=torch.float64, device=target.model.device)
+    shared_LPD = torch.zeros_like(sums_LEPD[:, 0])
+    with_shared: set[int] = set()
 
     def add(layer: int, experts: tuple[int, ...], outputs_XBPD: Tensor) -> None:
         sums_LEPD[layer, list(experts)] += outputs_XBPD.double().sum(1).to(sums_LEPD.device)
 
+    def add_shared(layer: int, output_BPD: Tensor) -> None:
+        shared_LPD[layer] += output_BPD.double().sum(0).to(shared_LPD.device)
+        with_shared.add(layer)
+
     experts = {layer: range(moe.num_experts) for layer in range(moe.num_layers)}
-    with expert_block_outputs(moe, experts, positions=positions, sink=add):
+    with expert_outputs(moe, experts, positions=positions, sink=add, shared_sink=add_shared):
         for places, batch in batches(prompts, target.batch_size):
             last_logits(target.model, batch)
             advance(len(places))
-    return (sums_LEPD / len(prompts)).flatten(0, 1).cpu()
+    shared = (shared_LPD / len(prompts)).cpu() if with_shared else None
+    return ExpertMeans((sums_LEPD / len(prompts)).flatten(0, 1).cpu(), shared)

@@ -33,6 +33,7 @@ from seawall.models.hidden.sublayers import (
 )
 from seawall.models.moe.calls import call_reader, logits_reader
 from seawall.models.moe.find import MoELayer, MoEModel
+from seawall.models.moe.gates import GateRule, closest_rule, gate_probabilities
 
 Site = Literal["residual", "attention", "mlp"]
 """The input of a decoder layer; the output of its attention, or of its MLP or MoE block, to the residual stream."""
@@ -62,6 +63,8 @@ class Addition:
 def added(model: PreTrainedModel, additions: Sequence[Addition]) -> Iterator[None]:
     """Inside, `x <- x + coefficient * vector` on every token, padding included, at each addition's site.
 
+    At a half this is the shift that arrives in the residual stream, whatever the family multiplies outputs by.
+
     Raises:
         UnsupportedModelError: the decoder layers or their halves cannot be identified.
         ConfigError: the model lacks a layer, or a vector has another width.
@@ -75,8 +78,11 @@ def added(model: PreTrainedModel, additions: Sequence[Addition]) -> Iterator[Non
         if any(_is_per_row(addition.coefficient) for addition in additions):
             stack.enter_context(single_passes_only(model))
         for addition in additions:
-            change = _adding(addition.vector_D.detach().float(), addition.coefficient)
-            stack.enter_context(_changed(blocks[addition.layer], addition.site, change))
+            block = blocks[addition.layer]
+            # A half's output is multiplied on its way to the stream (Granite), so the shift is divided first.
+            factor = 1.0 if addition.site == "residual" else block.multiplier
+            change = _adding(addition.vector_D.detach().float() / factor, addition.coefficient)
+            stack.enter_context(_changed(block, addition.site, change))
         yield
 
 
@@ -104,9 +110,9 @@ class ExpertAddition:
 def experts_added(moe: MoEModel, additions: Sequence[ExpertAddition]) -> Iterator[None]:
     """Inside, `y <- y + coefficient * sum over e of p_e(x) v_e` on every token at the output of MoE blocks.
 
-    `p_e` is the softmax of the router's logits over all experts of the layer, in every family, whether or not the token
-    is routed to e (unless `top_k_only`). The output is that of the block, before any norm that follows it: the site
-    where `models.hidden.forced` measures the directions of experts.
+    `p_e` is the family's gate probability (`models.moe.gates.gate_probabilities`), whether or not the token is routed
+    to e (unless `top_k_only`). The output is that of the block, before any norm and any residual multiplier that follow
+    it: where an expert's own output enters it, on the scale of `models.hidden.expert_outputs`.
 
     Raises:
         UnsupportedModelError: the decoder layers or their halves cannot be identified.
@@ -123,32 +129,39 @@ def experts_added(moe: MoEModel, additions: Sequence[ExpertAddition]) -> Iterato
             layer = moe.layers[addition.layer]
             adding = _ExpertsAdding(layer, addition)
             stack.callback(layer.router.register_forward_hook(adding.see_router).remove)
-            if addition.top_k_only:
-                stack.callback(layer.experts.register_forward_hook(adding.see_experts, with_kwargs=True).remove)
+            stack.callback(layer.experts.register_forward_pre_hook(adding.see_experts, with_kwargs=True).remove)
             stack.enter_context(output_changed(blocks[layer.decoder_layer].mlp, adding.change))
         yield
 
 
 @final
 class _ExpertsAdding:
-    """One addition at one MoE layer: holds the router's probabilities of a pass until the block's output."""
+    """One addition at one MoE layer: holds the routing of a pass until the block's output."""
 
     def __init__(self, layer: MoELayer, addition: ExpertAddition) -> None:
         self._read_logits = logits_reader(layer)
         self._read_call = call_reader(layer.experts)
         self._addition = addition
         self._vectors_XD = addition.vectors_XD.detach().float()
+        self._rule: GateRule | None = None
+        self._fitted = False
+        self._logits_TE: list[Tensor] = []
         self._shares_TX: list[Tensor] = []
 
     def see_router(self, router: nn.Module, inputs: Any, output: Any) -> None:
-        shares_TE = torch.softmax(self._read_logits(output).detach().float(), dim=-1)
-        self._shares_TX[:] = [shares_TE[:, list(self._addition.experts)]]
+        self._logits_TE[:] = [self._read_logits(output).detach().float()]
 
-    def see_experts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        indices_TK = self._read_call(args, kwargs).indices_TK
+    def see_experts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call, logits_TE = self._read_call(args, kwargs), self._logits_TE.pop()
+        indices_TK, weights_TK = call.indices_TK, call.weights_TK.detach()
+        if not self._fitted and bool(logits_TE.isfinite().all()):
+            self._rule, self._fitted = closest_rule(logits_TE, indices_TK, weights_TK), True
+        shares_TE = gate_probabilities(logits_TE, indices_TK, weights_TK, self._rule)
         experts_X = torch.tensor(self._addition.experts, device=indices_TK.device)
-        chosen_TX = (indices_TK[:, :, None] == experts_X).any(dim=1)
-        self._shares_TX[:] = [self._shares_TX.pop() * chosen_TX]
+        shares_TX = shares_TE[:, experts_X]
+        if self._addition.top_k_only:
+            shares_TX = shares_TX * (indices_TK[:, :, None] == experts_X).any(dim=1)
+        self._shares_TX[:] = [shares_TX]
 
     def change(self, hidden_BTD: Tensor) -> Tensor:
         sums_TD = self._shares_TX.pop() @ self._vectors_XD.to(hidden_BTD.device)

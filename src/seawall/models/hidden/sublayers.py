@@ -34,12 +34,14 @@ class Block:
         block: the layer itself.
         attention: the half that reads other tokens.
         mlp: the half that reads each token alone: a dense MLP, or the MoE block with its router.
+        multiplier: factor of both halves' outputs on their way to the residual stream (Granite's residual multiplier).
     """
 
     index: int
     block: nn.Module
     attention: nn.Module
     mlp: nn.Module
+    multiplier: float = 1.0
 
 
 def decoder_blocks(model: PreTrainedModel) -> tuple[Block, ...]:
@@ -52,7 +54,7 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[Block, ...]:
 
 
 def _block(index: int, layer: nn.Module) -> Block:
-    parts = {name: child for name, child in layer.named_children() if _has_matrix(child)}
+    parts = {name: child for name, child in layer.named_children() if has_matrix(child)}
     attention = [name for name, child in parts.items() if _mixes_tokens(child)]
     mlp = [name for name in parts if name not in attention]
     if len(attention) != 1 or len(mlp) != 1:
@@ -62,10 +64,11 @@ def _block(index: int, layer: nn.Module) -> Block:
             expected="one attention and one MLP or mixture of experts",
             remedy="use a model whose decoder layers are attention followed by an MLP, such as Llama, Qwen or Mixtral",
         )
-    return Block(index, layer, parts[attention[0]], parts[mlp[0]])
+    multiplier = float(vars(layer).get("residual_multiplier", 1.0))
+    return Block(index, layer, parts[attention[0]], parts[mlp[0]], multiplier)
 
 
-def _has_matrix(module: nn.Module) -> bool:
+def has_matrix(module: nn.Module) -> bool:
     """Whether the module has a weight matrix; norms, dropout and activations have none."""
     return any(parameter.ndim >= 2 for parameter in module.parameters())
 

@@ -1,4 +1,7 @@
-"""The formula by which a family turns router logits into gate weights, inferred from a recorded forward pass."""
+"""The formula by which a family turns router logits into gate weights, inferred from a recorded forward pass.
+
+Legend: T tokens, E experts of a layer, K experts per token.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from seawall.errors import UnsupportedModelError
@@ -92,36 +96,67 @@ def gate_rules(trace: RoutingTrace) -> tuple[GateRule, ...]:
     return tuple(_fit(layer, *tensors) for layer, tensors in enumerate(layers))
 
 
-def gate_formula(logits_TE: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> str | None:
-    """The name of the formula that reproduces the recorded weights of a layer best; None where none does."""
-    errors = {name: _error(name, logits_TE, indices_TK, weights_TK)[1] for name in FORMULAS}
-    closest = min(errors, key=lambda name: errors[name])
-    return closest if errors[closest] <= _tolerance(weights_TK) else None
+def closest_rule(logits_TE: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> GateRule | None:
+    """The rule that reproduces recorded gate weights best; None where none does within rounding.
+
+    Args:
+        logits_TE: the router's logits.
+        indices_TK: the experts that it chose.
+        weights_TK: their gate weights.
+    """
+    rule, error, tolerance = _closest(logits_TE, indices_TK, weights_TK)
+    return rule if error <= tolerance else None
 
 
 def _fit(layer: int, logits_TE: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> GateRule:
-    tolerance = _tolerance(weights_TK)
-    closest = float("inf")
-    for name in FORMULAS:
-        scale, error = _error(name, logits_TE, indices_TK, weights_TK)
-        if error <= tolerance:
-            return GateRule(name, scale)
-        closest = min(closest, error)
+    rule, error, tolerance = _closest(logits_TE, indices_TK, weights_TK)
+    if error <= tolerance:
+        return rule
     raise UnsupportedModelError(
         f"the gate weights of MoE layer {layer} cannot be recomputed from its logits",
-        got=f"a difference of at least {closest:.2g} under each of: {', '.join(FORMULAS)}",
+        got=f"a difference of at least {error:.2g} under each of: {', '.join(FORMULAS)}",
         expected=f"at most {tolerance:.2g} under one of them",
         remedy='replay with weights="recorded"',
     )
 
 
-def _tolerance(weights_TK: Tensor) -> float:
-    return 16 * torch.finfo(weights_TK.dtype).eps * weights_TK.detach().double().abs().max().item()
-
-
-def _error(name: str, logits_TE: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> tuple[float, float]:
-    """(the best constant factor, the largest difference from the recorded weights) of a formula."""
+def _closest(logits_TE: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> tuple[GateRule, float, float]:
+    """The best rule, its largest error, and the error that rounding explains; the first of equal rules."""
     recorded = weights_TK.detach().double()
-    computed = FORMULAS[name](logits_TE.detach().float(), indices_TK).double()
-    scale = (recorded * computed).sum() / (computed * computed).sum()
-    return scale.item(), (recorded - scale * computed).abs().max().item()
+    tolerance = 16 * torch.finfo(weights_TK.dtype).eps * recorded.abs().max().item()
+    best, smallest = GateRule(next(iter(FORMULAS)), 0.0), float("inf")
+    for name, formula in FORMULAS.items():
+        computed = formula(logits_TE.detach().float(), indices_TK).double()
+        scale = (recorded * computed).sum() / (computed * computed).sum()
+        error = (recorded - scale * computed).abs().max().item()
+        if error < smallest:
+            best, smallest = GateRule(name, scale.item()), error
+    return best, smallest, tolerance
+
+
+def gate_probabilities(
+    logits_TE: Tensor, indices_TK: Tensor, weights_TK: Tensor, rule: GateRule | None
+) -> Float[Tensor, "T E"]:
+    """`p_e(x)` of every expert, as the family computes it, in float32.
+
+    Softmax families: the softmax over all experts of the layer (arXiv 2606.04160). Sigmoid families (DeepSeek-V3,
+    GLM-4, MiniMax): the gate weight where the token is routed to e, with the family's correction bias, groups,
+    normalisation and scaling in it; elsewhere the score of e's logit on the scale of the token's gate weights. Where
+    no formula is known (PhiMoE): the gate weight, 0 where the token is not routed to e.
+
+    Args:
+        logits_TE: the router's logits.
+        indices_TK: the experts that it chose.
+        weights_TK: their gate weights.
+        rule: of these weights, by `closest_rule`.
+    """
+    routed_TK = weights_TK.detach().float()
+    if rule is None:
+        return torch.zeros_like(logits_TE, dtype=torch.float32).scatter(1, indices_TK, routed_TK)
+    if rule.formula.startswith("softmax"):
+        return torch.softmax(logits_TE.float(), dim=-1)
+    logits_TE = logits_TE.float()
+    is_sigmoid = GATE_SCORES[rule.formula] == "sigmoid"
+    scores_TE = torch.sigmoid(logits_TE) if is_sigmoid else F.softplus(logits_TE).sqrt()
+    per_score_T1 = routed_TK.sum(-1, keepdim=True) / scores_TE.gather(1, indices_TK).sum(-1, keepdim=True)
+    return (scores_TE * per_score_T1).scatter(1, indices_TK, routed_TK)

@@ -18,7 +18,7 @@ from torch import Tensor
 from seawall.errors import UnsupportedModelError
 from seawall.models.moe.capture import RoutingTrace
 from seawall.models.moe.find import MoELayer, MoEModel
-from seawall.models.moe.gates import GATE_SCORES, gate_formula
+from seawall.models.moe.gates import GATE_SCORES, closest_rule
 
 _FLOOR = 1e-30
 """Added to the score of every expert that counts, which ranks it above those of groups that are left out."""
@@ -122,9 +122,9 @@ def routing_rules(moe: MoEModel, trace: RoutingTrace) -> tuple[RoutingRule, ...]
 def _fit(moe: MoEModel, layer: MoELayer, logits_TE: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> RoutingRule:
     logits_TE = logits_TE.detach()
     tolerance = 16 * torch.finfo(weights_TK.dtype).eps
-    formula = gate_formula(logits_TE, indices_TK, weights_TK)
+    weighted = closest_rule(logits_TE, indices_TK, weights_TK)
     # The gate weights name the score first; those of a single expert per token (K = 1) name none.
-    scores = [*([GATE_SCORES[formula]] if formula else []), *ROUTER_SCORES]
+    scores = [*([GATE_SCORES[weighted.formula]] if weighted else []), *ROUTER_SCORES]
     closest = 0.0
     for rule in _candidates(moe, layer, scores):
         share = rule.agreement(logits_TE, indices_TK, tolerance=tolerance)

@@ -14,12 +14,14 @@ from families import FAMILIES, IMPLEMENTATIONS, NUM_EXPERTS, WIDTH, random_ids, 
 from planted_refusal import EXPERT, harmful, harmless, refusing_by_expert, refusing_tokenizer
 from seawall.data.templating import encode_prompt
 from seawall.errors import ConfigError, UnsupportedModelError
-from seawall.models.hidden.forced import FORCING_BIAS, expert_block_outputs
+from seawall.models.hidden.expert_outputs import expert_outputs
 from seawall.models.hidden.intervene import Addition, ExpertAddition, added, experts_added
 from seawall.models.hidden.sublayers import decoder_blocks, first_output
+from seawall.models.moe.calls import ExpertsCall, call_reader
 from seawall.models.moe.capture import capture
 from seawall.models.moe.find import MoELayer, MoEModel, find_moe
 
+FORCING_BIAS = 100.0
 POSITIONS = (-5, -2, -1)
 EXPERTS = (6, 0, 3)
 
@@ -29,14 +31,14 @@ def _moe(family: str, implementation: str = "grouped_mm") -> MoEModel:
     return find_moe(tiny(family, implementation=implementation))
 
 
-def _forced(moe: MoEModel, experts: dict[int, tuple[int, ...]]) -> dict[tuple[int, int], Tensor]:
+def _alone(moe: MoEModel, experts: dict[int, tuple[int, ...]]) -> dict[tuple[int, int], Tensor]:
     """(MoE layer, expert) -> block outputs (B, P, D), all from one pass."""
     found: dict[tuple[int, int], Tensor] = {}
 
     def sink(layer: int, some: tuple[int, ...], outputs_XBPD: Tensor) -> None:
         found.update({(layer, expert): output for expert, output in zip(some, outputs_XBPD, strict=True)})
 
-    with torch.no_grad(), expert_block_outputs(moe, experts, positions=POSITIONS, sink=sink):
+    with torch.no_grad(), expert_outputs(moe, experts, positions=POSITIONS, sink=sink):
         moe.model(random_ids())
     return found
 
@@ -58,67 +60,88 @@ def _really_biased(layer: MoELayer, expert: int, tokens_ND: Tensor) -> Iterator[
     weight_ED.data = before
 
 
-def _biased_output(moe: MoEModel, layer: MoELayer, expert: int) -> Tensor:
-    """What the block gives at the positions in a run with a really biased router (B, P, D)."""
-    inputs: list[Tensor] = []
+def _biased_output(moe: MoEModel, layer: MoELayer, expert: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the experts give at the positions in a run with a really biased router, whom they are, and their weights."""
+    calls: list[ExpertsCall] = []
     outputs: list[Tensor] = []
+    read = call_reader(layer.experts)
 
-    def hook(block: nn.Module, args: Any, output: Any) -> None:
-        inputs.append(args[0])
-        outputs.append(first_output(output))
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls.append(read(args, kwargs))
+        outputs.append(output)
 
-    handle = _block(moe, layer).register_forward_hook(hook)
+    rows, length = random_ids().shape
+    places = (torch.arange(rows)[:, None] * length + torch.tensor(POSITIONS) % length).flatten()
+    handle = layer.experts.register_forward_hook(hook, with_kwargs=True)
     with torch.no_grad():
         moe.model(random_ids())
-        with _really_biased(layer, expert, inputs[0][:, list(POSITIONS)].flatten(0, 1)):
+        with _really_biased(layer, expert, calls[0].hidden_TD[places]):
             moe.model(random_ids())
     handle.remove()
-    assert torch.equal(inputs[0], inputs[1])
-    return outputs[1][:, list(POSITIONS)]
+    assert torch.equal(calls[0].hidden_TD, calls[1].hidden_TD)
+    shape = rows, len(POSITIONS), -1
+    routed_SD, indices_SK, weights_SK = outputs[1][places], calls[1].indices_TK[places], calls[1].weights_TK[places]
+    return routed_SD.view(shape), indices_SK.view(shape), weights_SK.view(shape)
 
 
 def _cases() -> list[tuple[str, str]]:
-    more = [(family, way) for family in ("deepseek_v3", "gpt_oss", "phimoe") for way in IMPLEMENTATIONS[:2]]
-    return [(family, "grouped_mm") for family in FAMILIES] + more
+    more = [(family, way) for family in ("deepseek_v3", "gpt_oss") for way in IMPLEMENTATIONS[:2]]
+    # PhiMoE's second choice keeps its weight under a bias, so no bias leaves one expert alone.
+    return [(family, "grouped_mm") for family in FAMILIES if family != "phimoe"] + more
 
 
 @pytest.mark.parametrize(("family", "implementation"), _cases())
-def test_a_forced_expert_gives_what_a_really_biased_router_gives(family: str, implementation: str) -> None:
+def test_an_expert_alone_is_what_a_router_gives_that_is_really_biased_to_it(family: str, implementation: str) -> None:
     moe = _moe(family, implementation)
-    found = _forced(moe, {0: EXPERTS, 2: (4,)})
-    assert list(found) == [(0, 6), (0, 0), (0, 3), (2, 4)]
-    for (layer, expert), output_BPD in found.items():
-        expected_BPD = _biased_output(moe, moe.layers[layer], expert)
-        torch.testing.assert_close(output_BPD, expected_BPD, rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(found[0, 6], found[0, 0], atol=1e-2)
+    alone = _alone(moe, {0: EXPERTS, 2: (4,)})
+    assert list(alone) == [(0, 6), (0, 0), (0, 3), (2, 4)]
+    for (layer, expert), output_BPD in alone.items():
+        routed_BPD, indices_BPK, weights_BPK = _biased_output(moe, moe.layers[layer], expert)
+        weight_BP = (weights_BPK * (indices_BPK == expert)).sum(-1)
+        assert (weight_BP > 0.9).all()
+        torch.testing.assert_close(output_BPD * weight_BP[..., None], routed_BPD, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(alone[0, 6], alone[0, 0], atol=1e-2)
 
 
 @pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3", "glm4_moe", "ernie4_5_moe", "mixtral", "gpt_oss"])
-def test_it_is_the_expert_at_full_weight_and_the_shared_part(family: str) -> None:
+def test_the_shared_part_is_reported_apart_and_is_in_no_expert(family: str) -> None:
     moe = _moe(family)
     layer = moe.layers[1]
-    scale = {"deepseek_v3": 2.5, "glm4_moe": 1.5}.get(family, 1.0)
-    found = _forced(moe, {1: (2,)})[1, 2]
-    seen: dict[str, Tensor] = {}
-
-    def experts_hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen["hidden"], seen["routed"] = args[0], output
-
-    def block_hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        seen["whole"] = first_output(output)
-
-    hooks = layer.experts.register_forward_hook(experts_hook), _block(moe, layer).register_forward_hook(block_hook)
-    with torch.no_grad():
+    before, shared = _alone(moe, {1: (2,)})[1, 2], list[Tensor]()
+    with (
+        torch.no_grad(),
+        expert_outputs(
+            moe, {1: ()}, positions=POSITIONS, sink=lambda *_: None, shared_sink=lambda _, part: shared.append(part)
+        ),
+    ):
         moe.model(random_ids())
-        for hook in hooks:
-            hook.remove()
-        tokens = len(seen["hidden"])
-        one_T1 = torch.ones(tokens, 1)
-        alone_TD = layer.experts(seen["hidden"], torch.full((tokens, 1), 2), one_T1)
-    shared_BTD = seen["whole"] - seen["routed"].view_as(seen["whole"])
-    expected_BTD = shared_BTD + scale * alone_TD.view_as(shared_BTD)
-    torch.testing.assert_close(found, expected_BTD[:, list(POSITIONS)], rtol=1e-4, atol=1e-5)
-    assert (shared_BTD.abs().max() > 1e-2) == (family not in ("mixtral", "gpt_oss"))
+    assert len(shared) == (family not in ("mixtral", "gpt_oss"))
+    routed: list[Tensor] = []
+    handle = layer.experts.register_forward_hook(lambda module, args, output: routed.append(output))
+    with _block_outputs(moe, layer) as whole, torch.no_grad():
+        moe.model(random_ids())
+    handle.remove()
+    if shared:
+        expected_BTD = whole[0] - routed[0].view_as(whole[0])
+        torch.testing.assert_close(shared[0], expected_BTD[:, list(POSITIONS)], rtol=1e-4, atol=1e-5)
+    _scale_shared(moe, layer, 3.0)
+    after = _alone(moe, {1: (2,)})[1, 2]
+    _scale_shared(moe, layer, 1 / 3)
+    assert torch.equal(before, after)
+
+
+def _scale_shared(moe: MoEModel, layer: MoELayer, factor: float) -> None:
+    for name, parameter in _block(moe, layer).named_parameters():
+        if "shared_expert" in name:
+            parameter.data.mul_(factor)
+
+
+@contextmanager
+def _block_outputs(moe: MoEModel, layer: MoELayer) -> Iterator[list[Tensor]]:
+    seen: list[Tensor] = []
+    handle = _block(moe, layer).register_forward_hook(lambda block, args, output: seen.append(first_output(output)))
+    yield seen
+    handle.remove()
 
 
 def test_all_experts_of_all_layers_come_from_one_pass_in_parts_no_larger_than_it() -> None:
@@ -134,7 +157,7 @@ def test_all_experts_of_all_layers_come_from_one_pass_in_parts_no_larger_than_it
 
     everyone = {layer: tuple(range(NUM_EXPERTS)) for layer in range(3)}
     handle = moe.model.register_forward_hook(lambda *_: passes.append(1))
-    with expert_block_outputs(moe, everyone, positions=POSITIONS, sink=sink):
+    with expert_outputs(moe, everyone, positions=POSITIONS, sink=sink):
         moe.model(random_ids())
     handle.remove()
     assert passes == [1]
@@ -149,7 +172,7 @@ def test_the_pass_itself_is_not_changed_and_recordings_see_one_pass(family: str)
     with torch.no_grad():
         before = moe.model(random_ids()).logits
         with capture(moe, logits=True) as trace:
-            with expert_block_outputs(moe, {0: (1,), 1: (2, 5)}, positions=(-1,), sink=lambda *_: None):
+            with expert_outputs(moe, {0: (1,), 1: (2, 5)}, positions=(-1,), sink=lambda *_: None):
                 assert torch.equal(moe.model(random_ids()).logits, before)
         assert [len(indices_TK) for indices_TK in trace.indices] == [random_ids().numel()] * moe.num_layers
         assert torch.equal(moe.model(random_ids()).logits, before)
@@ -157,18 +180,18 @@ def test_the_pass_itself_is_not_changed_and_recordings_see_one_pass(family: str)
 
 def test_changes_below_are_seen_and_changes_at_the_block_are_not() -> None:
     moe = _moe("mixtral")
-    plain = _forced(moe, {1: (3,)})[1, 3]
+    plain = _alone(moe, {1: (3,)})[1, 3]
     vector_D = torch.randn(WIDTH, generator=torch.Generator().manual_seed(0))
     with experts_added(moe, [ExpertAddition(1, (3,), vector_D[None], 50.0)]):
-        assert torch.equal(_forced(moe, {1: (3,)})[1, 3], plain)
+        assert torch.equal(_alone(moe, {1: (3,)})[1, 3], plain)
     with added(moe.model, [Addition(1, vector_D, 5.0)]):
-        assert not torch.allclose(_forced(moe, {1: (3,)})[1, 3], plain, atol=1e-2)
+        assert not torch.allclose(_alone(moe, {1: (3,)})[1, 3], plain, atol=1e-2)
 
 
 def test_half_precision() -> None:
     moe = find_moe(tiny("glm4_moe").to(torch.bfloat16))
-    exact = _forced(_moe("glm4_moe"), {0: EXPERTS})
-    for key, output_BPD in _forced(moe, {0: EXPERTS}).items():
+    exact = _alone(_moe("glm4_moe"), {0: EXPERTS})
+    for key, output_BPD in _alone(moe, {0: EXPERTS}).items():
         assert output_BPD.dtype is torch.bfloat16
         assert (output_BPD.float() - exact[key]).norm() < 0.05 * exact[key].norm()
 
@@ -183,7 +206,7 @@ def test_the_planted_expert_alone_has_a_direction_that_refuses() -> None:
             for expert, output_BPD in zip(experts, outputs_XBPD.double(), strict=True):
                 sums[expert] += sign * output_BPD[:, -1].sum(0) / 10
 
-        with torch.no_grad(), expert_block_outputs(moe, {layer: range(NUM_EXPERTS)}, positions=(-1,), sink=sink):
+        with torch.no_grad(), expert_outputs(moe, {layer: range(NUM_EXPERTS)}, positions=(-1,), sink=sink):
             for prompt in prompts:
                 moe.model(torch.tensor([encode_prompt(tokenizer, prompt)]))
     refuses = {expert: direction_D[2].item() for expert, direction_D in sums.items()}
@@ -209,24 +232,26 @@ def test_the_planted_expert_alone_has_a_direction_that_refuses() -> None:
 def test_wrong_places_are_named(experts: dict[int, tuple[int, ...]], positions: tuple[int, ...], message: str) -> None:
     moe = _moe("olmoe")
     with pytest.raises(ConfigError, match=message):
-        with expert_block_outputs(moe, experts, positions=positions, sink=lambda *_: None):
+        with expert_outputs(moe, experts, positions=positions, sink=lambda *_: None):
             moe.model(random_ids())
     assert _no_hook_left(moe.model)
 
 
-def test_a_router_that_makes_its_logits_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_that_are_not_what_the_router_chose_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experts module that reads the index otherwise than by position: one more than it says."""
     moe = _moe("olmoe")
-    router = moe.layers[1].router
-    monkeypatch.setattr(type(router), "forward", lambda self, hidden: _by_matmul(self, hidden))
-    with pytest.raises(UnsupportedModelError, match=r"router of MoE layer 1 .* cannot be forced; got 0 products"):
-        with expert_block_outputs(moe, {1: (0,)}, positions=(-1,), sink=lambda *_: None):
+    experts = moe.layers[1].experts
+    forward = type(experts).forward
+
+    def shifted(self: Any, hidden: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        moved = (indices + 1) % NUM_EXPERTS if indices.shape[1] == 1 else indices
+        output: Tensor = forward(self, hidden, moved, weights)
+        return output
+
+    monkeypatch.setattr(type(experts), "forward", shifted)
+    with pytest.raises(UnsupportedModelError, match=r"experts of MoE layer 1 called alone are not those"):
+        with expert_outputs(moe, {1: (0,)}, positions=(-1,), sink=lambda *_: None):
             moe.model(random_ids())
-
-
-def _by_matmul(router: Any, hidden_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    logits_TE = hidden_TD @ router.weight.T
-    weights_TK, indices_TK = logits_TE.softmax(-1).topk(2)
-    return logits_TE, weights_TK, indices_TK
 
 
 def _no_hook_left(model: nn.Module) -> bool:

@@ -1,0 +1,88 @@
+"""The direction that moves the logits of the refusal tokens and nothing else of the model: the decoy of a direction.
+
+Legend: B rows, T positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from seawall.artifacts.directions import Directions
+from seawall.data.batching import Batch
+from seawall.methods.steer.score import refusal_score
+from seawall.methods.steer.target import Prompt, TargetModel, batches
+from seawall.models.forward import run_model
+from seawall.models.hidden.residual import decoder_layers
+from seawall.models.hidden.sublayers import first_output, with_first_output
+
+
+def logits_direction(target: TargetModel, prompts: Sequence[Prompt]) -> Float[Tensor, " D"]:
+    """Mean gradient of the refusal score in the last decoder layer's output at the last token (D,), on the CPU.
+
+    Between that output and the score lie the final norm and the output layer alone. So the gradient is the direction
+    that makes the refusal tokens likelier through the output layer, whatever the model decides: a direction whose
+    effect is this one's says nothing of where refusal lies (arXiv 2609.16204, 2608.18093).
+
+    Args:
+        target: the model.
+        prompts: prompts that it refuses.
+    """
+    sums_D: Tensor | None = None
+    for _, batch in batches(prompts, target.batch_size):
+        gradients_BD = _gradients(target, batch)
+        sums_D = gradients_BD.sum(0) if sums_D is None else sums_D + gradients_BD.sum(0)
+    assert sums_D is not None
+    return (sums_D / len(prompts)).float().cpu()
+
+
+def without_logits(directions: Directions) -> Directions:
+    """The layers' directions without their component along the refusal tokens' logits.
+
+    A direction that lies in it altogether has length 0 then.
+    """
+    assert directions.logits_D is not None
+    unit_D = torch.nn.functional.normalize(directions.logits_D.double(), dim=0)
+    layer_NPD = directions.layer_NPD.double()
+    left_NPD = layer_NPD - (layer_NPD @ unit_D)[..., None] * unit_D
+    return replace(directions, layer_NPD=left_NPD.float())
+
+
+def logits_alone(directions: Directions) -> Directions:
+    """In place of every layer's direction that of the refusal tokens' logits, as long as the one that it replaces."""
+    assert directions.logits_D is not None
+    unit_D = torch.nn.functional.normalize(directions.logits_D.double(), dim=0)
+    length_NP1 = directions.layer_NPD.double().norm(dim=-1, keepdim=True)
+    return replace(directions, layer_NPD=(length_NP1 * unit_D).float())
+
+
+def cosine(directions: Directions, layer: int, position: int) -> float:
+    """Cosine of a layer's direction and the direction of the refusal tokens' logits; 0 where either has no length."""
+    assert directions.logits_D is not None
+    direction_D = directions.of_layer(layer, position).double()
+    return float(torch.nn.functional.cosine_similarity(direction_D, directions.logits_D.double(), dim=0))
+
+
+def _gradients(target: TargetModel, batch: Batch) -> Tensor:
+    """Gradient of each row's refusal score in the last layer's output at its last token (B, D), float64."""
+    leaves: list[Tensor] = []
+
+    def as_leaf(layer: nn.Module, inputs: Any, output: Any) -> Any:
+        hidden_BTD = first_output(output).detach().requires_grad_()
+        leaves.append(hidden_BTD)
+        return with_first_output(output, hidden_BTD)
+
+    handle = decoder_layers(target.model)[-1].register_forward_hook(as_leaf)
+    try:
+        with torch.enable_grad():
+            logits_BV = run_model(target.model, batch, keep=1)[:, -1]
+            score = refusal_score(logits_BV, target.refusal_tokens).sum()
+            (gradient_BTD,) = torch.autograd.grad(score, leaves[-1:])
+    finally:
+        handle.remove()
+    return gradient_BTD[:, -1].double()
