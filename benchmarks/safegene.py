@@ -42,7 +42,7 @@ from seawall.methods.gene.graft import GraftRequest, gene_folder, graft_gene
 from seawall.methods.gene.shots import read_exchanges
 from seawall.methods.gene.tools import select_gene
 from seawall.models.files.checkpoint import save_model
-from seawall.models.lora.merge import merge_adapter
+from seawall.models.lora.merge import load_merged
 from seawall.runs.files import canonical_hash, file_hash, publish, read_json, write_json
 from seawall.runs.progress import Quiet
 from seawall.shell.model import open_checkpoint
@@ -167,10 +167,10 @@ def _task_checkpoint(options: argparse.Namespace, recipe: Recipe) -> Path:
     if not (given / ADAPTER_CONFIG).is_file() or merged.is_dir():
         return merged if merged.is_dir() else given
     base = read_json(given / ADAPTER_CONFIG)["base_model_name_or_path"]
-    model, tokenizer = open_checkpoint(_named(recipe, base)).load()
+    model, tokenizer = load_merged(open_checkpoint(_named(recipe, base)), given, print)
     scratch = merged.with_name("task-model.partial")
     shutil.rmtree(scratch, ignore_errors=True)  # of a command that was interrupted
-    save_model(merge_adapter(model, given), tokenizer, scratch)
+    save_model(model, tokenizer, scratch)
     publish(scratch, merged)
     return merged
 

@@ -71,11 +71,17 @@ class GraftCheck:
         prompts: number of prompts.
         max_logit_difference: largest difference of any logit.
         largest_logit: for scale.
+        effect_error: distance of the two sides' logits, as a share of what the graft changes in the task model's; None
+            in files of earlier versions.
+        survival: share of the update in the stored weights, along itself; None for an adapter, which rounds nothing,
+            and in files of earlier versions.
     """
 
     prompts: int
     max_logit_difference: float
     largest_logit: float
+    effect_error: float | None = None
+    survival: float | None = None
 
     @property
     def share(self) -> float:

@@ -129,12 +129,15 @@ class GeneGraft(StrictModel):
         description="Save the original values of the changed tensors beside a merged checkpoint, for `seawall gene "
         "revert`.",
     )
-    verify: bool = Field(default=True, description="Reload adapter and merged checkpoint and compare their logits.")
+    verify: bool = Field(
+        default=True, description="Reload adapter and merged checkpoint, and compare them by the effect of the graft."
+    )
     max_logit_difference: float = Field(
         default=1e-2,
         gt=0,
         description="Largest allowed difference between the logits of adapter and merged checkpoint, as a share of the "
-        "largest logit. Both are computed in float32; merging rounds 16-bit weights.",
+        "largest logit, where no weight is rounded to 16 bits. Every graft is also held to its own effect: see "
+        "docs/safegene.md.",
     )
 
     @model_validator(mode="after")

@@ -30,7 +30,7 @@ from seawall.jobs.summary import (
 )
 from seawall.models.files.companions import own_tokenizer, require_base
 from seawall.models.files.fingerprint import model_fingerprint, rendering_fingerprint, tokenizer_fingerprint
-from seawall.models.lora.merge import check_adapter, merge_adapter
+from seawall.models.lora.merge import check_adapter, load_merged
 from seawall.runs.files import read_json, storage_errors, write_json
 from seawall.runs.folder import RunFolder, locked, update_manifest
 from seawall.runs.progress import Reporter
@@ -201,7 +201,10 @@ def open_target(
     checkpoint = open_checkpoint(recipe.model)
     if target.adapter is not None:
         require_base(target.adapter, (checkpoint.id, recipe.model.id))
-    model, tokenizer = checkpoint.load()
+    if target.adapter is None:
+        model, tokenizer = checkpoint.load()
+    else:
+        model, tokenizer = load_merged(checkpoint, target.adapter, reporter.say)
     folder = target.delta or target.adapter
     own = None if folder is None else own_tokenizer(folder, model, tokenizer, recipe.model)
     if own is not None:
@@ -209,8 +212,6 @@ def open_target(
         tokenizer = own
     if delta is not None:
         add_delta(delta, model)
-    if target.adapter is not None:
-        model = merge_adapter(model, target.adapter)
     return model, tokenizer
 
 

@@ -19,7 +19,7 @@ from families import tiny
 from planted_refusal import ANSWER, REFUSAL, harmful, harmless, refusing_tokenizer
 from seawall.artifacts.adapter import Factors, save_adapter
 from seawall.artifacts.gene import Gene
-from seawall.artifacts.graft import ADAPTER, Graft
+from seawall.artifacts.graft import ADAPTER, Graft, GraftForm
 from seawall.artifacts.graft import NAME as GRAFT
 from seawall.artifacts.store import load_document, save_document
 from seawall.config.data import DataConfig
@@ -28,6 +28,7 @@ from seawall.config.load import changed_defaults
 from seawall.config.model import ModelConfig
 from seawall.data.templating import Encoded
 from seawall.errors import ArtifactError, ConfigError, SeawallError
+from seawall.methods.gene.claim import graft_claim
 from seawall.methods.gene.coefficients import tune_coefficients
 from seawall.methods.gene.examples import cross_entropy
 from seawall.methods.gene.graft import GraftRequest, graft_gene, revert_graft
@@ -421,3 +422,41 @@ def _stranger(folder: Path) -> None:
     factors = {name: Factors(torch.ones_like(one.B), one.A) for name, one in attached.factors().items()}
     save_adapter(folder / "stranger", attached.points, factors, 1.0)
     edit_json(folder / "stranger/adapter_config.json", base_model_name_or_path=str(folder / "unaligned"))
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"), [("llama", ("q_proj", "down_proj")), ("mixtral", ("v_proj", "experts.down_proj"))]
+)
+def test_a_merged_graft_in_bfloat16_is_held_to_what_the_gene_does(
+    name: str, targets: tuple[str, ...], tmp_path: Path
+) -> None:
+    save_sibling(tmp_path / "task", tiny(name, vocab_size=262).to(torch.bfloat16))
+    model = tiny(name, vocab_size=262)
+    noise = random_gene(model, rank=2, targets=targets)
+    points = attach_adapter(model, noise.points, rank=2, scaling=1.0).points  # PEFT's own names of the modules
+    noise = replace(noise, points=points, tokenizer=vocabulary_hash(refusing_tokenizer()))
+    for scaling, folder in ((0.02, "lost"), (0.2, "rounded")):
+        replace(noise, scaling=scaling).save(tmp_path / folder)
+
+    def merge(gene: str, output: str, form: GraftForm = "merged") -> Graft:
+        task = ModelConfig(id=str(tmp_path / "task"), device="cpu")
+        return graft_gene(GraftRequest(task, tmp_path / gene, tmp_path / output, form=form))
+
+    with pytest.raises(
+        ArtifactError, match=r"do not hold the graft; got .* miss \d+\.\d% .* [1-5]\d\.\d% of the update"
+    ):
+        merge("lost", "out-lost")
+    assert not (tmp_path / "out-lost").exists()
+    check = merge("rounded", "out").check
+    assert check is not None
+    assert check.survival is not None
+    assert check.effect_error is not None
+    assert 0.9 < check.survival < 1.05
+    assert 0.05 < check.effect_error < 0.5
+    assert Graft.load(tmp_path / "out").check == check
+    assert "of its update survives rounding" in graft_claim(Graft.load(tmp_path / "out"))
+    apart = merge("lost", "out-apart", form="adapter").check
+    assert apart is not None
+    assert apart.survival is None
+    assert apart.effect_error is not None
+    assert apart.effect_error < 1e-2

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.gene import Gene, GeneExperts, kept_norm_share
-from seawall.artifacts.graft import Graft
+from seawall.artifacts.graft import Graft, GraftCheck
 from seawall.artifacts.groups import NONE_SCORED
 
 _STILL_SAFE = 0.7
@@ -46,8 +46,17 @@ def graft_claim(graft: Graft) -> str:
     """Method, examples, the check of the written result and the time of a graft, in one line."""
     sentence = f"{graft.method}: {_method(graft)}"
     if graft.check is not None:
-        sentence += f"; reloaded, the logits differ by at most {graft.check.max_logit_difference:.2g}"
+        sentence += f"; reloaded, {_fidelity(graft.check)}"
     return f"{sentence}; {graft.seconds:.0f} s"
+
+
+def _fidelity(check: GraftCheck) -> str:
+    sentence = f"the logits differ by at most {check.max_logit_difference:.2g}"
+    if check.effect_error is not None:
+        sentence += f", {check.effect_error:.1%} of the graft's effect"
+    if check.survival is not None:
+        sentence += f", and {check.survival:.1%} of its update survives rounding"
+    return sentence
 
 
 def _experts(experts: Sequence[GeneExperts]) -> str:

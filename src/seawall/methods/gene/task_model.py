@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +23,11 @@ from seawall.errors import ArtifactError, ConfigError
 from seawall.models.files.checkpoint import save_model, verify_hashes
 from seawall.models.files.companions import own_tokenizer
 from seawall.models.files.open import Checkpoint
+from seawall.models.files.stream import outline
 from seawall.models.lora.attach import load_peft_model
-from seawall.models.lora.merge import check_adapter, merge_adapter
+from seawall.models.lora.merge import check_adapter, load_merged
+from seawall.models.lora.merged import EXPECTED, MergeFidelity, effect_error
+from seawall.models.lora.stored import stored_update
 from seawall.runs.files import canonical_hash, read_json
 from seawall.runs.progress import Reporter
 from seawall.shell.model import open_checkpoint
@@ -75,9 +80,9 @@ def base_of(adapter: Path, named: ModelConfig) -> Checkpoint:
 def merged_task(base: Checkpoint, adapter: Path, folder: Path, reporter: Reporter) -> Checkpoint:
     """Base and task adapter merged into a temporary checkpoint."""
     reporter.stage(f"Merging the task's adapter into {base.id}")
-    model, tokenizer = base.load()
+    model, tokenizer = load_merged(base, adapter, reporter.say)
     own = own_tokenizer(adapter, model, tokenizer, base.config)
-    save_model(merge_adapter(model, adapter), tokenizer if own is None else own, folder)
+    save_model(model, tokenizer if own is None else own, folder)
     return base.at(folder)
 
 
@@ -121,40 +126,55 @@ _PROBES = ("Tell me about the sea.", "How do I pick a lock?", "What is 17 plus 2
 
 
 def check_merged(model: Checkpoint, adapter: Path, merged: Path, *, allowed: float) -> GraftCheck:
-    """Compares the logits of a merged checkpoint with those of the original model with the adapter attached.
+    """Compares a merged checkpoint with the original model and the adapter attached, by what the adapter changes.
 
     Args:
         model: without the graft.
         adapter: folder of the graft as an adapter.
         merged: folder of the merged checkpoint.
-        allowed: the largest difference of logits, as a share of the largest logit.
+        allowed: the largest difference of logits, as a share of the largest logit, where no weight is rounded to 16
+            bits.
 
     Raises:
-        ArtifactError: the logits differ by more.
+        ArtifactError: the merged checkpoint holds another update than the adapter (`MIN_SURVIVAL`, `MAX_EFFECT_ERROR`),
+            or the logits differ by more than `allowed` without rounding.
     """
-    expected = _logits_with_adapter(model, adapter)
+    stored = stored_update(model.outline, outline(merged), adapter)
+    sides = _adapted_and_plain(model, adapter)
     reloaded, tokenizer = model.at(merged).load(dtype=_DTYPE)
-    return _compared(expected, _logits(reloaded, tokenizer), allowed)
+    check = replace(_compared(sides, _logits(reloaded, tokenizer)), survival=stored.survival)
+    return _require_faithful(check, allowed=None if stored.rounded else allowed)
 
 
 def check_added(model: Checkpoint, adapter: Path, gene: Gene, *, allowed: float) -> GraftCheck:
     """Compares the logits of a model with the adapter attached and with the gene's update added to its weights.
 
     Raises:
-        ArtifactError: they differ by more than `allowed`, a share of the largest logit.
+        ArtifactError: they differ by more than `allowed`, a share of the largest logit, or by more of the effect than
+            `MAX_EFFECT_ERROR`.
     """
-    expected = _logits_with_adapter(model, adapter)
+    sides = _adapted_and_plain(model, adapter)
     plain, tokenizer = model.load(dtype=_DTYPE)
     for name in gene.points:
         weight = plain.get_parameter(name).data
         weight.copy_(weight.float() + gene.update(name).to(weight.device))
-    return _compared(expected, _logits(plain, tokenizer), allowed)
+    return _require_faithful(_compared(sides, _logits(plain, tokenizer)), allowed=allowed)
 
 
-def _logits_with_adapter(checkpoint: Checkpoint, adapter: Path) -> list[Tensor]:
-    """Logits with an adapter attached; the model is freed on return."""
+class _Logits(NamedTuple):
+    """Logits of the probe prompts with an adapter attached, and without."""
+
+    adapted: list[Tensor]
+    plain: list[Tensor]
+
+
+def _adapted_and_plain(checkpoint: Checkpoint, adapter: Path) -> _Logits:
+    """The model is freed on return."""
     model, tokenizer = checkpoint.load(dtype=_DTYPE)
-    return _logits(load_peft_model(model, adapter), tokenizer)
+    wrapped = load_peft_model(model, adapter)
+    adapted = _logits(wrapped, tokenizer)
+    with wrapped.disable_adapter():
+        return _Logits(adapted, _logits(wrapped, tokenizer))
 
 
 @torch.inference_mode()
@@ -167,14 +187,29 @@ def _logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     return logits
 
 
-def _compared(adapter: Sequence[Tensor], merged: Sequence[Tensor], allowed: float) -> GraftCheck:
-    difference = max(float((a_BTV - b_BTV).abs().max()) for a_BTV, b_BTV in zip(adapter, merged, strict=True))
-    check = GraftCheck(len(_PROBES), difference, max(float(logits_BTV.abs().max()) for logits_BTV in merged))
-    if not check.share <= allowed:
+def _compared(sides: _Logits, merged: Sequence[Tensor]) -> GraftCheck:
+    difference = max(float((a_BTV - b_BTV).abs().max()) for a_BTV, b_BTV in zip(sides.adapted, merged, strict=True))
+    largest = max(float(logits_BTV.abs().max()) for logits_BTV in merged)
+    flat = (torch.cat([logits_BTV.flatten(0, 1) for logits_BTV in logits]) for logits in (merged, *sides))
+    return GraftCheck(len(_PROBES), difference, largest, effect_error=effect_error(*flat))
+
+
+def _require_faithful(check: GraftCheck, *, allowed: float | None) -> GraftCheck:
+    assert check.effect_error is not None
+    fidelity = MergeFidelity(check.effect_error, 1.0 if check.survival is None else check.survival)
+    if not fidelity.faithful:
         raise ArtifactError(
-            "the graft computes different logits as an adapter and in the weights",
-            got=f"a logit difference of {difference:.3g}, {check.share:.2%} of the largest logit",
+            "the merged weights do not hold the graft",
+            got=fidelity,
+            expected=EXPECTED,
+            remedy="write the graft as an adapter (without --merge), or store the task's model in float32 and merge "
+            "again; in 16 bits small updates are rounded away",
+        )
+    if allowed is not None and not check.share <= allowed:
+        raise ArtifactError(
+            "the graft computes different logits as an adapter and in the weights, which nothing rounds",
+            got=f"a logit difference of {check.max_logit_difference:.3g}, {check.share:.2%} of the largest logit",
             expected=f"at most {allowed:.2%} (gene.graft.max_logit_difference)",
-            remedy="raise the limit where the merged weights are rounded to 16 bits; else report this as a bug",
+            remedy="report this as a bug",
         )
     return check

@@ -132,11 +132,11 @@ def adapter_direction(aligned: CheckpointOutline, folder: Path, *, name: str = "
     names_of = _names_by_part(aligned, updates.keys())
 
     def change(part: Part, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        products = {name: _product(updates[name], part.expert) for name in names_of[part]}
+        products = {name: updates[name].product(part.expert) for name in names_of[part]}
         return {name: product.mT if transposed.get(name, False) else product for name, product in products.items()}
 
     norms = {
-        part: {name: _norm(_product(updates[name], part.expert)) for name in names} for part, names in names_of.items()
+        part: {name: _norm(updates[name].product(part.expert)) for name in names} for part, names in names_of.items()
     }
     direction = Direction(name, "tuned", _adapter_source(folder, updates.values()), norms, lambda: nullcontext(change))
     _require_length(direction, folder)
@@ -241,13 +241,6 @@ def _names_by_part(aligned: CheckpointOutline, changed: Set[str]) -> dict[Part, 
             remedy="merge the adapter, and name the merged checkpoint instead",
         )
     return holders
-
-
-def _product(update: LowRankUpdate, expert: int | None) -> Tensor:
-    B, A = (factor.detach().float() for factor in update.factors())
-    if expert is not None:
-        B, A = B[expert], A[expert]
-    return update.scaling * (B @ A)
 
 
 def _require_same_model(aligned: CheckpointOutline, version: CheckpointOutline) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +19,7 @@ from seawall.errors import ConfigError
 from seawall.methods.tune.anchor import anchor_between
 from seawall.methods.tune.data import TuneData
 from seawall.models.files.fingerprint import model_fingerprint
+from seawall.models.lora.merge import load_merged
 from seawall.shell.context import Context
 from seawall.shell.model import open_checkpoint, require_loadable
 
@@ -53,6 +55,10 @@ class TuneContext(Context):
     def load_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A new copy of the model: training and merging an adapter change it in place."""
         return self.checkpoint.load()
+
+    def load_merged(self, adapter: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model with an adapter merged; in float32 where the model's own type would round the update away."""
+        return load_merged(self.checkpoint, adapter, self.reporter.say)
 
     def anchor_config(self) -> AnchorConfig:
         """Settings of an anchor over the matrices that LoRA adapts."""

@@ -19,7 +19,6 @@ from seawall.evaluation.samples import load_samples
 from seawall.evaluation.task import score_task
 from seawall.methods.tune.context import TuneContext
 from seawall.models.files.fingerprint import model_fingerprint
-from seawall.models.lora.merge import merge_adapter
 from seawall.runs.files import read_json, write_json, write_text
 
 _SCORE, _REPLIES = "task.json", "task.jsonl"
@@ -32,9 +31,7 @@ def evaluate_model(context: TuneContext, row: TuningRow, adapter: Path | None, s
     reporter.stage(f"{what}, on held-out prompts")
     suite = context.data.suite
     assert suite is not None
-    model, tokenizer = context.load_model()
-    if adapter is not None:
-        model = merge_adapter(model, adapter)
+    model, tokenizer = context.load_model() if adapter is None else context.load_merged(adapter)
     # The task is scored before the prompts are asked, so that an answer that cannot be scored is an early error.
     if context.data.task.test and not (scratch / _SCORE).is_file():
         _score(context, model, tokenizer, scratch)

@@ -5,19 +5,26 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.errors import ArtifactError, ConfigError, SeawallError, UnsupportedModelError
 from seawall.models.files.checkpoint import read_json
 from seawall.models.files.load import library_errors
-from seawall.models.lora.merged import probe_logits, require_own_weights, require_same_logits
+from seawall.models.files.open import Checkpoint
+from seawall.models.lora.merged import (
+    LostInRoundingError,
+    probe_logits,
+    require_own_weights,
+    require_same_logits,
+    require_survival,
+)
 from seawall.models.lora.updates import LowRankUpdate, adapter_updates
 
 CONFIG = "adapter_config.json"
@@ -29,8 +36,8 @@ _OWN_MODEL = "name the model that the adapter was trained on"
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Adds an adapter's update to the model's weights, in the weights' own type, and returns the model.
 
-    `model` is changed in place. In 16-bit types the sum is rounded, so the merged model can differ from the model with
-    the adapter attached.
+    `model` is changed in place. In 16-bit types the sum is rounded; a merge that would lose the adapter is refused
+    before the model is changed.
 
     Args:
         model: the model that the adapter was trained on.
@@ -40,9 +47,30 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         SeawallError: PEFT is not installed.
         ConfigError: the folder does not exist, or holds no adapter.
         UnsupportedModelError: the adapter is not LoRA, is pickled, or does not fit the model.
+        LostInRoundingError: the weights' type is too coarse for the update.
         ArtifactError: the files are damaged, or the adapter fits the model only in part.
     """
     return merge_attached(attach_saved_adapter(model, folder), folder)
+
+
+def load_merged(
+    checkpoint: Checkpoint, folder: Path, say: Callable[[str], None]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a checkpoint with an adapter merged; in float32 where the checkpoint's type would lose the adapter.
+
+    `say` receives a sentence where float32 is used.
+
+    Raises:
+        SeawallError: as `merge_adapter`, and as `Checkpoint.load`.
+    """
+    model, tokenizer = checkpoint.load()
+    try:
+        return merge_adapter(model, folder), tokenizer
+    except LostInRoundingError as error:
+        say(f"loading in float32: {error}")
+    del model
+    model, tokenizer = checkpoint.load(dtype="float32")
+    return merge_adapter(model, folder), tokenizer
 
 
 def merge_attached(wrapped: Any, folder: Path) -> PreTrainedModel:
@@ -55,12 +83,16 @@ def merge_attached(wrapped: Any, folder: Path) -> PreTrainedModel:
     Raises:
         UnsupportedModelError: the sum is not finite, PEFT cannot merge it, or the merged model is another than the one
             with the adapter attached.
+        LostInRoundingError: the weights' type is too coarse for the update.
     """
     require_own_weights(wrapped, folder)
-    expected = probe_logits(wrapped)
+    require_survival(wrapped, folder)
+    adapted = probe_logits(wrapped)
+    with wrapped.disable_adapter():
+        plain = probe_logits(wrapped)
     with library_errors(f"the adapter in {folder} does not fit the model"):
         merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
-    require_same_logits(merged, expected, folder)
+    require_same_logits(merged, adapted, plain, folder)
     return merged.requires_grad_(True).eval()
 
 

@@ -46,6 +46,14 @@ class LowRankUpdate:
         return B.reshape(rows, -1, experts).permute(2, 0, 1), A.reshape(experts, -1, columns)
 
     @torch.no_grad()
+    def product(self, expert: int | None = None) -> Tensor:
+        """`scaling * B A` (..., rows, columns) in float32; with `expert`, that of one slice of a stack."""
+        B, A = (factor.float() for factor in self.factors())
+        if expert is not None:
+            B, A = B[expert], A[expert]
+        return self.scaling * (B @ A)
+
+    @torch.no_grad()
     def replace_B(self, B: Tensor) -> None:
         """Overwrites the adapter's B with another one (..., rows, r), keeping its type."""
         weight = self._module.lora_B[self._adapter].weight
