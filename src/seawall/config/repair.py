@@ -26,6 +26,13 @@ class ExpertStep(LearningRate):
     lr: float = Field(default=5e-5, gt=0, le=1, description="AdamW learning rate of the experts.")
     epochs: int = Field(default=1, ge=1, le=1000, description="Passes over the kept pairs per round.")
     max_steps: int | None = Field(default=None, ge=1, description="Maximum number of updates per round.")
+    attention_lr: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="AdamW learning rate of the attention in the decoder layers whose experts train; null leaves "
+        "attention unchanged, as the paper does. It reads what is asked inside a wrapping.",
+    )
     routing: Literal["replay", "frozen"] = Field(
         default="frozen",
         description="`frozen`: routers do not train, but may choose other experts as their input changes; `replay`: "

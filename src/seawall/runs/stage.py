@@ -32,6 +32,7 @@ _LATER_SETTINGS: Mapping[str, Any] = {
     "max_wrapping_gap_increase": 0.1,
     "twins": 0,
     "objective": "refusal",
+    "attention_lr": None,
 }
 """Settings that earlier versions lack, with the values that change nothing."""
 

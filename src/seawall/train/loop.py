@@ -68,13 +68,23 @@ class Trainer(Generic[Item]):
         steps: number of updates so far.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: Settings, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        settings: Settings,
+        accelerator: Accelerator,
+        *,
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
+        """Parameters are named; `factors` are of the learning rate by name, where it differs from `settings.lr`."""
         self._parameters = dict(parameters)
         self._settings = settings
         self._accelerator = accelerator
-        self._optimizer = torch.optim.AdamW(
-            list(self._parameters.values()), lr=settings.lr, weight_decay=settings.weight_decay
-        )
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self._parameters.items():
+            by_factor.setdefault((factors or {}).get(name, 1.0), []).append(parameter)
+        groups = [{"params": group, "factor": factor} for factor, group in by_factor.items()]
+        self._optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
         self.steps = 0
 
     def fit(self, batches: Iterable[Item], loss: BatchLoss[Item], log: Callable[[Row], None]) -> None:
@@ -97,7 +107,7 @@ class Trainer(Generic[Item]):
         self._require_finite("norm of the gradient", norm)
         lr = self._settings.lr_at(self.steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1

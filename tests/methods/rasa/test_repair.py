@@ -112,6 +112,23 @@ def test_what_the_expert_step_trains_is_a_setting(tmp_path: Path, parameters: st
         assert all(indices == tuple(range(NUM_EXPERTS)) for indices in result.slices.values())
 
 
+@pytest.mark.parametrize("family", ["glm4_moe", "mixtral", "gpt_oss"])
+def test_attention_beside_the_trained_experts_trains_at_its_own_rate(tmp_path: Path, family: str) -> None:
+    moe = small_model(family)
+    before, stacks, selected = state(moe), _stacks(moe), experts(((), *SELECTED[1:]))
+    settings = config(rounds=1, expert={"lr": 1e-2, "attention_lr": 1e-3}, router=OFF)
+    run_repair(moe, tmp_path, settings, selected=selected)
+    trained = [f"layers.{layer.decoder_layer}.self_attn." for layer in moe.layers[1:]]
+    others = changed(moe, before) - set(stacks)
+    assert others
+    assert all(any(part in name for part in trained) for name in others)
+    assert all(any(part in name for name in others) for part in trained)
+    # AdamW's first steps are of the size of the learning rate, so a tenth of it moves a tenth as far.
+    moved = {name: float((state(moe)[name] - before[name]).abs().max()) for name in changed(moe, before)}
+    farthest = [max(moved[name] for name in names) for names in (others, set(stacks) & moved.keys())]
+    assert 0.03 < farthest[0] / farthest[1] < 0.3
+
+
 def test_a_model_without_shared_experts_has_none_to_repair(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="the shared experts cannot be repaired"):
         run_repair(small_model("mixtral"), tmp_path, config(rounds=1, parameters="shared", router=OFF))
@@ -247,6 +264,7 @@ def test_beginning_at_the_first_layer_that_changes_gives_the_same_loss(retain: d
         ({}, 1),
         ({"router": OFF, "parameters": "all_experts"}, 1),
         ({"parameters": "full"}, 0),
+        ({"router": OFF, "expert": {"attention_lr": 1e-3}}, 2),
     ],
 )
 def test_the_first_layer_that_changes(settings: dict[str, Any], expected: int) -> None:

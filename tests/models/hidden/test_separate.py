@@ -1,4 +1,4 @@
-"""Halves that are added to the residual stream pass, with a multiplier or without; halves that contain it are refused."""
+"""Halves added to the residual stream pass, with a multiplier or without; halves that contain it are refused."""
 
 from __future__ import annotations
 

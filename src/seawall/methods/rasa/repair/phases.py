@@ -66,7 +66,7 @@ def make_phases(training: Trainables, losses: RepairLosses, config: RepairConfig
             warmup_steps=step.warmup_steps,
             total_steps=config.rounds * updates,
         )
-        return Trainer(parameters, settings, one_process())
+        return Trainer(parameters, settings, one_process(), factors=training.factors)
 
     phases = []
     if training.experts:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from seawall.config.repair import RepairConfig
 from seawall.models.moe.experts import trainable_experts
-from seawall.models.moe.find import MoEModel
+from seawall.models.moe.find import MoELayer, MoEModel
 from seawall.models.moe.full_finetune import trainable_model
 from seawall.models.moe.routers import router_parameters, trainable_routers
-from seawall.models.moe.shared import trainable_shared_experts
 from seawall.models.moe.trainable_copies import TrainableCopies
+from seawall.models.moe.trainable_modules import attention_modules, shared_experts, trainable_modules
 
 
 @final
@@ -27,11 +27,13 @@ class Trainables:
         experts: parameters of the expert step, by name; empty if it is off.
         routers: parameters of the router step, by name; empty if it is off.
         groups: the copies that hold them.
+        factors: of the learning rate, by name, of parameters that do not train at that of their step.
     """
 
     experts: Mapping[str, nn.Parameter]
     routers: Mapping[str, nn.Parameter]
     groups: tuple[TrainableCopies, ...]
+    factors: Mapping[str, float]
 
     def only(self, training: Mapping[str, nn.Parameter]) -> None:
         """Enables gradients for these parameters alone."""
@@ -65,8 +67,13 @@ def first_changed_layer(moe: MoEModel, selected: Sequence[Sequence[int]], config
     """The lowest decoder layer with a parameter that may change; 0 if every parameter trains."""
     if config.parameters == "full":
         return 0
-    everywhere = config.router.enabled or config.parameters != "selected"
-    return min(layer.decoder_layer for layer in moe.layers if everywhere or selected[layer.index])
+    layers = [layer for layer in moe.layers if config.router.enabled or _changes(layer, selected, config)]
+    return min(layer.decoder_layer for layer in layers)
+
+
+def _changes(layer: MoELayer, selected: Sequence[Sequence[int]], config: RepairConfig) -> bool:
+    """Whether the expert step trains experts of this layer."""
+    return config.parameters != "selected" or bool(selected[layer.index])
 
 
 @contextmanager
@@ -76,6 +83,7 @@ def trainables(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairC
         groups: list[TrainableCopies] = []
         experts: dict[str, nn.Parameter] = {}
         routers: dict[str, nn.Parameter] = {}
+        factors: dict[str, float] = {}
         if config.parameters == "full":
             full_model = stack.enter_context(trainable_model(moe.model))
             groups.append(full_model)
@@ -84,7 +92,7 @@ def trainables(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairC
             routers = {name: everything[name] for name in router_parameters(moe)} if config.router.enabled else {}
         else:
             if config.expert.enabled and config.parameters == "shared":
-                shared = stack.enter_context(trainable_shared_experts(moe))
+                shared = stack.enter_context(trainable_modules(moe, shared_experts(moe)))
                 groups.append(shared)
                 experts = dict(shared.named_parameters())
             elif config.expert.enabled:
@@ -92,8 +100,15 @@ def trainables(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairC
                 copies = stack.enter_context(trainable_experts(moe, chosen))
                 groups.append(copies)
                 experts = dict(copies.named_parameters())
+            if config.expert.enabled and config.expert.attention_lr is not None:
+                beside = {layer.decoder_layer for layer in moe.layers if _changes(layer, selected, config)}
+                attention = stack.enter_context(trainable_modules(moe, attention_modules(moe, beside)))
+                groups.append(attention)
+                experts |= dict(attention.named_parameters())
+                factor = config.expert.attention_lr / config.expert.lr
+                factors = {name: factor for name, _ in attention.named_parameters()}
             if config.router.enabled:
                 gates = stack.enter_context(trainable_routers(moe))
                 groups.append(gates)
                 routers = dict(gates.named_parameters())
-        yield Trainables(experts, routers, tuple(groups))
+        yield Trainables(experts, routers, tuple(groups), factors)

@@ -1,0 +1,98 @@
+"""Trains whole modules of a model, as copies: its shared experts, or the attention beside its routed experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, final
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from seawall.errors import UnsupportedModelError
+from seawall.models.hidden.sublayers import decoder_blocks
+from seawall.models.moe.calls import bare_copy, frozen, replaced_forward
+from seawall.models.moe.find import MoELayer, MoEModel
+from seawall.models.moe.trainable_copies import Part, TrainableCopies
+
+
+@final
+class TrainableModules(TrainableCopies):
+    """The copies of the modules' parameters, named like the originals."""
+
+
+def shared_experts(moe: MoEModel) -> dict[str, nn.Module]:
+    """The shared experts, and in some families their gate, by module path.
+
+    They are the children of an MoE block with a weight matrix, other than its routed experts and its router.
+
+    Raises:
+        UnsupportedModelError: the model has none.
+    """
+    modules = {name: module for layer in moe.layers for name, module in _beside_routed(moe, layer).items()}
+    if not modules:
+        raise UnsupportedModelError(
+            "the shared experts cannot be repaired",
+            got=f"{type(moe.model).__name__}, whose blocks hold a router and routed experts alone",
+            expected="shared experts",
+            remedy="set repair.parameters to selected, all_experts or full",
+        )
+    return modules
+
+
+def _beside_routed(moe: MoEModel, layer: MoELayer) -> dict[str, nn.Module]:
+    prefix = layer.experts_name.rpartition(".")[0]
+    routed = (layer.experts_name, layer.router_name)
+    children = {f"{prefix}.{name}": child for name, child in moe.model.get_submodule(prefix).named_children()}
+    return {
+        name: child
+        for name, child in children.items()
+        if not any(other == name or other.startswith(f"{name}.") for other in routed)
+        and any(parameter.ndim == 2 for parameter in child.parameters())
+    }
+
+
+def attention_modules(moe: MoEModel, layers: Collection[int]) -> dict[str, nn.Module]:
+    """The attention of these decoder layers, by module path.
+
+    Raises:
+        UnsupportedModelError: the halves of the decoder layers cannot be identified.
+    """
+    attention = {id(block.attention) for block in decoder_blocks(moe.model) if block.index in layers}
+    return {name: module for name, module in moe.model.named_modules() if id(module) in attention}
+
+
+@contextmanager
+def trainable_modules(
+    moe: MoEModel, modules: Mapping[str, nn.Module], *, master_dtype: torch.dtype = torch.float32
+) -> Iterator[TrainableModules]:
+    """Inside, only these modules train, as copies with which the model computes, rounded to its dtype.
+
+    Leaving the block, normally or by an error, restores the model; only `write_back` keeps the trained values.
+
+    Args:
+        moe: the model.
+        modules: modules of the model by their path.
+        master_dtype: dtype of the copies.
+    """
+    parts = [
+        Part(f"{name}.{key}", value) for name, module in modules.items() for key, value in module.named_parameters()
+    ]
+    copies = TrainableModules(parts, master_dtype)
+    with ExitStack() as changes:
+        changes.enter_context(frozen(moe.model))
+        for name, module in modules.items():
+            changes.enter_context(replaced_forward(module, _forward(name, module, copies)))
+        yield copies
+
+
+def _forward(name: str, module: nn.Module, copies: TrainableModules) -> Callable[..., Any]:
+    plain = bare_copy(module)
+    masters = {key: (copies.get(f"{name}.{key}"), value.dtype) for key, value in module.named_parameters()}
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        rounded = {key: master.to(dtype) for key, (master, dtype) in masters.items()}
+        return functional_call(plain, rounded, args, kwargs)
+
+    return forward
