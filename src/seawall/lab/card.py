@@ -86,7 +86,7 @@ def cost_table(costs: Costs, document: Mapping[str, Any]) -> list[str]:
         *rows,
         "",
         f"95% intervals. Judge: {measured['judge']}; greedy replies of at most {measured['max_new_tokens']} tokens, "
-        f"computed in float32. Replies that could not be judged, dense and cut: {', '.join(unscored)}.",
+        f"computed in {document['dtype']}. Replies that could not be judged, dense and cut: {', '.join(unscored)}.",
     ]
 
 

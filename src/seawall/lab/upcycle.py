@@ -17,8 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
 from seawall.config.model import ModelConfig, known_device
 from seawall.errors import ConfigError, Interrupted, SeawallError
@@ -101,17 +100,16 @@ def upcycle(options: Options, say: Say) -> dict[str, Any]:
     shape = _shape(options, architecture)
     dense, tokenizer = load_model(config)
     require_fit(dense)
-    before = _measured(dense, tokenizer, prompts, options, say)
     dtype = _written_dtype(options, folder)
     model, calibration = cut_model(
-        dense, tokenizer, shape, tokens=options.calibration_tokens, seed=options.seed, dtype=dtype, say=say
+        dense, tokenizer, shape, tokens=options.calibration_tokens, seed=options.seed, dtype=DTYPES[dtype], say=say
     )
     del dense
-    document = _document(options, folder, shape, calibration) | {"dtype": str(dtype).removeprefix("torch.")}
+    document = _document(options, folder, shape, calibration) | {"dtype": dtype}
     with published(options.output) as scratch:
         save_model(model, tokenizer, scratch)
-        after = _measured(model.float(), tokenizer, prompts, options, say)
-        result = costs(before, after, prompts) if before and after and prompts else None
+        del model
+        result = None if prompts is None else _costs(folder, scratch, prompts, options, say)
         document["measured"] = _measurement(options, prompts, result)
         write_json(scratch / COST_FILE, document)
         write_text(scratch / "README.md", model_card(document, result))
@@ -133,23 +131,23 @@ def _shape(options: Options, config: PreTrainedConfig) -> LabShape:
     )
 
 
-def _written_dtype(options: Options, folder: Path) -> torch.dtype:
+def _written_dtype(options: Options, folder: Path) -> str:
+    if options.dtype != "auto":
+        return options.dtype
     stored = {header.dtype for header in read_headers(folder).values()}
-    own = next((name for code, name in _STORED.items() if code in stored), "float32")
-    return DTYPES[own if options.dtype == "auto" else options.dtype]
+    return next((name for code, name in _STORED.items() if code in stored), "float32")
 
 
-def _measured(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: CostPrompts | None,
-    options: Options,
-    say: Say,
-) -> Measurement | None:
-    if prompts is None:
-        return None
-    say(f"measuring {type(model).__name__}: reference answers and {', '.join(KINDS)} requests")
-    return measure(model, tokenizer, prompts, max_new_tokens=options.reply_tokens)
+def _costs(dense: Path, cut: Path, prompts: CostPrompts, options: Options, say: Say) -> Costs:
+    """The costs, with both models as they are stored and in the type that is written."""
+
+    def measured(name: str, folder: Path) -> Measurement:
+        say(f"measuring the {name} model: {len(prompts.gold)} reference answers, {', '.join(KINDS)} requests")
+        dtype = _written_dtype(options, folder)
+        config = ModelConfig.model_validate({"id": str(folder), "dtype": dtype, "device": options.device})
+        return measure(*load_model(config), prompts, max_new_tokens=options.reply_tokens)
+
+    return costs(measured("dense", dense), measured("cut", cut), prompts)
 
 
 def _document(options: Options, folder: Path, shape: LabShape, calibration: Calibration) -> dict[str, Any]:
