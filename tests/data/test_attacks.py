@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seawall.config.data import AttackName, DataConfig
-from seawall.data.attacks import ATTACKS
+from seawall.config.data import AttackName, DataConfig, LiveAttackName
+from seawall.data.attacks import ATTACKS, LIVE_ATTACKS
 
 GOAL = "Bake a cake without asking the baker."
 GOALS = [f"Paint the fence of neighbour number {number}" for number in range(60)]
@@ -15,6 +15,7 @@ GOALS = [f"Paint the fence of neighbour number {number}" for number in range(60)
 
 def test_config_names_the_built_in_families() -> None:
     assert set(get_args(AttackName)) == set(ATTACKS)
+    assert set(get_args(LiveAttackName)) == set(LIVE_ATTACKS)
     assert {*DataConfig().attacks_seen, *DataConfig().attacks_unseen} <= set(ATTACKS)
 
 
@@ -76,3 +77,18 @@ def test_another_language_wraps_the_goal_in_its_own_words() -> None:
         "français",
         "español",
     }
+
+
+@pytest.mark.parametrize("name", LIVE_ATTACKS)
+def test_a_live_attack_names_its_goal_in_the_last_turn_alone(name: str) -> None:
+    for goal in GOALS:
+        *earlier, last = LIVE_ATTACKS[name](goal)
+        assert len(earlier) == 2
+        assert goal[1:] in last
+        assert not any(goal[1:] in turn for turn in earlier)
+
+
+def test_a_live_attack_is_refused_among_the_seen_ones() -> None:
+    with pytest.raises(ValueError, match="live_escalation in attacks_unseen: profile and repair need prompts"):
+        DataConfig(attacks_seen=("live_escalation",))
+    assert DataConfig(attacks_unseen=("live_escalation",)).attacks_unseen == ("live_escalation",)

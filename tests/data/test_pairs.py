@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from seawall.data.attacks import ATTACKS
+from seawall.data.attacks import ATTACKS, LIVE_ATTACKS
 from seawall.data.chat import ChatRow
 from seawall.data.pairs import attack_names, make_pairs, refusal_for
 from seawall.data.prompts import Goal
@@ -23,6 +23,11 @@ def test_every_goal_meets_every_attack_and_keeps_its_plain_request() -> None:
     ]
     assert all(pair.plain == user(pair.goal) for pair in pairs)
     assert all(pair.attack == ATTACKS[pair.attack_name](pair.goal) for pair in pairs)
+
+
+def test_the_pair_of_a_live_attack_holds_its_first_turn() -> None:
+    (pair,) = make_pairs(GOALS[:1], ["live_escalation"])
+    assert pair.attack == user(LIVE_ATTACKS["live_escalation"](pair.goal)[0])
 
 
 def test_rows_of_an_attack_file_join_their_goals() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +20,8 @@ AttackName = Literal[
     "other_language",
 ]
 """The built-in attack families; a test asserts that they are the keys of `seawall.data.attacks.ATTACKS`."""
+LiveAttackName = Literal["live_escalation"]
+"""Families whose conversation the model itself continues: the keys of `seawall.data.attacks.LIVE_ATTACKS`."""
 
 
 class BuiltinSource(StrictModel):
@@ -125,10 +127,10 @@ class DataConfig(StrictModel):
         min_length=1,
         description="Refusals to train towards: `builtin`, or a JSON file with a list of texts.",
     )
-    attacks_seen: Tuple[AttackName] = Field(
+    attacks_seen: Tuple[AttackName | LiveAttackName] = Field(
         default=("role_play", "nested_fiction"), description="Attack families that the repair trains on."
     )
-    attacks_unseen: Tuple[AttackName] = Field(
+    attacks_unseen: Tuple[AttackName | LiveAttackName] = Field(
         default=("persuasion", "escalation", "forced_opening", "reversed_text"),
         description="Attack families used in the evaluation alone, to measure transfer.",
     )
@@ -182,6 +184,14 @@ class DataConfig(StrictModel):
     def _no_repeats(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):
             raise wrong("attack families without repeats")
+        return names
+
+    @field_validator("attacks_seen")
+    @classmethod
+    def _fixed(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        live = [name for name in names if name in get_args(LiveAttackName)]
+        if live:
+            raise wrong(f"{live[0]} in attacks_unseen: profile and repair need prompts that do not depend on the model")
         return names
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 
-from seawall.data.attacks import ATTACKS
+from seawall.data.attacks import ATTACKS, LIVE_ATTACKS, opening
 from seawall.data.chat import ChatRow
 from seawall.data.prompts import Goal
 from seawall.data.splits import key
@@ -25,7 +25,7 @@ def make_pairs(
 
     Args:
         goals: the goals to attack.
-        attacks: names of built-in families.
+        attacks: names of built-in families; the pair of a live one holds its first turn.
         attack_rows: conversations of an attack file; rows for goals outside `goals` are skipped.
         all_goals: all goals of the source, where `goals` is a part of it.
 
@@ -34,13 +34,13 @@ def make_pairs(
     """
     names = list(attacks)
     for name in names:
-        if name not in ATTACKS:
-            raise DataError("unknown attack family", got=repr(name), expected=", ".join(ATTACKS))
+        if name not in ATTACKS and name not in LIVE_ATTACKS:
+            raise DataError("unknown attack family", got=repr(name), expected=", ".join((*ATTACKS, *LIVE_ATTACKS)))
     by_goal = _rows_by_goal(attack_rows, goals if all_goals is None else all_goals)
     pairs = []
     for goal in goals:
         plain = user(goal.text)
-        pairs += [SafetyPair(goal.text, plain, ATTACKS[name](goal.text), name) for name in names]
+        pairs += [SafetyPair(goal.text, plain, opening(name, goal.text), name) for name in names]
         pairs += [
             SafetyPair(goal.text, plain, row.messages, str(row.attack)) for row in by_goal.get(key(goal.text), ())
         ]
@@ -98,7 +98,7 @@ def _check_row(row: ChatRow, texts: dict[str, str]) -> None:
             expected="the fields goal, attack and messages",
             remedy="add the plain goal and the attack family to every row",
         )
-    if row.attack in ATTACKS:
+    if row.attack in ATTACKS or row.attack in LIVE_ATTACKS:
         raise DataError(
             f"{row.where}: the attack has the name of a built-in family",
             got=repr(row.attack),

@@ -11,6 +11,7 @@ from seawall.config.eval import EvalConfig
 from seawall.data.answers import ReplyParts
 from seawall.data.types import NO_REPLY, Judge, Verdict
 from seawall.evaluation.engines import Engine, Reply, make_engine
+from seawall.evaluation.live import hold_conversations
 from seawall.evaluation.samples import SampleLog
 from seawall.evaluation.suite import EvalPrompt
 from seawall.evaluation.unanswered import judge_unanswered, require_answers, require_replies
@@ -58,7 +59,7 @@ def collect_samples(
         prompts: the prompts.
         config: reply lengths and batch size.
         judge: labels replies refused, complied or unscored.
-        path: file to which samples are appended batch by batch.
+        path: file to which samples are appended batch by batch; the turns of live attacks go to a file beside it.
         progress: called after every batch.
 
     Raises:
@@ -66,22 +67,33 @@ def collect_samples(
         ArtifactError: the file's samples are damaged or belong to other prompts.
     """
     fixed = config.engine.kind == "transformers" and config.batch_size != "auto"
-    log = SampleLog(path, prompts, batch_size=config.forward_rows if fixed else 1)
-    _reply_to_all(log, engine, config, judge=judge, progress=progress)
+    batch_size = config.forward_rows if fixed else 1
+    held = hold_conversations(engine, prompts, config, path.with_suffix(".live.jsonl"), batch_size=batch_size)
+    log = SampleLog(path, held.prompts, batch_size=batch_size)
+    _reply_to_all(log, engine, config, judge=judge, broken=held.problems, progress=progress)
     judge_unanswered(log, judge)
     return log.samples
 
 
 def _reply_to_all(
-    log: SampleLog, engine: Engine, config: EvalConfig, *, judge: Judge, progress: Progress | None
+    log: SampleLog,
+    engine: Engine,
+    config: EvalConfig,
+    *,
+    judge: Judge,
+    broken: Mapping[str, str],
+    progress: Progress | None,
 ) -> None:
-    """Adds a sample for every prompt of the log without one; prompts without a reply are tried twice."""
+    """Adds a sample for every prompt of the log without one; prompts without a reply are tried twice.
+
+    `broken` tells why live conversations broke off, by the prompt's id; these prompts are not asked.
+    """
     total = len(log.prompts)
     problems: dict[str, str] = {}
     for last_pass in (False, True):
-        waiting = log.missing
+        waiting = [prompt for prompt in log.missing if prompt.id not in broken]
         if not waiting:
-            return
+            break
 
         def save(
             positions: Sequence[int],
@@ -104,6 +116,7 @@ def _reply_to_all(
         texts = [prompt.prompt for prompt in waiting]
         engine(texts, max_new_tokens=config.longest, lengths=lengths, on_replies=save)
     require_replies([*problems.values()], total)
+    problems |= broken
     unanswered = [(prompt, Reply("", None, None, problem=problems[prompt.id])) for prompt in log.missing]
     log.append(judged_samples(unanswered, config, judge))
 

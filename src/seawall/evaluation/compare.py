@@ -9,6 +9,7 @@ from typing import Literal
 from seawall.artifacts.evaluation import CapabilityScore, Difference, EvalResult, Rate, Sample
 from seawall.artifacts.groups import CountedVerdict, target
 from seawall.errors import ArtifactError
+from seawall.evaluation.live import asked
 from seawall.evaluation.metrics import (
     Increase,
     paired_difference,
@@ -166,7 +167,7 @@ def capability_changes(
 
 
 def _check_same(before: Sequence[Sample], later: dict[str, Sample]) -> None:
-    differing = [sample.id for sample in before if sample.id not in later or later[sample.id].prompt != sample.prompt]
+    differing = [sample.id for sample in before if sample.id not in later or asked(later[sample.id]) != asked(sample)]
     if differing or len(before) != len(later):
         raise ArtifactError(
             "the two evaluations have different prompts",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN, WRAPPED, WRAPPED_BORDERLINE, attack_group
+from seawall.artifacts.groups import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED, WRAPPED_BORDERLINE, attack_group
+from seawall.data.attacks import LIVE_ATTACKS
 from seawall.data.prompts import Gold
 from seawall.data.sets import Prompts
 from seawall.data.splits import SplitName
@@ -14,12 +15,16 @@ from seawall.data.types import Messages, user
 
 @dataclass(frozen=True, slots=True)
 class EvalPrompt:
-    """One prompt of a suite. `id` is unique in the suite and stable across runs."""
+    """One prompt of a suite. `id` is unique in the suite and stable across runs.
+
+    `turns` are further user turns of a live attack, asked after the model's own replies.
+    """
 
     id: str
     group: str
     goal: str
     prompt: Messages
+    turns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +39,15 @@ class EvalSuite:
     def prompts(self) -> list[EvalPrompt]:
         """All prompts, group by group."""
         return [
-            EvalPrompt(f"{group}/{number:04d}", group, goal, prompt)
+            EvalPrompt(f"{group}/{number:04d}", group, goal, prompt, _turns(group, goal))
             for group, rows in self.groups.items()
             for number, (goal, prompt) in enumerate(rows)
         ]
+
+
+def _turns(group: str, goal: str) -> tuple[str, ...]:
+    live = LIVE_ATTACKS.get(group.removeprefix(ATTACK))
+    return () if live is None else live(goal)[1:]
 
 
 def build_suite(

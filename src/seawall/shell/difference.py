@@ -11,6 +11,7 @@ from seawall.artifacts.evaluation import Difference, Rate, Sample
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.errors import ArtifactError
 from seawall.evaluation.compare import compare, gold_increase
+from seawall.evaluation.live import asked
 from seawall.evaluation.metrics import Increase
 from seawall.runs.files import read_json
 from seawall.runs.stage import finished_stage
@@ -155,7 +156,7 @@ def _by_group(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
 
 
 def _prompts(samples: Sequence[Sample]) -> dict[str, Any]:
-    return {sample.id: sample.prompt for sample in samples}
+    return {sample.id: asked(sample) for sample in samples}
 
 
 def _gold(a: FinishedRun, b: FinishedRun) -> GoldDifference | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from seawall.artifacts.groups import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED
 from seawall.config.data import DataConfig
@@ -86,10 +86,7 @@ class SteerContext(Context):
 
     def under_system(self, prompts: list[EvalPrompt], text: str) -> list[EvalPrompt]:
         """The same prompts under a system prompt."""
-        return [
-            EvalPrompt(prompt.id, prompt.group, prompt.goal, (Message("system", text), *prompt.prompt))
-            for prompt in prompts
-        ]
+        return [replace(prompt, prompt=(Message("system", text), *prompt.prompt)) for prompt in prompts]
 
 
 def steer_data(recipe: Recipe) -> DataConfig:
