@@ -26,17 +26,18 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.evaluation import Rate, Sample
 from seawall.artifacts.groups import target
 from seawall.artifacts.profile import ExpertProfile
 from seawall.config import load_recipe
 from seawall.config.recipe import Recipe
 from seawall.data.sets import load_prompts
 from seawall.data.splits import SplitName
-from seawall.data.types import Messages
+from seawall.data.types import EVADES, Messages, label_of
 from seawall.evaluation.gold import gold_answer_loss
 from seawall.evaluation.metrics import paired_difference, rate_with_interval
 from seawall.evaluation.suite import build_suite
+from seawall.evaluation.wrapping import measure_wrapping
 from seawall.jobs.run import run_recipe
 from seawall.methods.rasa.context import repair_inputs, retained_exchanges
 from seawall.methods.rasa.repair import ValidationScores, repair
@@ -56,6 +57,9 @@ VARIANTS: dict[str, list[str]] = {
     "router step only": ["repair.expert.enabled=false", "repair.router.lr=1e-3"],
     "random experts": ["select.method=random"],
     "frequency-matched experts": ["select.method=frequency_matched"],
+    "traffic-matched experts": ["select.method=traffic_matched"],
+    "shared experts": ["repair.parameters=shared", "repair.expert.lr=3e-4"],
+    "all experts": ["repair.parameters=all_experts"],
     "full parameters": ["repair.parameters=full", "repair.expert.lr=3e-5"],
     "traffic-matched experts": ["select.method=traffic_matched"],
     "experts by sensitivity": ["select.method=sensitivity"],
@@ -85,7 +89,7 @@ def recipe_for(changes: list[str], args: argparse.Namespace, seed: int) -> Recip
 
 def measure(context: Context, row: Row, path: Path, split: SplitName) -> ValidationScores:
     """Verdicts on the suite of a split as the model now is, appended to the rows."""
-    suite = build_suite(context.prompts, split, gold=True)
+    suite = build_suite(context.prompts, split, gold=True, wrapping=True)
     asked: list[tuple[str, str, Messages]] = [(g, goal, p) for g, items in suite.groups.items() for goal, p in items]
     config = context.recipe.eval
     prompts = [prompt for _, _, prompt in asked]
@@ -94,7 +98,7 @@ def measure(context: Context, row: Row, path: Path, split: SplitName) -> Validat
     verdicts = context.judge(prompts, [reply.answer for reply in replies])
     labels: dict[str, list[tuple[str, str]]] = {}
     for (group, goal, _), verdict in zip(asked, verdicts, strict=True):
-        labels.setdefault(group, []).append((goal, verdict.label))
+        labels.setdefault(group, []).append((goal, verdict.outcome))
     loss = gold_answer_loss(model, tokenizer, suite.gold, batch_size=config.forward_rows)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({**row, "labels": labels, "gold_loss": loss.loss}) + "\n")
@@ -259,12 +263,38 @@ def cells(rows: list[Row], groups: list[str], gold_before: float) -> Iterator[st
     yield f"{100 * sum(losses) / len(losses):+.1f} %"
 
 
+_WRAPPING = {
+    "wrapping gap, harmless": "gap_harmless",
+    "separation, plainly": "separation_plain",
+    "separation, wrapped": "separation_wrapped",
+}
+"""Column -> field of `Wrapping`."""
+
+
+def wrapping_cells(rows: list[Row], families: Sequence[str]) -> Iterator[str]:
+    """Mean over seeds of the measures of the wrapping, in points, with the least and the largest of a seed."""
+    measured = [measure_wrapping(samples_of(row), families) for row in rows]
+    for field in _WRAPPING.values():
+        values = [getattr(wrapping, field).difference for wrapping in measured if wrapping is not None]
+        known = [100 * value for value in values if value is not None]
+        yield f"{sum(known) / len(known):+.0f} ({min(known):+.0f} to {max(known):+.0f})" if known else "-"
+
+
+def samples_of(row: Row) -> list[Sample]:
+    """The samples of one evaluation, without their texts."""
+    return [
+        Sample(f"{group}/{index}", goal, group, (), "", label_of(result), EVADES if result == "evades" else "")
+        for group, pairs in row["labels"].items()
+        for index, (goal, result) in enumerate(pairs)
+    ]
+
+
 def table(args: argparse.Namespace) -> str:
     rows = read_rows(args)
     untouched = next(row for row in rows if row["variant"] == "untouched")
     groups = list(untouched["labels"])
     names = [group.replace("attack:", "") for group in groups]
-    head = ["method", "steps", "seeds", *names, "gold loss"]
+    head = ["method", "steps", "seeds", *names, "gold loss", *_WRAPPING]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
 
     def add(title: str, variant: str, steps: int, pairs: int | None = None, *, shortcut: bool = False) -> None:
@@ -272,6 +302,7 @@ def table(args: argparse.Namespace) -> str:
         if some:
             seeds = len({row["seed"] for row in some})
             values = [title, str(steps), str(seeds), *cells(some, groups, untouched["gold_loss"])]
+            values += wrapping_cells(some, args.seen)
             lines.append(f"| {' | '.join(values)} |")
 
     add("untouched", "untouched", 0)
