@@ -19,6 +19,7 @@ from seawall.methods.rasa.repair.batches import ExpertBatch
 from seawall.methods.rasa.repair.inputs import RepairInputs
 from seawall.methods.rasa.repair.original import OriginalOutputs
 from seawall.models.forward import run
+from seawall.models.greedy import rows_known_dependent
 from seawall.models.hidden.enter_at_layer import can_enter_at_layer, enter_at_layer
 from seawall.models.moe.capture import capture
 from seawall.models.moe.find import MoEModel
@@ -62,13 +63,15 @@ class RepairLosses:
         diverging = config.expert.enabled and config.retain.loss == "kl" and bool(config.retain.per_batch)
         self._routed = range(len(self._rows)) if replayed else range(0)
         self._predicted = range(self._num_attacks, len(self._rows)) if diverging else range(0)
-        self._entry = first_changed if config.expert.enabled and can_enter_at_layer(moe.model) else 0
+        enters = config.expert.enabled and can_enter_at_layer(moe.model, first_changed)
+        self._entry = first_changed if enters else 0
+        self._micro_batch = 1 if rows_known_dependent(moe.model) else config.micro_batch_size
         self._rules = self._routing_rules()
         self._original = OriginalOutputs(
             moe,
             self._rows,
             self._pad,
-            batch_size=config.micro_batch_size or config.batch_size,
+            batch_size=self._micro_batch or config.batch_size,
             routed=self._routed,
             predicted=self._predicted,
             entry=self._entry,
@@ -101,7 +104,7 @@ class RepairLosses:
 
     def _micro_batches(self, positions: Sequence[int]) -> list[list[int]]:
         """Positions by forward pass, similar lengths together."""
-        size = self._config.micro_batch_size or len(positions)
+        size = self._micro_batch or len(positions)
         lengths = [len(self._rows[position].input_ids) for position in positions]
         return [[positions[index] for index in bucket] for bucket in length_buckets(lengths, size)]
 
