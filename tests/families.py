@@ -125,6 +125,25 @@ REFUSED: dict[str, dict[str, Any]] = {
 }
 """Models that seawall refuses: a dense one, and one whose experts take a single argument."""
 
+RETURNING: dict[str, dict[str, Any]] = {
+    "glm_moe_dsa": {
+        **_DEEPSEEK,
+        "num_hidden_layers": NUM_LAYERS + 1,
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 16,
+        "q_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "index_topk": 4,
+        "index_head_dim": 16,
+        "index_n_heads": 2,
+        "indexer_types": ["full", "shared", "full", "shared"],
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+    },
+}
+"""Models whose decoder layers hand on more than hidden states: here the tokens that an indexer chose."""
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -133,7 +152,9 @@ CHATML = (
 
 def tiny(family: str, seed: int = 0, *, implementation: str = "grouped_mm", **overrides: Any) -> PreTrainedModel:
     """A random model of a family in evaluation mode: 3 MoE layers, E=8, K=2, D=32, every parameter away from zero."""
-    config = CONFIG_MAPPING[family](**{**_COMMON, **{**FAMILIES, **UNUSUAL, **REFUSED}[family], **overrides})
+    config = CONFIG_MAPPING[family](
+        **{**_COMMON, **{**FAMILIES, **UNUSUAL, **RETURNING, **REFUSED}[family], **overrides}
+    )
     dispatched = {} if family in REFUSED else {"experts_implementation": implementation}
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from seawall.data.batching import Batch
+from seawall.errors import UnsupportedModelError
+from seawall.models.greedy import rows_known_dependent
 from seawall.models.moe.find import MoEModel
 
 
@@ -19,7 +21,18 @@ def run(moe: MoEModel, batch: Batch, *, keep: int) -> Tensor:
 
 
 def run_model(model: PreTrainedModel, batch: Batch, *, keep: int) -> Tensor:
-    """`run` for any causal language model, dense or MoE."""
+    """`run` for any causal language model, dense or MoE.
+
+    Raises:
+        UnsupportedModelError: rows of other lengths change a row of this model, and the batch is padded on the left.
+    """
+    if rows_known_dependent(model) and not bool(batch.attention_mask_BT[:, 0].all()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} gives other results for a row that is padded on the left",
+            got=f"a batch of {len(batch.input_ids_BT)} rows of unequal length",
+            expected="one row at a time",
+            remedy="set the batch size of this step to 1",
+        )
     batch = batch.to(model.device)
     positions_BT = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
     with contiguous_output_layer(model):

@@ -109,6 +109,11 @@ def rows_are_independent(model: PreTrainedModel, tokens: int = CHECKED_TOKENS) -
     return independent
 
 
+def rows_known_dependent(model: PreTrainedModel) -> bool:
+    """Whether `rows_are_independent` has found that a row in a left-padded batch is not the row alone; runs nothing."""
+    return not _checked.get(model, (0, True))[1]
+
+
 def batching_notice(model: PreTrainedModel, tokens: int = CHECKED_TOKENS) -> str | None:
     """One line where rows are decoded one at a time; None where batches are right."""
     if rows_are_independent(model, tokens):

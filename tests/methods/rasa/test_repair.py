@@ -32,6 +32,7 @@ from seawall.methods.rasa.repair import ValidationScores
 from seawall.methods.rasa.repair.original import TOP_TOKENS
 from seawall.methods.rasa.repair.steps import RepairLosses
 from seawall.methods.rasa.repair.trainables import first_changed_layer
+from seawall.models import greedy
 from seawall.models.generate import generate
 from seawall.models.hidden.residual import decoder_layers
 from seawall.models.moe.find import MoEModel
@@ -403,3 +404,22 @@ def test_the_reference_variant_is_another_number_for_more_than_one_pair() -> Non
     assert ours > 0
     assert theirs > 0
     assert ours != pytest.approx(theirs)
+
+
+def test_layers_that_return_more_than_hidden_states_are_run_from_the_start() -> None:
+    moe, batch = small_model("glm_moe_dsa"), ([0, 3, 6], [1])
+    with torch.no_grad():
+        first, third = (_total(_losses(moe, first_changed=layer).expert_loss(batch)) for layer in (0, 2))
+    assert third == pytest.approx(first, rel=1e-6)
+
+
+def test_rows_that_padding_changes_are_trained_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    moe = small_model()
+    with torch.no_grad():
+        expected = _total(_losses(moe, micro_batch_size=1).expert_loss(([0, 3, 6], [1])))
+    monkeypatch.setitem(greedy._checked, moe.model, (64, False))
+    losses = _losses(moe, micro_batch_size=4)
+    with torch.no_grad():
+        parts = list(losses.expert_loss(([0, 3, 6], [1])))
+        assert len(parts) == 4
+        assert float(sum(loss for loss, _ in parts)) == pytest.approx(expected, rel=1e-5)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from families import FAMILIES, random_ids, tiny
+from families import FAMILIES, RETURNING, random_ids, tiny
 from seawall.models.hidden.enter_at_layer import can_enter_at_layer, enter_at_layer
 from seawall.models.hidden.residual import capture_residual, decoder_layers
 
@@ -63,3 +63,12 @@ def test_models_whose_layers_share_more_than_hidden_states_are_told() -> None:
     model = tiny("mixtral")
     model.config.num_kv_shared_layers = 1
     assert not can_enter_at_layer(model)
+
+
+@pytest.mark.parametrize("family", RETURNING)
+def test_models_whose_layers_return_more_than_hidden_states_are_told(family: str) -> None:
+    model = tiny(family)
+    assert can_enter_at_layer(model, 0)
+    assert [can_enter_at_layer(model, layer) for layer in (1, 2, 3)] == [False] * 3
+    assert not can_enter_at_layer(model)
+    assert not model.training

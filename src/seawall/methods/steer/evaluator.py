@@ -23,6 +23,7 @@ from seawall.methods.steer.extract import prompts_of_side, require_prompts
 from seawall.methods.steer.interventions import applied_in_rows
 from seawall.methods.steer.score import divergence, refusal_score
 from seawall.methods.steer.target import Prompt, TargetModel, batches, last_logits
+from seawall.models.hidden.enter_at_layer import can_enter_at_layer
 from seawall.models.hidden.intervene import ablated
 from seawall.models.hidden.resume import BlockInputs, record_block_inputs, resumed
 
@@ -97,7 +98,8 @@ class CandidateEvaluator:
         Raises:
             DataError: a side has no prompts, or none with the right sign.
         """
-        self.target, self.directions, self.mode, self.resume = target, directions, mode, resume
+        self.target, self.directions, self.mode = target, directions, mode
+        self.resume = resume and can_enter_at_layer(target.model)
         self.passes = 0
         self.progress: Progress = progress or (lambda what, count, total: None)
         self._values: dict[tuple[SteeringCandidate, Metric], dict[Subset, list[float]]] = {}

@@ -20,6 +20,7 @@ from seawall.methods.rasa.repair.batches import ExpertBatch
 from seawall.methods.rasa.repair.inputs import RepairInputs
 from seawall.methods.rasa.repair.original import OriginalOutputs
 from seawall.models.forward import run
+from seawall.models.greedy import rows_known_dependent
 from seawall.models.hidden.enter_at_layer import can_enter_at_layer, enter_at_layer
 from seawall.models.moe.capture import capture
 from seawall.models.moe.find import MoEModel
@@ -70,11 +71,11 @@ class RepairLosses:
         self._routed = range(len(self._rows)) if replayed else range(0)
         own = range(self._num_attacks, len(self._rows)) if diverging else range(0)
         self._predicted = {*own, *plain_rows} if config.expert.enabled else set()
-        self._entry = first_changed if config.expert.enabled and can_enter_at_layer(moe.model) else 0
+        enters = config.expert.enabled and can_enter_at_layer(moe.model, first_changed)
+        self._entry = first_changed if enters else 0
+        self._micro_batch = 1 if rows_known_dependent(moe.model) else config.micro_batch_size
         self._rules = self._routing_rules()
-        original = partial(
-            OriginalOutputs, moe, pad_id=self._pad, batch_size=config.micro_batch_size or config.batch_size
-        )
+        original = partial(OriginalOutputs, moe, pad_id=self._pad, batch_size=self._micro_batch or config.batch_size)
         # One pass over the rows; a second one over the plain requests that teach what the wrapped ones are to do.
         self._original = original(
             self._rows, routed=self._routed, predicted=self._predicted - plain_rows.keys(), entry=self._entry
@@ -112,7 +113,7 @@ class RepairLosses:
 
     def _micro_batches(self, positions: Sequence[int]) -> list[list[int]]:
         """Positions by forward pass, similar lengths together."""
-        size = self._config.micro_batch_size or len(positions)
+        size = self._micro_batch or len(positions)
         lengths = [len(self._rows[position].input_ids) for position in positions]
         return [[positions[index] for index in bucket] for bucket in length_buckets(lengths, size)]
 
