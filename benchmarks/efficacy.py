@@ -61,7 +61,6 @@ VARIANTS: dict[str, list[str]] = {
     "shared experts": ["repair.parameters=shared", "repair.expert.lr=3e-4"],
     "all experts": ["repair.parameters=all_experts"],
     "full parameters": ["repair.parameters=full", "repair.expert.lr=3e-5"],
-    "traffic-matched experts": ["select.method=traffic_matched"],
     "experts by sensitivity": ["select.method=sensitivity"],
 }
 """What each changes in the recipe. What trains other parameters than selected experts has its own learning rate, the
