@@ -25,7 +25,7 @@ from seawall.runs.folder import MARKER, RunFolder, update_manifest
 _STARTED = "STARTED"
 _LATER_INPUTS = ("rendered", "settings", "computing", "judge_state")
 """Inputs that finished stages of earlier versions lack; such a stage is current where all its inputs agree."""
-_LATER_SETTINGS: Mapping[str, Any] = {"template": None, "template_options": {}, "successes": None}
+_LATER_SETTINGS: Mapping[str, Any] = {"template": None, "template_options": {}, "successes": None, "random_vectors": 5}
 """Settings that earlier versions lack, with the values that change nothing."""
 
 
