@@ -57,7 +57,7 @@ def _recipe(folder: Path, steer: dict[str, Any]) -> dict[str, Any]:
             "layer_max_kl": 1.0,
             "system_prompt": None,
             "search": {"judged_tokens": 3, "judged_prompts": 5, "keep_least": 3, "coefficients": [1.0, 5.0, 25.0]},
-            "controls": {"pairs": 1, "triples": 1, "random_experts": 4},
+            "controls": {"pairs": 1, "triples": 1, "random_experts": 4, "random_vectors": 2},
             **steer,
         },
     }

@@ -19,8 +19,9 @@ _KIND = "steering"
 
 SteeringMode = Literal["suppress", "induce"]
 """Whether refusal is suppressed or induced."""
-SteeringFamily = Literal["layer", "expert", "random_expert", "all_experts", "pair", "triple"]
-"""Owner of a candidate's direction: the residual stream, one expert, a control, all experts of a layer, several."""
+SteeringFamily = Literal["layer", "layer_strength", "expert", "random_expert", "all_experts", "pair", "triple"]
+"""Owner of a candidate's direction: the residual stream (selected by its ablation; at the coefficients and under the
+cap of the search for experts), one expert, a control, all experts of a layer, several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class SteeringResult:
         changes: paired differences between conditions.
         figures: further numbers by name.
         claim: the conclusion that the numbers support, in a sentence or two.
+        verdict: where refusal lies, by the controls (`methods.steer.verdict`); empty in results of earlier versions.
     """
 
     model_fingerprint: str
@@ -104,6 +106,7 @@ class SteeringResult:
     changes: tuple[AuditChange, ...] = ()
     figures: Mapping[str, AuditFigure] = field(default_factory=dict)
     claim: str = ""
+    verdict: str = ""
 
     def choice(self, name: str) -> SteeringCandidate | None:
         """The candidate chosen under that name; None if there is none."""
@@ -133,7 +136,7 @@ class SteeringResult:
             ArtifactError: the file is missing or damaged, or names an unknown candidate or condition.
         """
         path = folder / NAME
-        result = load_record(path, _KIND, cls)
+        result = load_record(path, _KIND, cls, later=("verdict",))
         require_own_conditions(path, [condition.name for condition in result.conditions], result.changes)
         count = len(result.candidates)
         valid = all(0 <= index < count for index in result.chosen.values())

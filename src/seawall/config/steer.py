@@ -37,8 +37,9 @@ class SteerSearch(StrictModel):
         "this between harmful and harmless prompts; the paper takes .07 for OLMoE and .10 for Mixtral.",
     )
     coefficients: Tuple[Coefficient] = Field(
-        default=(1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0),
-        description="Multiples of an expert's direction to try, ascending.",
+        default=(0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 75.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0),
+        description="Multiples of an expert's direction to try, and of the layer's that it is compared with, "
+        "ascending.",
     )
     max_kl: float = Field(
         default=2.0,
@@ -73,6 +74,13 @@ class SteerControls(StrictModel):
 
     random_directions: int = Field(
         default=1, ge=0, le=100, description="Number of random directions with the chosen direction's norm and site."
+    )
+    random_vectors: int = Field(
+        default=5,
+        ge=0,
+        le=100,
+        description="Number of random vectors in each single expert's own place, at its coefficient, as long as its "
+        "direction; an expert must move refusal further than every one of them.",
     )
     random_experts: int | None = Field(
         default=None,

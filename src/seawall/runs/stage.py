@@ -33,6 +33,7 @@ _LATER_SETTINGS: Mapping[str, Any] = {
     "twins": 0,
     "objective": "refusal",
     "attention_lr": None,
+    "random_vectors": 5,
 }
 """Settings that earlier versions lack, with the values that change nothing."""
 

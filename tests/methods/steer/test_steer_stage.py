@@ -105,7 +105,7 @@ def test_what_is_reported_is_of_held_out_prompts_alone(suppressed: Path) -> None
     for one in found.conditions:
         samples = load_samples(suppressed / f"steer/samples/{one.name}.jsonl")
         assert not used & {sample.goal for sample in samples}
-        assert len(samples) == 45
+        assert len(samples) == (45 if "benign" in one.rates else 15)
         rates = group_rates(samples)
         assert {group: rate.rate for group, rate in rates.items()} == {g: r.rate for g, r in one.rates.items()}
         assert (one.harmless_kl is None) == (one.name == "original")
@@ -119,7 +119,8 @@ def test_no_model_is_written_and_the_page_has_the_numbers(suppressed: Path) -> N
     page = (suppressed / "steering.html").read_text(encoding="utf-8")
     assert found.claim.replace("'", "&#39;") in page
     for one in found.conditions:
-        assert f'value="{one.rates["plain"].rate}"' in page
+        if one.rates["plain"].rate is not None:  # a random vector may leave nothing to score
+            assert f'value="{one.rates["plain"].rate}"' in page
     for words in ("one expert, free to choose its place", "78%", "54%", "direction of a layer", "Spearman"):
         assert words in page
     assert "one expert, free" in [cell for column in steering_table(found).columns for cell in column.cells]

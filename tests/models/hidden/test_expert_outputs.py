@@ -14,8 +14,9 @@ from families import FAMILIES, IMPLEMENTATIONS, NUM_EXPERTS, WIDTH, random_ids, 
 from planted_refusal import EXPERT, harmful, harmless, refusing_by_expert, refusing_tokenizer
 from seawall.data.templating import encode_prompt
 from seawall.errors import ConfigError, UnsupportedModelError
+from seawall.models.hidden.added_by_expert import ExpertAddition, experts_added
 from seawall.models.hidden.expert_outputs import expert_outputs
-from seawall.models.hidden.intervene import Addition, ExpertAddition, added, experts_added
+from seawall.models.hidden.intervene import Addition, added
 from seawall.models.hidden.sublayers import decoder_blocks, first_output
 from seawall.models.moe.calls import ExpertsCall, call_reader
 from seawall.models.moe.capture import capture

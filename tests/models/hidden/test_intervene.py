@@ -16,7 +16,8 @@ from families import FAMILIES, IMPLEMENTATIONS, NUM_EXPERTS, WIDTH, random_ids, 
 from seawall.data.types import user
 from seawall.errors import ConfigError, SeawallError, UnsupportedModelError
 from seawall.models.generate import generate
-from seawall.models.hidden.intervene import SITES, Addition, ExpertAddition, Site, ablated, added, experts_added
+from seawall.models.hidden.added_by_expert import ExpertAddition, experts_added
+from seawall.models.hidden.intervene import SITES, Addition, Site, ablated, added
 from seawall.models.hidden.residual import capture_residual
 from seawall.models.hidden.sublayers import Block, decoder_blocks, first_output
 from seawall.models.moe.capture import capture

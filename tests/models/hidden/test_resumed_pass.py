@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from dense import DENSE, dense
 from families import FAMILIES, IMPLEMENTATIONS, UNUSUAL, WIDTH, random_ids, tiny
 from seawall.errors import ConfigError, SeawallError
-from seawall.models.hidden.intervene import SITES, Addition, ExpertAddition, Site, ablated, added, experts_added
+from seawall.models.hidden.added_by_expert import ExpertAddition, experts_added
+from seawall.models.hidden.intervene import SITES, Addition, Site, ablated, added
 from seawall.models.hidden.residual import decoder_layers
 from seawall.models.hidden.resume import BlockInputs, record_block_inputs, resumed
 from seawall.models.moe.capture import capture

@@ -5,8 +5,8 @@ from __future__ import annotations
 from seawall.artifacts.audit import AuditFigure
 from seawall.artifacts.directions import Directions
 from seawall.artifacts.steering import SteeringCandidate, SteeringResult
-from seawall.methods.steer.claim import expert_name
 from seawall.methods.steer.figures import effect_of, expert_effects
+from seawall.methods.steer.verdict import expert_name
 from seawall.report.steering import LayerGrid, Point, Scatter
 
 _MARKS = 400
@@ -16,6 +16,7 @@ _FAMILIES = {
     "layer": "direction of a layer",
     "several": "several experts",
 }
+_SERIES_OF = {"layer_strength": "layer", **{name: name for name in ("expert", "random_expert", "layer")}}
 
 
 def layer_grid(result: SteeringResult, directions: Directions) -> LayerGrid:
@@ -79,7 +80,7 @@ def side_effect_scatter(result: SteeringResult) -> Scatter:
     out if there are experts.
     """
     several = result.mode == "induce" and any(candidate.experts for candidate in result.candidates)
-    comparable = [candidate for candidate in result.candidates if candidate.experts or not several]
+    comparable = [candidate for candidate in result.candidates if candidate.family != "layer" or not several]
     measured = [
         (candidate, effect_of(result, candidate)) for candidate in comparable if candidate.harmless_kl is not None
     ]
@@ -97,7 +98,7 @@ def side_effect_scatter(result: SteeringResult) -> Scatter:
     points = [
         Point(
             label=_mark_name(candidate),
-            series=candidate.family if candidate.family in _FAMILIES else "several",
+            series=_SERIES_OF.get(candidate.family, "several"),
             x=candidate.harmless_kl or 0.0,
             y=effect or 0.0,
             chosen=(candidate.family, _mark_name(candidate)) in chosen,
@@ -116,7 +117,7 @@ def side_effect_scatter(result: SteeringResult) -> Scatter:
 
 
 def _mark_name(candidate: SteeringCandidate) -> str:
-    how = f"{candidate.coefficient:g}\u00d7" if candidate.experts else "ablated"
+    how = "ablated" if candidate.family == "layer" else f"{candidate.coefficient:g}\u00d7"
     return f"{candidate_name(candidate)}, token \u2212{-candidate.position}, {how}"
 
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import final
+from typing import Literal, final
 
 from seawall.artifacts.directions import Directions, Place
 from seawall.artifacts.steering import SteeringCandidate, SteeringFamily
 from seawall.data.types import Messages
 from seawall.methods.steer.controls import random_experts, together
 from seawall.methods.steer.evaluator import CandidateEvaluator
-from seawall.methods.steer.interventions import expert_intervention, intervention_of
+from seawall.methods.steer.interventions import Intervention, expert_intervention, intervention_of
 from seawall.methods.steer.layer import select_layer_direction
 from seawall.methods.steer.options import ExpertOptions, LayerLimits, SearchLimits
 from seawall.methods.steer.reasons import by_score, require_candidate
 from seawall.methods.steer.search import RefusalJudge, judge_best, search
 
 LAYER, EXPERT, CONSTRAINED = "layer", "expert", "expert_constrained"
+STRENGTH: Literal["layer_strength"] = "layer_strength"
+"""The layer's direction at the coefficient that the search for experts gives it: same range, same cap, same judge."""
 
 
 @final
@@ -28,9 +30,9 @@ class SearchOutcome:
 
     Attributes:
         candidates: all candidates, with measurements and judged replies.
-        chosen: name -> index in `candidates`: `layer`, `expert` (free to choose its place), `expert_constrained` (in
-            the place of the layer's direction), and the names of the other families. A name without a passing candidate
-            is missing.
+        chosen: name -> index in `candidates`: `layer`, `layer_strength`, `expert` (free to choose its place),
+            `expert_constrained` (in the place of the layer's direction), and the names of the other families. A name
+            without a passing candidate is missing.
         cost: decoder layers run, times rows, in the search for single experts.
         full_cost: the same without pruning and without resumed forward passes.
     """
@@ -116,6 +118,10 @@ class ExpertSearch:
             layer: the chosen direction of a layer.
         """
         directions, options = self.evaluator.directions, self.options
+        # The layer's direction at every coefficient of the experts, under the experts' cap.
+        strengths = search(self.evaluator, [Intervention(STRENGTH, layer.layer, (), layer.position)], self.limits)
+        self.outcome.add(strengths)
+        self._judge(strengths, STRENGTH, limit=self.limits.keep_least)
         # Single experts whose routing differs by the threshold (7 points for OLMoE), in any place.
         searched = directions.above(options.threshold)
         moe_layer = moe_layer_near(directions, layer.layer)

@@ -9,16 +9,18 @@ from seawall.artifacts.audit import AuditFigure
 from seawall.artifacts.directions import Directions
 from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN, POOLED
 from seawall.artifacts.steering import SteeringCandidate, SteeringResult
+from seawall.methods.steer.conditions import LOGITS_ALONE, ROUTE_PRESERVING, SHARED, WITHOUT_LOGITS
 from seawall.methods.steer.hardening import hardening_objection
 from seawall.methods.steer.held_out import ORIGINAL, REPAIRED
 from seawall.methods.steer.reasons import NOT_BEST
+from seawall.methods.steer.verdict import beats_controls, expert_name, own_controls, random_is_as_strong, verdict
 from seawall.report.changes import points, span
 
 PAPER_FREE, PAPER_CONSTRAINED = 0.78, 0.54
 """Share of the layer-level effect that one expert recovers in the paper (arXiv 2606.04160): free to choose its place,
 and constrained to the place of the layer's direction."""
 _LARGE = 0.5
-_LAYER, _EXPERT, _CONSTRAINED = "layer", "expert", "expert-constrained"
+_LAYER, _STRENGTH, _EXPERT, _CONSTRAINED = "layer", "layer-strength", "expert", "expert-constrained"
 _RANDOM, _RANDOM_EXPERT = "random-direction-", "random-expert"
 _HALVES = ("ablated-attention", "ablated-mlp")
 
@@ -27,13 +29,6 @@ def claim(result: SteeringResult, directions: Directions) -> str:
     """Effect and side effect of the chosen layer direction, shares of experts, attention against MLP, controls."""
     sentences = _suppressed(result, directions) if result.mode == "suppress" else _induced(result)
     return " ".join(sentences)
-
-
-def expert_name(candidate: SteeringCandidate) -> str:
-    """`MoE layer 3, expert 5`, or several of them; a whole layer by its number."""
-    if candidate.family == "all_experts":
-        return f"all experts of MoE layer {candidate.experts[0][0]}"
-    return " with ".join(f"MoE layer {layer}, expert {expert}" for layer, expert in candidate.experts)
 
 
 def _suppressed(result: SteeringResult, directions: Directions) -> Iterator[str]:
@@ -64,11 +59,15 @@ def _suppressed(result: SteeringResult, directions: Directions) -> Iterator[str]
     yield from _experts(result, directions)
     yield from _halves(result)
     yield from _control(result, PLAIN, "refusal")
+    yield from _decoy(result)
+    yield f"So {verdict(result, directions)}."
 
 
 def _experts(result: SteeringResult, directions: Directions) -> Iterator[str]:
+    if not directions.moe_layers:
+        return
     if not directions.candidates:
-        yield "There is no direction of an expert: the model is dense, or the recipe leaves experts out."
+        yield "There is no direction of an expert: the recipe leaves experts out."
         return
     for name, where, paper in (
         (_EXPERT, "free to choose its place", PAPER_FREE),
@@ -84,7 +83,7 @@ def _experts(result: SteeringResult, directions: Directions) -> Iterator[str]:
                 f"One expert {where} ({expert_name(chosen)}) recovers {_share(share)} of that effect at a harmless KL "
                 f"of {_kl(result, name)} nats{_unscored(result, name)}; the paper has {100 * paper:.0f} %."
             )
-            yield from _against_random_expert(result, name, where)
+            yield from _against_controls(result, name, where)
     if not _layer_works(result):
         yield "Without a clear fall of refusal by the layer's direction, no share of it can be recovered."
     control = result.figures.get("share:random-expert")
@@ -104,10 +103,51 @@ def _layer_works(result: SteeringResult) -> bool:
     return change is not None and change.falls
 
 
-def _against_random_expert(result: SteeringResult, name: str, where: str) -> Iterator[str]:
+def _against_controls(result: SteeringResult, name: str, where: str) -> Iterator[str]:
+    """The expert against what stands in its own place, against a control expert, and against the layer's direction."""
+    controls = own_controls(result, name)
+    random, shared = result.figures.get(f"random_vectors:{name}"), result.change(f"{name}-{SHARED}", ORIGINAL, PLAIN)
+    parts = []
+    if random is not None and random.low is not None and random.high is not None:
+        count = sum(control != f"{name}-{SHARED}" for control in controls)
+        moved = span(random.value, random.low, random.high)
+        rates = [result.condition(control).rates[PLAIN] for control in controls if control != f"{name}-{SHARED}"]
+        unscored = sum(rate.unscored for rate in rates)
+        noted = f" ({unscored} of {sum(rate.n for rate in rates)} replies unscored)" if unscored else ""
+        parts.append(f"{count} random vectors of its length moved refusal by {moved} points on average{noted}")
+    if shared is not None:
+        parts.append(f"the shared expert's direction, as long, by {points(shared)}")
+    if parts:
+        yield f"In that place and at that coefficient {', and '.join(parts)}."
+    if controls and beats_controls(result, name):
+        yield f"One expert {where} moves refusal further than each of these."
+    elif controls:
+        yield f"One expert {where} does not clearly move refusal further than each of these."
     apart = result.change(name, _RANDOM_EXPERT, PLAIN)
     if apart is not None and not apart.falls:
         yield f"One expert {where} does not clearly move refusal further than an expert below the routing threshold."
+    layer = result.change(name, _STRENGTH, PLAIN)
+    strength = result.choice("layer_strength")
+    if layer is not None and strength is not None:
+        verb = "less" if layer.rises else "further" if layer.falls else "not clearly more or less"
+        yield (
+            f"Against the layer's direction at the coefficient of the same search ({strength.coefficient:g}, "
+            f"harmless KL {_kl(result, _STRENGTH)}), it moves refusal {verb}: {points(layer)}."
+        )
+
+
+def _decoy(result: SteeringResult) -> Iterator[str]:
+    """The direction against that of the refusal tokens' logits."""
+    remainder, logits = (result.change(name, ORIGINAL, PLAIN) for name in (WITHOUT_LOGITS, LOGITS_ALONE))
+    figure = result.figures.get("logits_cosine")
+    if remainder is None or logits is None or figure is None:
+        return
+    cosine = f"{figure.value:.2f}".replace("-", "\u2212")
+    yield (
+        f"The direction has a cosine of {cosine} with the one that moves the refusal tokens' logits through the output "
+        f"layer alone. Without that component it moved refusal by {points(remainder)}; that one alone, as long, by "
+        f"{points(logits)}."
+    )
 
 
 def _control(result: SteeringResult, group: str, measure: str) -> Iterator[str]:
@@ -122,13 +162,6 @@ def _control(result: SteeringResult, group: str, measure: str) -> Iterator[str]:
             yield "That is not clearly less, so these numbers do not show that refusal lies in this direction."
 
 
-def _control_is_as_strong(result: SteeringResult) -> bool:
-    """Whether a random direction clearly lowers refusal, and not clearly less than the layer's direction."""
-    names = [condition.name for condition in result.conditions if condition.name.startswith(_RANDOM)]
-    moved = [(result.change(name, ORIGINAL, PLAIN), result.change(name, _LAYER, PLAIN)) for name in names]
-    return any(random and random.falls and not (apart and apart.rises) for random, apart in moved)
-
-
 def _halves(result: SteeringResult) -> Iterator[str]:
     """Ablation from the outputs of attention against ablation from the outputs of MLP or MoE."""
     attention, mlp = (result.change(name, ORIGINAL, PLAIN) for name in _HALVES)
@@ -139,7 +172,7 @@ def _halves(result: SteeringResult) -> Iterator[str]:
         f"outputs, by {points(mlp)}."
     )
     apart = result.change(*_HALVES, PLAIN)
-    if apart is None or _control_is_as_strong(result):
+    if apart is None or random_is_as_strong(result):
         return
     if attention.falls and apart.falls:
         yield "Refusal rests more on attention than on the MLP or MoE here."
@@ -159,6 +192,7 @@ def _induced(result: SteeringResult) -> Iterator[str]:
         f"success by {points(attacks)}, and {costs}."
     )
     yield from _control(result, POOLED, "attack success")
+    yield from _routes(result)
     problem = hardening_objection(result)
     if problem:
         yield f"No hardening is written: {problem}."
@@ -167,6 +201,20 @@ def _induced(result: SteeringResult) -> Iterator[str]:
     if repaired is not None:
         differences = ", ".join(f"{name} {points(change)}" for name, change in against if change is not None)
         yield f"The run's repair moved attack success by {points(repaired)}; repaired minus hardened: {differences}."
+
+
+def _routes(result: SteeringResult) -> Iterator[str]:
+    """The direction without what routers read of it: its effect, and how much of the routing stays."""
+    change = result.change(ROUTE_PRESERVING, ORIGINAL, POOLED)
+    figures = [result.figures.get(f"route_agreement:{name}") for name in (_LAYER, ROUTE_PRESERVING)]
+    shares = [figure.value for figure in figures if figure is not None]
+    if change is None or len(shares) < len(figures):
+        return
+    plain, preserving = (f"{100 * share:.1f} %" for share in shares)
+    yield (
+        f"It leaves {plain} of the tokens' choices of experts on harmless prompts as they were; without what the next "
+        f"routers read of it {preserving}, and attack success moves by {points(change)}."
+    )
 
 
 _COSTS = {"refusal of plain harmful requests": PLAIN, "over-refusal": BORDERLINE, "benign compliance": BENIGN}

@@ -8,19 +8,31 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from seawall.artifacts.directions import Directions
 from seawall.artifacts.steering import SteeringCandidate, SteeringMode
+from seawall.data.batching import Batch
 from seawall.errors import ConfigError
-from seawall.methods.steer.choose import CONSTRAINED, EXPERT, LAYER, SearchOutcome
-from seawall.methods.steer.controls import random_directions
+from seawall.methods.steer.choose import CONSTRAINED, EXPERT, LAYER, STRENGTH, SearchOutcome
+from seawall.methods.steer.controls import random_directions, shared_directions
 from seawall.methods.steer.interventions import SIGN, applied
+from seawall.methods.steer.logits import logits_alone, without_logits
 from seawall.methods.steer.score import divergence
 from seawall.methods.steer.target import Prompt, TargetModel, batches, last_logits
 from seawall.models.hidden.intervene import SITES, Addition, Site, ablated, added
+from seawall.models.hidden.routed import Part, has_shared_experts, part_ablated
+from seawall.models.hidden.routes import route_agreement, route_preserving
 
 HALVES: dict[str, tuple[Site, ...]] = {"attention": ("attention",), "mlp": ("mlp",), "both": ("attention", "mlp")}
 """The sites of the test of attention against MLP or MoE."""
+ROUTE_PRESERVING = "layer-route-preserving"
+"""The layer's direction without what routers read of it, in mode `induce`."""
+PARTS: tuple[Part, ...] = ("routed", "shared")
+SHARED, RANDOM = "shared", "random"
+"""Names of the controls in an expert's own place: `expert-shared`, `expert-random-1`, ..."""
+WITHOUT_LOGITS, LOGITS_ALONE = "layer-without-logits", "logits-direction"
+"""The decoy check: the direction without what moves the refusal tokens' logits, and the direction that moves them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +43,13 @@ class Condition:
         name: file name of its samples: lower-case letters, digits, hyphens.
         series: `layer`, `expert`, `all_experts`, `several`, `site` (attention against MLP or MoE) or `control`.
         enter: a new context manager that makes the change.
+        plain_only: measured on plain harmful prompts alone.
     """
 
     name: str
     series: str
     enter: Callable[[], AbstractContextManager[None]]
+    plain_only: bool = False
 
 
 def conditions(
@@ -45,6 +59,7 @@ def conditions(
     mode: SteeringMode,
     *,
     random_seeds: Sequence[int],
+    vector_seeds: Sequence[int] = (),
 ) -> list[Condition]:
     """Every change to measure on held-out prompts, the layer's direction first.
 
@@ -54,12 +69,20 @@ def conditions(
         outcome: the choices of the search.
         mode: whether directions are subtracted or added.
         random_seeds: one control with random directions per seed.
+        vector_seeds: one control in each single expert's own place per seed.
     """
     layer = outcome.choice(LAYER)
     assert layer is not None
     rows = [Condition("layer", "layer", partial(applied, target, directions, layer, mode))]
     rows += _experts(target, directions, outcome, mode)
+    if mode == "suppress":
+        rows += _own_controls(target, directions, outcome, vector_seeds)
+        rows += _logits(target, directions, layer)
     rows += _sites(target, directions, layer, mode)
+    if mode == "induce" and target.moe is not None:
+        preserving_D, _ = route_preserving(target.moe, layer.layer, directions.of_layer(layer.layer, layer.position))
+        additions = [Addition(layer.layer, preserving_D, SIGN[mode] * layer.coefficient)]
+        rows.append(Condition(ROUTE_PRESERVING, "layer", partial(added, target.model, additions)))
     for number, seed in enumerate(random_seeds, 1):
         drawn = random_directions(directions, seed)
         rows.append(Condition(f"random-direction-{number}", "control", partial(applied, target, drawn, layer, mode)))
@@ -67,6 +90,7 @@ def conditions(
 
 
 _SERIES = {
+    STRENGTH: "layer",
     EXPERT: "expert",
     CONSTRAINED: "expert",
     "all_experts": "all_experts",
@@ -90,6 +114,37 @@ def _experts(
                 yield Condition(f"{named}-top-k", series, restricted)
 
 
+def _own_controls(
+    target: TargetModel, directions: Directions, outcome: SearchOutcome, seeds: Sequence[int]
+) -> Iterator[Condition]:
+    """Each single expert's controls in its own place, at its coefficient, as long as its direction.
+
+    The shared expert's direction, and random vectors: what does as much as the expert says that the expert is nothing
+    special.
+    """
+    drawn = [random_directions(directions, seed) for seed in seeds]
+    for name in (EXPERT, CONSTRAINED):
+        choice, named = outcome.choice(name), name.replace("_", "-")
+        if choice is None:
+            continue
+        changes = {f"{named}-{RANDOM}-{number}": random for number, random in enumerate(drawn, 1)}
+        if directions.of_shared(choice.experts[0][0], choice.position) is not None:
+            changes[f"{named}-{SHARED}"] = shared_directions(directions)
+        for control, changed in changes.items():
+            yield Condition(control, "control", partial(applied, target, changed, choice, "suppress"), plain_only=True)
+
+
+def _logits(target: TargetModel, directions: Directions, layer: SteeringCandidate) -> Iterator[Condition]:
+    """The layer's direction without its component along the refusal tokens' logits, and that component's direction."""
+    if directions.logits_D is None or not directions.logits_D.any():
+        return
+    for name, changed in (
+        (WITHOUT_LOGITS, without_logits(directions)),
+        (LOGITS_ALONE, logits_alone(directions)),
+    ):
+        yield Condition(name, "control", partial(applied, target, changed, layer, "suppress"), plain_only=True)
+
+
 def _sites(
     target: TargetModel, directions: Directions, layer: SteeringCandidate, mode: SteeringMode
 ) -> Iterator[Condition]:
@@ -102,10 +157,28 @@ def _sites(
     if mode == "suppress":
         for name, sites in {**HALVES, "everywhere": SITES}.items():
             yield Condition(f"ablated-{name}", "site", partial(ablated, target.model, direction_D, sites=sites))
+        if target.moe is not None and has_shared_experts(target.moe):
+            for part in PARTS:
+                yield Condition(f"ablated-{part}", "site", partial(part_ablated, target.moe, direction_D, part))
     for name, sites in HALVES.items():
         coefficient = SIGN[mode] * layer.coefficient / len(sites)
         additions = [Addition(layer.layer, direction_D, coefficient, site) for site in sites]
         yield Condition(f"layer-{name}", "site", partial(added, target.model, additions))
+
+
+def agreement(target: TargetModel, prompts: Sequence[Prompt], condition: Condition) -> float:
+    """Share of the tokens' choices of experts on these prompts that a condition leaves as they were."""
+    assert target.moe is not None
+    equal, count = 0.0, 0
+    for _, batch in batches(prompts, target.batch_size):
+
+        def run(batch: Batch = batch) -> Tensor:
+            last_logits(target.model, batch)
+            return batch.attention_mask_BT
+
+        stays, choices = route_agreement(target.moe, run, condition.enter)
+        equal, count = equal + stays, count + choices
+    return equal / count
 
 
 def harmless_kl(target: TargetModel, prompts: Sequence[Prompt], condition: Condition) -> float:

@@ -27,6 +27,16 @@ def random_directions(directions: Directions, seed: int) -> Directions:
     return replace(directions, **drawn)
 
 
+def shared_directions(directions: Directions) -> Directions:
+    """In place of every expert's direction that of its layer's shared expert, as long as the one that it replaces."""
+    assert directions.shared_LPD is not None
+    layers = torch.tensor([layer for layer, _ in directions.candidates])
+    shared_CPD = directions.shared_LPD[layers].double()
+    length_CP1 = directions.expert_CPD.double().norm(dim=-1, keepdim=True)
+    drawn_CPD = torch.nn.functional.normalize(shared_CPD, dim=-1) * length_CP1
+    return replace(directions, expert_CPD=drawn_CPD.float())
+
+
 def random_experts(
     directions: Directions, searched: Sequence[Place], threshold: float, *, count: int, seed: int
 ) -> list[Place]:

@@ -30,7 +30,7 @@ from seawall.models.hidden.resume import BlockInputs, record_block_inputs, resum
 Metric = Literal["score", "kl", "induced"]
 """`score`: refusal score of a prompt whose refusal is to be moved. `kl`: divergence of a harmless prompt's next token
 from the original model's, in nats. `induced`: refusal score of a harmless prompt with the direction added. For `score`
-and `kl` a layer's direction is ablated everywhere, and an expert's is subtracted or added at its block."""
+and `kl` a direction of the family `layer` is ablated everywhere, all others are subtracted or added in their place."""
 PromptSet = Literal["moved", "harmless"]
 Subset = Literal["screening", "remaining"]
 """The first prompts of a side, on which candidates are screened, and the remaining ones."""
@@ -153,8 +153,8 @@ class CandidateEvaluator:
     def _measured(
         self, candidates: Sequence[SteeringCandidate], metric: Metric, subset: Subset
     ) -> Iterator[tuple[SteeringCandidate, list[float]]]:
-        ablation = [candidate for candidate in candidates if not candidate.experts and metric != "induced"]
-        addition = [candidate for candidate in candidates if candidate.experts or metric == "induced"]
+        ablation = [candidate for candidate in candidates if candidate.family == "layer" and metric != "induced"]
+        addition = [candidate for candidate in candidates if candidate.family != "layer" or metric == "induced"]
         for recorded in self._recorded[PROMPTS_OF[metric], subset]:
             for candidate in ablation:
                 yield candidate, self._ablated(candidate, recorded, metric)

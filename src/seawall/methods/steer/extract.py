@@ -64,10 +64,11 @@ def extract(
     moe = target.moe if experts else None
     counter = _Counter(progress, (1 if moe is None else 2) * (len(harmful) + len(harmless)))
     means = {side: _Means.zeros(target, len(positions)) for side in sides}
-    records: dict[PromptSide, list[ScoredPrompt]] = {}
-    for side, prompts in sides.items():
-        read = partial(_read, target=target, sign=_SIGN[side], positions=positions, into=means[side], counter=counter)
-        records[side] = _scored(target, side, prompts, read)
+    reading = {
+        side: partial(_read, target=target, sign=_SIGN[side], positions=positions, into=means[side], counter=counter)
+        for side in SIDES
+    }
+    records = {side: _scored(target, side, sides[side], reading[side]) for side in SIDES}
     for side in SIDES:
         _require_counted(side, records[side])
     hidden_NPD, chosen_LE = means["harmful"].minus(means["harmless"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from seawall.artifacts.audit import AuditFigure
 from seawall.artifacts.directions import Directions, Place
 from seawall.artifacts.evaluation import Sample
-from seawall.artifacts.groups import target
+from seawall.artifacts.groups import CountedVerdict, target
 from seawall.artifacts.steering import SteeringCandidate, SteeringResult
 from seawall.config.eval import EvalConfig
 from seawall.evaluation.metrics import lost_share, paired_difference
@@ -49,6 +49,43 @@ def recovered(
         return None
     share, low, high = lost
     return AuditFigure(1 - share, 1 - high, 1 - low)
+
+
+def over_vectors(
+    original: Sequence[Sample], vectors: Sequence[Sequence[Sample]], group: str, config: EvalConfig
+) -> AuditFigure | None:
+    """Mean change of a group's rate over several random vectors; the interval resamples vectors and goals.
+
+    Each prompt counts where it is scored on both sides. None without a vector or a scored prompt.
+    """
+    before = {sample.id: sample for sample in original if sample.group == group}
+    goals, goal_of_C = np.unique([sample.goal for sample in before.values()], return_inverse=True)
+    rows = [_changes(before, samples, target(group)) for samples in vectors]
+    if not rows or np.isnan(rows).all():
+        return None
+    changes_VC = np.stack(rows)
+    # Sums and counts by vector and goal, so that a resample is a product.
+    scored_VC = ~np.isnan(changes_VC)
+    of_goal_CG = np.eye(len(goals))[goal_of_C]
+    sums_VG, counts_VG = np.nan_to_num(changes_VC) @ of_goal_CG, scored_VC.astype(np.float64) @ of_goal_CG
+    generator = np.random.default_rng(config.seed)
+    means = []
+    for _ in range(config.bootstrap):
+        vector_weights = np.bincount(generator.integers(len(rows), size=len(rows)), minlength=len(rows))
+        goal_weights = np.bincount(generator.integers(len(goals), size=len(goals)), minlength=len(goals))
+        count = vector_weights @ counts_VG @ goal_weights
+        if count:
+            means.append(float(vector_weights @ sums_VG @ goal_weights / count))
+    value = float(np.nanmean(changes_VC))
+    low, high = (float(end) for end in np.quantile(means, (0.025, 0.975)))
+    return AuditFigure(value, min(low, value), max(high, value))
+
+
+def _changes(before: Mapping[str, Sample], after: Sequence[Sample], counted: CountedVerdict) -> Floats:
+    """Change of each prompt's verdict, -1 to 1; NaN where a side is unscored."""
+    outcomes = {sample.id: sample.outcome for sample in after}
+    pairs = [(sample.outcome, outcomes[name]) for name, sample in before.items()]
+    return np.array([np.nan if "unscored" in pair else (pair[1] == counted) - (pair[0] == counted) for pair in pairs])
 
 
 def expert_effects(result: SteeringResult, directions: Directions, *, max_kl: float) -> dict[Place, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from seawall.artifacts.audit import AuditChange
 from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import Sample
-from seawall.artifacts.groups import BENIGN
+from seawall.artifacts.groups import BENIGN, PLAIN
 from seawall.artifacts.steering import SteeringCondition
 from seawall.artifacts.store import require_model
 from seawall.evaluation.collect import generate_and_judge
@@ -50,9 +50,13 @@ def measurements(context: SteerContext, conditions: Sequence[Condition]) -> list
         conditions: changes of the model.
     """
     prompts, text = context.held_out(), context.config.system_prompt
+    plain = [prompt for prompt in prompts if prompt.group == PLAIN]
     rows = [Measurement(ORIGINAL, "reference", nullcontext, prompts, None)]
     rows += [
-        Measurement(condition.name, condition.series, condition.enter, prompts, ORIGINAL) for condition in conditions
+        Measurement(
+            condition.name, condition.series, condition.enter, plain if condition.plain_only else prompts, ORIGINAL
+        )
+        for condition in conditions
     ]
     if context.config.mode == "induce" and is_done(context.run, "repair"):
         rows.append(Measurement(REPAIRED, "repair", lambda: _repaired(context), prompts, ORIGINAL))
@@ -92,8 +96,13 @@ class HeldOutEvaluation:
         return SteeringCondition(row.name, row.series, group_rates(with_pooled(samples)), kl)
 
     def changes(self, samples: SamplesByCondition, pairs: Iterable[tuple[str, str]]) -> list[AuditChange]:
-        """The paired difference in every group, for each (condition, reference)."""
-        return paired_changes(samples, pairs, self.context.recipe.eval)
+        """The paired difference in every group that both were measured on, for each (condition, reference)."""
+        rows = []
+        for pair in pairs:
+            groups = [{sample.group for sample in samples[name]} for name in pair]
+            both = {name: [row for row in samples[name] if row.group in groups[0] & groups[1]] for name in pair}
+            rows += paired_changes(both, [pair], self.context.recipe.eval)
+        return rows
 
     def _divergences(self, rows: Sequence[Measurement]) -> dict[str, float]:
         """Harmless divergences by name; values of an earlier attempt are reused."""
@@ -107,6 +116,7 @@ class HeldOutEvaluation:
 
     def _divergence(self, row: Measurement, place: tuple[int, int]) -> float:
         prompts = [prompt.prompt for prompt in row.prompts if prompt.group == BENIGN]
+        prompts = prompts or [prompt.prompt for prompt in self.context.held_out() if prompt.group == BENIGN]
         self.context.reporter.step("side effects on harmless prompts", *place)
         encoded = encode_prompts(self.context.opened.tokenizer, prompts)
         return harmless_kl(self.target, encoded, Condition(row.name, row.series, row.enter))

@@ -15,7 +15,8 @@ from torch import Tensor
 from seawall.artifacts.directions import Directions, Place
 from seawall.artifacts.steering import SteeringCandidate, SteeringFamily, SteeringMode
 from seawall.methods.steer.target import TargetModel
-from seawall.models.hidden.intervene import Addition, ExpertAddition, added, experts_added
+from seawall.models.hidden.added_by_expert import ExpertAddition, experts_added
+from seawall.models.hidden.intervene import Addition, added
 
 SIGN: dict[SteeringMode, int] = {"suppress": -1, "induce": 1}
 """Sign of a coefficient: x <- x - c r suppresses refusal, x <- x + c r induces it."""

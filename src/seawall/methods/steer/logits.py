@@ -6,6 +6,7 @@ Legend: B rows, T positions, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -18,16 +19,18 @@ from seawall.data.batching import Batch
 from seawall.methods.steer.score import refusal_score
 from seawall.methods.steer.target import Prompt, TargetModel, batches
 from seawall.models.forward import run_model
+from seawall.models.hidden.norms import norm_scale, readers_of
 from seawall.models.hidden.residual import decoder_layers
-from seawall.models.hidden.sublayers import first_output, with_first_output
+from seawall.models.hidden.sublayers import first_output
 
 
 def logits_direction(target: TargetModel, prompts: Sequence[Prompt]) -> Float[Tensor, " D"]:
-    """Mean gradient of the refusal score in the last decoder layer's output at the last token (D,), on the CPU.
+    """Mean gradient of the refusal score through the output layer and the final norm's weight (D,), on the CPU.
 
-    Between that output and the score lie the final norm and the output layer alone. So the gradient is the direction
-    that makes the refusal tokens likelier through the output layer, whatever the model decides: a direction whose
-    effect is this one's says nothing of where refusal lies (arXiv 2609.16204, 2608.18093).
+    The gradient in the output layer's input, at the last token, times the final norm's weight: the direction of the
+    residual stream that makes the refusal tokens likelier than others directly, whatever the model decides. How the
+    norm's length reacts is left out: there every direction would lower every logit. A direction whose effect is this
+    one's says nothing of where refusal lies (arXiv 2609.16204, 2608.18093).
 
     Args:
         target: the model.
@@ -35,8 +38,9 @@ def logits_direction(target: TargetModel, prompts: Sequence[Prompt]) -> Float[Te
     """
     sums_D: Tensor | None = None
     for _, batch in batches(prompts, target.batch_size):
-        gradients_BD = _gradients(target, batch)
-        sums_D = gradients_BD.sum(0) if sums_D is None else sums_D + gradients_BD.sum(0)
+        gradients_BD, weight_D = _gradients(target, batch)
+        row_D = gradients_BD.sum(0) * weight_D
+        sums_D = row_D if sums_D is None else sums_D + row_D
     assert sums_D is not None
     return (sums_D / len(prompts)).float().cpu()
 
@@ -68,21 +72,27 @@ def cosine(directions: Directions, layer: int, position: int) -> float:
     return float(torch.nn.functional.cosine_similarity(direction_D, directions.logits_D.double(), dim=0))
 
 
-def _gradients(target: TargetModel, batch: Batch) -> Tensor:
-    """Gradient of each row's refusal score in the last layer's output at its last token (B, D), float64."""
-    leaves: list[Tensor] = []
+def _gradients(target: TargetModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Gradient of each row's refusal score in the output layer's input (B, D), and the final norm's weight (D,)."""
+    output_layer, last_layer = target.model.get_output_embeddings(), decoder_layers(target.model)[-1]
+    assert isinstance(output_layer, nn.Module)
+    leaves, last = list[Tensor](), list[Tensor]()
 
-    def as_leaf(layer: nn.Module, inputs: Any, output: Any) -> Any:
-        hidden_BTD = first_output(output).detach().requires_grad_()
-        leaves.append(hidden_BTD)
-        return with_first_output(output, hidden_BTD)
+    def as_leaf(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        leaves.append(args[0].detach().requires_grad_())
+        return (leaves[-1], *args[1:])
 
-    handle = decoder_layers(target.model)[-1].register_forward_hook(as_leaf)
-    try:
+    def see_layer(layer: nn.Module, inputs: Any, output: Any) -> None:
+        last.append(first_output(output))
+
+    with ExitStack() as hooks:
+        hooks.callback(output_layer.register_forward_pre_hook(as_leaf).remove)
+        hooks.callback(last_layer.register_forward_hook(see_layer).remove)
+        norms = hooks.enter_context(readers_of(target.model, last))
         with torch.enable_grad():
             logits_BV = run_model(target.model, batch, keep=1)[:, -1]
             score = refusal_score(logits_BV, target.refusal_tokens).sum()
             (gradient_BTD,) = torch.autograd.grad(score, leaves[-1:])
-    finally:
-        handle.remove()
-    return gradient_BTD[:, -1].double()
+    width = gradient_BTD.shape[-1]
+    weight_D = norm_scale(norms[0], last[-1]) if norms else torch.ones(width, dtype=torch.float64)
+    return gradient_BTD[:, -1].double(), weight_D.to(gradient_BTD.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,12 @@ def read_directions(context: SteerContext, scratch: Path) -> Directions:
         DataError: the model refuses no prompt, a side has no prompts, or a position lies outside a prompt.
     """
     if (scratch / f"{DIRECTIONS}.json").is_file():
-        return Directions.load(scratch, fingerprint=context.opened.fingerprint)
+        saved = Directions.load(scratch, fingerprint=context.opened.fingerprint)
+        if saved.expert_part == "routed":
+            return saved
+        # Of an earlier version, whose experts' directions were those of MoE blocks: nothing built on them counts.
+        context.reporter.say("the directions of an earlier version are extracted again, and the search begins again")
+        shutil.rmtree(scratch / SEARCH, ignore_errors=True)
     config, tokenizer = context.config, context.opened.tokenizer
     harmful, harmless = (
         encode_prompts(tokenizer, prompts) for prompts in (context.harmful("train"), context.harmless("train"))

@@ -13,6 +13,7 @@ from seawall.artifacts.hardening import Hardening
 from seawall.artifacts.steering import SteeringResult
 from seawall.methods.steer.charts import candidate_name, layer_grid, routing_note, routing_scatter, side_effect_scatter
 from seawall.methods.steer.claim import PAPER_CONSTRAINED, PAPER_FREE
+from seawall.methods.steer.conditions import RANDOM, SHARED
 from seawall.methods.steer.held_out import UNDER_SYSTEM
 from seawall.report.audits import AuditView
 from seawall.report.steering import CandidateRow, ShareRow, SteeringView
@@ -21,6 +22,10 @@ _SHOWN, _TRIED = (POOLED, PLAIN, BORDERLINE, BENIGN, WRAPPED), 40
 _LABELS = {
     "original": "model as it is",
     "layer": "direction of a layer",
+    "layer-strength": "direction of a layer, searched like an expert",
+    "layer-without-logits": "layer, without the refusal tokens' logits",
+    "layer-route-preserving": "direction of a layer, routes preserved",
+    "logits-direction": "direction of the refusal tokens' logits (control)",
     "expert": "one expert, free",
     "expert-constrained": "one expert, layer's place",
     "all-experts": "all experts of a layer",
@@ -30,6 +35,8 @@ _LABELS = {
     "ablated-attention": "ablated from attention",
     "ablated-mlp": "ablated from MLP or MoE",
     "ablated-both": "ablated from both",
+    "ablated-routed": "ablated from routed experts",
+    "ablated-shared": "ablated from shared experts",
     "ablated-everywhere": "ablated everywhere",
     "layer-attention": "at the layer's attention",
     "layer-mlp": "at the layer's MLP or MoE",
@@ -41,6 +48,7 @@ _TOP_K = "-top-k"
 _SHARES: tuple[tuple[str, str, float | None], ...] = (
     ("expert", "one expert, free to choose its place", PAPER_FREE),
     ("expert-constrained", "one expert, in the layer's own place", PAPER_CONSTRAINED),
+    ("layer-without-logits", "the layer's direction without the refusal tokens' logits", None),
     ("pair", "two experts together", None),
     ("triple", "three experts together", None),
     ("all-experts", "all experts of a layer", None),
@@ -57,7 +65,7 @@ def steering_view(result: SteeringResult, directions: Directions, hardening: Har
     """What the report is given."""
     return SteeringView(
         result=result,
-        question=_question(result),
+        question=_question(result, directions),
         facts=_facts(result, directions),
         grid=layer_grid(result, directions),
         conditions=_conditions(result),
@@ -91,20 +99,36 @@ def condition_name(name: str) -> str:
         return f"safety prompt: {condition_name(name.removeprefix(UNDER_SYSTEM))}"
     if name.endswith(_TOP_K):
         return f"{condition_name(name.removesuffix(_TOP_K))}, top-k"
+    if name.startswith("expert-") and f"-{RANDOM}-" in name:
+        expert, _, number = name.rpartition(f"-{RANDOM}-")
+        return f"{condition_name(expert)}: random vector {number} (control)"
+    if name.startswith("expert-") and name.endswith(f"-{SHARED}"):
+        return f"{condition_name(name.removesuffix(f'-{SHARED}'))}: shared expert's direction (control)"
     if name.startswith("random-direction-"):
         return f"random direction {name.rpartition('-')[2]} (control)"
     return _LABELS.get(name, name)
 
 
-def _question(result: SteeringResult) -> str:
+def _question(result: SteeringResult, directions: Directions) -> str:
     change = "subtracted" if result.mode == "suppress" else "added"
+    experts, controls = "", "random directions of the same length"
+    if directions.candidates:
+        # Results of earlier versions are shown as they were measured.
+        experts = f" and of each expert's {_OWN if directions.expert_part == 'routed' else _OF_BLOCK}"
+        controls += " and experts whose routing does not differ"
     return (
-        "Directions are mean differences between harmful and harmless prompts, of each layer's input and of each "
-        "expert's output where that expert alone is chosen. They come from training prompts and were chosen on "
-        f"validation prompts; then each was {change} on every token while the original model answered held-out "
-        "prompts, the same ones in every condition. No weight is changed. As controls, random directions of the same "
-        "length and experts whose routing does not differ went through the same."
+        f"Directions are mean differences between harmful and harmless prompts, of each layer's input{experts}. They "
+        f"come from training prompts and were chosen on validation prompts; then each was {change} on every token "
+        "while the original model answered held-out prompts, the same ones in every condition. No weight is changed. "
+        f"As controls, {controls} went through the same."
     )
+
+
+_OWN = "own output, without its gate weight"
+_OF_BLOCK = (
+    "MoE block where that expert alone is chosen (an earlier version of seawall; where a family has a shared expert, "
+    "that is nearly the shared expert's direction, so what is said of single experts here is withdrawn)"
+)
 
 
 def _conditions(result: SteeringResult) -> AuditView:

@@ -5,8 +5,7 @@ to the model's precision. Each row of a batch changes independently: a coefficie
 non-finite logits in its own row alone. Greedy generation hides this (the argmax of NaN is a token), so check
 `torch.isfinite(logits)` of one forward pass first.
 
-Legend: B rows of the batch, T positions, D model width, E routed experts of a layer, K experts per token, X experts of
-an addition.
+Legend: B rows of the batch, T positions, D model width.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal, final
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -28,12 +26,8 @@ from seawall.models.hidden.sublayers import (
     Change,
     decoder_blocks,
     input_changed,
-    output_changed,
     written_changed,
 )
-from seawall.models.moe.calls import call_reader, logits_reader
-from seawall.models.moe.find import MoELayer, MoEModel
-from seawall.models.moe.gates import GateRule, closest_rule, gate_probabilities
 
 Site = Literal["residual", "attention", "mlp"]
 """The input of a decoder layer; the output of its attention, or of its MLP or MoE block, to the residual stream."""
@@ -73,9 +67,9 @@ def added(model: PreTrainedModel, additions: Sequence[Addition]) -> Iterator[Non
     blocks = decoder_blocks(model)
     for addition in additions:
         require_layers([addition.layer], len(blocks))
-        _require_width(model, addition.vector_D)
+        require_width(model, addition.vector_D)
     with ExitStack() as stack:
-        if any(_is_per_row(addition.coefficient) for addition in additions):
+        if any(is_per_row(addition.coefficient) for addition in additions):
             stack.enter_context(single_passes_only(model))
         for addition in additions:
             block = blocks[addition.layer]
@@ -84,89 +78,6 @@ def added(model: PreTrainedModel, additions: Sequence[Addition]) -> Iterator[Non
             change = _adding(addition.vector_D.detach().float() / factor, addition.coefficient)
             stack.enter_context(_changed(block, addition.site, change))
         yield
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class ExpertAddition:
-    """Directions of experts, added to the output of their MoE block in proportion to the experts' router probability.
-
-    Attributes:
-        layer: position among the MoE layers.
-        experts: indices in the layer, each once.
-        vectors_XD: one direction per expert; they are not normalised.
-        coefficient: as in `Addition`.
-        top_k_only: add an expert's direction only to tokens that are routed to it.
-    """
-
-    layer: int
-    experts: tuple[int, ...]
-    vectors_XD: Tensor
-    coefficient: float | Tensor = 1.0
-    top_k_only: bool = False
-
-
-@contextmanager
-def experts_added(moe: MoEModel, additions: Sequence[ExpertAddition]) -> Iterator[None]:
-    """Inside, `y <- y + coefficient * sum over e of p_e(x) v_e` on every token at the output of MoE blocks.
-
-    `p_e` is the family's gate probability (`models.moe.gates.gate_probabilities`), whether or not the token is routed
-    to e (unless `top_k_only`). The output is that of the block, before any norm and any residual multiplier that follow
-    it: where an expert's own output enters it, on the scale of `models.hidden.expert_outputs`.
-
-    Raises:
-        UnsupportedModelError: the decoder layers or their halves cannot be identified.
-        ConfigError: the model lacks a layer or an expert, an expert is named twice, or the vectors have another shape.
-        SeawallError (in the forward pass): per-row coefficients with another number of rows, or with generation.
-    """
-    blocks = decoder_blocks(moe.model)
-    for addition in additions:
-        _require_experts(moe, addition)
-    with ExitStack() as stack:
-        if any(_is_per_row(addition.coefficient) for addition in additions):
-            stack.enter_context(single_passes_only(moe.model))
-        for addition in additions:
-            layer = moe.layers[addition.layer]
-            adding = _ExpertsAdding(layer, addition)
-            stack.callback(layer.router.register_forward_hook(adding.see_router).remove)
-            stack.callback(layer.experts.register_forward_pre_hook(adding.see_experts, with_kwargs=True).remove)
-            stack.enter_context(output_changed(blocks[layer.decoder_layer].mlp, adding.change))
-        yield
-
-
-@final
-class _ExpertsAdding:
-    """One addition at one MoE layer: holds the routing of a pass until the block's output."""
-
-    def __init__(self, layer: MoELayer, addition: ExpertAddition) -> None:
-        self._read_logits = logits_reader(layer)
-        self._read_call = call_reader(layer.experts)
-        self._addition = addition
-        self._vectors_XD = addition.vectors_XD.detach().float()
-        self._rule: GateRule | None = None
-        self._fitted = False
-        self._logits_TE: list[Tensor] = []
-        self._shares_TX: list[Tensor] = []
-
-    def see_router(self, router: nn.Module, inputs: Any, output: Any) -> None:
-        self._logits_TE[:] = [self._read_logits(output).detach().float()]
-
-    def see_experts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call, logits_TE = self._read_call(args, kwargs), self._logits_TE.pop()
-        indices_TK, weights_TK = call.indices_TK, call.weights_TK.detach()
-        if not self._fitted and bool(logits_TE.isfinite().all()):
-            self._rule, self._fitted = closest_rule(logits_TE, indices_TK, weights_TK), True
-        shares_TE = gate_probabilities(logits_TE, indices_TK, weights_TK, self._rule)
-        experts_X = torch.tensor(self._addition.experts, device=indices_TK.device)
-        shares_TX = shares_TE[:, experts_X]
-        if self._addition.top_k_only:
-            shares_TX = shares_TX * (indices_TK[:, :, None] == experts_X).any(dim=1)
-        self._shares_TX[:] = [shares_TX]
-
-    def change(self, hidden_BTD: Tensor) -> Tensor:
-        sums_TD = self._shares_TX.pop() @ self._vectors_XD.to(hidden_BTD.device)
-        shift = per_row(self._addition.coefficient, hidden_BTD) * sums_TD.view(hidden_BTD.shape)
-        return (hidden_BTD + shift).to(hidden_BTD.dtype)
 
 
 @contextmanager
@@ -195,16 +106,25 @@ def ablated(
     blocks = decoder_blocks(model)
     chosen = range(len(blocks)) if layers is None else sorted(set(layers))
     require_layers(chosen, len(blocks))
-    _require_width(model, direction_D)
-    direction_D = direction_D.detach().float()
-    length = direction_D.norm()
-    if not (length.isfinite() and length > 0):
-        raise ConfigError("the direction to ablate has no length", got=f"{length.item():g}", expected="above 0")
-    change = _ablating(direction_D / length)
+    change = ablation(model, direction_D)
     with ExitStack() as stack:
         for layer, site in product(chosen, (site for site in SITES if site in sites)):
             stack.enter_context(_changed(blocks[layer], site, change))
         yield
+
+
+def ablation(model: PreTrainedModel, direction_D: Tensor) -> Change:
+    """The change that removes the component along a direction.
+
+    Raises:
+        ConfigError: the direction has another width than the model, or no length.
+    """
+    require_width(model, direction_D)
+    direction_D = direction_D.detach().float()
+    length = direction_D.norm()
+    if not (length.isfinite() and length > 0):
+        raise ConfigError("the direction to ablate has no length", got=f"{length.item():g}", expected="above 0")
+    return _ablating(direction_D / length)
 
 
 def _changed(block: Block, site: Site, change: Change) -> AbstractContextManager[None]:
@@ -230,7 +150,8 @@ def _ablating(unit_D: Tensor) -> Change:
     return change
 
 
-def _is_per_row(coefficient: float | Tensor) -> bool:
+def is_per_row(coefficient: float | Tensor) -> bool:
+    """Whether each row of the batch has its own coefficient."""
     return isinstance(coefficient, Tensor) and coefficient.ndim > 0
 
 
@@ -274,24 +195,12 @@ def single_passes_only(model: PreTrainedModel) -> Iterator[None]:
         handle.remove()
 
 
-def _require_experts(moe: MoEModel, addition: ExpertAddition) -> None:
-    if not 0 <= addition.layer < moe.num_layers:
-        raise ConfigError(f"MoE layer {addition.layer} does not exist", expected=f"0 to {moe.num_layers - 1}")
-    unknown = [expert for expert in addition.experts if not 0 <= expert < moe.num_experts]
-    if unknown:
-        raise ConfigError(f"expert {unknown[0]} does not exist", expected=f"0 to {moe.num_experts - 1}")
-    if len(set(addition.experts)) < len(addition.experts):
-        raise ConfigError("an expert is named twice", got=f"experts {list(addition.experts)}", expected="each once")
-    if addition.vectors_XD.ndim != 2 or len(addition.vectors_XD) != len(addition.experts):
-        raise ConfigError(
-            "the directions do not fit the experts",
-            got=f"shape {tuple(addition.vectors_XD.shape)}",
-            expected=f"{len(addition.experts)} rows, one per expert",
-        )
-    _require_width(moe.model, addition.vectors_XD[0])
+def require_width(model: PreTrainedModel, vector_D: Tensor) -> None:
+    """Refuse a direction of another width.
 
-
-def _require_width(model: PreTrainedModel, vector_D: Tensor) -> None:
+    Raises:
+        ConfigError: the width is not the model's.
+    """
     width = int(model.config.get_text_config().hidden_size)
     if vector_D.shape != (width,):
         raise ConfigError(

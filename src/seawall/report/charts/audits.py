@@ -77,7 +77,8 @@ def _panel(view: AuditView, group: str, x: Scale, top: float, *, pitch: float, n
         label = view.label(condition)
         if named:
             yield text(x.start, y - 10, label)
-        yield _mark(label, condition.rates[group], x, y)
+        if group in condition.rates:  # some controls are measured on one group alone
+            yield _mark(label, condition.rates[group], x, y)
 
 
 def _mark(label: str, rate: Rate, x: Scale, y: float) -> Markup:
