@@ -6,7 +6,8 @@
 
 Each share and seed is a run of `seawall tune` in a folder of its own, with all methods on the same rows. The model
 before and the anchor are measured once and copied. A cell is the mean over seeds with Student's 95 % interval; the
-second table pairs AsFT with every other method on the same prompts and seeds, with intervals over prompts.
+second table pairs AsFT with every other method on the same prompts and seeds; its intervals resample seeds and prompts.
+With one seed the training is held fixed.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
-from seawall.artifacts.evaluation import Difference, Sample
+import numpy as np
+
+from seawall.artifacts.evaluation import Sample
 from seawall.artifacts.groups import PLAIN
 from seawall.artifacts.tuning import HARMFUL, NAME, TASK, TuningResult, TuningRow, spread_of
 from seawall.config import load_recipe, recipe_text
 from seawall.config.tune import TuneMethod
-from seawall.data.types import Outcome
 from seawall.distributed.process import Processes
-from seawall.evaluation.metrics import paired_difference
+from seawall.evaluation.bootstrap import seeds_and_goals_interval
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
 from seawall.methods.tune.context import TuneContext
@@ -156,13 +158,11 @@ def both(rows: Sequence[TuningRow]) -> str:
 
 def differences(args: argparse.Namespace, found: dict[Cell, TuningResult]) -> str:
     """AsFT minus every other method in harmful rate, points, paired by prompt and seed, over all shares above 0."""
-    lines = ["asft minus ..., harmful rate in points, all shares above 0, all seeds"]
+    lines = ["asft minus ..., harmful rate in points, all shares above 0; seeds and goals resampled"]
     for method in dict.fromkeys(method for run in found.values() for method in run.methods if method != "asft"):
         moved = difference(args, [cell for cell in found if cell[0] > 0], method)
         if moved is not None:
-            ends = f"[{100 * moved.low:+.1f}, {100 * moved.high:+.1f}]"
-            said = f"{100 * moved.difference:+.1f} {ends}, p={moved.p:.3f}, {moved.goals} goals"
-            lines.append(f"{method.ljust(_NAME)}{said}")
+            lines.append(f"{method.ljust(_NAME)}{moved}, {moved.seeds} seeds, {moved.goals} goals")
     return "\n".join(lines)
 
 
@@ -173,30 +173,55 @@ def against(args: argparse.Namespace, found: dict[Cell, TuningResult]) -> str:
     lines = [f"harmful rate in points, paired: here minus {args.against}"]
     for method in args.methods:
         for other in get_args(TuneMethod):
-            moved = paired([(plain(args, cell, method), plain(there, cell, other)) for cell in cells])
+            moved = paired([(cell[1], plain(args, cell, method), plain(there, cell, other)) for cell in cells])
             if moved is not None:
-                ends = f"[{100 * moved.low:+.1f}, {100 * moved.high:+.1f}]"
-                lines.append(f"{method} - {other}".ljust(2 * _NAME) + f"{100 * moved.difference:+.1f} {ends}")
+                lines.append(f"{method} - {other}".ljust(2 * _NAME) + str(moved))
     return "\n".join(lines)
 
 
-def difference(args: argparse.Namespace, cells: Sequence[Cell], other: TuneMethod) -> Difference | None:
+class Moved(NamedTuple):
+    """A difference of harmful rates over trainings and goals, with its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+    seeds: int
+    goals: int
+
+    def __str__(self) -> str:
+        """`+3.1 [-2.0, +8.2]`, in points."""
+        return f"{100 * self.difference:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
+
+def difference(args: argparse.Namespace, cells: Sequence[Cell], other: TuneMethod) -> Moved | None:
     """AsFT minus another method; None where one is missing."""
-    return paired([(plain(args, cell, "asft"), plain(args, cell, other)) for cell in cells])
+    return paired([(cell[1], plain(args, cell, "asft"), plain(args, cell, other)) for cell in cells])
 
 
-def paired(cells: Sequence[tuple[dict[str, Sample] | None, dict[str, Sample] | None]]) -> Difference | None:
-    """From the verdicts on plain held-out requests; cells that lack a side do not count."""
-    left: list[Outcome] = []
-    right: list[Outcome] = []
-    goals: list[str] = []
-    for ours, theirs in cells:
+def paired(cells: Sequence[tuple[int, dict[str, Sample] | None, dict[str, Sample] | None]]) -> Moved | None:
+    """From the verdicts on plain held-out requests; cells that lack a side do not count, nor replies not judged.
+
+    Args:
+        cells: seed of the trainings, and the replies after each of the two, by prompt.
+    """
+    moves: dict[tuple[int, str], list[float]] = {}
+    for seed, ours, theirs in cells:
         if ours is None or theirs is None:
             continue
-        left += [theirs[one].outcome for one in ours]
-        right += [one.outcome for one in ours.values()]
-        goals += [one.goal for one in ours.values()]
-    return paired_difference(left, right, goals, target="complied") if goals else None
+        for prompt, sample in ours.items():
+            outcomes = sample.outcome, theirs[prompt].outcome
+            if "unscored" not in outcomes:
+                move = float(outcomes[0] == "complied") - float(outcomes[1] == "complied")
+                moves.setdefault((seed, sample.goal), []).append(move)
+    if not moves:
+        return None
+    seeds, goals = sorted({seed for seed, _ in moves}), sorted({goal for _, goal in moves})
+    counts = np.array([[len(moves.get((seed, goal), ())) for goal in goals] for seed in seeds], dtype=np.float64)
+    sums = np.array([[sum(moves.get((seed, goal), ())) for goal in goals] for seed in seeds])
+    values = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+    low, high = seeds_and_goals_interval(values, counts)
+    mean = float(sums.sum() / counts.sum())
+    return Moved(mean, min(low, mean), max(high, mean), len(seeds), len(goals))
 
 
 def plain(args: argparse.Namespace, cell: Cell, method: TuneMethod) -> dict[str, Sample] | None:

@@ -48,11 +48,14 @@ class LandscapePoint:
         name: names its samples: `samples/NAME.jsonl`.
         amounts: factor of each direction; directions not named have factor 0.
         rates: `harmful`: harmful requests answered; `borderline`: over-refusal; `benign`: harmless requests answered.
+        realised: share of the move that the type of the weights held, along the move: 1 in float32, less in 16 bits;
+            None in files of earlier versions.
     """
 
     name: str
     amounts: Mapping[str, float]
     rates: Mapping[str, Rate]
+    realised: float | None = None
 
     def rate(self, group: str, max_unscored: float) -> Rate | None:
         """The rate of a group; None if more than a share `max_unscored` of its replies could not be judged."""

@@ -1,15 +1,19 @@
 """The cluster bootstrap, for ratios: goals are resampled with all their replies; and the sign-flip test.
 
-Legend: C goals (clusters), R resamples.
+Over trainings, seeds are resampled too (`seeds_and_goals_interval`): another seed is another model.
+
+Legend: C goals (clusters), R resamples, S seeds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm, t
 
 from seawall.artifacts.groups import CountedVerdict
 from seawall.data.types import Outcome
@@ -84,13 +88,51 @@ def resampled_rates(counts: Counts, weights_RC: Iterable[Floats]) -> Floats:
     return np.concatenate(parts)
 
 
-def percentile_interval(values_R: Floats) -> tuple[float, float]:
-    """The central 95 % of the values, NaN left out; (0, 0) where all are NaN."""
+def percentile_interval(values_R: Floats, *, units: int | None = None) -> tuple[float, float]:
+    """The central 95 % of the values, NaN left out; (0, 0) where all are NaN.
+
+    Args:
+        values_R: a statistic in every resample.
+        units: number of resampled units, if they are so few that the percentiles need Student's expansion.
+    """
     defined = values_R[~np.isnan(values_R)]
     if defined.size == 0:
         return 0.0, 0.0
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    tail = (1 - LEVEL) / 2
+    if units is not None:
+        tail = float(norm.cdf(-math.sqrt(units / (units - 1)) * t.ppf(1 - tail, units - 1)))
+    low, high = np.quantile(defined, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def seeds_and_goals_interval(
+    values_SC: Floats, weights_SC: Floats, *, resamples: int = 4000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of a weighted mean over trainings and goals, with seeds and goals resampled.
+
+    Every seed is asked the same goals, so both are drawn with replacement, independently, and a cell counts the product
+    of its two draws (Owen's pigeonhole bootstrap, arXiv 0712.1111). The percentiles are expanded for few seeds
+    (Hesterberg, arXiv 1411.5279, section 4.3): with three seeds the interval is the range of the resamples. With one
+    seed, goals alone are resampled, and the training is held fixed.
+
+    Args:
+        values_SC: such as the difference of two methods' rates on a goal, after trainings with the same seed.
+        weights_SC: replies behind each value; 0 where there is none.
+        resamples: number of resamples.
+        seed: of the resamples.
+    """
+    seeds, goals = values_SC.shape
+    assert weights_SC.shape == values_SC.shape
+    weighted_SC = np.where(weights_SC > 0, values_SC, 0.0) * weights_SC
+    means = []
+    seed_weights = np.concatenate([*resample_weights(seeds, resamples, seed)]) if seeds > 1 else np.ones((resamples, 1))
+    for goal_weights_RC in resample_weights(goals, resamples, seed + 1):
+        drawn_RS = seed_weights[: len(goal_weights_RC)]
+        seed_weights = seed_weights[len(goal_weights_RC) :]
+        total_R = np.einsum("rs,sc,rc->r", drawn_RS, weights_SC, goal_weights_RC)
+        sum_R = np.einsum("rs,sc,rc->r", drawn_RS, weighted_SC, goal_weights_RC)
+        means.append(np.divide(sum_R, total_R, out=np.full_like(sum_R, np.nan), where=total_R > 0))
+    return percentile_interval(np.concatenate(means), units=seeds if seeds > 1 else None)
 
 
 def sign_flip_p_value(moves_C: Floats, *, resamples: int, seed: int) -> float:

@@ -342,3 +342,29 @@ def test_an_adapter_of_another_rank_or_of_other_modules_is_one_line_both_ways(
         assert "\n" not in str(caught.value)
         assert str(caught.value).count("; got ") == str(caught.value).count("; expected ") == 1
         assert str(caught.value).count("; ") == 3  # got, expected and a remedy
+
+
+def test_in_bfloat16_a_small_move_is_hardly_made_and_the_share_is_told(tmp_path: Path) -> None:
+    folders = []
+    for name, sign in (("aligned", 1.0), ("base", 0.0)):
+        model = tiny("llama").to(torch.bfloat16)
+        weight = model.get_parameter("model.layers.0.self_attn.q_proj.weight")
+        change = 0.01 * sign * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        weight.data = (weight.data.float() + change).to(torch.bfloat16)
+        folders.append(write(tmp_path / name, model))
+    aligned = outline(folders[0])
+    direction = aligned_direction(aligned, outline(folders[1]))
+    rough = MovedWeights(_load(folders[0]), aligned, [direction])
+    exact = MovedWeights(_load(folders[0], dtype="float32"), aligned, [direction])
+    small, large = (rough.realised({"aligned": amount}) for amount in (0.02, 20.0))
+    assert small < 0.5
+    assert large == pytest.approx(1.0, abs=0.01)
+    assert rough.realised({}) == exact.realised({"aligned": 0.02}) == 1.0
+    own, base = (_load(folder, dtype="float32").state_dict() for folder in folders)
+    with rough.at({"aligned": 0.02}):
+        along = total = 0.0
+        for name, weight in rough._state.items():
+            intended = 0.02 * (own[name] - base[name])
+            along += float(((weight.float() - own[name]) * intended).sum())
+            total += float(intended.square().sum())
+    assert along / total == pytest.approx(small, abs=1e-3)

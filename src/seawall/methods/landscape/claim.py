@@ -15,6 +15,8 @@ _LANDMARKS: tuple[tuple[DirectionKind, float, str], ...] = (
     ("aligned", -1.0, "the base"),
     ("tuned", 1.0, "the fine-tuned model"),
 )
+_MADE = 0.95
+"""Share of a move that its weights hold, below which the claim says so."""
 
 
 def claim(result: LandscapeResult) -> str:
@@ -58,6 +60,12 @@ def _sentences(result: LandscapeResult) -> Iterator[str]:
         rate = _rate_at(result, kind, value)
         if rate is not None:
             yield f"At {amount(value)}, {model}, the harmful rate is {_rate(rate)}."
+    made = [point.realised for point in result.points if point.amounts and point.realised is not None]
+    if made and min(made) < _MADE:
+        yield (
+            f"The 16-bit weights hold {min(made):.0%} to {max(made):.0%} of the moves, so amounts and widths exceed "
+            "what was moved; model.dtype=auto moves in float32."
+        )
     broken = [point for point in result.points if point.rate(HARMFUL, result.most_unscored) is None]
     if broken:
         yield (

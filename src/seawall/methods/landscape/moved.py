@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 from seawall.errors import ArtifactError
 from seawall.methods.landscape.directions import Direction
 from seawall.models.files.stream import CheckpointOutline, Part, reading
+from seawall.models.lora.merged import survival
+
+_HALF = (torch.bfloat16, torch.float16)
 
 
 @final
@@ -54,7 +57,35 @@ class MovedWeights:
         finally:
             self._restore(used)
 
+    @torch.no_grad()
+    def realised(self, amounts: Mapping[str, float]) -> float:
+        """The share of a move that the weights' type can hold, along the move: 1 in float32, less after rounding.
+
+        <realised, intended> / ||intended||^2 over all changed weights; nothing is written.
+
+        Raises:
+            ArtifactError, UnsupportedModelError: as `at`.
+        """
+        used = {self._directions[name]: amount for name, amount in amounts.items() if amount != 0}
+        if not any(weight.dtype in _HALF for weight in self._state.values()):
+            return 1.0
+        return survival(self._rounded(used))
+
+    def _rounded(self, used: Mapping[Direction, float]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(realised, intended) change of every tensor that its type rounds to 16 bits."""
+        for part, own, moved in self._moves(used):
+            for name, value in moved.items():
+                dtype = self._weight(part, name).dtype
+                if dtype in _HALF:
+                    before = own[name].float()
+                    yield value.to(dtype).float() - before, value - before
+
     def _write(self, used: Mapping[Direction, float]) -> None:
+        for part, _, moved in self._moves(used):
+            self._copy(part, moved)
+
+    def _moves(self, used: Mapping[Direction, float]) -> Iterator[tuple[Part, Mapping[str, Tensor], dict[str, Tensor]]]:
+        """Each part that moves, its own weights, and W + sum of amount x d in float32."""
         with ExitStack() as stack:
             reader = stack.enter_context(reading(self._aligned))
             changes = {direction: stack.enter_context(direction.opened()) for direction in used}
@@ -65,7 +96,7 @@ class MovedWeights:
                     for direction, change in changes.items()
                     if part in direction.norms
                 ]
-                self._copy(part, _sum(own, added))
+                yield part, own, _sum(own, added)
 
     def _restore(self, used: Iterable[Direction]) -> None:
         with reading(self._aligned) as reader:

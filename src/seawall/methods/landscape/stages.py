@@ -93,13 +93,17 @@ def measure(context: LandscapeContext, grid: Sequence[GridPoint], folder: Path) 
     Raises:
         SeawallError: a file cannot be read, or a judge's endpoint does not answer; saved replies stay.
     """
+    if context.recipe.model.dtype == "auto":
+        # In 16 bits most of a small move would be rounded away; `realised` says how much, where the recipe wants them.
+        context.opened.model.float()
     moved = MovedWeights(context.opened.model, context.checkpoint.outline, context.directions)
     (folder / "samples").mkdir(exist_ok=True)
     points = []
     for number, point in enumerate(grid, 1):
         path = folder / "samples" / f"{point.name}.jsonl"
         samples = _samples(context, moved, point, path, f"{point.name} ({number} of {len(grid)})")
-        points.append(LandscapePoint(point.name, dict(point.amounts), _rates(samples, context.recipe.eval)))
+        amounts, rates = dict(point.amounts), _rates(samples, context.recipe.eval)
+        points.append(LandscapePoint(point.name, amounts, rates, realised=moved.realised(amounts)))
     return points
 
 

@@ -19,6 +19,8 @@ _GROUPS: Mapping[str, str] = {
     BENIGN: "Harmless requests answered",
 }
 
+_EXACT = 0.995
+"""Share of a move from which the table does not mention its rounding."""
 _SHOWN = 23
 """Characters of a fingerprint; landscape.json has all."""
 
@@ -110,7 +112,8 @@ def _name(direction: LandscapeDirection) -> str:
 def _point_name(result: LandscapeResult, point: LandscapePoint) -> str:
     if not point.amounts:
         return "model as it is"
-    return ", ".join(f"{_name(result.direction(name))} {amount(value)}" for name, value in point.amounts.items())
+    name = ", ".join(f"{_name(result.direction(name))} {amount(value)}" for name, value in point.amounts.items())
+    return name if point.realised is None or point.realised > _EXACT else f"{name} ({point.realised:.0%} of it made)"
 
 
 def _fact(direction: LandscapeDirection) -> str:
