@@ -68,6 +68,11 @@ class Retain(StrictModel):
         description="Harmless twins beside each attack of a batch: the same wrapping, word for word, around a "
         "borderline or benign request, in turn. The repair then learns to refuse contents and not a wrapping.",
     )
+    plain_refusals: bool = Field(
+        default=False,
+        description="Add the model's own refusals of the plain requests to the retained examples, so that these "
+        "refusals stay.",
+    )
     weight: float = Field(
         default=1.0, ge=0, le=1000, description="Weight of the loss on harmless prompts; the refusal loss weighs 1."
     )
@@ -100,8 +105,8 @@ class EarlyStop(StrictModel):
         default=0.1,
         ge=0,
         le=1,
-        description="Largest increase of the wrapping gap: the share of harmless requests not answered inside the "
-        "attacks' wrappings minus the share plainly. A round above it does not end the repair and is not preferred.",
+        description="Largest increase of the wrapping gap: the share of harmless requests refused inside the attacks' "
+        "wrappings minus the share plainly. A round above it does not end the repair and is not preferred.",
     )
 
 

@@ -31,6 +31,7 @@ _LATER_SETTINGS: Mapping[str, Any] = {
     "successes": None,
     "max_wrapping_gap_increase": 0.1,
     "twins": 0,
+    "plain_refusals": False,
     "objective": "refusal",
     "attention_lr": None,
     "random_vectors": 5,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ def repair_inputs(context: Context, settings: RepairConfig, scratch: Path, *, co
     kept = list(_kept(context.run.stage("profile")))[:count]
     pairs = [pair for pair, _ in kept]
     retain = retained_exchanges(context, scratch / "retain.jsonl") if settings.retain.per_batch else []
+    if settings.retain.plain_refusals:
+        refusals = {pair.plain: replace(reply, prompt=pair.plain) for pair, reply in kept}
+        retain += refusals.values()
     twins = _twins(context, settings, pairs)
     plain_teaches = settings.objective == "consistency"
     asked = [twin.plain if plain_teaches else twin.prompt for of_pair in twins for twin in of_pair]
