@@ -52,14 +52,14 @@ def attack_names(rows: Iterable[ChatRow]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.attack for row in rows if row.attack is not None))
 
 
-def require_unseen(seen: Sequence[ChatRow], unseen: Sequence[ChatRow]) -> None:
+def require_unseen(trained: Sequence[ChatRow], unseen: Sequence[ChatRow]) -> None:
     """Checks that no attack is both trained on and reported as unseen.
 
     Raises:
         DataError: an unseen row has the family or the conversation of a seen one.
     """
-    families = {row.attack: row for row in reversed(seen)}
-    texts = {_text(row): row for row in reversed(seen)}
+    families = {row.attack: row for row in reversed(trained)}
+    texts = {_text(row): row for row in reversed(trained)}
     for row in unseen:
         same = texts.get(_text(row)) or families.get(row.attack)
         if same is not None:

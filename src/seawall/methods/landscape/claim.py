@@ -60,11 +60,11 @@ def _sentences(result: LandscapeResult) -> Iterator[str]:
         rate = _rate_at(result, kind, value)
         if rate is not None:
             yield f"At {amount(value)}, {model}, the harmful rate is {_rate(rate)}."
-    made = [point.realised for point in result.points if point.amounts and point.realised is not None]
-    if made and min(made) < _MADE:
+    realised = [point.realised for point in result.points if point.amounts and point.realised is not None]
+    if realised and min(realised) < _MADE:
         yield (
-            f"The 16-bit weights hold {min(made):.0%} to {max(made):.0%} of the moves, so amounts and widths exceed "
-            "what was moved; model.dtype=auto moves in float32."
+            f"The 16-bit weights hold {min(realised):.0%} to {max(realised):.0%} of the moves, so amounts and widths "
+            "exceed what was moved; model.dtype=auto moves in float32."
         )
     broken = [point for point in result.points if point.rate(HARMFUL, result.most_unscored) is None]
     if broken:

@@ -37,23 +37,23 @@ def repair_inputs(context: Context, settings: RepairConfig, scratch: Path, *, co
         scratch: folder of the model's answers, which an interrupted repair resumes from.
         count: number of first pairs to use; None takes all.
     """
-    kept = list(_kept(context.run.stage("profile")))[:count]
-    pairs = [pair for pair, _ in kept]
+    records = list(_kept(context.run.stage("profile")))[:count]
+    pairs = [pair for pair, _ in records]
     retain = retained_exchanges(context, scratch / "retain.jsonl") if settings.retain.per_batch else []
     if settings.retain.plain_refusals:
-        refusals = {pair.plain: replace(reply, prompt=pair.plain) for pair, reply in kept}
+        refusals = {pair.plain: replace(reply, prompt=pair.plain) for pair, reply in records}
         retain += refusals.values()
     twins = _twins(context, settings, pairs)
     plain_teaches = settings.objective == "consistency"
-    asked = [twin.plain if plain_teaches else twin.prompt for of_pair in twins for twin in of_pair]
-    answers = iter(_answers(context, asked, scratch / "twins.jsonl", refusals=plain_teaches))
+    prompts = [twin.plain if plain_teaches else twin.prompt for of_pair in twins for twin in of_pair]
+    answers = iter(_answers(context, prompts, scratch / "twins.jsonl", refusals=plain_teaches))
     positions, teachers = [], [pair.plain if plain_teaches else None for pair in pairs] + [None] * len(retain)
     for of_pair in twins:
         answered = [(twin, exchange) for twin in of_pair if (exchange := next(answers)) is not None]
         positions.append(range(len(retain), len(retain) + len(answered)))
         retain += [Exchange(twin.prompt, answer.response, ended=answer.ended) for twin, answer in answered]
         teachers += [twin.plain if plain_teaches else None for twin, _ in answered]
-    targets = [reply for _, reply in kept] if plain_teaches else refusal_targets(context, pairs)
+    targets = [reply for _, reply in records] if plain_teaches else refusal_targets(context, pairs)
     return RepairInputs(pairs, targets, retain, positions, teachers if plain_teaches else ())
 
 

@@ -13,9 +13,9 @@ from seawall.config.repair import RepairConfig
 from seawall.models.moe.experts import trainable_experts
 from seawall.models.moe.find import MoELayer, MoEModel
 from seawall.models.moe.full_finetune import trainable_model
+from seawall.models.moe.module_copies import attention_modules, shared_experts, trainable_modules
 from seawall.models.moe.routers import router_parameters, trainable_routers
 from seawall.models.moe.trainable_copies import TrainableCopies
-from seawall.models.moe.trainable_modules import attention_modules, shared_experts, trainable_modules
 
 
 @final

@@ -48,7 +48,7 @@ def _beside_routed(moe: MoEModel, layer: MoELayer) -> dict[str, nn.Module]:
     return {
         name: child
         for name, child in children.items()
-        if not any(other == name or other.startswith(f"{name}.") for other in routed)
+        if not any(path == name or path.startswith(f"{name}.") for path in routed)
         and any(parameter.ndim == 2 for parameter in child.parameters())
     }
 
