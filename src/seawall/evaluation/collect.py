@@ -68,9 +68,9 @@ def collect_samples(
     """
     fixed = config.engine.kind == "transformers" and config.batch_size != "auto"
     batch_size = config.forward_rows if fixed else 1
-    held = hold_conversations(engine, prompts, config, path.with_suffix(".live.jsonl"), batch_size=batch_size)
-    log = SampleLog(path, held.prompts, batch_size=batch_size)
-    _reply_to_all(log, engine, config, judge=judge, broken=held.problems, progress=progress)
+    conversations = hold_conversations(engine, prompts, config, path.with_suffix(".live.jsonl"), batch_size=batch_size)
+    log = SampleLog(path, conversations.prompts, batch_size=batch_size)
+    _reply_to_all(log, engine, config, judge=judge, broken=conversations.problems, progress=progress)
     judge_unanswered(log, judge)
     return log.samples
 

@@ -63,9 +63,9 @@ def hold_conversations(
         SeawallError: an endpoint does not answer; the replies so far are kept.
         ArtifactError: the file is damaged.
     """
-    held, problems = {prompt.id: prompt for prompt in prompts}, dict[str, str]()
+    by_id, problems = {prompt.id: prompt for prompt in prompts}, dict[str, str]()
     for turn in range(max((len(prompt.turns) for prompt in prompts), default=0)):
-        open_prompts = [prompt for prompt in held.values() if prompt.turns and prompt.id not in problems]
+        open_prompts = [prompt for prompt in by_id.values() if prompt.turns and prompt.id not in problems]
         log = _TurnLog(path, turn, [prompt.id for prompt in open_prompts], batch_size)
         _ask(engine, open_prompts, config, log)
         for prompt in open_prompts:
@@ -74,8 +74,8 @@ def hold_conversations(
                 problems[prompt.id] = f"turn {turn + 1}: {row.problem}"
             else:
                 answer, following = Message("assistant", row.reply), Message("user", prompt.turns[0])
-                held[prompt.id] = replace(prompt, prompt=(*prompt.prompt, answer, following), turns=prompt.turns[1:])
-    return Conversations(tuple(held.values()), problems)
+                by_id[prompt.id] = replace(prompt, prompt=(*prompt.prompt, answer, following), turns=prompt.turns[1:])
+    return Conversations(tuple(by_id.values()), problems)
 
 
 def _ask(engine: Engine, prompts: Sequence[EvalPrompt], config: EvalConfig, log: _TurnLog) -> None:
