@@ -52,15 +52,15 @@ def attack_names(rows: Iterable[ChatRow]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.attack for row in rows if row.attack is not None))
 
 
-def require_unseen(trained: Sequence[ChatRow], unseen: Sequence[ChatRow]) -> None:
+def require_unseen(trained_rows: Sequence[ChatRow], unseen_rows: Sequence[ChatRow]) -> None:
     """Checks that no attack is both trained on and reported as unseen.
 
     Raises:
         DataError: an unseen row has the family or the conversation of a seen one.
     """
-    families = {row.attack: row for row in reversed(trained)}
-    texts = {_text(row): row for row in reversed(trained)}
-    for row in unseen:
+    families = {row.attack: row for row in reversed(trained_rows)}
+    texts = {_text(row): row for row in reversed(trained_rows)}
+    for row in unseen_rows:
         same = texts.get(_text(row)) or families.get(row.attack)
         if same is not None:
             shared = "conversation" if _text(row) in texts else f"family {row.attack!r}"

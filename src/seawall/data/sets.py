@@ -81,10 +81,10 @@ class Prompts:
 
     def fingerprint(self) -> str:
         """sha256 over all prompts, for the manifest; independent of file paths and line numbers."""
-        seen, unseen = (
+        seen_rows, unseen_rows = (
             tuple(replace(row, path="", line=0) for row in rows) for rows in (self.attack_rows, self.unseen_rows)
         )
-        document = asdict(replace(self, attack_rows=seen, unseen_rows=unseen))
+        document = asdict(replace(self, attack_rows=seen_rows, unseen_rows=unseen_rows))
         del document["notes"]
         for name in ("test_wrapped", "unseen_rows"):
             if not document[name]:
