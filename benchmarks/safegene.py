@@ -2,14 +2,17 @@
 
     python benchmarks/safegene.py TASK_MODEL --aligned lab --gene runs/lab-gene --task task.jsonl --test test.jsonl
         -o runs/safegene/task-seed-0 [--recipe recipes/lab.yaml] [--shots 0 8 16 32] [--controls 16] [--seed 0]
-        [--anchor runs/tune/tune/anchor] [--fraction .33] [--answer exact] [--set data.test_goals=40 ...]
+        [--anchor runs/tune/tune/anchor | --base lab-original] [--drop .5] [--fraction .33] [--answer exact]
+        [--set data.test_goals=40 ...]
     python benchmarks/safegene.py --table runs/safegene/*           # over tasks and seeds, with what was recovered
 
 TASK_MODEL is a checkpoint or the folder of an adapter, which is merged once. Rows: the aligned model; the task's model
 as it is; by number of shots the gene's best layers with a coefficient each (`safegene`) and, with the same shots,
 safety fine-tuning once more (`safety-sft`, at all points); at `--controls` also one coefficient for all (`global`: task
-arithmetic), all layers (`all-layers`) and as many layers drawn at random (`random-layers`); with `--anchor`, the task's
-adapter projected by Safe LoRA (`safelora`). 0 shots tune nothing, so they have no safety fine-tuning and no global row.
+arithmetic), all layers (`all-layers`), as many layers drawn at random (`random-layers`) and RESTA without and with
+DARE (`resta`, `resta-dare`: the whole gene with one coefficient; DARE needs an adapter as TASK_MODEL); with
+`--anchor` or `--base`, the task's adapter projected by Safe LoRA (`safelora`) or merged with the gene by SafeMERGE
+(`safemerge`), which use no shots. 0 shots tune nothing, so they have no safety fine-tuning and no global row.
 Every row is evaluated in a run folder of its own and kept: the same command goes on where it stopped, and one with
 other inputs is refused.
 """
@@ -29,10 +32,10 @@ from typing import Any, Literal
 from seawall.artifacts.adapter import ADAPTER_CONFIG
 from seawall.artifacts.anchor import NAME as ANCHOR
 from seawall.artifacts.gene import Gene
-from seawall.artifacts.graft import Graft
+from seawall.artifacts.graft import Graft, GraftForm
 from seawall.artifacts.tuning import student_half
 from seawall.config import Recipe, load_recipe
-from seawall.config.gene import GraftMethod
+from seawall.config.gene import PROJECTING, GraftMethod
 from seawall.config.model import ModelConfig
 from seawall.data.sets import load_prompts
 from seawall.errors import NothingToGraftError
@@ -59,6 +62,12 @@ class Row:
     coefficients: Literal["layer", "global"] = "layer"
     method: GraftMethod = "gene"
     shots: int | None = None
+    drop: float | None = None
+
+    @property
+    def merged(self) -> bool:
+        """Whether the result is a checkpoint, made of the task's own adapter."""
+        return self.method in PROJECTING or self.drop is not None
 
     @property
     def key(self) -> str:
@@ -90,8 +99,9 @@ def read_table(folder: Path) -> dict[str, dict[str, Any]]:
 def _rows(options: argparse.Namespace) -> Iterator[Row]:
     yield Row("aligned")
     yield Row("fine-tuned")
-    if options.anchor is not None:
+    if options.anchor is not None or options.base is not None:
         yield Row("safelora", method="safelora")
+        yield Row("safemerge", "all", method="safemerge")
     for shots in options.shots:
         yield Row("safegene", "top", shots=shots)
         if shots:
@@ -99,6 +109,9 @@ def _rows(options: argparse.Namespace) -> Iterator[Row]:
         if shots in options.controls:
             yield Row("all-layers", "all", shots=shots)
             yield Row("random-layers", "random", shots=shots)
+            yield Row("resta", "all", method="resta", shots=shots)
+            if _is_adapter(options.model):
+                yield Row("resta-dare", "all", method="resta", shots=shots, drop=options.drop)
             if shots:
                 yield Row("global", "top", "global", shots=shots)
 
@@ -117,7 +130,7 @@ def _measured(row: Row, options: argparse.Namespace, recipe: Recipe) -> dict[str
         except NothingToGraftError:
             facts = {"turned_down": True}  # then it is the task's model as it is
         else:
-            model, target = (graft, target) if row.method == "safelora" else (model, EvalTarget(adapter=graft))
+            model, target = (graft, target) if row.merged else (model, EvalTarget(adapter=graft))
     named = recipe.model_copy(update={"model": _named(recipe, model)})
     done = evaluate_target(named, target, folder, text="", reporter=Quiet())
     opened, tokenizer = open_target(named, target, Quiet())
@@ -137,14 +150,15 @@ def _facts(graft: Graft) -> dict[str, Any]:
 def _graft(row: Row, options: argparse.Namespace, recipe: Recipe, output: Path) -> Graft:
     if output.is_dir():
         return Graft.load(output)
-    changed: dict[str, Any] = {"coefficients": row.coefficients, "method": row.method}
-    if row.method == "safelora":
-        changed["anchor"] = str(options.anchor)
-        request = GraftRequest(_named(recipe, options.model), None, output, form="merged")
-    else:
-        task = options.task if row.shots else None
-        model = _named(recipe, _task_checkpoint(options, recipe))
-        request = GraftRequest(model, _selected(row, options), output, row.shots or 0, task)
+    changed: dict[str, Any] = {"coefficients": row.coefficients, "method": row.method, "drop": row.drop}
+    if row.method in PROJECTING:
+        changed["anchor"] = None if options.anchor is None else str(options.anchor)
+        changed["base"] = None if options.base is None else ModelConfig(id=options.base)
+    gene = None if row.method == "safelora" else _selected(row, options)
+    task = options.task if row.shots else None
+    model = options.model if row.merged else _task_checkpoint(options, recipe)
+    form: GraftForm = "merged" if row.merged else "adapter"
+    request = GraftRequest(_named(recipe, model), gene, output, row.shots or 0, task, form)
     graft = recipe.gene.graft.model_copy(update=changed)
     return graft_gene(request, recipe.gene.model_copy(update={"graft": graft, "seed": options.seed}), recipe.data)
 
@@ -158,6 +172,10 @@ def _selected(row: Row, options: argparse.Namespace) -> Path:
 
 def _named(recipe: Recipe, model: str | Path) -> ModelConfig:
     return recipe.model.model_copy(update={"id": str(model)})
+
+
+def _is_adapter(model: str) -> bool:
+    return (Path(model) / ADAPTER_CONFIG).is_file()
 
 
 def _task_checkpoint(options: argparse.Namespace, recipe: Recipe) -> Path:
@@ -199,6 +217,8 @@ def _require_same(options: argparse.Namespace, recipe: Recipe) -> None:
     }
     if anchor is not None:
         inputs["anchor"] = file_hash(anchor / f"{ANCHOR}.json")
+    if options.base is not None:
+        inputs["base"] = options.base
     path = options.output / "inputs.json"
     before = read_json(path) if path.is_file() else {"inputs": {}, "rows": []}
     known = before["inputs"]
@@ -277,6 +297,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--controls", type=int, nargs="*", default=[0, 16], help="shots at which controls are run too")
     parser.add_argument("--seed", type=int, default=0, help="of the shots and the layers drawn")
     parser.add_argument("--anchor", type=Path, default=None, help="for Safe LoRA: an anchor of `seawall tune`")
+    parser.add_argument("--base", default=None, help="in its place: the model that the aligned one was trained from")
+    parser.add_argument("--drop", type=float, default=0.5, help="of RESTA with DARE")
     parser.add_argument("--fraction", type=float, default=1 / 3)
     parser.add_argument("--answer", choices=("exact", "number", "prefix"), default="exact")
     parser.add_argument("--set", action="append", default=[])

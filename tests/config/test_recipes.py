@@ -57,3 +57,11 @@ def test_what_ran_reads_back_as_the_same_recipe(file: Path) -> None:
 def test_config_imports_no_torch() -> None:
     code = "import seawall.config, seawall.runs.stage, sys; sys.exit(int('torch' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_safemoes_numbers() -> None:
+    tune = load_recipe(RECIPES / "olmoe-safemoe.yaml").tune
+    assert (tune.lora.r, tune.lora.alpha, tune.lora.target_modules) == (8, 8.0, ("q_proj", "v_proj"))
+    assert (tune.lr, tune.lr_scheduler_type, tune.epochs, tune.batch_size) == (1e-4, "cosine", 3.0, 32)
+    assert tune.contamination == pytest.approx(500 / 5500, abs=1e-4)
+    assert (tune.drift_variant, tune.weight, tune.seeds) == ("safemoe", 0.0, (42,))

@@ -20,6 +20,9 @@ _LATER = ("gold", "lengths", "capability", "disagreement", "wrapping", "harm")
 Sparse = Annotated[int, Field(exclude_if=lambda count: count == 0)]
 """A count that is left out of files where it is 0, as in files of early versions, which lack it."""
 
+SparseNumber = Annotated[float | None, Field(exclude_if=lambda number: number is None)]
+"""A number that is left out of files where it is None, as in files of early versions, which lack it."""
+
 SIGNIFICANT = 0.05
 """A change has a p-value below this, or is called unclear."""
 

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, PlainSerializer
 
+from seawall.artifacts.evaluation import SparseNumber
 from seawall.artifacts.store import load_record, require, save_record
-from seawall.config.gene import GraftMethod
+from seawall.config.gene import PROJECTING, GraftMethod
 from seawall.errors import ArtifactError
 
 NAME = "seawall_graft.json"
@@ -80,8 +81,8 @@ class GraftCheck:
     prompts: int
     max_logit_difference: float
     largest_logit: float
-    effect_error: float | None = None
-    survival: float | None = None
+    effect_error: SparseNumber = None
+    survival: SparseNumber = None
 
     @property
     def share(self) -> float:
@@ -94,13 +95,13 @@ class Graft:
     """One graft.
 
     Attributes:
-        task_model: fingerprint of the task model's weights; with `safelora`, of the base of the task's adapter.
+        task_model: fingerprint of the task model's weights; with `safelora` and `safemerge`, of the adapter's base.
         task_id: name of the task's model.
         gene: fingerprint of the gene; with `safety_sft`, of the gene whose points and rank it has; None with
             `safelora`.
         gene_made: origin of the gene in words.
         form: adapter or merged checkpoint.
-        coefficients: decoder layer -> factor of its update; empty with `safelora`.
+        coefficients: decoder layer -> factor of its update; empty with `safelora` and `safemerge`.
         tuned: number of tuned coefficients.
         shots: number of refusals, and of examples of the task.
         steps: losses during tuning.
@@ -109,7 +110,7 @@ class Graft:
         check: None if left out.
         seconds: of the graft.
         method: `gene`, or a baseline; files from before there were baselines are of a gene.
-        anchor: hash of the anchor's JSON, with `safelora`.
+        anchor: hash of the anchor's JSON, with `safelora` and `safemerge`; None where the base model was read.
         note: remark for people.
         harmless: number of replies to harmless requests in tuning, empty ones excluded.
     """
@@ -149,10 +150,9 @@ class Graft:
             raise ArtifactError(f"{folder} is no graft", got=got, remedy="name the output of `seawall gene graft`")
         # Grafts from before there were baselines lack these four.
         graft = load_record(path, _KIND, cls, later=("method", "anchor", "note", "harmless"))
-        is_projection = graft.method == "safelora"
-        complete = bool(graft.coefficients) != is_projection
-        require(complete, path, "one coefficient per layer, and none where an adapter was projected")
-        require((graft.gene is None) == is_projection, path, "a gene unless an adapter was projected")
+        complete = bool(graft.coefficients) != (graft.method in PROJECTING)
+        require(complete, path, "one coefficient per layer, and none where the task's adapter was changed")
+        require((graft.gene is None) == (graft.method == "safelora"), path, "a gene unless an adapter was projected")
         return graft
 
     def document(self) -> dict[str, object]:

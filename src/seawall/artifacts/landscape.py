@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from seawall.artifacts.evaluation import Rate
+from seawall.artifacts.evaluation import Rate, SparseNumber
 from seawall.artifacts.store import load_record, require, save_record
 
 NAME = "landscape.json"
@@ -55,7 +55,7 @@ class LandscapePoint:
     name: str
     amounts: Mapping[str, float]
     rates: Mapping[str, Rate]
-    realised: float | None = None
+    realised: SparseNumber = None
 
     def rate(self, group: str, max_unscored: float) -> Rate | None:
         """The rate of a group; None if more than a share `max_unscored` of its replies could not be judged."""

@@ -13,9 +13,13 @@ from seawall.config.tune import TuneSafeLora
 Keep = Literal["top", "stream", "random", "all"]
 """The layers of a gene to keep: `top` by the contrast of their contribution to the residual stream, `stream` by the
 contrast of their output, `random` (the control, same number), or `all`."""
-GraftMethod = Literal["gene", "safety_sft", "safelora"]
+GraftMethod = Literal["gene", "safety_sft", "safelora", "resta", "safemerge"]
 """`gene`: the gene's updates times coefficients. Baselines: `safety_sft`, a new adapter at the gene's points trained on
-the same shots; `safelora`, the task's own adapter projected onto the directions of alignment (arXiv 2405.16833)."""
+the same shots; `safelora`, the task's own adapter projected onto the directions of alignment (arXiv 2405.16833);
+`resta`, one coefficient for the whole gene, on a fine-tuning that may be thinned out (arXiv 2402.11746); `safemerge`,
+the task's adapter averaged with the gene where it leaves the directions of alignment (arXiv 2503.17239)."""
+PROJECTING: tuple[GraftMethod, ...] = ("safelora", "safemerge")
+"""Methods that change the task's own adapter by the directions of alignment; these need an adapter and no shots."""
 ExpertsBy = Literal["score", "random"]
 """The experts of a gene to keep: by `score` (gate weight on harmful requests times norm of the update), or at `random`
 (the control, same number)."""
@@ -79,7 +83,9 @@ class GeneGraft(StrictModel):
     method: GraftMethod = Field(
         default="gene",
         description="`gene`, or a baseline: `safety_sft`, a new adapter at the gene's points and of its rank, trained "
-        "on the same shots; `safelora`, the task's own adapter projected onto the directions of alignment.",
+        "on the same shots; `safelora`, the task's own adapter projected onto the directions of alignment; `resta`, "
+        "the gene with one coefficient, added to a fine-tuning that `drop` may thin out; `safemerge`, the task's "
+        "adapter averaged with the gene in matrices that leave the directions of alignment.",
     )
     coefficients: Literal["layer", "global"] = Field(
         default="layer", description="One coefficient per layer, or one for all layers (plain task arithmetic)."
@@ -99,9 +105,32 @@ class GeneGraft(StrictModel):
     anchor: str | None = Field(
         default=None,
         min_length=1,
-        description="Folder of an anchor, such as RUN/tune/anchor of `seawall tune`; required by `safelora`.",
+        description="Folder of an anchor, such as RUN/tune/anchor of `seawall tune`; `safelora` and `safemerge` need "
+        "it, or `base`.",
     )
-    safelora: TuneSafeLora = Field(default=TuneSafeLora(), description="The matrices that `safelora` projects.")
+    base: ModelConfig | None = Field(
+        default=None,
+        description="The model that the task's aligned model was trained from: `safelora` and `safemerge` read all of "
+        "the difference from both. Null takes `lab-original` for the embedded model, else the anchor, which must keep "
+        "every direction.",
+    )
+    safelora: TuneSafeLora = Field(
+        default=TuneSafeLora(), description="The matrices that `safelora` projects, and that `safemerge` merges."
+    )
+    safety_weight: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="`resta` without shots: the coefficient of the gene (null: 1). `safemerge`: the gene's share in a "
+        "merged matrix, up to 1 (null: 0.2).",
+    )
+    drop: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="`resta`: share of the numbers of the fine-tuning's update that are dropped at random; those left "
+        "are divided by 1 - drop (DARE). Needs the task's adapter; null drops none.",
+    )
     refusals: str | None = Field(
         default=None,
         min_length=1,
@@ -142,8 +171,14 @@ class GeneGraft(StrictModel):
 
     @model_validator(mode="after")
     def _of_its_method(self) -> GeneGraft:
-        if self.method == "safelora" and self.anchor is None:
-            raise wrong("an anchor with method: safelora, such as gene.graft.anchor=RUN/tune/anchor of `seawall tune`")
+        if self.method in PROJECTING and self.anchor is None and self.base is None:
+            raise wrong(f"an anchor (such as RUN/tune/anchor of `seawall tune`) or a base with method: {self.method}")
+        if self.drop is not None and self.method != "resta":
+            raise wrong("drop only with method: resta")
+        if self.safety_weight is not None and self.method not in ("resta", "safemerge"):
+            raise wrong("safety_weight only with method: resta or safemerge")
+        if self.method == "safemerge" and (self.safety_weight or 0.0) > 1:
+            raise wrong("safety_weight of at most 1 with method: safemerge, which averages")
         if self.method != "gene" and self.coefficients != "layer":
             raise wrong(f"coefficients: {self.coefficients} only with method: gene; baselines have no coefficients")
         return self

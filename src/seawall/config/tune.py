@@ -174,6 +174,11 @@ class TuneConfig(StrictModel):
         description="Weight of the penalty on routing drift on harmful prompts, added to `asft` for mixtures of "
         "experts; 0 adds none.",
     )
+    drift_variant: Literal["safemoe"] | None = Field(
+        default=None,
+        description="Form of the routing drift: null takes the mean over tokens and layers; `safemoe` that of the code "
+        "of SafeMoE, at the last token of a prompt, with temperature 0.1, summed over layers.",
+    )
     lora: TuneLora = Field(default=TuneLora(), description="The LoRA adapter.")
     lr: float = Field(default=5e-5, gt=0, le=10, description="AdamW learning rate.")
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(

@@ -23,7 +23,7 @@ from seawall.runs.files import (
 from seawall.runs.folder import MARKER, RunFolder, update_manifest
 
 _STARTED = "STARTED"
-_LATER_INPUTS = ("rendered", "settings", "computing", "judge_state")
+_LATER_INPUTS = ("rendered", "settings", "computing", "judge_state", "difference")
 """Inputs that finished stages of earlier versions lack; such a stage is current where all its inputs agree."""
 _LATER_SETTINGS: Mapping[str, Any] = {
     "template": None,

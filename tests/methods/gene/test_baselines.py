@@ -23,7 +23,7 @@ from seawall.artifacts.graft import ADAPTER, Graft, GraftForm
 from seawall.artifacts.graft import NAME as GRAFT
 from seawall.artifacts.store import load_document, save_document
 from seawall.config.data import DataConfig
-from seawall.config.gene import GeneGraft, GraftMethod
+from seawall.config.gene import PROJECTING, GeneGraft, GraftMethod
 from seawall.config.load import changed_defaults
 from seawall.config.model import ModelConfig
 from seawall.data.templating import Encoded
@@ -118,7 +118,7 @@ def some(refusals: int, task: int, harmless: int = 0) -> list[Shot]:
 
 
 def test_every_method_is_a_function_or_the_projection() -> None:
-    assert {*METHODS, "safelora"} == set(get_args(GraftMethod))
+    assert {*METHODS, *PROJECTING} == set(get_args(GraftMethod))
 
 
 @pytest.mark.parametrize("counts", [(2, 6, 0), (2, 6, 3)])
@@ -359,7 +359,7 @@ def test_safe_lora_that_projects_nothing_leaves_base_and_task(
     ("changes", "fields", "saying"),
     [
         (PROJECTED, {"form": "adapter"}, "as one checkpoint; got no --merge; add --merge"),
-        (PROJECTED, {"shots": 4}, "uses neither a gene nor examples; got --shots 4; remove --shots"),
+        (PROJECTED, {"shots": 4}, "without tuning; got --shots 4; remove --shots"),
         (PROJECTED, {"shots": 4, "task": Path("t.jsonl")}, "got --shots 4, --task t.jsonl; remove --shots and --task"),
         (PROJECTED, {"gene": Path("mine")}, "got --gene mine; remove --gene"),
         (
@@ -452,7 +452,7 @@ def test_a_merged_graft_in_bfloat16_is_held_to_what_the_gene_does(
     assert check.survival is not None
     assert check.effect_error is not None
     assert 0.9 < check.survival < 1.05
-    assert 0.05 < check.effect_error < 0.5
+    assert 0.05 < check.effect_error < 0.75
     assert Graft.load(tmp_path / "out").check == check
     assert "of its update survives rounding" in graft_claim(Graft.load(tmp_path / "out"))
     apart = merge("lost", "out-apart", form="adapter").check

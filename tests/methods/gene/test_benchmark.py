@@ -44,7 +44,7 @@ def test_other_inputs_are_refused_and_earlier_rows_stay(safegene: ModuleType, tm
     recipe = changed_defaults(["data.benign.kind=jsonl", f"data.benign.path={tmp_path / 'kites.jsonl'}"])
     fields: dict[str, Any] = {"model": str(tmp_path / "adapter"), "gene": tmp_path / "gene", "task": task}
     fields |= {"test": refusals, "output": tmp_path / "out", "aligned": "lab", "fraction": 0.3, "answer": "exact"}
-    fields |= {"seed": 0, "anchor": None, "shots": [0, 8], "controls": []}
+    fields |= {"seed": 0, "anchor": None, "base": None, "drop": 0.5, "shots": [0, 8], "controls": []}
 
     def ask(**changes: Any) -> None:
         safegene._require_same(Namespace(**fields | changes), recipe)
@@ -52,7 +52,7 @@ def test_other_inputs_are_refused_and_earlier_rows_stay(safegene: ModuleType, tm
     ask()
     ask(anchor=tmp_path / "anchor", shots=[16])
     assert json.loads((tmp_path / "out/inputs.json").read_text())["rows"] == [
-        *("aligned", "fine-tuned", "safelora", "safegene-n16", "safety-sft-n16"),
+        *("aligned", "fine-tuned", "safelora", "safemerge", "safegene-n16", "safety-sft-n16"),
         *("safegene-n0", "safegene-n8", "safety-sft-n8"),
     ]
     ask()

@@ -268,3 +268,22 @@ def test_a_drift_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
         router[0, 0] = torch.inf
     with pytest.raises(SeawallError, match="is not a finite number; got nan"):
         trainer.train()
+
+
+def test_safemoes_term_is_that_of_its_code() -> None:
+    logits = {"start": torch.tensor([[[0.3, 0.0]], [[0.1, 0.2]]]), "now": torch.tensor([[[0.0, 0.3]], [[0.1, 0.2]]])}
+    start, now = ([(logits[side] / 0.1).log_softmax(-1)] for side in ("start", "now"))
+    first = torch.tensor([3.0, 0.0]).softmax(-1)
+    expected = float((first * (first.log() - first.flip(0).log())).sum())  # layer 0; layer 1 did not drift
+    assert float(divergence(start, now, "safemoe")) == pytest.approx(expected)
+    assert float(divergence(start, now)) == pytest.approx(expected / 2)
+
+
+def test_safemoe_takes_the_last_token_at_its_temperature() -> None:
+    moe = find_moe(tiny("olmoe"))
+    rows = [[5, 6, 7, 8], [9, 10]]
+    with torch.no_grad():
+        everywhere, last = routing(moe, rows), routing(moe, rows, "safemoe")
+    for full_LTE, last_LTE in zip(everywhere, last, strict=True):
+        assert last_LTE.shape == (full_LTE.shape[0], 1, full_LTE.shape[2])
+        torch.testing.assert_close(last_LTE, (full_LTE[:, -1:] / 0.1).log_softmax(-1), rtol=1e-4, atol=1e-4)

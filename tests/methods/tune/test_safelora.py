@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from anchors import anchor_of, matrix_of
-from checkpoint_pairs import config_of, write_pair
+from checkpoint_pairs import config_of, write, write_pair
 from families import tiny
 from seawall.artifacts.anchor import Anchor, AnchorMatrix
 from seawall.errors import ConfigError, UnsupportedModelError
+from seawall.methods.tune.alignment import AlignmentDifference
 from seawall.methods.tune.anchor import extract_anchor
 from seawall.methods.tune.safelora import SafeLoraReport, project
-from seawall.models.files.stream import matrices
+from seawall.models.files.stream import matrices, outline
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -95,6 +96,46 @@ def test_it_is_the_formula_formed_densely(family: str, settings: dict[str, Any],
         names = [name] if cosine.ndim == 0 else [f"{name}[{expert}]" for expert in range(len(cosine))]
         assert [found[one] for one in names] == pytest.approx(cosine.reshape(-1).tolist(), rel=1e-3)
     assert len(report.projected) == len(report.matrices)
+
+
+@pytest.mark.parametrize(("family", "settings"), [("llama", LINEARS), ("mixtral", EXPERTS), ("gpt_oss", EXPERTS)])
+def test_all_of_the_difference_is_read_from_the_checkpoints(
+    family: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    aligned, base, moved = write_pair(tmp_path, family)
+    transposed = {name: one.transposed for name, one in matrices(tiny(family)).items()}
+    model = adapted(family, **settings)
+    before = updates(model)
+    difference = AlignmentDifference(outline(aligned), outline(base))
+    report = project(model, None, difference=difference, threshold=1.0)
+    after, found = updates(model), cosines(report)
+    for name, dW in before.items():
+        made, cosine = expected(moved[name], dW.mT if transposed[name] else dW)
+        torch.testing.assert_close(after[name], (made.mT if transposed[name] else made).float(), rtol=1e-3, atol=1e-4)
+        names = [name] if cosine.ndim == 0 else [f"{name}[{expert}]" for expert in range(len(cosine))]
+        assert [found[one] for one in names] == pytest.approx(cosine.reshape(-1).tolist(), rel=1e-3)
+
+
+def test_a_truncated_anchor_would_delete_what_all_of_the_difference_leaves(tmp_path: Path) -> None:
+    base, aligned = tiny("llama"), tiny("llama")
+    for layer in range(3):  # alignment moved the matrix by a rotation: every direction counts alike
+        weight = aligned.get_parameter(f"model.layers.{layer}.self_attn.q_proj.weight").data
+        weight += torch.linalg.qr(torch.randn(weight.shape, generator=torch.Generator().manual_seed(layer))).Q
+    sides = write(tmp_path / "aligned", aligned), write(tmp_path / "base", base)
+    truncated = extract_anchor(config_of(*sides, targets=("q_proj",), rank=2))
+    model = adapted("llama", target_modules=["q_proj"])
+    before = updates(model)
+    for name, dW in before.items():
+        matrix = truncated.matrices[name]
+        part = matrix.basis * matrix.singular_values @ matrix.basis.mT  # V of the two directions alone
+        assert float(expected(part, dW)[1]) < 0.5
+    difference = AlignmentDifference(*(outline(folder) for folder in sides))
+    report = project(model, truncated, difference=difference, threshold=0.707)
+    assert report.projected == ()
+    assert min(cosines(report).values()) > 0.999
+    assert all(torch.equal(one, before[name]) for name, one in updates(model).items())
+    refused(r"leaves out directions .* got 6% of the squared norm of V in .*q_proj", model, truncated, threshold=0.707)
+    refused("projector: subspace needs an anchor", model, None, difference=difference, layers=1, projector="subspace")
 
 
 def one_by_one(model: Any, anchor: Anchor) -> dict[str, float]:
@@ -211,7 +252,9 @@ def test_bfloat16_factors_keep_their_type() -> None:
     assert kinds == {torch.bfloat16}
 
 
-def refused(saying: str, model: Any, anchor: Anchor, kind: type[Exception] = ConfigError, **settings: Any) -> None:
+def refused(
+    saying: str, model: Any, anchor: Anchor | None, kind: type[Exception] = ConfigError, **settings: Any
+) -> None:
     before = {name: one.clone() for name, one in model.named_parameters()}
     with pytest.raises(kind, match=saying) as caught:
         project(model, anchor, **settings)

@@ -87,7 +87,7 @@ def test_the_effect_that_a_merge_misses() -> None:
 def test_bounds_hold_on_both_sides() -> None:
     assert MergeFidelity(0.4, 0.93).faithful
     assert MergeFidelity(0.1, 1.1).faithful
-    for error, share in ((0.4, 0.21), (0.7, 0.93), (0.0, 2.0), (0.0, -1.0), (float("nan"), 1.0), (0.0, float("nan"))):
+    for error, share in ((0.4, 0.21), (0.9, 0.93), (0.0, 2.0), (0.0, -1.0), (float("nan"), 1.0), (0.0, float("nan"))):
         assert not MergeFidelity(error, share).faithful
 
 

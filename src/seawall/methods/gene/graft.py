@@ -1,6 +1,6 @@
 """`seawall gene graft` and `revert`: add a gene to a fine-tuned model, as an adapter or merged, and remove it.
 
-Safety fine-tuning and Safe LoRA, the baselines, use the same command (`gene.graft.method`).
+Baselines use the same command (`gene.graft.method`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from seawall.artifacts.gene import Gene
 from seawall.artifacts.graft import ADAPTER, ORIGINALS, Graft, GraftCheck, GraftForm
 from seawall.artifacts.graft import NAME as GRAFT
 from seawall.config.data import DataConfig
-from seawall.config.gene import GeneConfig, GeneGraft, GraftMethod
+from seawall.config.gene import PROJECTING, GeneConfig, GeneGraft, GraftMethod
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, ConfigError
+from seawall.methods.gene.dare import dropped_task
 from seawall.methods.gene.match import require_fit
 from seawall.methods.gene.methods import METHODS, GraftUpdate
 from seawall.methods.gene.safelora import write_projected
+from seawall.methods.gene.safemerge import write_merged
 from seawall.methods.gene.shots import Shots, harmless_requests, refusal_shots, task_shots
 from seawall.methods.gene.task_model import (
     base_of,
@@ -50,7 +52,7 @@ class GraftRequest:
 
     Attributes:
         model: the fine-tuned model; a local folder may also hold a PEFT adapter, which needs `form="merged"`.
-        gene: the gene's folder; None for Safe LoRA.
+        gene: the gene's folder; None for Safe LoRA alone.
         output: a new or empty folder.
         shots: number of refusals, and of task examples, to tune coefficients on; 0 skips tuning (every coefficient
             stays 1).
@@ -87,8 +89,12 @@ def graft_gene(
     """
     require_free(request.output)
     if config.graft.method == "safelora":
-        _require_projecting(request)
+        _require_projecting(request, "Safe LoRA", {"--gene": request.gene})
         write_projected(request.model, request.output, config.graft, reporter=reporter)
+    elif config.graft.method == "safemerge":
+        _require_projecting(request, "SafeMERGE", {})
+        gene = _gene(request, config.graft)
+        write_merged(request.model, gene, request.output, config.graft, reporter=reporter)
     else:
         _graft(request, config, data, reporter)
     return Graft.load(request.output)
@@ -132,9 +138,9 @@ def gene_folder(path: Path) -> Path:
 
 
 def _require_revertible(folder: Path, graft: Graft) -> None:
-    if graft.method == "safelora":
+    if graft.method in PROJECTING:
         raise ConfigError(
-            f"{folder} holds no graft to revert: it is a base merged with a projected adapter",
+            f"{folder} holds no graft to revert: it is a base merged with a changed adapter",
             got=f"the adapter {graft.task_id}",
             remedy="use that adapter, which is unchanged, and its base",
         )
@@ -166,13 +172,20 @@ def _graft(request: GraftRequest, config: GeneConfig, data: DataConfig, reporter
             f"{request.model.id} is an adapter, so a gene in adapter form would have no base checkpoint",
             remedy="add --merge, which writes base, task adapter and gene as one checkpoint",
         )
+    if adapter is None and config.graft.drop is not None:
+        raise ConfigError(
+            f"{request.model.id} is a checkpoint, so the update of its fine-tuning is not known",
+            got="gene.graft.drop",
+            expected="the adapter of the fine-tuning",
+            remedy="name that adapter, or leave gene.graft.drop out",
+        )
     task = open_checkpoint(request.model) if adapter is None else base_of(adapter, request.model)
     require_ungrafted(task)
     require_fit(gene, task.outline, vocabulary_hash(task.tokenizer), what=task.id)
     shots = _shots(request, config, data)
     with storage_errors(request.output), published(request.output) as scratch:
         if adapter is not None:
-            task = merged_task(task, adapter, scratch.with_name("task"), reporter)
+            task = _task_checkpoint(task, adapter, scratch.with_name("task"), config, reporter)
         update = METHODS[config.graft.method](gene, task, shots, config, reporter)
         graft = _record(request, config.graft.method, gene, task, update)
         graft = _write(task.outline, update.gene, graft, scratch, config.graft, reporter)
@@ -181,6 +194,14 @@ def _graft(request: GraftRequest, config: GeneConfig, data: DataConfig, reporter
             check = _checked(task, update.gene, scratch, request.form, allowed=config.graft.max_logit_difference)
             graft = replace(graft, check=check)
         replace(graft, seconds=round(time.monotonic() - begun, 1)).save(scratch)
+
+
+def _task_checkpoint(
+    base: Checkpoint, adapter: Path, folder: Path, config: GeneConfig, reporter: Reporter
+) -> Checkpoint:
+    if config.graft.drop is None:
+        return merged_task(base, adapter, folder, reporter)
+    return dropped_task(base, adapter, folder, drop=config.graft.drop, seed=config.seed, reporter=reporter)
 
 
 def _record(request: GraftRequest, method: GraftMethod, gene: Gene, task: Checkpoint, update: GraftUpdate) -> Graft:
@@ -224,19 +245,19 @@ def _gene(request: GraftRequest, config: GeneGraft) -> Gene:
     return Gene.load(gene_folder(request.gene))
 
 
-def _require_projecting(request: GraftRequest) -> None:
-    """Refuse options that Safe LoRA does not use, and the form `adapter`."""
-    options = {"--gene": request.gene, "--shots": request.shots or None, "--task": request.task}
+def _require_projecting(request: GraftRequest, method: str, unwanted: dict[str, object]) -> None:
+    """Refuse options that a method of the task's own adapter does not use, and the form `adapter`."""
+    options = {**unwanted, "--shots": request.shots or None, "--task": request.task}
     unused = [f"{name} {value}" for name, value in options.items() if value is not None]
     if unused:
         raise ConfigError(
-            "Safe LoRA projects the task's adapter and uses neither a gene nor examples",
+            f"{method} changes the task's adapter by the directions of alignment, without tuning",
             got=", ".join(unused),
             remedy=f"remove {' and '.join(name.split()[0] for name in unused)}",
         )
     if request.form == "adapter":
         raise ConfigError(
-            "Safe LoRA writes base and projected adapter as one checkpoint", got="no --merge", remedy="add --merge"
+            f"{method} writes base and changed adapter as one checkpoint", got="no --merge", remedy="add --merge"
         )
 
 

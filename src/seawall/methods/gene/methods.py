@@ -62,6 +62,21 @@ def scale_gene(
     return GraftUpdate(scaled, coefficients, settings.graft.coefficients, tuple(steps), _num_harmless(encoded))
 
 
+def add_safety_vector(
+    gene: Gene, task: Checkpoint, shots: Shots | None, settings: GeneConfig, reporter: Reporter
+) -> GraftUpdate:
+    """RESTA (arXiv 2402.11746): the whole gene times one coefficient, given or tuned on the shots.
+
+    Its variant with DARE thins out the fine-tuning of `task` before (`dare.py`).
+    """
+    if shots is not None:
+        tuned = settings.graft.model_copy(update={"coefficients": "global"})
+        return scale_gene(gene, task, shots, settings.model_copy(update={"graft": tuned}), reporter)
+    weight = 1.0 if settings.graft.safety_weight is None else settings.graft.safety_weight
+    coefficients = dict.fromkeys(gene.held_layers, weight)
+    return GraftUpdate(with_coefficients(gene, coefficients, origin="whole"), coefficients, "fixed")
+
+
 def fine_tune_adapter(
     gene: Gene, task: Checkpoint, shots: Shots | None, settings: GeneConfig, reporter: Reporter
 ) -> GraftUpdate:
@@ -82,8 +97,9 @@ def fine_tune_adapter(
 METHODS: Mapping[GraftMethod, Callable[[Gene, Checkpoint, Shots | None, GeneConfig, Reporter], GraftUpdate]] = {
     "gene": scale_gene,
     "safety_sft": fine_tune_adapter,
+    "resta": add_safety_vector,
 }
-"""Every method that adds an update. `safelora` adds none, it projects the task's adapter (`safelora.py`)."""
+"""Every method that adds an update. `PROJECTING` change the task's adapter (`safelora.py`, `safemerge.py`)."""
 
 
 def _with_new_adapter(

@@ -15,7 +15,7 @@ from seawall.artifacts.adapter import ADAPTER_CONFIG
 from seawall.artifacts.gene import Gene
 from seawall.artifacts.graft import NAME as GRAFT
 from seawall.artifacts.graft import Graft, GraftCheck
-from seawall.config.gene import GraftMethod
+from seawall.config.gene import PROJECTING, GraftMethod
 from seawall.config.model import ModelConfig
 from seawall.data.templating import encode_prompt
 from seawall.data.types import user
@@ -36,6 +36,8 @@ _GRAFTS: Mapping[GraftMethod, str] = {
     "gene": "the gene {gene}... in it",
     "safety_sft": "safety fine-tuning at the points of the gene {gene}... in it",
     "safelora": "the projected adapter of Safe LoRA in it",
+    "resta": "the safety vector of RESTA, the gene {gene}..., in it",
+    "safemerge": "the task's adapter merged with the gene {gene}... in it",
 }
 """Descriptions of grafted models."""
 
@@ -110,7 +112,7 @@ def _require_ungrafted(folder: Path, name: str) -> None:
     graft = Graft.load(folder)
     remedy = (
         "use the original task adapter and its base"
-        if graft.method == "safelora"
+        if graft.method in PROJECTING
         else "use the model before the graft (seawall gene revert), or compose the genes (seawall gene compose)"
     )
     raise ArtifactError(

@@ -42,7 +42,7 @@ def anchor_between(aligned: Checkpoint, base: Checkpoint, config: AnchorConfig) 
         SeawallError: as `extract_anchor`.
     """
     selected = _select(matrices(aligned.outline.model), config.targets)
-    _require_same_model(aligned.outline, base.outline, selected)
+    require_same_model(aligned.outline, base.outline, selected)
     tokenizer = compare_tokenizers(aligned, base)
     directions, fingerprints = _directions(aligned.outline, base.outline, selected, config)
     if not any(len(decomposition.singular_values) for decomposition in directions.values()):
@@ -109,7 +109,12 @@ def _named(name: str, target: str) -> bool:
     )
 
 
-def _require_same_model(aligned: CheckpointOutline, base: CheckpointOutline, selected: Mapping[str, Matrix]) -> None:
+def require_same_model(aligned: CheckpointOutline, base: CheckpointOutline, selected: Mapping[str, Matrix]) -> None:
+    """Refuse two checkpoints that differ in family, in the shape of a selected matrix, or in its layout on disk.
+
+    Raises:
+        ArtifactError: they do; names the first difference.
+    """
     families = [side.model.config.model_type for side in (aligned, base)]
     if families[0] != families[1]:
         raise _different("the model_type of config.json differs", families[0], families[1])
@@ -180,32 +185,37 @@ def _part_directions(
     ours, theirs = sides[0].read(part), sides[1].read(part)
     directions: _Decompositions = {}
     for name in sorted(ours.keys() & selected.keys()):
-        difference = _difference(name, ours.pop(name), theirs.pop(name))
-        if part.expert is None and difference.ndim == 3:
-            slices = {Part(name, expert): matrix for expert, matrix in enumerate(difference)}
+        V = difference(name, ours.pop(name), theirs.pop(name))
+        if part.expert is None and V.ndim == 3:
+            slices = {Part(name, expert): matrix for expert, matrix in enumerate(V)}
         else:
-            slices = {Part(name, part.expert): difference}
-        directions |= {piece: _decompose(V, piece, selected[name], config) for piece, V in slices.items()}
+            slices = {Part(name, part.expert): V}
+        directions |= {piece: _decompose(matrix, piece, selected[name], config) for piece, matrix in slices.items()}
     return directions
 
 
-def _difference(name: str, aligned: Tensor, base: Tensor) -> Tensor:
-    difference = aligned.to(torch.float32)
-    difference.sub_(base)
-    if not bool(torch.linalg.vector_norm(difference, dim=-1).isfinite().all()):  # needs no copy of the matrix
+def difference(name: str, aligned: Tensor, base: Tensor) -> Tensor:
+    """V = W_aligned - W_base in float32; overwrites `aligned` where that is float32.
+
+    Raises:
+        ArtifactError: it is not finite.
+    """
+    V = aligned.to(torch.float32)
+    V.sub_(base)
+    if not bool(torch.linalg.vector_norm(V, dim=-1).isfinite().all()):  # needs no copy of the matrix
         raise ArtifactError(
             f"the weights {name} are not finite",
             expected="finite weights in both checkpoints",
             remedy="copy or download the models again",
         )
-    return difference
+    return V
 
 
-def _decompose(difference: Tensor, part: Part, matrix: Matrix, config: AnchorConfig) -> LeadingDirections:
+def _decompose(V: Tensor, part: Part, matrix: Matrix, config: AnchorConfig) -> LeadingDirections:
     seed = config.seed + zlib.crc32(f"{part.name}[{part.expert}]".encode())
-    generator = torch.Generator(difference.device).manual_seed(seed % 2**63)
-    V = difference.mT if matrix.transposed else difference
-    return leading_directions(V, rank=config.rank, energy=config.energy, generator=generator)
+    generator = torch.Generator(V.device).manual_seed(seed % 2**63)
+    turned = V.mT if matrix.transposed else V
+    return leading_directions(turned, rank=config.rank, energy=config.energy, generator=generator)
 
 
 def _matrix(name: str, matrix: Matrix, directions: _Decompositions) -> AnchorMatrix:

@@ -14,12 +14,14 @@ from seawall.artifacts.anchor import Anchor
 from seawall.config.anchor import AnchorConfig
 from seawall.config.model import ModelConfig
 from seawall.errors import ConfigError
+from seawall.methods.tune.alignment import AlignmentDifference
 from seawall.methods.tune.anchor import extract_anchor
 from seawall.methods.tune.penalty import Penalty, Projector, StartingWeights, penalised
 from seawall.methods.tune.safelora import SafeLoraReport, project
 from seawall.methods.tune.terms import Attachment, LossTerm, require_attachable, require_weight
 from seawall.models.files.stream import Part, outline, reading
 from seawall.models.lora.updates import FullUpdate, Update, trainable_updates
+from seawall.shell.model import open_checkpoint
 
 __all__ = ["LOGGED", "Attachment", "SafetyBasin", "from_checkpoint"]
 
@@ -62,6 +64,7 @@ class SafetyBasin:
         if projector not in get_args(Projector):
             raise ConfigError("unknown projector", got=projector, expected=", ".join(get_args(Projector)))
         self.anchor, self.weight, self.projector, self.scaled, self.seed = loaded, weight, projector, scaled, seed
+        self._models: tuple[ModelConfig, ModelConfig] | None = None
 
     @classmethod
     def between(
@@ -96,7 +99,9 @@ class SafetyBasin:
             rank=rank,
             energy=energy,
         )
-        return cls(extract_anchor(config), weight)
+        basin = cls(extract_anchor(config), weight)
+        basin._models = (config.aligned, config.base)
+        return basin
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Saves the directions in a folder, for `SafetyBasin(folder)`."""
@@ -107,15 +112,22 @@ class SafetyBasin:
     ) -> SafeLoraReport:
         """Safe LoRA (arXiv 2405.16833) on a trained adapter, in place: projects updates with a low cosine.
 
+        A basin from `between` reads all of V = W_aligned - W_base from the two checkpoints once more; the anchor of
+        another basin must keep every direction (`energy=1.0`).
+
         Args:
             model: a PEFT model with one LoRA adapter.
             threshold: project matrices with a lower cosine.
             layers: project this number of matrices, lowest cosines first.
 
         Raises:
-            ConfigError: neither or both of threshold and layers; an adapter of matrices that the anchor lacks.
+            ConfigError: neither or both of threshold and layers; an adapter of matrices that the anchor lacks; an
+                anchor without all of V.
         """
-        return project(model, self.anchor, threshold=threshold, layers=layers)
+        difference = None
+        if self._models is not None:
+            difference = AlignmentDifference(*(open_checkpoint(config).outline for config in self._models))
+        return project(model, self.anchor, difference=difference, threshold=threshold, layers=layers)
 
     def penalty(self, model: torch.nn.Module, *, start: StartingWeights | None = None) -> Penalty:
         """The penalty of a model's updates, for a custom training loop.

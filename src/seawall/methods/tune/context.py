@@ -16,6 +16,7 @@ from seawall.config.recipe import Recipe
 from seawall.config.tune import ANCHORED, TuneConfig
 from seawall.distributed.process import Processes
 from seawall.errors import ConfigError
+from seawall.methods.tune.alignment import AlignmentDifference
 from seawall.methods.tune.anchor import anchor_between
 from seawall.methods.tune.data import TuneData
 from seawall.models.files.fingerprint import model_fingerprint
@@ -71,6 +72,11 @@ class TuneContext(Context):
             rank=size.rank,
             energy=size.energy,
         )
+
+    def alignment(self) -> AlignmentDifference:
+        """Both checkpoints, for all of V = W_aligned - W_base."""
+        assert self.base is not None
+        return AlignmentDifference(self.checkpoint.outline, open_checkpoint(self.base).outline)
 
     def make_anchor(self) -> Anchor:
         """Computes the anchor from both checkpoints."""

@@ -2,8 +2,11 @@
 
 Fine-tuning moves the routing of harmful prompts away from the experts that refuse them. The term penalises this drift:
 KL(start || current) of each token's routing distribution (softmax of the router's logits), averaged over the prompt's
-tokens, the MoE layers and the prompts. Drift and gradient are 0 at the start of training. SafeMoE alternates it with
-the task's loss; here it is a term of the loss, on a few prompts per optimizer step.
+tokens, the MoE layers and the prompts. Drift and gradient are 0 at the start of training.
+
+SafeMoE's own term (`variant="safemoe"`, after its code) takes softmax(logits / .1) at the last token of the prompt
+alone, and sums over the layers. Its code alternates: after each epoch of the task one pass over 100 prompts with the
+same optimizer. Here either is a term of the loss, on a few prompts per optimizer step.
 
 Legend: T tokens of a prompt, L MoE layers, E experts.
 """
@@ -15,7 +18,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +36,9 @@ from seawall.models.moe.find import MoEModel, find_moe
 LOGGED = "routing_drift"
 """Key of the trainer's logs for the mean unweighted drift since the last log line, in nats."""
 _TITLE = _WHAT = "routing drift"
+DriftVariant = Literal["mean", "safemoe"]
+TEMPERATURE = 0.1
+"""Of SafeMoE's softmax, as its README runs it."""
 
 
 class RoutingDrift:
@@ -51,6 +57,7 @@ class RoutingDrift:
         per_step: prompts per optimizer step; at least one per accumulation step is used.
         tokenizer: with the model's chat template; None uses the trainer's.
         seed: of the sampled prompts, which depend on seed and step alone, so that a resumed training repeats them.
+        variant: `mean` over all tokens and layers, or `safemoe`, as in the authors' code.
 
     Raises:
         ConfigError: a weight that is negative or not finite; no prompts; `per_step` below 1.
@@ -64,6 +71,7 @@ class RoutingDrift:
         per_step: int = 4,
         tokenizer: Any = None,
         seed: int = 0,
+        variant: DriftVariant = "mean",
     ) -> None:
         require_weight(weight, _WHAT)
         if not prompts:
@@ -72,7 +80,7 @@ class RoutingDrift:
             raise ConfigError("per_step must be at least 1", got=per_step)
         self.prompts = tuple(user(prompt) if isinstance(prompt, str) else prompt for prompt in prompts)
         self.weight, self.per_step = weight, per_step
-        self.tokenizer, self.seed = tokenizer, seed
+        self.tokenizer, self.seed, self.variant = tokenizer, seed, variant
 
     def attach(self, trainer: Any) -> Attachment:
         """Records the current routing of the prompts, and adds the term to the loss of a `transformers.Trainer`.
@@ -99,15 +107,15 @@ class RoutingDrift:
         moe = find_moe(without_adapter(trainer.model))
         rows = [encode_prompt(tokenizer, prompt) for prompt in self.prompts]
         with trainer.accelerator.autocast():
-            start = _recorded(moe, rows, self.per_step)
+            start = _recorded(moe, rows, self.per_step, self.variant)
             if self.weight > 0:
                 _require_gradient(moe, rows[0])
 
         def value(step: AccumulationStep) -> Tensor:
             indices = draw(len(rows), self.per_step, step, seed=self.seed)
             with trainer.accelerator.autocast():
-                current = routing(moe, [rows[index] for index in indices])
-            return divergence([start[index] for index in indices], current)
+                current = routing(moe, [rows[index] for index in indices], self.variant)
+            return divergence([start[index] for index in indices], current, self.variant)
 
         return Attachment(trainer, LossTerm(LOGGED, _TITLE, _WHAT, self.weight, value))
 
@@ -119,8 +127,10 @@ def draw(count: int, per_step: int, step: AccumulationStep, *, seed: int) -> lis
     return [order[index % count] for index in range(step.part * per_part, (step.part + 1) * per_part)]
 
 
-def routing(moe: MoEModel, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+def routing(moe: MoEModel, rows: Sequence[Sequence[int]], variant: DriftVariant = "mean") -> list[Tensor]:
     """Log-probabilities of the experts (L, T, E) at each token of each prompt, with gradients if autograd is on.
+
+    With `safemoe` at the last token alone (L, 1, E), of logits / TEMPERATURE.
 
     The model runs without dropout, router noise and gradient checkpointing; padding is removed.
 
@@ -131,21 +141,26 @@ def routing(moe: MoEModel, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     with _evaluating(moe.model), capture(moe, logits=True, detach=False) as trace:
         run(moe, batch, keep=1)
     trace.require_complete()
-    log_probabilities = [logits_TE.float().log_softmax(-1).to(trace.logits[0].device) for logits_TE in trace.logits]
+    temperature = TEMPERATURE if variant == "safemoe" else 1.0
+    device = trace.logits[0].device
+    log_probabilities = [(logits_TE.float() / temperature).log_softmax(-1).to(device) for logits_TE in trace.logits]
     shape = (*batch.input_ids_BT.shape, moe.num_experts)
     log_LBTE = torch.stack([flat_TE.reshape(shape) for flat_TE in log_probabilities])
-    return [log_LBTE[:, index, : len(row)] for index, row in enumerate(rows)]
+    first = [len(row) - 1 if variant == "safemoe" else 0 for row in rows]
+    return [log_LBTE[:, index, first[index] : len(row)] for index, row in enumerate(rows)]
 
 
-def divergence(start: Sequence[Tensor], current: Sequence[Tensor]) -> Tensor:
+def divergence(start: Sequence[Tensor], current: Sequence[Tensor], variant: DriftVariant = "mean") -> Tensor:
     """KL(start || current) () in nats: mean over prompts of the mean over layers and tokens.
 
     Args:
         start: log-probabilities (L, T, E) of each prompt, on any device.
         current: likewise.
+        variant: `safemoe` sums over layers.
     """
     pairs = [(log_p.to(log_q.device), log_q) for log_p, log_q in zip(start, current, strict=True)]
-    return torch.stack([(log_p.exp() * (log_p - log_q)).sum(-1).mean() for log_p, log_q in pairs]).mean()
+    drifts_LT = [(log_p.exp() * (log_p - log_q)).sum(-1) for log_p, log_q in pairs]
+    return torch.stack([drift_LT.sum() if variant == "safemoe" else drift_LT.mean() for drift_LT in drifts_LT]).mean()
 
 
 def without_adapter(model: nn.Module) -> PreTrainedModel:
@@ -160,13 +175,13 @@ def without_adapter(model: nn.Module) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def _recorded(moe: MoEModel, rows: Sequence[Sequence[int]], size: int) -> list[Tensor]:
+def _recorded(moe: MoEModel, rows: Sequence[Sequence[int]], size: int, variant: DriftVariant) -> list[Tensor]:
     """The current routing of all prompts, on the CPU."""
     recorded: dict[int, Tensor] = {}
     for positions in length_buckets([len(row) for row in rows], size):
         recorded |= zip(
             positions,
-            (routing_LTE.cpu() for routing_LTE in routing(moe, [rows[position] for position in positions])),
+            (routing_LTE.cpu() for routing_LTE in routing(moe, [rows[position] for position in positions], variant)),
             strict=True,
         )
     return [recorded[position] for position in range(len(rows))]

@@ -56,11 +56,16 @@ class TrainingRun:
         config = self.context.config
         if self.method == "asft":
             goals = canonical_hash({"goals": self.drift_goals()}) if config.routing_drift else None
-            return {**settings(config, "weight", "routing_drift"), "drift_goals": goals}
+            variant = {} if config.drift_variant is None else settings(config, "drift_variant")
+            return {**settings(config, "weight", "routing_drift"), **variant, "drift_goals": goals}
         if self.method in PROJECTORS:
             return settings(config, "weight")
         if self.method == "safelora":
-            return {**settings(config, "safelora"), "sft": stage_hash(self.context.run, stage_name("sft", self.seed))}
+            return {
+                **settings(config, "safelora"),
+                "difference": "full",
+                "sft": stage_hash(self.context.run, stage_name("sft", self.seed)),
+            }
         return {}
 
     @property
@@ -98,7 +103,7 @@ def project_plain(training: TrainingRun, folder: Path) -> TuningRow:
     begun = time.monotonic()
     model, _ = context.load_model()
     adapted = attach_saved_adapter(model, sft / ADAPTER)
-    report = project(adapted, training.anchor, **context.config.safelora.model_dump())
+    report = project(adapted, training.anchor, difference=context.alignment(), **context.config.safelora.model_dump())
     with silence_libraries():
         adapted.save_pretrained(folder / ADAPTER)
     row = TuningRow.load(sft)
@@ -126,10 +131,11 @@ class NamedTerm(NamedTuple):
 
 def _drift_terms(training: TrainingRun) -> list[NamedTerm]:
     """The routing drift of harmful training goals; for `asft` alone, where `tune.routing_drift` is above 0."""
-    weight = training.context.config.routing_drift
-    if training.method != "asft" or weight == 0:
+    config = training.context.config
+    if training.method != "asft" or config.routing_drift == 0:
         return []
-    term = RoutingDrift([user(text) for text in training.drift_goals()], weight, seed=training.seed)
+    goals = [user(text) for text in training.drift_goals()]
+    term = RoutingDrift(goals, config.routing_drift, seed=training.seed, variant=config.drift_variant or "mean")
     return [NamedTerm(DRIFT, term.weight, term.attach)]
 
 

@@ -7,6 +7,9 @@ a threshold, or a given number of them, lowest first. Each expert of a stack cou
 The cosine needs only products of the factors' size: with G = A A^T (r, r) and <X, Y> = sum(X * Y),
 
     <C B A, B A> = <B^T C B, G>,  ||B A||^2 = <B^T B, G>,  ||C B A||^2 = <(C B)^T C B, G>.
+
+C B comes from the two checkpoints (`alignment.py`) or from an anchor. The authors' C needs all of V: an anchor that
+leaves directions out is refused for it, because other cosines would choose other matrices.
 """
 
 from __future__ import annotations
@@ -14,16 +17,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from seawall.artifacts.anchor import Anchor
 from seawall.errors import ConfigError
+from seawall.methods.tune.alignment import AlignmentDifference
 from seawall.methods.tune.penalty import penalised, projection
 from seawall.models.lora.updates import LowRankUpdate, adapter_updates
 
+_COMPLETE = 1 - 1e-4
+"""Share of the squared norm of V from which an anchor counts as all of V; its singular values are float32."""
 Unmoved = Literal["keep", "remove"]
 """The update of a matrix with V = 0: `keep` it, as in the authors' code, or `remove` it, since no direction of the
 matrix is known to be safe."""
@@ -70,8 +76,9 @@ class SafeLoraReport:
 
 def project(
     model: nn.Module,
-    anchor: Anchor,
+    anchor: Anchor | None,
     *,
+    difference: AlignmentDifference | None = None,
     threshold: float | None = None,
     layers: int | None = None,
     projector: Literal["reference", "subspace"] = "reference",
@@ -81,7 +88,9 @@ def project(
 
     Args:
         model: with an active, unmerged LoRA adapter. Other trained parameters are left as they are.
-        anchor: of the aligned model that was fine-tuned. C is exact if it keeps every direction (`energy: 1.0`).
+        anchor: of the aligned model that was fine-tuned; None where `difference` alone is used.
+        difference: the aligned and the base checkpoint, from which `reference` takes all of V. Without it the anchor
+            must keep every direction (`energy: 1.0`).
         threshold: project matrices with a lower cosine; the paper uses .35 for Llama-2.
         layers: project this number of matrices, lowest cosines first, instead of a threshold.
         projector: choice of C; `subspace` is the projector on the same directions, without the scaling of `reference`.
@@ -89,15 +98,13 @@ def project(
 
     Raises:
         ConfigError: neither or both of threshold and layers, or a value out of range; no adapter; matrices that the
-            anchor lacks or has in other shapes; an adapter that is merged or not finite. The model is unchanged then.
+            anchor lacks or has in other shapes; an anchor without all of V, for `reference`; an adapter that is merged
+            or not finite. The model is unchanged then.
         UnsupportedModelError: an adapter other than LoRA.
     """
-    _require_one(threshold, layers)
-    updates = _updates(model, anchor)
-    # C dW = (C B) A and the cosine of C dW and dW, for every matrix.
-    measurements = [_measure(update, anchor, projector) for update in updates]
-    # Project where the cosine is low (section 3): below the threshold, or the `layers` lowest.
-    selections = _select(measurements, threshold=threshold, layers=layers, unmoved=unmoved)
+    updates, measurements, selections = deviating(
+        model, anchor, difference, threshold=threshold, layers=layers, projector=projector, unmoved=unmoved
+    )
     rows: list[MatrixProjection] = []
     for update, measurement, selected in zip(updates, measurements, selections, strict=True):
         B, _ = update.factors()
@@ -106,8 +113,37 @@ def project(
     return SafeLoraReport(tuple(rows))
 
 
+class Deviating(NamedTuple):
+    """The updates of an adapter, their measurements, and masks (...) of the matrices that leave alignment."""
+
+    updates: list[LowRankUpdate]
+    measurements: list[Measurement]
+    selections: list[Tensor]
+
+
+def deviating(
+    model: nn.Module,
+    anchor: Anchor | None,
+    difference: AlignmentDifference | None,
+    *,
+    threshold: float | None,
+    layers: int | None,
+    projector: Literal["reference", "subspace"],
+    unmoved: Unmoved,
+) -> Deviating:
+    """The matrices whose update has a low cosine with its projection; arguments and errors as `project`."""
+    _require_one(threshold, layers)
+    updates = _updates(model, anchor)
+    inside = _inside(updates, anchor, difference, projector)
+    # C dW = (C B) A and the cosine of C dW and dW, for every matrix.
+    measurements = [_measure(update, inside[update.name]) for update in updates]
+    # Project where the cosine is low (section 3): below the threshold, or the `layers` lowest.
+    selections = _select(measurements, threshold=threshold, layers=layers, unmoved=unmoved)
+    return Deviating(updates, measurements, selections)
+
+
 @dataclass(frozen=True, eq=False)
-class _Measurement:
+class Measurement:
     """C B of one update; per matrix (...): whether the update is non-zero, the cosine, and ||C B A|| / ||B A||."""
 
     inside: Tensor
@@ -117,22 +153,47 @@ class _Measurement:
 
 
 @torch.no_grad()
-def _measure(update: LowRankUpdate, anchor: Anchor, projector: Literal["reference", "subspace"]) -> _Measurement:
-    B, A = (factor.float() for factor in update.factors())
-    if not bool(B.isfinite().all() and A.isfinite().all()):
+def _inside(
+    updates: Sequence[LowRankUpdate],
+    anchor: Anchor | None,
+    difference: AlignmentDifference | None,
+    projector: Literal["reference", "subspace"],
+) -> dict[str, Tensor]:
+    """C B of every update."""
+    if projector == "reference" and difference is not None:
+        return difference.inside(updates)
+    if anchor is None:
+        raise ConfigError(f"Safe LoRA with projector: {projector} needs an anchor", got="none")
+    if projector == "reference":
+        _require_complete(anchor, updates)
+    factors = {update.name: update.factors()[0].float() for update in updates}
+    return {name: projection(anchor, name, projector, seed=0).to(B.device).inside(B) for name, B in factors.items()}
+
+
+def _require_complete(anchor: Anchor, updates: Sequence[LowRankUpdate]) -> None:
+    """Refuse an anchor that leaves out directions of V: the cosines of the authors' C are those of all of V."""
+    energies = {update.name: float(anchor.matrices[update.name].energies.min()) for update in updates}
+    name = min(energies, key=energies.__getitem__)
+    if energies[name] < _COMPLETE:
         raise ConfigError(
-            f"the adapter of {update.name} is not finite",
-            expected="finite factors",
-            remedy="train it again, with a lower learning rate",
+            "the anchor leaves out directions of alignment, so Safe LoRA would choose other matrices than its authors'",
+            got=f"{energies[name]:.0%} of the squared norm of V in {name}",
+            expected="all of V",
+            remedy="name the base model, make the anchor with rank: null and energy: 1.0, or take projector: subspace",
         )
-    inside = projection(anchor, update.name, projector, seed=0).to(B.device).inside(B)
+
+
+@torch.no_grad()
+def _measure(update: LowRankUpdate, projected_B: Tensor) -> Measurement:
+    B, A = (factor.float() for factor in update.factors())
+    inside = projected_B.to(B.device)
     gram = A @ A.mT
     norm = _product(B, B, gram).sqrt()
     projected = _product(inside, inside, gram).sqrt()
     tiny = torch.finfo(torch.float32).tiny
     cosine = _product(inside, B, gram) / (norm * projected).clamp_min(tiny)
     cosine = torch.where((norm > 0) & (projected > 0), cosine.clamp(-1.0, 1.0), torch.nan)
-    return _Measurement(inside, norm > 0, cosine, projected / norm.clamp_min(tiny))
+    return Measurement(inside, norm > 0, cosine, projected / norm.clamp_min(tiny))
 
 
 def _product(X: Tensor, Y: Tensor, gram: Tensor) -> Tensor:
@@ -141,7 +202,7 @@ def _product(X: Tensor, Y: Tensor, gram: Tensor) -> Tensor:
 
 
 def _select(
-    measurements: Sequence[_Measurement], *, threshold: float | None, layers: int | None, unmoved: Unmoved
+    measurements: Sequence[Measurement], *, threshold: float | None, layers: int | None, unmoved: Unmoved
 ) -> list[Tensor]:
     """The matrices of each update to project, as masks (...)."""
     cosines = torch.cat([measurement.cosine.reshape(-1).cpu() for measurement in measurements])
@@ -157,7 +218,7 @@ def _select(
     return [part.reshape(measurement.cosine.shape).to(measurement.cosine.device) for part, measurement in parts]
 
 
-def _rows(update: LowRankUpdate, measurement: _Measurement, selected: Tensor) -> list[MatrixProjection]:
+def _rows(update: LowRankUpdate, measurement: Measurement, selected: Tensor) -> list[MatrixProjection]:
     names = [update.name] if selected.ndim == 0 else [f"{update.name}[{expert}]" for expert in range(len(selected))]
     columns = (tensor.reshape(-1).tolist() for tensor in (measurement.cosine, selected, measurement.ratio))
     return [
@@ -166,7 +227,7 @@ def _rows(update: LowRankUpdate, measurement: _Measurement, selected: Tensor) ->
     ]
 
 
-def _updates(model: nn.Module, anchor: Anchor) -> list[LowRankUpdate]:
+def _updates(model: nn.Module, anchor: Anchor | None) -> list[LowRankUpdate]:
     updates = adapter_updates(model)
     if not updates:
         raise ConfigError("there is no adapter to project", expected="a model with a LoRA adapter of PEFT")
@@ -177,7 +238,14 @@ def _updates(model: nn.Module, anchor: Anchor) -> list[LowRankUpdate]:
             got=f"{merged} merged",
             remedy="load the adapter again, or call unmerge_adapter()",
         )
-    return penalised(anchor, updates)
+    for update in updates:
+        if not all(bool(factor.isfinite().all()) for factor in update.factors()):
+            raise ConfigError(
+                f"the adapter of {update.name} is not finite",
+                expected="finite factors",
+                remedy="train it again, with a lower learning rate",
+            )
+    return updates if anchor is None else penalised(anchor, updates)
 
 
 def _require_one(threshold: float | None, layers: int | None) -> None:
