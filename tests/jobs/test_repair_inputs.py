@@ -30,7 +30,8 @@ def test_every_attack_has_a_twin_that_is_answered_in_its_own_wrapping(context: C
     inputs = repair_inputs(context, settings, tmp_path)
     assert len(inputs.twins) == len(inputs.refusals) == len(inputs.pairs)
     assert any(inputs.twins)
-    harmless = {item.text for item in (*context.prompts.benign.train, *context.prompts.borderline.train)}
+    prompts = context.prompts
+    harmless = {item.text for item in prompts.benign.train} | {item.text for item in prompts.borderline.train}
     for pair, positions in zip(inputs.pairs, inputs.twins, strict=True):
         for position in positions:
             twin = inputs.retain[position].prompt[-1].content
