@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from seawall.artifacts.evaluation import Difference
 from seawall.lab.costs import Costs
 from seawall.report.wording import amount, percent, points, points_range, rate_range
 from seawall.visible import visible_line
@@ -69,8 +70,7 @@ def cost_table(costs: Costs, document: Mapping[str, Any]) -> list[str]:
     measured = document["measured"]
     loss = costs.increase
     rows = [
-        f"| {_NAMES[kind]} refused | {rate_range(rates.dense)} | {rate_range(rates.cut)} | "
-        f"{points(rates.change.difference)} ({points_range(rates.change.low, rates.change.high)}) points |"
+        f"| {_NAMES[kind]} refused | {rate_range(rates.dense)} | {rate_range(rates.cut)} | {_change(rates.change)} |"
         for kind, rates in costs.refusals.items()
     ]
     unscored = [
@@ -88,6 +88,12 @@ def cost_table(costs: Costs, document: Mapping[str, Any]) -> list[str]:
         f"95% intervals. Judge: {measured['judge']}; greedy replies of at most {measured['max_new_tokens']} tokens, "
         f"computed in {document['dtype']}. Replies that could not be judged, dense and cut: {', '.join(unscored)}.",
     ]
+
+
+def _change(change: Difference) -> str:
+    if not change.goals:
+        return "unknown"
+    return f"{points(change.difference)} ({points_range(change.low, change.high)}) points"
 
 
 def _signed_percent(share: float) -> str:
