@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from seawall.artifacts.store import load_record, require, require_model, save_record
@@ -67,7 +68,7 @@ class Directions:
     routing_difference_LE: Float[Tensor, "L E"]
     shared_LPD: Float[Tensor, "L P D"] | None = None
     logits_D: Float[Tensor, " D"] | None = None
-    expert_part: ExpertPart = "block"
+    expert_part: Annotated[ExpertPart, Field(exclude_if=lambda part: part == "block")] = "block"
 
     @property
     def num_layers(self) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from seawall.artifacts.audit import AuditChange, AuditFigure, find_change, require_own_conditions
 from seawall.artifacts.directions import Place
@@ -106,7 +108,7 @@ class SteeringResult:
     changes: tuple[AuditChange, ...] = ()
     figures: Mapping[str, AuditFigure] = field(default_factory=dict)
     claim: str = ""
-    verdict: str = ""
+    verdict: Annotated[str, Field(exclude_if=lambda verdict: not verdict)] = ""
 
     def choice(self, name: str) -> SteeringCandidate | None:
         """The candidate chosen under that name; None if there is none."""

@@ -37,7 +37,7 @@ class SteerSearch(StrictModel):
         "this between harmful and harmless prompts; the paper takes .07 for OLMoE and .10 for Mixtral.",
     )
     coefficients: Tuple[Coefficient] = Field(
-        default=(0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 75.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0),
+        default=(1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0),
         description="Multiples of an expert's direction to try, and of the layer's that it is compared with, "
         "ascending.",
     )

@@ -151,6 +151,7 @@ def test_everything_that_was_chosen_holds_on_new_prompts(by_expert: Study) -> No
     # In 64 dimensions a random direction may be not far from a planted one.
     assert sum(refused[f"random-direction-{at}"] for at in range(1, 4)) >= 1.5
     divergence = {name: harmless_kl(by_expert.target, HARMLESS[42:], one) for name, one in found.items()}
+    assert divergence.pop("layer-strength") < LIMITS.max_kl + 0.5  # its coefficient is chosen under the experts' cap
     assert max(value for name, value in divergence.items() if found[name].series != "control") < 1
 
 

@@ -285,7 +285,9 @@ def test_a_dense_model_is_steered_by_its_layers(by_expert: Path, tmp_path: Path)
     found = _steer(by_expert, tmp_path / "run", *changes)
     assert {one.family for one in found.candidates} == {"layer"}
     assert {"layer", "ablated-attention", "ablated-mlp"} <= {one.name for one in found.conditions}
-    assert "There is no direction of an expert" in found.claim
+    view = steering_view(found, Directions.load(tmp_path / "run/steer"), None)
+    assert "expert" not in found.claim + view.question
+    assert not any("expert" in row.label for row in view.shares)
 
 
 @pytest.mark.parametrize(
