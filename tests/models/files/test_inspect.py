@@ -19,7 +19,7 @@ from seawall.models.files import hub, inspect
 from seawall.models.files.checkpoint import TensorHeader
 from seawall.models.files.inspect import MoESummary, inspect_model
 
-SHARED = {"qwen2_moe", "deepseek_v3", "glm4_moe", "ernie4_5_moe", "hunyuan_v1_moe", "nemotron_h"}
+SHARED = {"qwen2_moe", "deepseek_v2", "deepseek_v3", "glm4_moe", "ernie4_5_moe", "hunyuan_v1_moe", "nemotron_h"}
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *UNUSUAL])
@@ -67,6 +67,8 @@ def test_the_numbers_of_one_model_by_hand(tmp_path: Path) -> None:
         expert_parameters=expert,
         shared_parameters=2 * expert,
         router_parameters=3 * 8 * WIDTH,
+        # Queries and keys with values through latent vectors of 16, with a norm each; 4 heads of 8 + 8; the output.
+        attention_parameters=2 * (WIDTH * 16 + 16 + 16 * 64) + WIDTH * 8 + 4 * 8 * WIDTH,
     )
     assert (summary.decoder_layers, summary.width, summary.vocabulary) == (4, WIDTH, 272)
     assert summary.cache_elements == 16 + 8, "the latent vector and the rotary key"

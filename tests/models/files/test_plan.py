@@ -34,6 +34,7 @@ MOE = MoESummary(
     expert_parameters=3 * 10 * 4,
     shared_parameters=3 * 10 * 4,
     router_parameters=3 * 8 * 10,
+    attention_parameters=400,
 )
 SUMMARY = ModelSummary(
     id="hand",
@@ -159,6 +160,16 @@ def test_a_micro_batch_bounds_the_rows_of_a_forward_pass(micro: int | None, rows
     assert recipe_workload(SUMMARY, recipe, SIZES).training_rows == rows
 
 
+def test_twins_are_answered_once_and_go_into_every_update() -> None:
+    plain, twins = (
+        recipe_workload(SUMMARY, _recipe(repair={"batch_size": 16, "retain": {"per_batch": 4, "twins": count}}), SIZES)
+        for count in (0, 2)
+    )
+    assert (plain.training_rows, twins.training_rows) == (20, 52)
+    pairs = SIZES.train_goals * SIZES.seen_families
+    assert twins.generated_tokens - plain.generated_tokens == 2 * pairs * _recipe().eval.max_new_tokens
+
+
 @pytest.mark.parametrize(
     ("sections", "trained"),
     [
@@ -167,6 +178,8 @@ def test_a_micro_batch_bounds_the_rows_of_a_forward_pass(micro: int | None, rows
         ({"select": {"k": 0.001}}, 120 + 240),
         ({"repair": {"parameters": "all_experts"}}, 24 * 120 + 240),
         ({"repair": {"parameters": "full"}}, 10_000),
+        ({"repair": {"parameters": "shared"}}, 3 * 120 + 240),
+        ({"repair": {"expert": {"attention_lr": 1e-4}}}, 3 * 120 + 3 * 400 + 240),
         ({"repair": {"router": {"enabled": False}}}, 3 * 120),
         ({"repair": {"expert": {"enabled": False}}}, 240),
     ],

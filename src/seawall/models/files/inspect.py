@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from seawall.config.model import ModelConfig
 from seawall.data.rendering import check_chat_template
-from seawall.errors import SeawallError
+from seawall.errors import SeawallError, UnsupportedModelError
 from seawall.models.files.accounted import require_accounted, require_float_weights
 from seawall.models.files.checkpoint import TensorHeader, read_config, read_headers
 from seawall.models.files.hub import hub_headers, locate
 from seawall.models.files.load import library_errors, load_architecture, open_tokenizer, require_plain_weights
 from seawall.models.moe.find import MoELayer, MoEModel, find_moe
+from seawall.models.moe.module_copies import attention_modules
 from seawall.models.silence_libraries import silence_libraries
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class MoESummary:
         expert_parameters: parameters of one routed expert of one layer.
         shared_parameters: parameters of the shared experts of one layer.
         router_parameters: parameters of all routers.
+        attention_parameters: parameters of the attention of one of these layers; 0 where it cannot be identified.
     """
 
     layers: int
@@ -55,6 +57,7 @@ class MoESummary:
     expert_parameters: int
     shared_parameters: int
     router_parameters: int
+    attention_parameters: int = 0
 
     @property
     def idle_parameters(self) -> int:
@@ -223,7 +226,16 @@ def _summarize_moe(moe: MoEModel) -> MoESummary:
         expert_parameters=expert,
         shared_parameters=shared,
         router_parameters=sum(value.numel() for layer in moe.layers for value in layer.router.parameters()),
+        attention_parameters=_attention_parameters(moe, first.decoder_layer),
     )
+
+
+def _attention_parameters(moe: MoEModel, layer: int) -> int:
+    try:
+        modules = attention_modules(moe, {layer})
+    except UnsupportedModelError:
+        return 0
+    return sum(value.numel() for module in modules.values() for value in module.parameters())
 
 
 def _shared_parameters(model: nn.Module, layer: MoELayer) -> int:

@@ -210,8 +210,8 @@ def rates_from_flops(summary: ModelSummary, flops: float) -> Rates:
 def recipe_workload(summary: ModelSummary, recipe: Recipe, sizes: DataSizes) -> Workload:
     """Upper bound of the work of `seawall run`: every reply has maximum length, every pair is kept, every round runs.
 
-    - generated: profile, goals x (1 + seen) x its limit; validation, prompts x rounds x the evaluation's limit;
-      evaluation before and after, (goals x (1 + seen + unseen) + other prompts) x its limit
+    - generated: profile, goals x (1 + seen) x its limit; answers of twins; validation, prompts x rounds x the
+      evaluation's limit; evaluation before and after, (goals x (1 + seen + unseen) + other prompts) x its limit
     - read: the prompts of all these, and once more each profiled prompt with its reply
     - trained: per round, expert epochs over the pairs with their share of retain prompts, and router epochs over the
       pairs with their plain requests
@@ -224,8 +224,9 @@ def recipe_workload(summary: ModelSummary, recipe: Recipe, sizes: DataSizes) -> 
     evaluated = 2 * (sizes.test_goals * (1 + sizes.seen_families + sizes.unseen_families) + sizes.test_prompts)
     validated = recipe.repair.rounds * sizes.validation_prompts
     reply, limit = recipe.profile.max_new_tokens, recipe.eval.max_new_tokens
-    prompts = sizes.prompt_tokens * (2 * profiled + validated + evaluated)
-    rows = recipe.repair.batch_size + recipe.repair.retain.per_batch
+    twins = sizes.train_goals * sizes.seen_families * recipe.repair.retain.twins
+    prompts = sizes.prompt_tokens * (2 * profiled + twins + validated + evaluated)
+    rows = _rows_of_an_update(recipe)
     full = recipe.repair.parameters == "full"
     dtype = summary.dtype if recipe.model.dtype == "auto" else recipe.model.dtype
     return Workload(
@@ -236,7 +237,7 @@ def recipe_workload(summary: ModelSummary, recipe: Recipe, sizes: DataSizes) -> 
         generation_rows=max(recipe.profile.batch_size, recipe.eval.forward_rows),
         training_length=sizes.prompt_tokens + sizes.response_tokens,
         generation_length=sizes.prompt_tokens + max(reply, limit),
-        generated_tokens=profiled * reply + (validated + evaluated) * limit,
+        generated_tokens=profiled * reply + (twins + validated + evaluated) * limit,
         forward_tokens=prompts + profiled * reply,
         trained_tokens=_trained_sequences(recipe, sizes) * (sizes.prompt_tokens + sizes.response_tokens),
         checkpoints=recipe.repair.rounds,
@@ -253,7 +254,17 @@ def _trained_parameters(summary: ModelSummary, moe: MoESummary, recipe: Recipe) 
     k = recipe.select.k
     chosen = k if isinstance(k, int) else max(1, round(k * total))
     experts = min(chosen, total) if repair.parameters == "selected" else total
-    return experts * moe.expert_parameters * repair.expert.enabled + moe.router_parameters * repair.router.enabled
+    routed = experts * moe.expert_parameters
+    trained = moe.layers * moe.shared_parameters if repair.parameters == "shared" else routed
+    if repair.expert.attention_lr is not None:
+        trained += moe.layers * moe.attention_parameters
+    return trained * repair.expert.enabled + moe.router_parameters * repair.router.enabled
+
+
+def _rows_of_an_update(recipe: Recipe) -> int:
+    """Rows of one update of the expert step: attacks, their twins, and other retained prompts."""
+    repair = recipe.repair
+    return repair.batch_size * (1 + repair.retain.twins) + repair.retain.per_batch
 
 
 def _trained_sequences(recipe: Recipe, sizes: DataSizes) -> int:
@@ -261,7 +272,7 @@ def _trained_sequences(recipe: Recipe, sizes: DataSizes) -> int:
     repair, pairs = recipe.repair, sizes.train_goals * sizes.seen_families
     total = 0
     for step, rows in (
-        (repair.expert, repair.batch_size + repair.retain.per_batch),
+        (repair.expert, _rows_of_an_update(recipe)),
         (repair.router, 2 * repair.batch_size),
     ):
         updates = step.epochs * -(-pairs // repair.batch_size)
