@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from seawall.config.base import StrictModel, Tuple, wrong
 
-AuditName = Literal["routing_shortcut", "silencing", "localisation", "steering", "tamper"]
+AuditName = Literal["routing_shortcut", "patching", "silencing", "localisation", "steering", "tamper"]
 AUDITS: tuple[AuditName, ...] = get_args(AuditName)
 
 
@@ -17,6 +17,14 @@ class RoutingShortcutConfig(StrictModel):
 
     goals: int | None = Field(
         default=None, ge=2, le=100_000, description="Number of goals per evaluation group; null takes all."
+    )
+
+
+class PatchingConfig(StrictModel):
+    """Parts of the repair alone in the original model, and the repaired model without them: what carries the gain."""
+
+    goals: int | None = Field(
+        default=32, ge=2, le=100_000, description="Number of goals per evaluation group; null takes all."
     )
 
 
@@ -88,6 +96,10 @@ class AuditConfig(StrictModel):
 
     routing_shortcut: RoutingShortcutConfig = Field(
         default=RoutingShortcutConfig(), description="Restores the original routers, and replays the original routing."
+    )
+    patching: PatchingConfig = Field(
+        default=PatchingConfig(),
+        description="Puts routers, experts or attention of the repair into the original model.",
     )
     silencing: SilencingConfig = Field(
         default=SilencingConfig(), description="Masks the experts that refusals use most."
