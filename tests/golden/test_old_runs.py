@@ -43,6 +43,8 @@ AUDITED = (
     "audit.tamper.steps=[0, 2]",
     "audit.tamper.goals=3",
     "audit.tamper.lr=0.02",
+    "audit.tamper.sweeps=[harmless]",
+    "audit.tamper.trained=experts",
 )
 
 

@@ -33,6 +33,9 @@ _LATER_SETTINGS: Mapping[str, Any] = {
     "twins": 0,
     "objective": "refusal",
     "attention_lr": None,
+    "sweeps": ["harmless"],
+    "trained": "experts",
+    "lora_rank": 16,
 }
 """Settings that earlier versions lack, with the values that change nothing."""
 

@@ -46,6 +46,8 @@ QUICK = (
     "audit.tamper.steps=[0, 2, 12]",
     "audit.tamper.goals=3",
     "audit.tamper.lr=0.02",
+    "audit.tamper.sweeps=[harmless]",
+    "audit.tamper.trained=experts",
     "audit.patching.goals=3",
 )
 JUDGED = ("routing_shortcut", "patching", "silencing", "steering", "tamper")
@@ -367,6 +369,22 @@ def test_harmless_tuning_takes_refusals_away_and_begins_with_the_runs_own_sample
     assert own.read_bytes() == answered.read_bytes()
     assert set(audit_view(found).series) == {one.series for one in found.conditions}
     assert found.change("repaired-12", "original-12", POOLED) is not None
+
+
+def test_a_low_rank_attack_with_openers_stands_beside_the_harmless_one(copied: Path) -> None:
+    changes = ("audit.tamper.steps=[0, 2]", "audit.tamper.goals=3", "audit.tamper.lr=0.01")
+    (result,) = audit_run(copied, only=["tamper"], changes=changes, reporter=Quiet())
+    series = ["original", "repaired", "original_openers", "repaired_openers"]
+    assert [(row.series, row.amount) for row in result.conditions] == [(name, n) for name in series for n in (0, 2)]
+    assert result.condition("repaired_openers-0").rates == result.condition("repaired-0").rates
+    assert set(result.figures) == {f"resilience_gap:{name}" for name in series}
+    for name in series:
+        change = result.change(f"{name}-2", f"{name}-0", "plain")
+        assert change is not None
+        assert result.figures[f"resilience_gap:{name}"].value == -change.difference
+    assert list(audit_view(result).series) == series
+    assert "Resilience gap (refusal of plain requests before minus after 2 updates): with harmless" in result.claim
+    assert not list(copied.rglob("audit/**/*.safetensors"))
 
 
 def test_the_model_is_the_original_again_after_every_condition() -> None:

@@ -9,7 +9,8 @@
     silencing.py     masked experts: do refusals rest on a few experts?
     localisation.py  is safety in experts at all?
     switches.py      experts switched off and on at inference, without a repair (recipe key `steering`)
-    tamper.py        does the repair survive harmless fine-tuning?
+    tamper.py        does the repair survive fine-tuning?
+    fine_tuning.py   examples and training of the tamper audit
     view.py          terminal table
 
 One file per audit holds its measurement, its claim and its page section.
