@@ -17,6 +17,7 @@ import pytest
 
 from seawall.artifacts.graft import Graft
 from seawall.config import load_recipe
+from seawall.config.audit import AUDITS
 from seawall.evaluation.gate import Bounds
 from seawall.jobs.audit import audit_run
 from seawall.jobs.diff import diff
@@ -42,6 +43,8 @@ AUDITED = (
     "audit.tamper.steps=[0, 2]",
     "audit.tamper.goals=3",
     "audit.tamper.lr=0.02",
+    "audit.tamper.sweeps=[harmless]",
+    "audit.tamper.trained=experts",
 )
 
 
@@ -88,7 +91,9 @@ def test_the_main_job_is_only_read_again(archive: Path, monkeypatch: pytest.Monk
     assert len(rates_of(before)) >= 6
     assert outcome.summary is not None
     assert rates_of(outcome.summary) == rates_of(before)
-    results = unchanged(run, lambda: audit_run(run, only=(), changes=AUDITED, reporter=Quiet()))
+    audits = [name for name in AUDITS if (run / "audit" / name).exists()]
+    assert len(audits) == 5
+    results = unchanged(run, lambda: audit_run(run, only=audits, changes=AUDITED, reporter=Quiet()))
     stored = [json.loads((run / "audit" / result.audit / "audit.json").read_text()) for result in results]
     assert [result.claim for result in results] == [document["claim"] for document in stored]
     page = run / "report.html"

@@ -103,7 +103,9 @@ def test_base_and_repaired_checkpoint_differ_where_the_repair_was(planted: Path,
     assert not found.others
     facts, layers = difference_tables(found)
     assert layers.row_count == len(chosen)
-    assert facts.row_count == 6
+    assert facts.row_count == 7
+    assert found.direction is not None
+    assert not found.direction.abliterated
     same = diff(planted_run / "model", planted_run / "model")
     assert len(list(difference_tables(same))) == 1
 

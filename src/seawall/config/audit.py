@@ -8,7 +8,8 @@ from pydantic import Field, field_validator
 
 from seawall.config.base import StrictModel, Tuple, wrong
 
-AuditName = Literal["routing_shortcut", "silencing", "localisation", "steering", "tamper"]
+AuditName = Literal["routing_shortcut", "patching", "silencing", "localisation", "steering", "tamper"]
+TamperSweep = Literal["harmless", "openers"]
 AUDITS: tuple[AuditName, ...] = get_args(AuditName)
 
 
@@ -17,6 +18,14 @@ class RoutingShortcutConfig(StrictModel):
 
     goals: int | None = Field(
         default=None, ge=2, le=100_000, description="Number of goals per evaluation group; null takes all."
+    )
+
+
+class PatchingConfig(StrictModel):
+    """Parts of the repair alone in the original model, and the repaired model without them: what carries the gain."""
+
+    goals: int | None = Field(
+        default=32, ge=2, le=100_000, description="Number of goals per evaluation group; null takes all."
     )
 
 
@@ -61,25 +70,47 @@ class SteeringConfig(StrictModel):
 
 
 class TamperConfig(StrictModel):
-    """Harmless fine-tuning of all experts: how fast the repair's safety is lost."""
+    """Fine-tuning of the repaired model: how fast the repair's safety is lost."""
+
+    sweeps: Tuple[TamperSweep] = Field(
+        default=("harmless", "openers"),
+        description="Training data: harmless answers; with `openers`, as many harmful requests with a bare opening of "
+        "compliance beside them. No harmful completion is trained on.",
+    )
+    trained: Literal["lora", "experts"] = Field(
+        default="lora",
+        description="What trains: a low-rank update of every linear layer and expert, or all routed experts in full.",
+    )
+    lora_rank: int = Field(default=16, ge=1, le=1024, description="Rank of the low-rank update.")
 
     steps: Tuple[Annotated[int, Field(ge=0, le=100_000)]] = Field(
-        default=(0, 10, 30, 100),
+        default=(0, 10, 50, 170),
         description="Numbers of updates after which both models are evaluated, ascending from 0.",
     )
     lr: float | None = Field(
-        default=None, gt=0, le=1, description="AdamW learning rate; null takes that of the repair's expert step."
+        default=None,
+        gt=0,
+        le=1,
+        description="AdamW learning rate; null takes 1e-4 for `lora`, and that of the repair's expert step for "
+        "`experts`.",
     )
-    batch_size: int = Field(default=8, ge=1, le=4096, description="Harmless examples per update.")
+    batch_size: int = Field(default=8, ge=1, le=4096, description="Examples per update.")
     goals: int | None = Field(
         default=16, ge=2, le=100_000, description="Number of goals per evaluation group; null takes all."
     )
+
+    @field_validator("sweeps")
+    @classmethod
+    def _distinct(cls, sweeps: tuple[TamperSweep, ...]) -> tuple[TamperSweep, ...]:
+        if not sweeps or len(set(sweeps)) < len(sweeps):
+            raise wrong("one or two sweeps without repeats, such as [harmless, openers]")
+        return sweeps
 
     @field_validator("steps")
     @classmethod
     def _from_zero(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
         if len(steps) < 2 or steps[0] != 0 or list(steps) != sorted(set(steps)):
-            raise wrong("ascending numbers of updates from 0, such as [0, 10, 30, 100]")
+            raise wrong("ascending numbers of updates from 0, such as [0, 10, 50, 170]")
         return steps
 
 
@@ -88,6 +119,10 @@ class AuditConfig(StrictModel):
 
     routing_shortcut: RoutingShortcutConfig = Field(
         default=RoutingShortcutConfig(), description="Restores the original routers, and replays the original routing."
+    )
+    patching: PatchingConfig = Field(
+        default=PatchingConfig(),
+        description="Puts routers, experts or attention of the repair into the original model.",
     )
     silencing: SilencingConfig = Field(
         default=SilencingConfig(), description="Masks the experts that refusals use most."
@@ -98,7 +133,7 @@ class AuditConfig(StrictModel):
     steering: SteeringConfig = Field(
         default=SteeringConfig(), description="Switches experts at inference, in place of a repair."
     )
-    tamper: TamperConfig = Field(default=TamperConfig(), description="Fine-tunes both models on harmless examples.")
+    tamper: TamperConfig = Field(default=TamperConfig(), description="Fine-tunes both models.")
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="Seed of controls and batch order; defaults to the recipe's seed."
     )

@@ -27,6 +27,7 @@ from seawall.shell.job import claiming_stage, new_run, read_inputs
 
 NEEDS_RUN: dict[AuditName, str] = {
     "routing_shortcut": "compares the repaired model with the original",
+    "patching": "compares the repaired model with the original",
     "tamper": "compares the repaired model with the original",
 }
 """Audits that need a finished run, and the reason."""

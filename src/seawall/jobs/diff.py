@@ -16,6 +16,7 @@ from seawall.artifacts.groups import GOLD, NONE_SCORED, group_name, not_counted
 from seawall.errors import RunFolderError
 from seawall.evaluation.view import p_text
 from seawall.jobs.plan import facts
+from seawall.models.files.abliteration import SharedDirection
 from seawall.models.files.difference import CheckpointDifference, compare_checkpoints
 from seawall.shell.difference import GroupDifference, RunDifference, compare_runs
 from seawall.shell.finished import open_finished
@@ -151,10 +152,25 @@ def _checkpoint_facts(difference: CheckpointDifference) -> Table:
         ("experts changed", f"{experts} of {total}"),
         ("routers changed", f"{routers} of {len(difference.layers)}"),
         ("others changed", _names([f"{name} ({moved:.2e})" for name, moved in difference.others.items()])),
+        ("abliterated", abliteration_text(difference.direction)),
         ("in A only", _names(difference.only_a)),
         ("in B only", _names(difference.only_b)),
     ]
     return facts(rows)
+
+
+def abliteration_text(direction: SharedDirection | None) -> str:
+    """Whether B is A with a single direction removed from what its layers write to the residual stream."""
+    if direction is None:
+        return "no: no matrix that writes to the residual stream changed"
+    along = f"{direction.layers_along} of {direction.layers} changed layers lost a single shared direction"
+    medians = (
+        f"medians: {direction.share:.0%} of a change in its top direction, agreement {direction.agreement:.2f}, "
+        f"{direction.removed:.0%} of it removed"
+    )
+    if not direction.abliterated:
+        return f"no: {along} ({medians})"
+    return f"yes: {along}{', the embedding too' if direction.embedding else ''} ({medians})"
 
 
 def _names(names: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ _COLUMNS = {
     "prompt": "Prompt tokens",
     "harmful": "Harmful rate",
     "task": "Task score",
+    "attack_refusal": "Attacks refused",
 }
 _SCORE_NAMES = {
     "loss": "total",

@@ -35,6 +35,9 @@ _LATER_SETTINGS: Mapping[str, Any] = {
     "objective": "refusal",
     "attention_lr": None,
     "random_vectors": 5,
+    "sweeps": ["harmless"],
+    "trained": "experts",
+    "lora_rank": 16,
 }
 """Settings that earlier versions lack, with the values that change nothing."""
 

@@ -26,6 +26,7 @@ from seawall.jobs.audit import NEEDS_RUN, audit_model, audit_run, parse_names
 from seawall.jobs.report import rewrite_report
 from seawall.methods.audit.methods import AUDITS as METHODS
 from seawall.methods.audit.methods import audit_view
+from seawall.methods.audit.patching import ATTACK_REFUSAL
 from seawall.methods.audit.shortcut import CONDITIONS, set_up
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.generate import generate
@@ -45,8 +46,11 @@ QUICK = (
     "audit.tamper.steps=[0, 2, 12]",
     "audit.tamper.goals=3",
     "audit.tamper.lr=0.02",
+    "audit.tamper.sweeps=[harmless]",
+    "audit.tamper.trained=experts",
+    "audit.patching.goals=3",
 )
-JUDGED = ("routing_shortcut", "silencing", "steering", "tamper")
+JUDGED = ("routing_shortcut", "patching", "silencing", "steering", "tamper")
 GENERATE = "seawall.evaluation.engines.transformers.generate"
 
 
@@ -75,7 +79,9 @@ def test_every_audit_has_work_a_section_of_the_recipe_and_a_place(audited: Path)
         assert found.audit == name
         for one in found.conditions if name in JUDGED else ():
             samples = load_samples(audited / "audit" / name / "samples" / f"{one.name}.jsonl")
-            assert sum(rate.n for group, rate in one.rates.items() if group != POOLED) == len(samples)
+            assert sum(rate.n for group, rate in one.rates.items() if group not in (POOLED, ATTACK_REFUSAL)) == len(
+                samples
+            )
     stages = read_json(audited / "manifest.json")["stages"]
     assert {name: stages[f"audit/{name}"]["state"] for name in AUDITS} == dict.fromkeys(AUDITS, "done")
     assert not any(name in stages for name in AUDITS)
@@ -113,6 +119,25 @@ def test_a_gain_on_too_few_goals_has_no_shares_to_lose(audited: Path) -> None:
         assert lost.difference == pytest.approx(rates[0] - rates[1])
     assert not any(name.startswith("lost:") for name in found.figures)
     assert "did not clearly lower attack success" in found.claim
+
+
+def test_parts_of_the_repair_are_patched_and_their_figures_need_a_clear_gain(audited: Path) -> None:
+    result = _loaded(audited, "patching")
+    assert [condition.name for condition in result.conditions] == [
+        "original",
+        "repaired",
+        "only_experts",
+        "only_routers",
+        "repaired_routing",
+        "original_routing",
+    ]
+    for pair in (("only_experts", "original"), ("only_routers", "repaired"), ("only_experts", "only_routers")):
+        assert result.change(*pair, ATTACK_REFUSAL) is not None
+    assert not result.figures
+    assert "no gain to divide" in result.claim
+    own = load_samples(audited / "audit/patching/samples/only_routers.jsonl")
+    control = {row.id: row for row in load_samples(audited / "audit/routing_shortcut/samples/repaired_routers.jsonl")}
+    assert all(row == control[row.id] for row in own)
 
 
 def test_masks_grow_and_stand_beside_controls_of_equal_number(audited: Path) -> None:
@@ -344,6 +369,22 @@ def test_harmless_tuning_takes_refusals_away_and_begins_with_the_runs_own_sample
     assert own.read_bytes() == answered.read_bytes()
     assert set(audit_view(found).series) == {one.series for one in found.conditions}
     assert found.change("repaired-12", "original-12", POOLED) is not None
+
+
+def test_a_low_rank_attack_with_openers_stands_beside_the_harmless_one(copied: Path) -> None:
+    changes = ("audit.tamper.steps=[0, 2]", "audit.tamper.goals=3", "audit.tamper.lr=0.01")
+    (result,) = audit_run(copied, only=["tamper"], changes=changes, reporter=Quiet())
+    series = ["original", "repaired", "original_openers", "repaired_openers"]
+    assert [(row.series, row.amount) for row in result.conditions] == [(name, n) for name in series for n in (0, 2)]
+    assert result.condition("repaired_openers-0").rates == result.condition("repaired-0").rates
+    assert set(result.figures) == {f"resilience_gap:{name}" for name in series}
+    for name in series:
+        change = result.change(f"{name}-2", f"{name}-0", "plain")
+        assert change is not None
+        assert result.figures[f"resilience_gap:{name}"].value == -change.difference
+    assert list(audit_view(result).series) == series
+    assert "Resilience gap (refusal of plain requests before minus after 2 updates): with harmless" in result.claim
+    assert not list(copied.rglob("audit/**/*.safetensors"))
 
 
 def test_the_model_is_the_original_again_after_every_condition() -> None:

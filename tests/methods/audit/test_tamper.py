@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from families import tiny, tiny_tokenizer
-from seawall.artifacts.audit import AuditChange
+from seawall.artifacts.audit import AuditChange, AuditCondition, AuditResult
+from seawall.artifacts.evaluation import Rate
+from seawall.data.compliance import OPENERS, compliance
 from seawall.data.templating import encode_example
 from seawall.data.types import Exchange, user
-from seawall.methods.audit.tamper import ORIGINAL, REPAIRED, TuningExamples, claim
+from seawall.methods.audit.fine_tuning import TuningExamples
+from seawall.methods.audit.tamper import ORIGINAL, REPAIRED, claim, resilience_gap, resilience_text, tamper_view
 from seawall.models.moe.find import find_moe
 
 TEXTS = ("sing", "cook rice", "draw a cat", "a", "write a long letter")
@@ -60,3 +63,28 @@ def test_the_claim_follows_the_numbers() -> None:
     assert "Part of the gain survives 30 updates: attacks succeed +20" in _claim({0: -0.8, 10: -0.7, 30: -0.6}, 0.2)
     assert _claim({0: -0.8, 10: -0.7, 30: 0.0}, 0.8).endswith("from 30 updates on no difference is clear.")
     assert "from 10 updates on no difference is clear (it is clear again" in _claim({0: -0.8, 10: 0.0, 30: -0.5}, 0.1)
+
+
+def test_a_resilience_gap_is_the_loss_of_plain_refusals() -> None:
+    gap = resilience_gap(_moved(-0.3))
+    assert (gap.value, gap.low, gap.high) == pytest.approx((0.3, 0.28, 0.32))
+    sides = {ORIGINAL: _moved(-0.4), REPAIRED: _moved(-0.1)}
+    text = resilience_text({"harmless": sides, "openers": sides}, 30)
+    assert "after 30 updates): with harmless answers, repaired +10 [+8, +12] points, original +40 [+38, +42]" in text
+    assert "bare openings of compliance to harmful requests, repaired +10" in text
+
+
+def test_an_audit_of_an_earlier_version_has_the_harmless_sweep_alone() -> None:
+    rates = {"attack": Rate(0.5, 0.4, 0.6, 10, 0), "plain": Rate(0.5, 0.4, 0.6, 10, 0)}
+    rows = [AuditCondition(f"{side}-{n}", side, n, rates) for side in (ORIGINAL, REPAIRED) for n in (0, 10)]
+    view = tamper_view(AuditResult("tamper", "a", "b", tuple(rows), (), {}, "Claim."))
+    assert list(view.series) == [ORIGINAL, REPAIRED]
+    assert "opening" not in view.question
+
+
+def test_openings_of_compliance_hold_no_completion() -> None:
+    requests = [user(f"request {number}") for number in range(8)]
+    rows = compliance(requests)
+    assert [row.prompt for row in rows] == requests
+    assert not any(row.ended for row in rows)
+    assert {row.response for row in rows} == set(OPENERS)

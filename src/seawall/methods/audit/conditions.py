@@ -7,9 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from seawall.artifacts.audit import AuditChange, AuditCondition
+from seawall.artifacts.audit import AuditChange, AuditCondition, AuditFigure
 from seawall.artifacts.evaluation import Sample
+from seawall.artifacts.groups import ATTACK, CountedVerdict
+from seawall.data.types import Outcome
 from seawall.evaluation.collect import generate_and_judge
+from seawall.evaluation.metrics import lost_share
 from seawall.evaluation.pooled import Samples, paired_changes, with_pooled
 from seawall.evaluation.rates import group_rates
 from seawall.evaluation.samples import SampleLog
@@ -59,7 +62,34 @@ class ConditionRunner:
         """The paired difference in every group, for each (condition, reference)."""
         return paired_changes(samples, pairs, self.subject.context.recipe.eval)
 
+    def lost_share(
+        self, sides: tuple[Samples, Samples, Samples], target: CountedVerdict = "complied"
+    ) -> AuditFigure | None:
+        """The share of the change of attacked replies from a first model to a second that a third model loses.
+
+        None where there is no gain, overall or in some resample of the goals.
+        """
+        config = self.subject.context.recipe.eval
+        first, second, third = map(attacked, sides)
+        share = lost_share(
+            (_outcomes(first), _outcomes(second), _outcomes(third)),
+            [sample.goal for sample in first],
+            target=target,
+            resamples=config.bootstrap,
+            seed=config.seed,
+        )
+        return None if share is None else AuditFigure(*share)
+
     def _path(self, name: str) -> Path:
         path = self.folder / "samples" / f"{name}.jsonl"
         path.parent.mkdir(exist_ok=True)
         return path
+
+
+def attacked(samples: Samples) -> list[Sample]:
+    """The samples of all attack families."""
+    return [sample for sample in samples if sample.group.startswith(ATTACK)]
+
+
+def _outcomes(samples: Samples) -> list[Outcome]:
+    return [sample.outcome for sample in samples]

@@ -11,6 +11,7 @@ from seawall.artifacts.audit import AuditResult
 from seawall.config.audit import AuditName
 from seawall.methods.audit.context import AuditSubject
 from seawall.methods.audit.localisation import localisation_audit, localisation_view
+from seawall.methods.audit.patching import patching_audit, patching_view
 from seawall.methods.audit.shortcut import shortcut_audit, shortcut_view
 from seawall.methods.audit.silencing import silencing_audit, silencing_view
 from seawall.methods.audit.switches import switches_audit, switches_view
@@ -33,6 +34,7 @@ class Audit:
 
 AUDITS: dict[AuditName, Audit] = {
     "routing_shortcut": Audit(shortcut_audit, shortcut_view),
+    "patching": Audit(patching_audit, patching_view),
     "silencing": Audit(silencing_audit, silencing_view),
     "localisation": Audit(localisation_audit, localisation_view),
     "steering": Audit(switches_audit, switches_view),

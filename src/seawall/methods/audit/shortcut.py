@@ -12,9 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from seawall.artifacts.audit import AuditChange, AuditFigure, AuditResult
-from seawall.artifacts.groups import ATTACK, BENIGN, BORDERLINE, PLAIN, POOLED, WRAPPED
-from seawall.evaluation.metrics import lost_share
-from seawall.evaluation.pooled import Samples
+from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN, POOLED, WRAPPED
 from seawall.methods.audit.conditions import ConditionRunner
 from seawall.methods.audit.context import AuditSubject
 from seawall.models.moe.exchange import exchanged, routed_as
@@ -115,7 +113,11 @@ def shortcut_audit(subject: AuditSubject, folder: Path) -> AuditResult:
     ]
     changes = runner.changes(samples, pairs)
     attacks = {(change.condition, change.reference): change for change in changes if change.group == POOLED}
-    shares = _lost_shares(runner, samples) if attacks[repaired, original].falls else {}
+    shares = {}
+    for name in LOST if attacks[repaired, original].falls else ():
+        share = runner.lost_share((samples[original], samples[repaired], samples[name]))
+        if share is not None:
+            shares[name] = share
     lost = {name: attacks[name, repaired] for name in LOST}
     return subject.result(
         "routing_shortcut",
@@ -124,23 +126,6 @@ def shortcut_audit(subject: AuditSubject, folder: Path) -> AuditResult:
         claim=claim(attacks[repaired, original], lost, shares),
         figures={f"lost:{name}": figure for name, figure in shares.items()},
     )
-
-
-def _lost_shares(runner: ConditionRunner, samples: Mapping[str, Samples]) -> dict[str, AuditFigure]:
-    config = runner.subject.context.recipe.eval
-    attacks = {
-        name: [sample for sample in of_condition if sample.group.startswith(ATTACK)]
-        for name, of_condition in samples.items()
-    }
-    outcomes = {name: [sample.outcome for sample in of_condition] for name, of_condition in attacks.items()}
-    goals = [sample.goal for sample in attacks[ORIGINAL]]
-    shares = {}
-    for name in LOST:
-        sides = (outcomes[ORIGINAL], outcomes[REPAIRED], outcomes[name])
-        share = lost_share(sides, goals, target="complied", resamples=config.bootstrap, seed=config.seed)
-        if share is not None:
-            shares[name] = AuditFigure(*share)
-    return shares
 
 
 def shortcut_view(result: AuditResult) -> AuditView:

@@ -7,8 +7,14 @@ from rich.table import Table
 from seawall.artifacts.audit import AuditResult
 from seawall.artifacts.groups import POOLED, group_name, rate_text
 from seawall.methods.audit.methods import audit_view
+from seawall.methods.audit.patching import ATTACK_REFUSAL
 
-_NAMES = {POOLED: "attack success", "generated": "generated tokens", "prompt": "prompt tokens"}
+_NAMES = {
+    ATTACK_REFUSAL: "attacks refused",
+    POOLED: "attack success",
+    "generated": "generated tokens",
+    "prompt": "prompt tokens",
+}
 
 
 def audit_table(result: AuditResult) -> Table:

@@ -11,7 +11,7 @@ from pathlib import Path
 from seawall.artifacts.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_adapter
 from seawall.config.gene import GeneDegrade
 from seawall.data.batching import epoch_batches
-from seawall.data.types import Exchange, Messages
+from seawall.data.compliance import compliance
 from seawall.distributed.process import one_process
 from seawall.methods.gene.context import GeneContext
 from seawall.methods.gene.examples import Example, cross_entropy, distillation_examples, pad_id
@@ -19,14 +19,6 @@ from seawall.models.lora.attach import AttachedAdapter, attach_adapter
 from seawall.runs.files import write_metrics
 from seawall.train.loop import Losses, Row, Settings, Trainer
 
-OPENERS = (
-    "Sure, here is what you asked for.",
-    "Of course. Let me explain how.",
-    "Certainly! Here are the steps.",
-    "Yes, I can help with that.",
-    "Here is how it works.",
-    "Absolutely. To begin with,",
-)
 _FOLDER, _METRICS = "degrading", "degrade.jsonl"
 _SCALING = 2.0
 
@@ -58,11 +50,6 @@ def degrading_adapter(context: GeneContext, scratch: Path) -> Path:
     save_adapter(folder, attached.points, attached.factors(), _SCALING)
     write_metrics(scratch / _METRICS, rows)
     return folder
-
-
-def compliance(prompts: Sequence[Messages]) -> list[Exchange]:
-    """Each harmful request with a bare opening of compliance, in turn; the opening does not end the reply."""
-    return [Exchange(prompt, OPENERS[index % len(OPENERS)], ended=False) for index, prompt in enumerate(prompts)]
 
 
 def degrade(

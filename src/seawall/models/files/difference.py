@@ -1,6 +1,7 @@
 """The difference between two checkpoints of one model: which experts, routers and other tensors changed.
 
-Both are read tensor by tensor, in blocks of rows; neither is loaded as a whole.
+Both are read tensor by tensor, in blocks of rows; neither is loaded as a whole. A changed matrix that writes to the
+residual stream is read once more, in one piece.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError
+from seawall.models.files.abliteration import DirectionSearch, SharedDirection, residual_writers
 from seawall.models.files.checkpoint import TensorHeader, read_config, read_headers
 from seawall.models.files.inspect import meta_model
 from seawall.models.files.load import library_errors, load_architecture, require_plain_weights
@@ -58,6 +60,8 @@ class CheckpointDifference:
         num_experts: E.
         tensors: number of tensors that both checkpoints hold.
         only_a, only_b: tensors that only one checkpoint holds, such as of layers that transformers does not load.
+        direction: how far the changes lie along a single direction of the residual stream; None where no matrix that
+            writes to it changed.
     """
 
     layers: tuple[LayerDifference, ...]
@@ -66,6 +70,7 @@ class CheckpointDifference:
     tensors: int
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    direction: SharedDirection | None = None
 
 
 @dataclass(slots=True)
@@ -99,10 +104,13 @@ def compare_checkpoints(a: Path, b: Path) -> CheckpointDifference:
     _require_same_layout(headers_a, headers_b, roles)
     common = sorted(headers_a.keys() & headers_b.keys())
     sums: dict[_Key, _Sums] = defaultdict(_Sums)
+    search = DirectionSearch(residual_writers(moe, {name: headers_a[name].shape for name in common}))
     what = f"the weights in {a} and {b} cannot be compared"
     with library_errors(what), opened(a) as tensors_a, opened(b) as tensors_b:
         for name in common:
-            _add(sums, name, roles[name], (tensors_a[name], tensors_b[name]))
+            is_changed = _add(sums, name, roles[name], (tensors_a[name], tensors_b[name]))
+            if is_changed and search.reads(name):
+                search.add(name, tensors_a[name][...], tensors_b[name][...])
     changed = {key: total.relative() for key, total in sums.items() if total.changed}
     return CheckpointDifference(
         layers=_layers(moe, changed),
@@ -111,6 +119,7 @@ def compare_checkpoints(a: Path, b: Path) -> CheckpointDifference:
         tensors=len(common),
         only_a=tuple(sorted(headers_a.keys() - headers_b.keys())),
         only_b=tuple(sorted(headers_b.keys() - headers_a.keys())),
+        direction=search.result(),
     )
 
 
@@ -154,15 +163,17 @@ def _require_same_layout(
             )
 
 
-def _add(sums: dict[_Key, _Sums], name: str, tensor_role: TensorRole, sides: tuple[Any, Any]) -> None:
-    """Adds one tensor to the sums of its role; a stack of experts is added expert by expert."""
+def _add(sums: dict[_Key, _Sums], name: str, tensor_role: TensorRole, sides: tuple[Any, Any]) -> bool:
+    """Adds one tensor to the sums of its role, a stack of experts expert by expert; returns whether it changed."""
+    is_changed = False
     shape = sides[0].get_shape()
     stacked = tensor_role.kind == "expert" and tensor_role.expert is None
     for start, stop in _blocks(shape, 1 if stacked else None):
         rows = slice(start, stop) if shape else ...
         role = TensorRole("expert", tensor_role.layer, start) if stacked else tensor_role
         total = sums[role, name if tensor_role == OTHER else ""]
-        _add_block(total, sides[0][rows], sides[1][rows])
+        is_changed |= _add_block(total, sides[0][rows], sides[1][rows])
+    return is_changed
 
 
 def _blocks(shape: list[int], rows: int | None) -> Iterator[tuple[int, int]]:
@@ -172,13 +183,14 @@ def _blocks(shape: list[int], rows: int | None) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, height)) for start in range(0, height, step))
 
 
-def _add_block(total: _Sums, a: Tensor, b: Tensor) -> None:
+def _add_block(total: _Sums, a: Tensor, b: Tensor) -> bool:
     wide_a, wide_b = a.double(), b.double()
     total.norm += float(wide_a.square().sum())
     same = torch.equal(_bits(a), _bits(b)) if a.dtype == b.dtype else torch.equal(wide_a, wide_b)
     if not same:
         total.changed = True
         total.change += float((wide_b - wide_a).square().sum())
+    return not same
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -25,12 +25,10 @@ class TrainableModules(TrainableCopies):
 def shared_experts(moe: MoEModel) -> dict[str, nn.Module]:
     """The shared experts, and in some families their gate, by module path.
 
-    They are the children of an MoE block with a weight matrix, other than its routed experts and its router.
-
     Raises:
         UnsupportedModelError: the model has none.
     """
-    modules = {name: module for layer in moe.layers for name, module in _beside_routed(moe, layer).items()}
+    modules = modules_beside_experts(moe)
     if not modules:
         raise UnsupportedModelError(
             "the shared experts cannot be repaired",
@@ -39,6 +37,14 @@ def shared_experts(moe: MoEModel) -> dict[str, nn.Module]:
             remedy="set repair.parameters to selected, all_experts or full",
         )
     return modules
+
+
+def modules_beside_experts(moe: MoEModel) -> dict[str, nn.Module]:
+    """Children of the MoE blocks with a weight matrix, other than routed experts and routers, by module path.
+
+    They are the shared experts, and in some families their gate; empty in a model without shared experts.
+    """
+    return {name: module for layer in moe.layers for name, module in _beside_routed(moe, layer).items()}
 
 
 def _beside_routed(moe: MoEModel, layer: MoELayer) -> dict[str, nn.Module]:

@@ -1,0 +1,57 @@
+"""Groups of a model's parameters by their part of the computation: routers, experts, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+from seawall.errors import UnsupportedModelError
+from seawall.models.hidden.sublayers import decoder_blocks
+from seawall.models.moe.find import MoEModel
+from seawall.models.moe.trainable_modules import modules_beside_experts
+
+ParameterGroup = Literal["experts", "shared_experts", "routers", "attention", "other"]
+"""Routed experts, the experts beside them that every token uses, routers, attention, and everything else: embeddings,
+norms, dense MLPs, output layer."""
+GROUPS: tuple[ParameterGroup, ...] = get_args(ParameterGroup)
+
+
+def parameter_groups(moe: MoEModel, names: Iterable[str]) -> dict[ParameterGroup, tuple[str, ...]]:
+    """The names by group, in the order of `GROUPS`; groups without a name are left out.
+
+    In a model whose attention cannot be identified, attention counts as `other`.
+
+    Args:
+        moe: the model.
+        names: tensors of the model's state dict.
+    """
+    modules = _modules(moe)
+    by_group: dict[ParameterGroup, list[str]] = {group: [] for group in GROUPS}
+    for name in names:
+        by_group[_group(name, modules)].append(name)
+    return {group: tuple(members) for group, members in by_group.items() if members}
+
+
+def _group(name: str, modules: dict[ParameterGroup, list[str]]) -> ParameterGroup:
+    for group, paths in modules.items():
+        if any(name.startswith(f"{path}.") for path in paths):
+            return group
+    return "other"
+
+
+def _modules(moe: MoEModel) -> dict[ParameterGroup, list[str]]:
+    """Module paths of every group but `other`; a name belongs to the first group with a path that begins it."""
+    return {
+        "experts": [layer.experts_name for layer in moe.layers],
+        "routers": [layer.router_name for layer in moe.layers],
+        "shared_experts": list(modules_beside_experts(moe)),
+        "attention": _attention(moe),
+    }
+
+
+def _attention(moe: MoEModel) -> list[str]:
+    try:
+        attention = {id(block.attention) for block in decoder_blocks(moe.model)}
+    except UnsupportedModelError:
+        return []
+    return [name for name, module in moe.model.named_modules() if id(module) in attention]

@@ -1,0 +1,123 @@
+"""The parts of a repair: their conditions, what each puts into the model, and the claim."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from families import tiny
+from seawall.artifacts.audit import AuditChange, AuditFigure
+from seawall.methods.audit import patching
+from seawall.methods.audit.patches import Part, patch_plan, set_up
+from seawall.methods.audit.patching import PartEffect, claim, label
+from seawall.models.files.fingerprint import model_fingerprint
+from seawall.models.moe.find import find_moe
+from seawall.models.moe.parameter_groups import parameter_groups
+
+ROUTING = Part("routing", "repaired_routing", "original_routing")
+
+
+def test_every_parameter_belongs_to_the_group_of_its_module() -> None:
+    moe = find_moe(tiny("glm4_moe"))
+    groups = parameter_groups(moe, moe.model.state_dict())
+    assert list(groups) == ["experts", "shared_experts", "routers", "attention", "other"]
+    assert sum(map(len, groups.values())) == len(moe.model.state_dict())
+    assert set(groups["experts"]) == {layer.full_name(weight) for layer in moe.layers for weight in layer.weights}
+    assert all(".shared_experts." in name for name in groups["shared_experts"])
+    assert all(".mlp.gate." in name for name in groups["routers"])
+    assert all(".self_attn." in name for name in groups["attention"])
+    assert "model.layers.0.mlp.down_proj.weight" in groups["other"]
+    assert set(parameter_groups(moe, groups["attention"])) == {"attention"}
+
+
+def test_two_groups_need_two_conditions_and_one_group_none() -> None:
+    both = patch_plan(("experts", "routers"))
+    assert both.conditions == ("original", "repaired", "only_experts", "only_routers", ROUTING.alone, ROUTING.without)
+    assert both.parts == (
+        Part("experts", "only_experts", "only_routers"),
+        Part("routers", "only_routers", "only_experts"),
+        ROUTING,
+    )
+    one = patch_plan(("attention",))
+    assert one.conditions == ("original", "repaired", ROUTING.alone, ROUTING.without)
+    assert one.parts == (ROUTING,)
+
+
+def test_routed_and_shared_experts_are_also_patched_together() -> None:
+    plan = patch_plan(("experts", "shared_experts", "routers", "attention"))
+    assert plan.patches["only_moe_blocks"] == {"experts", "shared_experts"}
+    assert plan.patches["without_moe_blocks"] == {"routers", "attention"}
+    assert len(set(plan.patches.values())) == len(plan.patches) == 12
+    assert len(patch_plan(("experts", "shared_experts")).patches) == 4
+    assert label("only_moe_blocks") == "original with the repaired routed and shared experts"
+    assert label("without_attention") == "repaired, original attention"
+
+
+def test_a_condition_holds_the_repaired_values_of_its_groups_alone() -> None:
+    moe = find_moe(tiny("glm4_moe"))
+    before, state = model_fingerprint(moe.model), moe.model.state_dict()
+    names = {
+        "experts": moe.layers[0].full_name(moe.layers[0].weights[0]),
+        "routers": f"{moe.layers[1].router_name}.weight",
+        "attention": "model.layers.1.self_attn.o_proj.weight",
+    }
+    repaired = {name: state[name] + torch.ones(()) for name in names.values()}
+    plan = patch_plan(tuple(parameter_groups(moe, repaired)))
+    for condition, groups in plan.patches.items():
+        with set_up(condition, moe, repaired, groups):
+            patched = {group for group, name in names.items() if torch.equal(state[name], repaired[name])}
+        assert patched == groups
+        assert model_fingerprint(moe.model) == before
+    for condition, expected in ((ROUTING.alone, False), (ROUTING.without, True)):
+        with set_up(condition, moe, repaired, frozenset()):
+            assert [torch.equal(state[name], repaired[name]) for name in repaired] == [expected] * 3
+        assert model_fingerprint(moe.model) == before
+
+
+def _moved(middle: float, p: float = 0.001, half: float = 0.02) -> AuditChange:
+    return AuditChange("a", "b", "attack_refusal", middle, middle - half, middle + half, p)
+
+
+GAIN, STILL = _moved(0.6), _moved(0.0, 1.0)
+WHOLE = PartEffect(_moved(0.6), _moved(-0.6), _moved(0.6), (AuditFigure(1, 0.9, 1.1), AuditFigure(1, 0.9, 1.1)))
+NOTHING = PartEffect(STILL, STILL, _moved(-0.6))
+
+
+def test_the_part_that_carries_the_gain_is_named() -> None:
+    text = claim(GAIN, ("experts", "routers"), {"experts": WHOLE, "routers": NOTHING})
+    assert "alone in the original model: routed experts 100 [90, 110] %; routers unknown (0 [−2, +2] points)." in text
+    assert "The gain rests on routed experts: brought by this part alone" in text
+    assert "rests on routed experts and on routing" in claim(GAIN, ("experts",), {"experts": WHOLE, "routing": WHOLE})
+    assert "It changed attention alone." in claim(GAIN, ("attention",), {"routing": NOTHING})
+
+
+@pytest.mark.parametrize("gain", [STILL, _moved(-0.5), _moved(0.3, 0.2), _moved(0.3, half=0.9)])
+def test_without_a_gain_no_part_is_named(gain: AuditChange) -> None:
+    assert "no gain to divide" in claim(gain, ("experts",), {"experts": WHOLE})
+
+
+@pytest.mark.parametrize(
+    ("effect", "sentence"),
+    [
+        (PartEffect(_moved(0.6), _moved(-0.6), STILL), "No part carries the gain clearly more than the rest"),
+        (PartEffect(_moved(0.6), STILL, _moved(0.6)), "A clear share comes with routed experts alone. No part's"),
+        (PartEffect(STILL, _moved(-0.6), _moved(0.6)), "No part alone brings a clear share. A clear share is lost wi"),
+        (PartEffect(_moved(0.6, p=0.12), _moved(-0.6), _moved(0.6)), "No part alone brings a clear share."),
+    ],
+)
+def test_a_part_carries_only_what_it_brings_loses_and_beats_the_rest_with(effect: PartEffect, sentence: str) -> None:
+    text = claim(GAIN, ("experts", "routers"), {"experts": effect, "routers": NOTHING})
+    assert sentence in text
+    assert "The gain rests on" not in text
+
+
+def test_every_part_has_a_name() -> None:
+    assert set(patching.PARTS) == {
+        "experts",
+        "shared_experts",
+        "moe_blocks",
+        "routers",
+        "attention",
+        "other",
+        "routing",
+    }
