@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from seawall.errors import UnsupportedModelError
 from seawall.models.hidden.sublayers import decoder_blocks
 from seawall.models.moe.find import MoEModel
-from seawall.models.moe.trainable_modules import modules_beside_experts
+from seawall.models.moe.module_copies import modules_beside_experts
 
 ParameterGroup = Literal["experts", "shared_experts", "routers", "attention", "other"]
 """Routed experts, the experts beside them that every token uses, routers, attention, and everything else: embeddings,
