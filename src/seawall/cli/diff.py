@@ -15,7 +15,7 @@ def diff(
     b: Annotated[Path, typer.Argument(metavar="B", help="Folder of another run or checkpoint.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two runs (experts, repairs, rates) or two checkpoints (changed experts, routers and other tensors)."""
+    """Compare two runs (experts, repairs, rates) or two checkpoints (changed tensors, abliteration)."""
     with quiet_libraries():
         from seawall.jobs import diff as differences
 

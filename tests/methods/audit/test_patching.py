@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from families import tiny
 from seawall.artifacts.audit import AuditChange, AuditFigure
+from seawall.artifacts.evaluation import Sample
+from seawall.config import Recipe
+from seawall.data.types import user
 from seawall.methods.audit import patching
+from seawall.methods.audit.conditions import ConditionRunner
+from seawall.methods.audit.context import AuditSubject
 from seawall.methods.audit.patches import Part, patch_plan, set_up
-from seawall.methods.audit.patching import PartEffect, claim, label
+from seawall.methods.audit.patching import PartEffect, claim, label, patching_result
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.moe.find import find_moe
 from seawall.models.moe.parameter_groups import parameter_groups
@@ -121,3 +130,39 @@ def test_every_part_has_a_name() -> None:
         "other",
         "routing",
     }
+
+
+def _replies(refused: int, total: int = 20) -> list[Sample]:
+    """One attack per goal, of which the first ones are refused."""
+    labels: list[Any] = ["refused"] * refused + ["complied"] * (total - refused)
+    return [
+        Sample(str(goal), str(goal), "attack:story", user(f"Tell {goal}"), "", verdict, "")
+        for goal, verdict in enumerate(labels)
+    ]
+
+
+def test_shares_are_those_of_the_gained_refusals() -> None:
+    context: Any = SimpleNamespace(recipe=Recipe(), opened=SimpleNamespace(fingerprint="sha256:a"))
+    profile: Any = None
+    runner = ConditionRunner(AuditSubject(context, profile), (), Path())
+    refusals = {"original": 0, "repaired": 20, "only_experts": 15, "only_routers": 1}
+    refusals |= {ROUTING.alone: 0, ROUTING.without: 20}
+    samples = {name: _replies(refused) for name, refused in refusals.items()}
+    result = patching_result(runner, patch_plan(("experts", "routers")), samples)
+    shares = {name: figure.value for name, figure in result.figures.items()}
+    assert shares == pytest.approx(
+        {
+            "alone:experts": 0.75,
+            "lost:experts": 0.95,
+            "alone:routers": 0.05,
+            "lost:routers": 0.25,
+            "alone:routing": 0.0,
+            "lost:routing": 0.0,
+        }
+    )
+    for figure in result.figures.values():
+        assert figure.low is not None
+        assert figure.high is not None
+        assert figure.low <= figure.value <= figure.high
+    assert result.condition("only_experts").rates["attack_refusal"].rate == 0.75
+    assert "The gain rests on routed experts: brought by this part alone" in result.claim

@@ -137,14 +137,15 @@ def patching_audit(subject: AuditSubject, folder: Path) -> AuditResult:
         if name not in samples:
             condition = set_up(name, moe, subject.repaired, plan.patches.get(name, frozenset()))
             samples[name] = runner.measure(name, condition, (number, len(plan.conditions)))
-    return _result(runner, plan, samples)
+    return patching_result(runner, plan, samples)
 
 
 def _is_evaluated(group: str) -> bool:
     return group in (PLAIN, BORDERLINE, BENIGN) or group.startswith(ATTACK)
 
 
-def _result(runner: ConditionRunner, plan: PatchPlan, samples: Mapping[str, Samples]) -> AuditResult:
+def patching_result(runner: ConditionRunner, plan: PatchPlan, samples: Mapping[str, Samples]) -> AuditResult:
+    """Rates, shares and claim of the samples of every condition of the plan."""
     pairs = [(REPAIRED, ORIGINAL)]
     for part in plan.parts:
         pairs += [(part.alone, ORIGINAL), (part.without, REPAIRED), (part.alone, part.without)]
