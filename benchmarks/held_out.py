@@ -1,6 +1,6 @@
 """Refusals of models on public prompts that nobody tuned on, plainly and inside the attacks' wrappings.
 
-    python benchmarks/held_out.py --data ../shared/data --work runs/held-out lab runs/demo/model/checkpoint
+    python benchmarks/held_out.py --data ../shared/data --work runs/held-out lab runs/demo/model
 
 Harmful: AdvBench goals after the first 80, on which the embedded model was taught. Harmless: XSTest's safe prompts, and
 instructions of self-instruct without an input. The models are evaluated one after the other with the embedded recipe's
