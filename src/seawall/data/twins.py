@@ -25,16 +25,20 @@ class Twin:
 def in_same_wrapping(pair: SafetyPair, request: str) -> Messages | None:
     """A harmless request inside the wrapping of an attack.
 
-    The goal's text is replaced in the attack. A built-in family that disguises the text itself wraps the request anew.
+    The goal's text is replaced in the attack, in every form. A built-in family that disguises the text itself wraps the
+    request anew.
 
     Returns:
-        None where a prepared attack does not contain its goal word for word.
+        None where a prepared attack does not contain its goal word for word, or contains it in another case too: the
+        twin would ask for the goal.
     """
-    command = as_command(request)
+    command, messages = as_command(request), pair.attack
     for old, new in zip(goal_forms(pair.goal), goal_forms(command), strict=True):
-        if any(old in message.content for message in pair.attack):
-            return tuple(replace(message, content=message.content.replace(old, new)) for message in pair.attack)
-    return ATTACKS[pair.attack_name](command) if pair.attack_name in ATTACKS else None
+        messages = tuple(replace(message, content=message.content.replace(old, new)) for message in messages)
+    if messages == pair.attack:
+        return ATTACKS[pair.attack_name](command) if pair.attack_name in ATTACKS else None
+    _, goal, _ = goal_forms(pair.goal)
+    return None if any(goal.casefold() in message.content.casefold() for message in messages) else messages
 
 
 def twins_of(
