@@ -10,7 +10,7 @@ from seawall.methods.tune.methods import METHODS, PROJECTORS
 from seawall.methods.tune.stages import TRAINING
 from seawall.methods.tune.view import method_name
 
-OWN = {"weight", "routing_drift", "safelora"}
+OWN = {"weight", "routing_drift", "drift_variant", "safelora"}
 """Of one method each: `Training.own_inputs`."""
 BY_CONTENT = {"base", "anchor", "task", "contamination", "mixing_share", "seeds", "methods"}
 """What the adapter depends on through a hash of the anchor or the rows, or the stage's name."""

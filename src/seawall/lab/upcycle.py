@@ -238,7 +238,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 2 for wrong input, or 3 where it was interrupted (nothing is written then)."""
     handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        upcycle(parse(sys.argv[1:] if words is None else words), _say)
+        upcycle(parse(sys.argv[1:] if words is None else words), _write)
     except SeawallError as error:
         sys.stderr.write(f"seawall: {visible_line(str(error))}\n")
         return _WRONG_INPUT
@@ -250,7 +250,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _say(line: str) -> None:
+def _write(line: str) -> None:
     sys.stdout.write(f"{visible_line(line)}\n")
     sys.stdout.flush()
 

@@ -21,6 +21,21 @@ MARKER = "DONE"
 """Name of the marker file of a finished stage."""
 _CHANGEABLE = frozenset({"output", "name", "audit", "steer", "landscape", "tune", "gene", "gate"})
 """Keys and sections of a recipe that may change in an existing run: they do not affect its repair or evaluation."""
+LATER_SETTINGS: Mapping[str, Any] = {
+    "template": None,
+    "template_options": {},
+    "successes": None,
+    "max_wrapping_gap_increase": 0.1,
+    "twins": 0,
+    "plain_refusals": False,
+    "objective": "refusal",
+    "attention_lr": None,
+    "random_vectors": 5,
+    "sweeps": ["harmless"],
+    "trained": "experts",
+    "lora_rank": 16,
+}
+"""Settings that earlier versions lack, by their last key, with the values that change nothing."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +176,9 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, st
     old_values, new_values = _flat(old), _flat(new)
     for key in dict.fromkeys([*new_values, *old_values]):
         fixed = key.partition(".")[0] not in _CHANGEABLE
-        # Null equals a missing key, because earlier versions of seawall lack some settings.
-        if fixed and old_values.get(key, "null") != new_values.get(key, "null"):
+        # Earlier versions of seawall lack some settings: a missing key has the value that changes nothing.
+        unset = json.dumps(LATER_SETTINGS.get(key.rpartition(".")[2]))
+        if fixed and old_values.get(key, unset) != new_values.get(key, unset):
             return key, old_values.get(key, "nothing"), new_values.get(key, "nothing")
     return None
 

@@ -20,26 +20,11 @@ from seawall.runs.files import (
     storage_errors,
     write_json,
 )
-from seawall.runs.folder import MARKER, RunFolder, update_manifest
+from seawall.runs.folder import LATER_SETTINGS, MARKER, RunFolder, update_manifest
 
 _STARTED = "STARTED"
 _LATER_INPUTS = ("rendered", "settings", "computing", "judge_state", "difference")
 """Inputs that finished stages of earlier versions lack; such a stage is current where all its inputs agree."""
-_LATER_SETTINGS: Mapping[str, Any] = {
-    "template": None,
-    "template_options": {},
-    "successes": None,
-    "max_wrapping_gap_increase": 0.1,
-    "twins": 0,
-    "plain_refusals": False,
-    "objective": "refusal",
-    "attention_lr": None,
-    "random_vectors": 5,
-    "sweeps": ["harmless"],
-    "trained": "experts",
-    "lora_rank": 16,
-}
-"""Settings that earlier versions lack, with the values that change nothing."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +89,7 @@ def _earlier(value: Any) -> Any:
         return {
             name: _earlier(item)
             for name, item in value.items()
-            if name not in _LATER_SETTINGS or item != _LATER_SETTINGS[name]
+            if name not in LATER_SETTINGS or item != LATER_SETTINGS[name]
         }
     return value
 
