@@ -20,9 +20,8 @@ from seawall.evaluation.collect import collect_samples
 from seawall.evaluation.compare import compare
 from seawall.evaluation.engines import OnReplies, Reply, make_engine
 from seawall.evaluation.engines.transformers import TransformersEngine
-from seawall.evaluation.live import asked
-from seawall.evaluation.samples import load_samples
-from seawall.evaluation.suite import EvalPrompt, EvalSuite
+from seawall.evaluation.samples import SampleLog, load_samples
+from seawall.evaluation.suite import EvalPrompt, EvalSuite, asked, prompt_of
 from seawall.models.generate import generate
 
 GROUP = "attack:live_escalation"
@@ -166,3 +165,12 @@ def test_two_models_are_compared_though_their_conversations_differ(tmp_path: Pat
     after = _collect(_Parrot(batch=3, silent="villain"), tmp_path / "after.jsonl")
     assert [asked(sample) for sample in before] == [asked(sample) for sample in after]
     assert GROUP in compare(before, after, resamples=50, seed=0)
+
+
+def test_a_condition_of_an_audit_asks_the_turns_anew_and_reopens_either_conversation(tmp_path: Path) -> None:
+    before, after = (_collect(_Parrot(silent=word), tmp_path / f"{word}.jsonl") for word in ("", "villain"))
+    prompts = [prompt_of(sample) for sample in before]
+    assert prompts == _prompts()
+    path = tmp_path / "reused.jsonl"
+    SampleLog(path, prompts).append(after)
+    assert SampleLog(path, prompts).samples == after

@@ -9,7 +9,6 @@ from typing import Literal
 from seawall.artifacts.evaluation import CapabilityScore, Difference, EvalResult, Rate, Sample
 from seawall.artifacts.groups import CountedVerdict, target
 from seawall.errors import ArtifactError
-from seawall.evaluation.live import asked
 from seawall.evaluation.metrics import (
     Increase,
     paired_difference,
@@ -17,6 +16,7 @@ from seawall.evaluation.metrics import (
     relative_increase,
 )
 from seawall.evaluation.rates import group_rates
+from seawall.evaluation.suite import asked
 
 MIN_QUESTIONS = 2
 """Minimum number of gold questions for an interval."""

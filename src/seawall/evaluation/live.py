@@ -11,18 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from seawall.artifacts.evaluation import Sample
-from seawall.artifacts.groups import attack_group
 from seawall.config.eval import EvalConfig
-from seawall.data.attacks import LIVE_ATTACKS
-from seawall.data.types import Message, Messages
+from seawall.data.types import Message
 from seawall.errors import ArtifactError
 from seawall.evaluation.engines import Engine, Reply
 from seawall.evaluation.suite import EvalPrompt
 from seawall.evaluation.unanswered import require_replies
 from seawall.runs.files import write_text
-
-LIVE_GROUPS = frozenset(map(attack_group, LIVE_ATTACKS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +31,6 @@ class Conversations:
 
     prompts: tuple[EvalPrompt, ...]
     problems: Mapping[str, str]
-
-
-def asked(sample: Sample) -> Messages:
-    """What a model was asked, without what it answered: of a live conversation the messages up to the first turn."""
-    if sample.group not in LIVE_GROUPS:
-        return sample.prompt
-    first = next(index for index, message in enumerate(sample.prompt) if message.role == "user")
-    return sample.prompt[: first + 1]
 
 
 def hold_conversations(

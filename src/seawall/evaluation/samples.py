@@ -12,7 +12,7 @@ from typing import Any, get_args
 from seawall.artifacts.evaluation import Cut, Sample
 from seawall.data.types import NO_ANSWER, Message, Verdict, VerdictLabel
 from seawall.errors import ArtifactError
-from seawall.evaluation.suite import EvalPrompt
+from seawall.evaluation.suite import EvalPrompt, asked
 from seawall.runs.files import write_text
 
 
@@ -116,9 +116,10 @@ class SampleLog:
         write_text(self._path, "".join(map(_to_line, self._samples.values())))
 
     def _check(self) -> None:
-        prompts = {prompt.id: prompt.prompt for prompt in self.prompts}
+        # Of a live conversation the first turn: its file of turns holds the replies in between.
+        prompts = {prompt.id: asked(prompt) for prompt in self.prompts}
         for sample in self._samples.values():
-            if prompts.get(sample.id) != sample.prompt:
+            if prompts.get(sample.id) != asked(sample):
                 raise ArtifactError(
                     f"{self._path} holds samples of another evaluation",
                     got=f"the sample {sample.id}",

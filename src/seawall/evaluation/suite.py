@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from seawall.artifacts.evaluation import Sample
 from seawall.artifacts.groups import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED, WRAPPED_BORDERLINE, attack_group
 from seawall.data.attacks import LIVE_ATTACKS
 from seawall.data.prompts import Gold
 from seawall.data.sets import Prompts
 from seawall.data.splits import SplitName
 from seawall.data.types import Messages, user
+
+LIVE_GROUPS = frozenset(map(attack_group, LIVE_ATTACKS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +42,29 @@ class EvalSuite:
     def prompts(self) -> list[EvalPrompt]:
         """All prompts, group by group."""
         return [
-            EvalPrompt(f"{group}/{number:04d}", group, goal, prompt, _turns(group, goal))
+            EvalPrompt(f"{group}/{number:04d}", group, goal, prompt, further_turns(group, goal))
             for group, rows in self.groups.items()
             for number, (goal, prompt) in enumerate(rows)
         ]
 
 
-def _turns(group: str, goal: str) -> tuple[str, ...]:
+def further_turns(group: str, goal: str) -> tuple[str, ...]:
+    """The user turns of a live attack after the first; empty for other groups."""
     live = LIVE_ATTACKS.get(group.removeprefix(ATTACK))
     return () if live is None else live(goal)[1:]
+
+
+def asked(row: Sample | EvalPrompt) -> Messages:
+    """What a model was asked, without what it answered: of a live conversation the messages up to the first turn."""
+    if row.group not in LIVE_GROUPS:
+        return row.prompt
+    first = next(index for index, message in enumerate(row.prompt) if message.role == "user")
+    return row.prompt[: first + 1]
+
+
+def prompt_of(sample: Sample) -> EvalPrompt:
+    """The prompt of a sample, to ask a model anew: of a live conversation the first turn, with the others to come."""
+    return EvalPrompt(sample.id, sample.group, sample.goal, asked(sample), further_turns(sample.group, sample.goal))
 
 
 def build_suite(

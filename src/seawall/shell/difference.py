@@ -11,8 +11,8 @@ from seawall.artifacts.evaluation import Difference, Rate, Sample
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.errors import ArtifactError
 from seawall.evaluation.compare import compare, gold_increase
-from seawall.evaluation.live import asked
 from seawall.evaluation.metrics import Increase
+from seawall.evaluation.suite import asked
 from seawall.runs.files import read_json
 from seawall.runs.stage import finished_stage
 from seawall.shell.finished import FinishedRun

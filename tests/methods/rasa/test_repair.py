@@ -304,6 +304,19 @@ def test_retained_answers_pull_only_where_the_model_has_changed(micro_batch: int
     assert changed == pytest.approx(sum(alone) / 3, rel=1e-3)
 
 
+def test_twins_diverge_by_kl_without_drawn_examples_too() -> None:
+    losses = _losses(small_model(), retain={"per_batch": 0, "twins": 1, "loss": "kl"})
+    with torch.no_grad():
+        assert _part(losses.expert_loss(([0], [1])), "retain_loss") == pytest.approx(0, abs=1e-5)
+
+
+def test_rows_that_padding_changes_run_alone_before_anything_was_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seawall.models.greedy._same_together", lambda model, tokens: False)
+    losses = _losses(small_model(), retain={"per_batch": 2})
+    with torch.no_grad():
+        assert len([*losses.expert_loss(([0, 1, 5], [2, 0]))]) == 5
+
+
 def test_the_teacher_of_a_wrapped_request_is_the_model_on_the_plain_one() -> None:
     """The loss is 0 where the wrapped prompt is the plain one, and the divergence from it elsewhere."""
     moe, opening = small_model(), {"opening_tokens": 0}

@@ -13,7 +13,7 @@ from seawall.artifacts.profile import ExpertProfile
 from seawall.config.audit import AuditName
 from seawall.data.splits import hash_fraction
 from seawall.evaluation.pooled import Samples
-from seawall.evaluation.suite import EvalPrompt
+from seawall.evaluation.suite import EvalPrompt, prompt_of
 from seawall.runs.stage import finished_stage
 from seawall.shell.context import Context
 
@@ -41,7 +41,7 @@ class AuditSubject:
 
     def prompts(self, goals: int | None, groups: Callable[[str], bool] = lambda group: True) -> list[EvalPrompt]:
         """The evaluation's prompts on at most `goals` goals per group; the same goals in every attack family."""
-        rows = self.suite or [EvalPrompt(sample.id, sample.group, sample.goal, sample.prompt) for sample in self.before]
+        rows = self.suite or [prompt_of(sample) for sample in self.before]
         prompts: list[EvalPrompt] = []
         for group in dict.fromkeys(row.group for row in rows):
             if groups(group):

@@ -20,7 +20,7 @@ from seawall.methods.rasa.repair.batches import ExpertBatch
 from seawall.methods.rasa.repair.inputs import RepairInputs
 from seawall.methods.rasa.repair.original import OriginalOutputs
 from seawall.models.forward import run
-from seawall.models.greedy import rows_known_dependent
+from seawall.models.greedy import rows_are_independent
 from seawall.models.hidden.enter_at_layer import can_enter_at_layer, enter_at_layer
 from seawall.models.moe.capture import capture
 from seawall.models.moe.find import MoEModel
@@ -67,13 +67,14 @@ class RepairLosses:
         self._plain = [_prompt(tokenizer, pair.plain) for pair in inputs.pairs]
         self._attacks = [_prompt(tokenizer, pair.attack) for pair in inputs.pairs]
         replayed = config.expert.enabled and config.expert.routing == "replay"
-        diverging = config.expert.enabled and config.retain.loss == "kl" and bool(config.retain.per_batch)
+        diverging = config.expert.enabled and config.retain.loss == "kl"
         self._routed = range(len(self._rows)) if replayed else range(0)
         own = range(self._num_attacks, len(self._rows)) if diverging else range(0)
         self._predicted = {*own, *plain_rows} if config.expert.enabled else set()
         enters = config.expert.enabled and can_enter_at_layer(moe.model, first_changed)
         self._entry = first_changed if enters else 0
-        self._micro_batch = 1 if rows_known_dependent(moe.model) else config.micro_batch_size
+        # Asked here and not looked up: a resumed repair has generated nothing yet that would tell.
+        self._micro_batch = config.micro_batch_size if rows_are_independent(moe.model) else 1
         self._rules = self._routing_rules()
         original = partial(OriginalOutputs, moe, pad_id=self._pad, batch_size=self._micro_batch or config.batch_size)
         # One pass over the rows; a second one over the plain requests that teach what the wrapped ones are to do.
