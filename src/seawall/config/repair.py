@@ -158,4 +158,8 @@ class RepairConfig(StrictModel):
     def _something_trains(self) -> RepairConfig:
         if not self.expert.enabled and not self.router.enabled:
             raise wrong("expert.enabled or router.enabled to be true; otherwise nothing is trained")
+        if self.parameters == "full" and self.expert.attention_lr is not None:
+            raise wrong("expert.attention_lr=null with parameters=full, which trains attention at expert.lr")
+        if self.retain.plain_refusals and not self.retain.per_batch:
+            raise wrong("retain.per_batch of at least 1 with retain.plain_refusals, from which it draws")
         return self

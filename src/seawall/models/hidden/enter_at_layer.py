@@ -57,6 +57,8 @@ def can_enter_at_layer(model: PreTrainedModel, layer: int | None = None) -> bool
     model.eval()
     try:
         return layer == 0 or _same_from(model, layer)
+    except torch.OutOfMemoryError:
+        raise  # memory, not the family, is at fault
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # a layer returns more than hidden states
         return False
     finally:
