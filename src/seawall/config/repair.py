@@ -68,6 +68,13 @@ class Retain(StrictModel):
         description="Harmless twins beside each attack of a batch: the same wrapping, word for word, around a "
         "borderline or benign request, in turn. The repair then learns to refuse contents and not a wrapping.",
     )
+    twin_pool: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Factor of the number of different twins of each attack, which take turns from round to round: "
+        "with few twins the repair learns them by heart.",
+    )
     plain_refusals: bool = Field(
         default=False,
         description="Add the model's own refusals of the plain requests to the retained examples, so that these "

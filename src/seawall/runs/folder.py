@@ -27,6 +27,7 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "successes": None,
     "max_wrapping_gap_increase": 0.1,
     "twins": 0,
+    "twin_pool": 1,
     "plain_refusals": False,
     "objective": "refusal",
     "attention_lr": None,

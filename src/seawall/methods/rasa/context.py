@@ -89,7 +89,7 @@ def _twins(context: Context, settings: RepairConfig, pairs: Sequence[SafetyPair]
     prompts = context.prompts
     benign = [item.text for item in prompts.benign.train if item.imperative is not False]
     kinds = [[item.text for item in prompts.borderline.train], benign]
-    return twins_of(pairs, kinds, per_pair=settings.retain.twins, seed=settings.seed)
+    return twins_of(pairs, kinds, per_pair=settings.retain.twins * settings.retain.twin_pool, seed=settings.seed)
 
 
 def _answers(

@@ -224,7 +224,8 @@ def recipe_workload(summary: ModelSummary, recipe: Recipe, sizes: DataSizes) -> 
     evaluated = 2 * (sizes.test_goals * (1 + sizes.seen_families + sizes.unseen_families) + sizes.test_prompts)
     validated = recipe.repair.rounds * sizes.validation_prompts
     reply, limit = recipe.profile.max_new_tokens, recipe.eval.max_new_tokens
-    twins = sizes.train_goals * sizes.seen_families * recipe.repair.retain.twins
+    retain = recipe.repair.retain
+    twins = sizes.train_goals * sizes.seen_families * retain.twins * retain.twin_pool
     prompts = sizes.prompt_tokens * (2 * profiled + twins + validated + evaluated)
     rows = _rows_of_an_update(recipe)
     full = recipe.repair.parameters == "full"

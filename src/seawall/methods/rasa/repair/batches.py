@@ -40,7 +40,8 @@ def beside_retained(
         size: number of retained examples, twins included.
         config: retained examples per batch, and the seed.
         number: of the round, from 0.
-        twins: for each attack, the positions of its twins among the retained examples.
+        twins: for each attack, the positions of its twins among the retained examples; `retain.twins` of them are in
+            the batch, and the next ones in the next round.
     """
     of_attacks = {position for positions in twins for position in positions}
     free = [position for position in range(size) if position not in of_attacks]
@@ -48,14 +49,28 @@ def beside_retained(
     first = number * len(batches) * per_batch
     drawn = [free[_endless(len(free), index, config.seed)] for index in range(first, first + len(batches) * per_batch)]
     return [
-        (batch, [*_unique(batch, twins), *drawn[index * per_batch : (index + 1) * per_batch]])
+        (
+            batch,
+            [
+                *_twins_of(batch, twins, config.retain.twins, number),
+                *drawn[index * per_batch : (index + 1) * per_batch],
+            ],
+        )
         for index, batch in enumerate(batches)
     ]
 
 
-def _unique(attacks: Sequence[int], twins: Sequence[Sequence[int]]) -> list[int]:
-    """The twins of these attacks, each once: two attacks may share one."""
-    return list(dict.fromkeys(position for attack in attacks if twins for position in twins[attack]))
+def _twins_of(attacks: Sequence[int], twins: Sequence[Sequence[int]], count: int, number: int) -> list[int]:
+    """At most `count` twins of each of these attacks in round `number`, each once: two attacks may share one.
+
+    An attack's twins take turns; neighbouring attacks begin with different ones, so that both kinds are in a batch.
+    """
+    positions = []
+    for attack in attacks if twins else ():
+        pool = twins[attack]
+        places = range(number * count + attack, number * count + attack + min(count, len(pool)))
+        positions += [pool[place % len(pool)] for place in places]
+    return list(dict.fromkeys(positions))
 
 
 def _endless(size: int, index: int, seed: int) -> int:
