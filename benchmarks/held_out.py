@@ -1,4 +1,4 @@
-"""Refusals of models on public prompts that nobody tuned on, plainly and inside the attacks' wrappings.
+"""Refusals of models on public prompts that are in no training, plainly and inside the attacks' wrappings.
 
     python benchmarks/held_out.py --data ../shared/data --work runs/held-out lab runs/demo/model
 
