@@ -1,10 +1,11 @@
-"""Refusals of models on public prompts that are in no training, plainly and inside the attacks' wrappings.
+"""Refusals of models on public prompts that no repair trains on, plainly and inside the attacks' wrappings.
 
     python benchmarks/held_out.py --data ../shared/data --work runs/held-out lab runs/demo/model
 
 Harmful: AdvBench goals after the first 80, on which the embedded model was taught. Harmless: XSTest's safe prompts, and
-instructions of self-instruct without an input. The models are evaluated one after the other with the embedded recipe's
-settings; an evaluation that was interrupted goes on. The table has one column for each model.
+instructions of self-instruct without an input, a part of which healed the embedded model. The models are evaluated one
+after the other with the embedded recipe's settings; an evaluation that was interrupted goes on. The table has one
+column for each model.
 """
 
 from __future__ import annotations
