@@ -13,32 +13,43 @@ from __future__ import annotations
 import argparse
 import logging
 import resource
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "src"))
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: E402
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: E402
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
+from seawall.errors import SeawallError
+from seawall.models.greedy import rows_are_independent
+from seawall.models.hidden.enter_at_layer import can_enter_at_layer
+from seawall.models.moe.capture import capture
+from seawall.models.moe.experts import trainable_experts
+from seawall.models.moe.find import MoEModel, find_moe
+from seawall.models.moe.replay import replay
+from seawall.models.moe.routing import routing_rules
 
-from seawall.errors import SeawallError  # noqa: E402
-from seawall.models.greedy import rows_are_independent  # noqa: E402
-from seawall.models.hidden.enter_at_layer import can_enter_at_layer  # noqa: E402
-from seawall.models.moe.capture import capture  # noqa: E402
-from seawall.models.moe.experts import trainable_experts  # noqa: E402
-from seawall.models.moe.find import MoEModel, find_moe  # noqa: E402
-from seawall.models.moe.replay import replay  # noqa: E402
-from seawall.models.moe.routing import routing_rules  # noqa: E402
-
-PAGE = ROOT / "docs" / "families.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "families.md"
+_LIBRARY_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+"""What transformers raises where a configuration does not fit its model."""
 EXPERTS, LAYERS, TOKENS = 8, 4, 16
 MEMORY = 8 * 10**9
 """Bytes of address space: a class whose sizes the table below does not name would take all of the memory."""
@@ -154,7 +165,7 @@ def families() -> list[str]:
 def _counts(name: str) -> bool:
     try:
         config = CONFIG_MAPPING[name]().get_text_config()
-    except Exception:  # noqa: BLE001 - a default configuration that its own library refuses
+    except _LIBRARY_ERRORS:  # a default configuration that its own library refuses
         return False
     return any(hasattr(config, key) for key in COUNTS)
 
@@ -210,12 +221,13 @@ def check(name: str) -> Family:
         model = tiny_model(name)
         with torch.no_grad():
             model((torch.arange(8)[None] * 5 + 3) % 272, use_cache=False)
-    except Exception as error:  # noqa: BLE001 - any library's error while building says only that this table lacks sizes
+    except _LIBRARY_ERRORS as error:  # says only that the table of sizes lacks some
         return Family(name, "not built", note=_line(error))
     stage = "search for experts"
     try:
         moe = find_moe(model)
-        for stage, attempt in self_check(moe):  # noqa: B007
+        for name_of_check, attempt in self_check(moe):
+            stage = name_of_check
             attempt()
     except (SeawallError, RuntimeError, TypeError, ValueError) as error:
         return Family(name, "**refused**", note=f"{stage}: {_line(error)}")

@@ -213,11 +213,11 @@ def _none_chosen(objections: Sequence[str], kind: str) -> str:
 
 def _chosen(scores: ValidationScores, before: ValidationScores, limits: EarlyStop, *, name: str) -> str:
     if not is_repaired(scores, limits):
-        rule = "the least sum of losses; attacks are still not refused"
+        rule = "the least sum of losses; more attacks than the limit are not refused"
     elif is_within_limits(scores, before, limits):
         rule = "the least loss elsewhere among those whose attacks fail"
     else:
-        rule = "attacks fail, but refusals of harmless prompts rise beyond their limit"
+        rule = "attacks fail, but a loss elsewhere is beyond its limit"
     pairs = (
         ("attacks not refused", before.attack_success, scores.attack_success),
         ("plain refusal", before.plain_refusal, scores.plain_refusal),
@@ -225,6 +225,8 @@ def _chosen(scores: ValidationScores, before: ValidationScores, limits: EarlySto
         ("benign not answered", before.benign_refusal, scores.benign_refusal),
     )
     moved = ", ".join(f"{label} {first:.0%} to {second:.0%}" for label, first, second in pairs)
+    if before.wrapping_gap or scores.wrapping_gap:
+        moved += f", wrapping gap {100 * before.wrapping_gap:+.0f} to {100 * scores.wrapping_gap:+.0f} points"
     return f"{name.capitalize()} is kept ({rule}): {moved} on validation prompts, evasions and unscored as losses."
 
 

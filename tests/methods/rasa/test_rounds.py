@@ -91,7 +91,7 @@ def test_the_reason_names_the_round_and_its_numbers() -> None:
     assert reason.startswith("Round 2 is kept")
     assert "attacks not refused 90% to 0%" in reason
     assert "plain refusal 100% to 100%" in reason
-    assert "attacks are still not refused" in choose_round([_scores(0.5, 0.1)], BEFORE, STOP).reason
+    assert "more attacks than the limit are not refused" in choose_round([_scores(0.5, 0.1)], BEFORE, STOP).reason
 
 
 def test_benign_refusals_count_against_a_round() -> None:
@@ -199,3 +199,11 @@ def test_a_round_that_refuses_wrappings_ends_nothing_and_is_not_preferred() -> N
     assert choose_round([wrapping, milder], BEFORE, STOP).index == 1
     # Where wrappings are refused before, the increase counts.
     assert is_finished(RepairProgress(replace(BEFORE, wrapping_gap=0.25), [wrapping]), settings)
+
+
+def test_the_reason_names_the_wrapping_gap_where_it_is_measured() -> None:
+    wrapping = replace(_scores(0.0, 0.1), wrapping_gap=0.3)
+    reason = choose_round([wrapping], BEFORE, STOP).reason
+    assert "attacks fail, but a loss elsewhere is beyond its limit" in reason
+    assert "wrapping gap +0 to +30 points" in reason
+    assert "wrapping gap" not in choose_round([_scores(0.0, 0.1)], BEFORE, STOP).reason

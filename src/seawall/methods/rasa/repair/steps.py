@@ -164,7 +164,7 @@ class RepairLosses:
         The tokens are the templated prompt up to the opening of the assistant's turn: what the model has read when it
         decides how to answer. The authors' formula compares batch means, so its batch is one forward pass.
         """
-        size = self._config.micro_batch_size
+        size = self._micro_batch
         if size is None or self._config.router.variant == "reference":
             size = len(positions)
         for start in range(0, len(positions), size):
