@@ -31,6 +31,7 @@ from seawall.cli import (
     stages,
     steer,
     tune,
+    verify,
 )
 from seawall.cli.defects import report_defect
 from seawall.errors import Interrupted, SeawallError
@@ -66,6 +67,7 @@ app.command("landscape")(landscape.landscape)
 app.command("tune")(tune.tune)
 app.add_typer(gene.app, name="gene")
 app.command("gate")(gate.gate)
+app.command("verify")(verify.verify)
 app.command("diff")(diff.diff)
 
 

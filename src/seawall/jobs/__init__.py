@@ -12,5 +12,6 @@ gate.py       seawall gate
 export.py     delta and checkpoint of a run; seawall apply
 plan.py       seawall plan, seawall doctor
 report.py     seawall report, and the inputs of every page
+verify.py     seawall verify
 summary.py    summary.json, the stable contract (docs/run-folder.md)
 """

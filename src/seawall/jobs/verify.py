@@ -1,0 +1,335 @@
+"""`seawall verify`: whether the model behind an endpoint is the local model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seawall.config.data import BuiltinSource
+from seawall.config.endpoint import EndpointSettings
+from seawall.config.load import checked_model
+from seawall.config.model import ModelConfig
+from seawall.data.sources import load_benign, load_goals
+from seawall.data.templating import encode_prompt
+from seawall.data.types import user
+from seawall.errors import ConfigError, RunFolderError
+from seawall.evaluation.served.client import CompletionsClient, Served, served_name
+from seawall.evaluation.served.process import SERVED_NAME, vllm_server
+from seawall.evaluation.served.verdict import FLOAT32, Comparison, Precision, TokenDifference, compare
+from seawall.jobs.plan import facts
+from seawall.models.decoding import TokenIds, context_length
+from seawall.models.files.open import Checkpoint
+from seawall.models.moe.find import find_moe_if_any
+from seawall.models.reference import Expert, Reference, covering, experts_used, random_prompts, references
+from seawall.runs.files import read_json
+from seawall.runs.folder import RunFolder
+from seawall.runs.progress import Reporter
+from seawall.shell.model import open_checkpoint
+
+NEW_TOKENS = 24
+"""Maximum length of a greedy reply, in tokens."""
+_POOL = 4
+"""Candidates per probe, among which probes are chosen by the experts that they use."""
+_ATTEMPTS = 3
+_NAMED = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The server to compare with.
+
+    Attributes:
+        endpoint: its address; None starts vLLM.
+        name: the model's name at the endpoint; None takes the only model.
+        key_env: environment variable with the API key.
+        vllm: the `vllm` command, or the Python of vLLM's environment.
+        seconds: deadline of a request, and of the start of vLLM.
+    """
+
+    endpoint: str | None
+    name: str | None = None
+    key_env: str | None = None
+    vllm: str = "vllm"
+    seconds: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The result of `seawall verify`.
+
+    Attributes:
+        model: the local model.
+        weights: fingerprint of its stored weights.
+        endpoint: the address, or `vllm`.
+        served: the model's name there.
+        dtype: type of the local computation.
+        comparison: the numbers and the rule.
+        experts: the experts that the probes use; None for a dense model.
+        total_experts: number of experts.
+        unused: the experts that no probe uses.
+    """
+
+    model: str
+    weights: str
+    endpoint: str
+    served: str
+    dtype: str
+    comparison: Comparison
+    experts: int | None
+    total_experts: int
+    unused: tuple[Expert, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the served model is the local one."""
+        return self.comparison.passed
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document; infinite numbers become null."""
+        comparison = {name: _finite(value) for name, value in asdict(self.comparison).items() if name != "first"}
+        first = self.comparison.first
+        difference = None if first is None else {name: _finite(value) for name, value in asdict(first).items()}
+        return {
+            **{name: getattr(self, name) for name in ("model", "weights", "endpoint", "served", "dtype", "passed")},
+            **comparison,
+            "tolerance": self.comparison.tolerance,
+            "first_difference": difference,
+            "experts": self.experts,
+            "total_experts": self.total_experts,
+            "unused_experts": [list(expert) for expert in self.unused],
+        }
+
+
+def verify(target: str, server: Server, *, prompts: int, dtype: str, reporter: Reporter) -> Verification:
+    """Compares a served model with local weights, on prompts that use its experts.
+
+    Args:
+        target: a run folder with an exported checkpoint, a checkpoint folder, a Hub id or `lab`.
+        server: where the model is served.
+        prompts: number of probes.
+        dtype: type of the local computation, and of the server's; `auto` takes the checkpoint's own for the local one,
+            and infers the server's.
+        reporter: receives progress.
+
+    Raises:
+        SeawallError: the model cannot be loaded, or the endpoint is silent, refuses the probes, or returns no log
+            probabilities.
+    """
+    checkpoint = open_checkpoint(target_config(target, dtype))
+    reporter.stage(f"Loading {target}")
+    model, tokenizer = checkpoint.load()
+    reporter.stage("Choosing probes, and computing them with the local weights")
+    probes = choose_probes(model, tokenizer, prompts)
+    local = references(
+        model,
+        tokenizer,
+        probes,
+        new_tokens=_new_tokens(model, probes),
+        progress=lambda done, total: reporter.step("probes", done, total),
+    )
+    length = max(len(reference.tokens) for reference in local) + 2
+    computed = str(model.dtype).removeprefix("torch.")
+    with _serving(server, checkpoint, dtype=computed, length=length, reporter=reporter) as settings:
+        reporter.stage(f"Asking {settings.base_url}")
+        served = _ask(settings, local)
+    comparison = compare(
+        local,
+        served,
+        precision=_precision(computed, known=server.endpoint is None or dtype != "auto"),
+        text_of=lambda token: str(tokenizer.decode([token])),
+    )
+    return _result(target, checkpoint, server, settings.model, model=model, local=local, comparison=comparison)
+
+
+def target_config(target: str, dtype: str) -> ModelConfig:
+    """How to load the model of a run, of a folder, or by its name.
+
+    Raises:
+        RunFolderError: the run has no exported checkpoint.
+        ConfigError: the name is wrong.
+    """
+    if not (Path(target) / "resolved.json").is_file():
+        return checked_model(target, caller="verify", dtype=dtype)
+    run = RunFolder.existing(Path(target))
+    folder = run.stage("model")
+    if not (folder / "config.json").is_file():
+        raise RunFolderError(
+            f"the run in {target} has no exported checkpoint",
+            got="no model/config.json in it",
+            remedy="run it with export.checkpoint=true, or apply its delta with `seawall apply` and name that folder",
+        )
+    settings = read_json(run.resolved)["model"]
+    return checked_model(folder, caller="verify", **{**settings, "id": str(folder), "revision": None, "dtype": dtype})
+
+
+def choose_probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int) -> list[TokenIds]:
+    """Probes that together use many experts: half of them requests, the rest requests or random tokens.
+
+    Candidates are the embedded requests, harmless and harmful in turn, and as many random prompts.
+    """
+    sources = (load_benign(BuiltinSource()), load_goals(BuiltinSource()))
+    texts = [prompt.text for pair in zip(*sources, strict=False) for prompt in pair][: _POOL * count]
+    limit = context_length(model)
+    requests = [tuple(encode_prompt(tokenizer, user(text))) for text in texts]
+    requests = [ids for ids in requests if limit is None or len(ids) + 2 <= limit]
+    candidates = requests + random_prompts(model, tokenizer, _POOL * count, new_tokens=NEW_TOKENS)
+    used = experts_used(model, candidates)
+    first = covering(used[: len(requests)], (count + 1) // 2)
+    return [candidates[position] for position in covering(used, count, first=first)]
+
+
+def _new_tokens(model: PreTrainedModel, probes: Sequence[TokenIds]) -> int:
+    """Length of replies that the context of the model holds for every probe."""
+    limit = context_length(model)
+    longest = max(map(len, probes))
+    return NEW_TOKENS if limit is None else max(1, min(NEW_TOKENS, limit - longest - 1))
+
+
+def _ask(settings: EndpointSettings, local: Sequence[Reference]) -> list[Served]:
+    with CompletionsClient(settings) as client:
+        return client.probe(
+            [(reference.prompt, reference.reply) for reference in local],
+            max(len(reference.reply) for reference in local),
+        )
+
+
+@contextmanager
+def _serving(
+    server: Server, checkpoint: Checkpoint, *, dtype: str, length: int, reporter: Reporter
+) -> Iterator[EndpointSettings]:
+    """The endpoint to ask; a vLLM server runs inside."""
+    if server.endpoint is not None:
+        yield _settings(server, server.endpoint, server.name)
+        return
+    reporter.stage(f"Starting vLLM ({server.vllm})")
+    with vllm_server(
+        server.vllm, checkpoint.folder.resolve(), dtype=dtype, length=length, seconds=server.seconds
+    ) as url:
+        yield _settings(server, url, SERVED_NAME)
+
+
+def _settings(server: Server, url: str, name: str | None) -> EndpointSettings:
+    """The endpoint's settings; the name of the only model where none is given."""
+    try:
+        named = EndpointSettings(base_url=url, model=name or "-", key_env=server.key_env)
+    except ValueError:
+        raise ConfigError(
+            "--endpoint or --key-env is wrong",
+            expected="an http or https address such as http://127.0.0.1:8000/v1, and the name of a variable",
+        ) from None
+    served = served_name(named.base_url, server.key_env) if name is None else name
+    return named.model_copy(update={"model": served, "attempts": _ATTEMPTS, "timeout": server.seconds})
+
+
+def _precision(computed: str, *, known: bool) -> Precision | None:
+    """The precision of the comparison; None where the server's is not known."""
+    if computed != "float32":
+        return "16-bit"
+    return "float32" if known else None
+
+
+def _result(
+    target: str,
+    checkpoint: Checkpoint,
+    server: Server,
+    served: str,
+    *,
+    model: PreTrainedModel,
+    local: Sequence[Reference],
+    comparison: Comparison,
+) -> Verification:
+    moe = find_moe_if_any(model)
+    used = frozenset[Expert]().union(*(reference.experts for reference in local))
+    everything = [] if moe is None else [(i, j) for i in range(moe.num_layers) for j in range(moe.num_experts)]
+    return Verification(
+        target,
+        checkpoint.fingerprint,
+        server.endpoint or "vllm",
+        served,
+        str(model.dtype).removeprefix("torch."),
+        comparison,
+        None if moe is None else len(used),
+        len(everything),
+        tuple(expert for expert in everything if expert not in used),
+    )
+
+
+def verification_table(result: Verification) -> Table:
+    """The facts of a comparison."""
+    comparison = result.comparison
+    where = f"probe {comparison.largest_probe + 1}, token {comparison.largest_token + 1}"
+    what = "prompts and replies" if comparison.prompts_compared else "replies alone: the server does not echo prompts"
+    rows = [
+        ("local weights", f"{result.model}, {result.dtype}, {result.weights[:23]}..."),
+        ("served model", f"{result.served} at {result.endpoint}"),
+        ("compared", f"{comparison.probes} probes, {comparison.tokens} log probabilities of {what}"),
+        ("largest difference", f"{_nats(comparison.largest)} ({where})"),
+        ("mean difference", _nats(comparison.mean)),
+        ("rule", _rule(comparison)),
+        ("equal greedy replies", f"{comparison.equal_replies} of {comparison.probes}"),
+        ("first differing token", _first(comparison.first)),
+        ("experts used", _experts(result)),
+    ]
+    return facts(rows)
+
+
+def verdict(result: Verification) -> list[str]:
+    """The lines of the verdict: what holds, and what the comparison cannot show."""
+    comparison = result.comparison
+    if comparison.constant is not None:
+        return [
+            f"FAILED  every served log probability is {comparison.constant}: the server's output layer is empty, as "
+            "where a checkpoint without lm_head.weight meets a class that does not tie embeddings"
+        ]
+    if not result.passed:
+        return ["FAILED  the served model is not the local model"]
+    lines = ["passed  the served model is the local model, as far as the probes show"]
+    if comparison.precision == "16-bit":
+        lines.append(
+            "note    in 16 bits rounding hides small changes of weights, such as of a single expert; serve with "
+            "--dtype float32 and verify with --dtype float32 to find them"
+        )
+    if result.unused:
+        lines.append(f"note    {len(result.unused)} experts were used by no probe: a change there would not show")
+    return lines
+
+
+def _rule(comparison: Comparison) -> str:
+    if comparison.precision == "float32":
+        return f"float32: the largest difference is at most {FLOAT32:g}"
+    return f"16 bits: the mean difference is at most {comparison.tolerance:g}, replies leave only at near ties"
+
+
+def _first(difference: TokenDifference | None) -> str:
+    if difference is None:
+        return "none"
+    served = repr(difference.served) if difference.served else "the end of the reply"
+    gap = "unlikely" if math.isinf(difference.gap) else f"{difference.gap:.4f} nats less likely"
+    return (
+        f"probe {difference.probe + 1}, token {difference.position + 1} of the reply: {difference.local!r} here, "
+        f"{served} served ({gap} here)"
+    )
+
+
+def _experts(result: Verification) -> str:
+    if result.experts is None:
+        return "none: a dense model"
+    missed = ", ".join(f"{layer}:{expert}" for layer, expert in result.unused[:_NAMED])
+    more = f" and {len(result.unused) - _NAMED} more" if len(result.unused) > _NAMED else ""
+    rest = f"; no probe uses (MoE layer:expert) {missed}{more}" if missed else ""
+    return f"{result.experts} of {result.total_experts}{rest}"
+
+
+def _nats(value: float) -> str:
+    return "no number" if math.isinf(value) else f"{value:.2e} nats"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
