@@ -10,7 +10,8 @@ from seawall.cli.common import JsonOption, print_json, quiet_libraries, results_
 from seawall.errors import ConfigError
 
 if TYPE_CHECKING:
-    from seawall.jobs.verify import Server, Verification
+    from seawall.evaluation.served.view import Verification
+    from seawall.jobs.verify import Server
 
 _Name = Optional[str]  # noqa: UP045 - typer reads these annotations
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -61,7 +62,8 @@ def verify(  # noqa: PLR0913 - a parameter for each option
     if dtype not in _DTYPES:
         raise ConfigError("--dtype is wrong", got=dtype, expected=", ".join(_DTYPES))
     with quiet_libraries():
-        from seawall.jobs.verify import Server, verdict, verification_table
+        from seawall.evaluation.served.view import verdict_lines
+        from seawall.jobs.verify import Server, verification_table
 
     server = Server(endpoint, model, key_env, vllm_program, timeout)
     result = _verify(target, server, prompts=prompts, dtype=dtype, as_json=as_json)
@@ -70,7 +72,7 @@ def verify(  # noqa: PLR0913 - a parameter for each option
     else:
         console = results_console()
         console.print(verification_table(result))
-        for line in verdict(result):
+        for line in verdict_lines(result):
             console.print(line, soft_wrap=True)
     if not result.passed:
         raise typer.Exit(1)

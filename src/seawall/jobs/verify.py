@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,7 +20,8 @@ from seawall.data.types import user
 from seawall.errors import ConfigError, RunFolderError
 from seawall.evaluation.served.client import CompletionsClient, Served, served_name
 from seawall.evaluation.served.process import SERVED_NAME, vllm_server
-from seawall.evaluation.served.verdict import FLOAT32, Comparison, Precision, TokenDifference, compare
+from seawall.evaluation.served.verdict import Comparison, Precision, compare
+from seawall.evaluation.served.view import Verification, verification_rows
 from seawall.jobs.plan import facts
 from seawall.models.decoding import TokenIds, context_length
 from seawall.models.files.open import Checkpoint
@@ -35,10 +34,9 @@ from seawall.shell.model import open_checkpoint
 
 NEW_TOKENS = 24
 """Maximum length of a greedy reply, in tokens."""
-_POOL = 4
-"""Candidates per probe, among which probes are chosen by the experts that they use."""
+_SPARE, _MOST_SPARE = 3, 48
+"""Candidates beyond the number of probes: for each probe, and in total at most."""
 _ATTEMPTS = 3
-_NAMED = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,53 +56,6 @@ class Server:
     key_env: str | None = None
     vllm: str = "vllm"
     seconds: float = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """The result of `seawall verify`.
-
-    Attributes:
-        model: the local model.
-        weights: fingerprint of its stored weights.
-        endpoint: the address, or `vllm`.
-        served: the model's name there.
-        dtype: type of the local computation.
-        comparison: the numbers and the rule.
-        experts: the experts that the probes use; None for a dense model.
-        total_experts: number of experts.
-        unused: the experts that no probe uses.
-    """
-
-    model: str
-    weights: str
-    endpoint: str
-    served: str
-    dtype: str
-    comparison: Comparison
-    experts: int | None
-    total_experts: int
-    unused: tuple[Expert, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether the served model is the local one."""
-        return self.comparison.passed
-
-    def document(self) -> dict[str, Any]:
-        """The JSON document; infinite numbers become null."""
-        comparison = {name: _finite(value) for name, value in asdict(self.comparison).items() if name != "first"}
-        first = self.comparison.first
-        difference = None if first is None else {name: _finite(value) for name, value in asdict(first).items()}
-        return {
-            **{name: getattr(self, name) for name in ("model", "weights", "endpoint", "served", "dtype", "passed")},
-            **comparison,
-            "tolerance": self.comparison.tolerance,
-            "first_difference": difference,
-            "experts": self.experts,
-            "total_experts": self.total_experts,
-            "unused_experts": [list(expert) for expert in self.unused],
-        }
 
 
 def verify(target: str, server: Server, *, prompts: int, dtype: str, reporter: Reporter) -> Verification:
@@ -132,7 +83,7 @@ def verify(target: str, server: Server, *, prompts: int, dtype: str, reporter: R
         tokenizer,
         probes,
         new_tokens=_new_tokens(model, probes),
-        progress=lambda done, total: reporter.step("probes", done, total),
+        progress=lambda count, total: reporter.step("probes", count, total),
     )
     length = max(len(reference.tokens) for reference in local) + 2
     computed = str(model.dtype).removeprefix("torch.")
@@ -142,7 +93,7 @@ def verify(target: str, server: Server, *, prompts: int, dtype: str, reporter: R
     comparison = compare(
         local,
         served,
-        precision=_precision(computed, known=server.endpoint is None or dtype != "auto"),
+        precision=_precision(computed, stated=server.endpoint is None or dtype != "auto"),
         text_of=lambda token: str(tokenizer.decode([token])),
     )
     return _result(target, checkpoint, server, settings.model, model=model, local=local, comparison=comparison)
@@ -174,12 +125,13 @@ def choose_probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
 
     Candidates are the embedded requests, harmless and harmful in turn, and as many random prompts.
     """
+    size = count + min(_SPARE * count, _MOST_SPARE)
     sources = (load_benign(BuiltinSource()), load_goals(BuiltinSource()))
-    texts = [prompt.text for pair in zip(*sources, strict=False) for prompt in pair][: _POOL * count]
+    texts = [prompt.text for pair in zip(*sources, strict=False) for prompt in pair][:size]
     limit = context_length(model)
     requests = [tuple(encode_prompt(tokenizer, user(text))) for text in texts]
     requests = [ids for ids in requests if limit is None or len(ids) + 2 <= limit]
-    candidates = requests + random_prompts(model, tokenizer, _POOL * count, new_tokens=NEW_TOKENS)
+    candidates = requests + random_prompts(model, tokenizer, size, new_tokens=NEW_TOKENS)
     used = experts_used(model, candidates)
     first = covering(used[: len(requests)], (count + 1) // 2)
     return [candidates[position] for position in covering(used, count, first=first)]
@@ -228,11 +180,11 @@ def _settings(server: Server, url: str, name: str | None) -> EndpointSettings:
     return named.model_copy(update={"model": served, "attempts": _ATTEMPTS, "timeout": server.seconds})
 
 
-def _precision(computed: str, *, known: bool) -> Precision | None:
+def _precision(computed: str, *, stated: bool) -> Precision | None:
     """The precision of the comparison; None where the server's is not known."""
     if computed != "float32":
         return "16-bit"
-    return "float32" if known else None
+    return "float32" if stated else None
 
 
 def _result(
@@ -263,73 +215,4 @@ def _result(
 
 def verification_table(result: Verification) -> Table:
     """The facts of a comparison."""
-    comparison = result.comparison
-    where = f"probe {comparison.largest_probe + 1}, token {comparison.largest_token + 1}"
-    what = "prompts and replies" if comparison.prompts_compared else "replies alone: the server does not echo prompts"
-    rows = [
-        ("local weights", f"{result.model}, {result.dtype}, {result.weights[:23]}..."),
-        ("served model", f"{result.served} at {result.endpoint}"),
-        ("compared", f"{comparison.probes} probes, {comparison.tokens} log probabilities of {what}"),
-        ("largest difference", f"{_nats(comparison.largest)} ({where})"),
-        ("mean difference", _nats(comparison.mean)),
-        ("rule", _rule(comparison)),
-        ("equal greedy replies", f"{comparison.equal_replies} of {comparison.probes}"),
-        ("first differing token", _first(comparison.first)),
-        ("experts used", _experts(result)),
-    ]
-    return facts(rows)
-
-
-def verdict(result: Verification) -> list[str]:
-    """The lines of the verdict: what holds, and what the comparison cannot show."""
-    comparison = result.comparison
-    if comparison.constant is not None:
-        return [
-            f"FAILED  every served log probability is {comparison.constant}: the server's output layer is empty, as "
-            "where a checkpoint without lm_head.weight meets a class that does not tie embeddings"
-        ]
-    if not result.passed:
-        return ["FAILED  the served model is not the local model"]
-    lines = ["passed  the served model is the local model, as far as the probes show"]
-    if comparison.precision == "16-bit":
-        lines.append(
-            "note    in 16 bits rounding hides small changes of weights, such as of a single expert; serve with "
-            "--dtype float32 and verify with --dtype float32 to find them"
-        )
-    if result.unused:
-        lines.append(f"note    {len(result.unused)} experts were used by no probe: a change there would not show")
-    return lines
-
-
-def _rule(comparison: Comparison) -> str:
-    if comparison.precision == "float32":
-        return f"float32: the largest difference is at most {FLOAT32:g}"
-    return f"16 bits: the mean difference is at most {comparison.tolerance:g}, replies leave only at near ties"
-
-
-def _first(difference: TokenDifference | None) -> str:
-    if difference is None:
-        return "none"
-    served = repr(difference.served) if difference.served else "the end of the reply"
-    gap = "unlikely" if math.isinf(difference.gap) else f"{difference.gap:.4f} nats less likely"
-    return (
-        f"probe {difference.probe + 1}, token {difference.position + 1} of the reply: {difference.local!r} here, "
-        f"{served} served ({gap} here)"
-    )
-
-
-def _experts(result: Verification) -> str:
-    if result.experts is None:
-        return "none: a dense model"
-    missed = ", ".join(f"{layer}:{expert}" for layer, expert in result.unused[:_NAMED])
-    more = f" and {len(result.unused) - _NAMED} more" if len(result.unused) > _NAMED else ""
-    rest = f"; no probe uses (MoE layer:expert) {missed}{more}" if missed else ""
-    return f"{result.experts} of {result.total_experts}{rest}"
-
-
-def _nats(value: float) -> str:
-    return "no number" if math.isinf(value) else f"{value:.2e} nats"
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return facts(verification_rows(result))

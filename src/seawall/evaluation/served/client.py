@@ -115,11 +115,11 @@ class CompletionsClient:
     def _post(self, body: dict[str, Any]) -> Response:
         """The response to a request, repeated while the server is busy or does not answer."""
         settings, problem = self._settings, ""
-        whole = {"model": settings.model, "temperature": 0, **body}
+        document = {"model": settings.model, "temperature": 0, **body}
         for attempt in range(settings.attempts):
             time.sleep(settings.backoff * attempt)
             try:
-                response = post(self._client, self._url, whole, seconds=settings.timeout)
+                response = post(self._client, self._url, document, seconds=settings.timeout)
             except ExchangeError as error:
                 problem = str(error)
                 continue

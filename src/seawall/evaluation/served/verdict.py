@@ -6,8 +6,8 @@ Equal weights give equal numbers up to rounding, and rounding depends on the ser
 - 16 bits: the mean difference is at most `MEAN_16_BIT`, and a reply leaves the local one only where the local weights
   give the served token almost the best log probability (`TIE_16_BIT`). Smaller changes of weights stay unseen.
 
-A server of unknown precision counts as float32 if a share of its numbers (`FLOAT32_SHARE`) agrees to float32: rounding
-to 16 bits leaves almost none of them that close.
+A server of unknown precision counts as float32 if a share (`FLOAT32_SHARE`) of its numbers is as close as float32
+leaves them (`FLOAT32_CLOSE`): rounding to 16 bits leaves few of them that close.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FLOAT32 = 1e-3
 """Largest difference of log probabilities, in nats, between two float32 computations of the same weights."""
 MEAN_16_BIT = 0.05
 TIE_16_BIT = 0.5
-FLOAT32_SHARE = 0.25
+FLOAT32_CLOSE, FLOAT32_SHARE = 5e-5, 0.25
 _CERTAIN = -0.05
 """Log probabilities above this one are left out of the share: near 0 they agree in every precision."""
 
@@ -57,7 +57,8 @@ class Comparison:
         precision: the precision that the rule assumes.
         probes: number of probes.
         tokens: number of compared log probabilities.
-        largest: largest difference of a log probability, in nats; infinite where the server returns no number.
+        largest: largest difference of a log probability, in nats; infinite where the server returns no number, and
+            where no token can be compared.
         mean: mean difference.
         largest_probe, largest_token: the probe and the token, counted from 0, with the largest difference.
         equal_replies: number of replies whose tokens are all equal.
@@ -123,7 +124,8 @@ def compare(
     sides = [_Sides(*pair, text_of) for pair in zip(references, served, strict=True)]
     pairs = [pair for probe, side in enumerate(sides) for pair in _pairs(probe, side)]
     assumed = precision or ("float32" if _float32_share(pairs) >= FLOAT32_SHARE else "16-bit")
-    worst = max(pairs, key=lambda pair: pair.difference)
+    # Replies that differ from their first token on, of a server that does not echo prompts, leave nothing to compare.
+    worst = max(pairs, key=lambda pair: pair.difference, default=_Pair(0, 0, math.inf, math.inf))
     tie = 2 * FLOAT32 if assumed == "float32" else TIE_16_BIT
     splits = [split for probe, side in enumerate(sides) if (split := side.split(probe)) is not None]
     values = {round(pair.served, 4) for pair in pairs}
@@ -132,7 +134,7 @@ def compare(
         len(sides),
         len(pairs),
         worst.difference,
-        sum(pair.difference for pair in pairs) / len(pairs),
+        sum(pair.difference for pair in pairs) / len(pairs) if pairs else math.inf,
         worst.probe,
         worst.token,
         len(sides) - len(splits),
@@ -197,6 +199,6 @@ def _pairs(probe: int, side: _Sides) -> Iterator[_Pair]:
 
 
 def _float32_share(pairs: Sequence[_Pair]) -> float:
-    """The share of uncertain tokens whose log probabilities agree to float32."""
+    """The share of uncertain tokens whose log probabilities are as close as float32 leaves them."""
     uncertain = [pair.difference for pair in pairs if pair.local < _CERTAIN]
-    return sum(difference <= FLOAT32 for difference in uncertain) / max(1, len(uncertain))
+    return sum(difference <= FLOAT32_CLOSE for difference in uncertain) / max(1, len(uncertain))
