@@ -55,11 +55,11 @@ def test_wrong_input(folder: Path, tmp_path: Path) -> None:
     refused("verify", folder, "--endpoint", "http://127.0.0.1:9/v1", "--vllm", saying="verify needs one server")
     refused("verify", folder, "--endpoint", "ftp://x", saying="--endpoint or --key-env is wrong")
     refused("verify", folder, "--vllm", "--dtype", "int8", saying="--dtype is wrong; got int8")
-    refused("verify", tmp_path / "none", "--vllm", saying="does not exist")
     missing = ("--vllm", "--vllm-program", tmp_path / "none", "--prompts", "1")
     refused("verify", folder, *missing, saying="there is no vLLM to start")
     broken = program(tmp_path / "vllm", "echo 'RuntimeError: no such device'; exit 3")
     ended = ("--vllm", "--vllm-program", broken, "--prompts", "1")
+    refused("verify", tmp_path / "none", *ended, saying="does not exist")
     refused("verify", folder, *ended, saying="vLLM ended before it answered; got RuntimeError: no such device")
 
 

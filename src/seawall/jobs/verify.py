@@ -19,14 +19,22 @@ from seawall.data.templating import encode_prompt
 from seawall.data.types import user
 from seawall.errors import ConfigError, RunFolderError
 from seawall.evaluation.served.client import CompletionsClient, Served, served_name
-from seawall.evaluation.served.process import SERVED_NAME, vllm_server
-from seawall.evaluation.served.verdict import Comparison, Precision, compare
+from seawall.evaluation.served.process import SERVED_NAME, server_command, vllm_server
+from seawall.evaluation.served.verdict import Precision, compare
 from seawall.evaluation.served.view import Verification, verification_rows
 from seawall.jobs.plan import facts
 from seawall.models.decoding import TokenIds, context_length
 from seawall.models.files.open import Checkpoint
 from seawall.models.moe.find import find_moe_if_any
-from seawall.models.reference import Expert, Reference, covering, experts_used, random_prompts, references
+from seawall.models.reference import (
+    Expert,
+    Reference,
+    covering,
+    experts_used,
+    random_prompts,
+    references,
+    release_memory,
+)
 from seawall.runs.files import read_json
 from seawall.runs.folder import RunFolder
 from seawall.runs.progress import Reporter
@@ -73,30 +81,60 @@ def verify(target: str, server: Server, *, prompts: int, dtype: str, reporter: R
         SeawallError: the model cannot be loaded, or the endpoint is silent, refuses the probes, or returns no log
             probabilities.
     """
+    settings = _endpoint(server)  # before minutes of work
     checkpoint = open_checkpoint(target_config(target, dtype))
-    reporter.stage(f"Loading {target}")
+    local = _compute(checkpoint, prompts, reporter)
+    release_memory()  # vLLM may need the device
+    length = max(len(reference.tokens) for reference in local.references) + 2
+    with _serving(settings, server, checkpoint, dtype=local.dtype, length=length, reporter=reporter) as endpoint:
+        reporter.stage(f"Comparing with {endpoint.model} at {endpoint.base_url}")
+        served = _ask(endpoint, local.references)
+        name = endpoint.model
+    comparison = compare(
+        local.references,
+        served,
+        precision=_precision(local.dtype, stated=server.endpoint is None or dtype != "auto"),
+        text_of=lambda token: str(local.tokenizer.decode([token])),
+    )
+    used = frozenset[Expert]().union(*(reference.experts for reference in local.references))
+    return Verification(
+        target,
+        checkpoint.fingerprint,
+        server.endpoint or "vllm",
+        name,
+        local.dtype,
+        comparison,
+        len(used) if local.experts else None,
+        len(local.experts),
+        tuple(expert for expert in local.experts if expert not in used),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Local:
+    """The local side: numbers of the probes, type of the computation, all experts of the model, and its tokenizer."""
+
+    references: list[Reference]
+    dtype: str
+    experts: tuple[Expert, ...]
+    tokenizer: PreTrainedTokenizerBase
+
+
+def _compute(checkpoint: Checkpoint, prompts: int, reporter: Reporter) -> _Local:
+    reporter.stage(f"Loading {checkpoint.id}")
     model, tokenizer = checkpoint.load()
     reporter.stage("Choosing probes, and computing them with the local weights")
     probes = choose_probes(model, tokenizer, prompts)
-    local = references(
+    numbers = references(
         model,
         tokenizer,
         probes,
         new_tokens=_new_tokens(model, probes),
         progress=lambda count, total: reporter.step("probes", count, total),
     )
-    length = max(len(reference.tokens) for reference in local) + 2
-    computed = str(model.dtype).removeprefix("torch.")
-    with _serving(server, checkpoint, dtype=computed, length=length, reporter=reporter) as settings:
-        reporter.stage(f"Asking {settings.base_url}")
-        served = _ask(settings, local)
-    comparison = compare(
-        local,
-        served,
-        precision=_precision(computed, stated=server.endpoint is None or dtype != "auto"),
-        text_of=lambda token: str(tokenizer.decode([token])),
-    )
-    return _result(target, checkpoint, server, settings.model, model=model, local=local, comparison=comparison)
+    moe = find_moe_if_any(model)
+    experts = [] if moe is None else [(i, j) for i in range(moe.num_layers) for j in range(moe.num_experts)]
+    return _Local(numbers, str(model.dtype).removeprefix("torch."), tuple(experts), tokenizer)
 
 
 def target_config(target: str, dtype: str) -> ModelConfig:
@@ -123,7 +161,7 @@ def target_config(target: str, dtype: str) -> ModelConfig:
 def choose_probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int) -> list[TokenIds]:
     """Probes that together use many experts: half of them requests, the rest requests or random tokens.
 
-    Candidates are the embedded requests, harmless and harmful in turn, and as many random prompts.
+    Candidates are the embedded requests, harmless and harmful in turn, and random prompts.
     """
     size = count + min(_SPARE * count, _MOST_SPARE)
     sources = (load_benign(BuiltinSource()), load_goals(BuiltinSource()))
@@ -131,7 +169,7 @@ def choose_probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
     limit = context_length(model)
     requests = [tuple(encode_prompt(tokenizer, user(text))) for text in texts]
     requests = [ids for ids in requests if limit is None or len(ids) + 2 <= limit]
-    candidates = requests + random_prompts(model, tokenizer, size, new_tokens=NEW_TOKENS)
+    candidates = requests + random_prompts(model, tokenizer, count, new_tokens=NEW_TOKENS)
     used = experts_used(model, candidates)
     first = covering(used[: len(requests)], (count + 1) // 2)
     return [candidates[position] for position in covering(used, count, first=first)]
@@ -152,18 +190,31 @@ def _ask(settings: EndpointSettings, local: Sequence[Reference]) -> list[Served]
         )
 
 
+def _endpoint(server: Server) -> EndpointSettings | None:
+    """The endpoint's settings; None where vLLM is to be started, which must be there."""
+    if server.endpoint is None:
+        server_command(server.vllm)
+        return None
+    return _settings(server, server.endpoint, server.name)
+
+
 @contextmanager
 def _serving(
-    server: Server, checkpoint: Checkpoint, *, dtype: str, length: int, reporter: Reporter
+    settings: EndpointSettings | None,
+    server: Server,
+    checkpoint: Checkpoint,
+    *,
+    dtype: str,
+    length: int,
+    reporter: Reporter,
 ) -> Iterator[EndpointSettings]:
-    """The endpoint to ask; a vLLM server runs inside."""
-    if server.endpoint is not None:
-        yield _settings(server, server.endpoint, server.name)
+    """The endpoint to compare with; without one, a vLLM server runs inside."""
+    if settings is not None:
+        yield settings
         return
-    reporter.stage(f"Starting vLLM ({server.vllm})")
-    with vllm_server(
-        server.vllm, checkpoint.folder.resolve(), dtype=dtype, length=length, seconds=server.seconds
-    ) as url:
+    reporter.stage(f"Starting {server.vllm}")
+    folder = checkpoint.folder.resolve()
+    with vllm_server(server.vllm, folder, dtype=dtype, length=length, seconds=server.seconds) as url:
         yield _settings(server, url, SERVED_NAME)
 
 
@@ -185,32 +236,6 @@ def _precision(computed: str, *, stated: bool) -> Precision | None:
     if computed != "float32":
         return "16-bit"
     return "float32" if stated else None
-
-
-def _result(
-    target: str,
-    checkpoint: Checkpoint,
-    server: Server,
-    served: str,
-    *,
-    model: PreTrainedModel,
-    local: Sequence[Reference],
-    comparison: Comparison,
-) -> Verification:
-    moe = find_moe_if_any(model)
-    used = frozenset[Expert]().union(*(reference.experts for reference in local))
-    everything = [] if moe is None else [(i, j) for i in range(moe.num_layers) for j in range(moe.num_experts)]
-    return Verification(
-        target,
-        checkpoint.fingerprint,
-        server.endpoint or "vllm",
-        served,
-        str(model.dtype).removeprefix("torch."),
-        comparison,
-        None if moe is None else len(used),
-        len(everything),
-        tuple(expert for expert in everything if expert not in used),
-    )
 
 
 def verification_table(result: Verification) -> Table:

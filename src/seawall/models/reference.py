@@ -5,6 +5,7 @@ Legend: P prompts, T tokens of a prompt with its reply, V vocabulary, L MoE laye
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from seawall.models.moe.find import MoEModel, find_moe_if_any
 ALTERNATIVES = 20
 """Most likely tokens of a reply's position whose log probabilities are kept."""
 _RANDOM_TOKENS = 48
+_ROWS = 16
+"""Rows of a batch of replies. Rounding that depends on the batch can only exchange tokens that are equally likely."""
 
 Expert = tuple[int, int]
 """(MoE layer, expert)."""
@@ -121,13 +124,20 @@ def references(
     moe = find_moe_if_any(model)
     decoding = decoding_for(model, tokenizer, new_tokens)
     replies: dict[int, TokenIds] = {}
-    for positions, rows in greedy_batches(model, prompts, decoding, batch_size=1):
+    for positions, rows in greedy_batches(model, prompts, decoding, batch_size=_ROWS):
         replies.update(zip(positions, rows, strict=True))
     results = []
     for position, prompt in enumerate(prompts):
         results.append(_reference(model, moe, prompt, replies[position]))
         progress(len(results), len(prompts))
     return results
+
+
+def release_memory() -> None:
+    """Gives the memory of models that nothing refers to back to the devices."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _reference(model: PreTrainedModel, moe: MoEModel | None, prompt: TokenIds, reply: TokenIds) -> Reference:

@@ -83,8 +83,11 @@ class CompletionsClient:
             return self._probe(*probe, new_tokens=new_tokens)
 
         first = served(probes[0])  # alone, so that a wrong address is met once
-        with ThreadPoolExecutor(self._settings.concurrency) as executor:
+        executor = ThreadPoolExecutor(self._settings.concurrency)
+        try:
             return [first, *executor.map(served, probes[1:])]
+        finally:  # also where a request fails, or the user interrupts
+            executor.shutdown(cancel_futures=True)
 
     def _probe(self, prompt: TokenIds, reply: TokenIds, *, new_tokens: int) -> Served:
         return Served(self._given(prompt + reply), self._reply(prompt, new_tokens))

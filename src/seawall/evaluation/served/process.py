@@ -41,7 +41,7 @@ def vllm_server(program: str, folder: Path, *, dtype: str, length: int, seconds:
         ConfigError: there is no such program, or the server ends or stays silent.
     """
     port = _free_port()
-    words = [*_command(program), str(folder), "--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
+    words = [*server_command(program), str(folder), "--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
     words += ["--max-model-len", str(length), "--served-model-name", SERVED_NAME, "--enforce-eager"]
     with TemporaryDirectory() as scratch:
         log = Path(scratch) / "vllm.log"
@@ -61,7 +61,7 @@ def vllm_server(program: str, folder: Path, *, dtype: str, length: int, seconds:
             _end(process)
 
 
-def _command(program: str) -> list[str]:
+def server_command(program: str) -> list[str]:
     """The words that start a server: of the `vllm` command, or of a Python that has vLLM.
 
     Raises:
