@@ -9,7 +9,8 @@ tune.py       seawall tune
 landscape.py  seawall landscape
 diff.py       seawall diff
 gate.py       seawall gate
-export.py     delta and checkpoint of a run; seawall apply
+export.py     delta and checkpoint of a run
+apply.py      seawall apply
 plan.py       seawall plan, seawall doctor
 report.py     seawall report, and the inputs of every page
 verify.py     seawall verify

@@ -14,10 +14,10 @@ from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import Difference, EvalResult
 from seawall.config.recipe import Recipe
 from seawall.evaluation.capability.run import check_capability
-from seawall.jobs.export import export_stage
+from seawall.jobs.export import export_stage, push_stage
 from seawall.jobs.report import collect, copy_samples, write_report
 from seawall.jobs.summary import paired_changes, summarize
-from seawall.methods.rasa.stages import evaluate_stage, profile_stage, repair_stage, select_stage
+from seawall.methods.rasa.stages import apply_repair, evaluate_stage, profile_stage, repair_stage, select_stage
 from seawall.report import render_model_card
 from seawall.runs.files import read_json, write_json
 from seawall.runs.folder import RunFolder, update_manifest
@@ -87,6 +87,7 @@ def _main_job(context: Context, until: str) -> Outcome:
     summary = summarize(context, selected, before, after, changes=changes)
     parity = export_stage(context, delta, render_model_card(collect(context.run, summary)))
     summary = _finish(context, {**summary, "parity": parity}, time.monotonic() - begun)
+    push_stage(context, after.model_fingerprint)
     return Outcome(context.run, (("before", before), ("after", after)), changes, summary)
 
 
@@ -94,7 +95,7 @@ def _evaluate(context: Context) -> Outcome:
     before = evaluate_stage(context, "before")
     if not is_done(context.run, "repair"):
         return Outcome(context.run, (("before", before),))
-    Delta.load(context.run.stage("repair") / "delta").apply(context.opened.model.state_dict())
+    apply_repair(context, Delta.load(context.run.stage("repair") / "delta"))
     after = evaluate_stage(context, "after")
     return Outcome(context.run, (("before", before), ("after", after)), paired_changes(context, before, after))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +43,18 @@ def unless_out_of_memory(work: Callable[[], T]) -> T | None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+def release_memory() -> None:
+    """Frees objects in reference cycles, and returns what torch and the C library keep for reuse to the system."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        # Freed tensors of less than 32 MB stay in glibc's heap; other C libraries have no such function.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def automatic_batch_size(model: PreTrainedModel, tokens: int) -> int:

@@ -13,6 +13,7 @@ from seawall.data.sets import Prompts
 from seawall.data.types import Judge
 from seawall.evaluation.judges import judge_state, make_judge
 from seawall.models.files.open import Checkpoint
+from seawall.models.memory import release_memory
 from seawall.runs.files import storage_errors
 from seawall.runs.folder import RunFolder, locked, update_manifest, version_notices
 from seawall.runs.progress import Reporter
@@ -76,6 +77,11 @@ class Context:
         self.note_model(opened.fingerprint)
         return opened
 
+    def release(self) -> None:
+        """Frees the loaded model, where nothing else refers to it; the next use loads it again, without a repair."""
+        vars(self).pop("opened", None)
+        release_memory()
+
     @cached_property
     def judge(self) -> Judge:
         """The recipe's judge; an endpoint's answers are cached in the run folder."""
@@ -97,8 +103,9 @@ class Context:
     def note_model(self, fingerprint: str) -> None:
         """Records the model in the run's manifest."""
         model = {"id": self.recipe.model.id, "revision": self.recipe.model.revision, "weights": fingerprint}
-        licence = self.checkpoint.licence
-        self.note({"model": model | ({} if licence is None else {"license": licence}), "seed": self.recipe.seed})
+        stated = {"license": self.checkpoint.licence, "commit": self.checkpoint.commit}
+        model |= {key: value for key, value in stated.items() if value is not None}
+        self.note({"model": model, "seed": self.recipe.seed})
 
     def note(self, facts: dict[str, Any]) -> None:
         """Records facts in the run's manifest."""

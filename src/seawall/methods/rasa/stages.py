@@ -25,13 +25,13 @@ from seawall.methods.rasa.repair.drift import expert_usage, routing_drift
 from seawall.methods.rasa.selection import select
 from seawall.methods.rasa.selection.scores import gate_traffic
 from seawall.methods.rasa.selection.sensitivity import refusal_sensitivity
-from seawall.models.files.fingerprint import model_fingerprint
 from seawall.runs.files import read_json, write_json, write_metrics
 from seawall.runs.stage import run_stage, stage_hash
 from seawall.shell.context import Context
 from seawall.shell.validation import validator
 
 When = Literal["before", "after"]
+_OUTCOME = "outcome.json"
 _DRIFT_PROMPTS = 32
 """Number of validation attacks on which the repair's routing drift is measured."""
 
@@ -108,7 +108,7 @@ def evaluate_stage(context: Context, when: When) -> EvalResult:
     """Rates on test goals. For `after`, `context.opened` must hold the repaired model."""
     context.reporter.stage(f"Evaluate {when} the repair, on goals never trained on")
     recipe, opened = context.recipe, context.opened
-    weights = model_fingerprint(opened.model)
+    weights = opened.digests.fingerprint()
     suite = build_suite(context.prompts, "test", gold=recipe.eval.gold, wrapping=True)
 
     def work(scratch: Path) -> None:
@@ -141,10 +141,22 @@ def repair_stage(context: Context, selected: ExpertSet) -> Delta:
     )
     folder = run_stage(context.run, "repair", inputs, lambda scratch: _repair_work(context, selected, scratch))
     delta = Delta.load(folder / "delta")
-    delta.apply(context.opened.model.state_dict())
-    outcome = read_json(folder / "outcome.json")
+    apply_repair(context, delta)
+    outcome = read_json(folder / _OUTCOME)
     context.reporter.say(outcome.get("reason") or f"round {outcome['chosen_round']} of {len(outcome['rounds'])} kept")
     return delta
+
+
+def apply_repair(context: Context, delta: Delta) -> None:
+    """Turns `context.opened` into the repaired model, unless it is.
+
+    Raises:
+        ArtifactError: the repair was made from another model.
+    """
+    opened = context.opened
+    require_model(delta.base_model, expected=opened.fingerprint, artifact="repair")
+    if opened.digests.fingerprint() != delta.result_model:
+        delta.apply(opened.model.state_dict())
 
 
 def _eval_inputs(config: EvalConfig) -> dict[str, Any]:
@@ -155,14 +167,22 @@ def _eval_inputs(config: EvalConfig) -> dict[str, Any]:
 
 
 def _repair_work(context: Context, selected: ExpertSet, scratch: Path) -> None:
-    """Writes delta, metrics and outcome of the repair; the model has its original weights afterwards."""
+    """Writes delta, metrics and outcome of the repair; the model may be the repaired one afterwards."""
+    # The outcome is written last: an attempt that ended after it has only its checkpoints left to remove.
+    if not (scratch / _OUTCOME).is_file():
+        _write_repair(context, selected, scratch)
+    if (scratch / "checkpoints").exists():
+        shutil.rmtree(scratch / "checkpoints")
+
+
+def _write_repair(context: Context, selected: ExpertSet, scratch: Path) -> None:
     opened = context.opened
     prompts = [pair.attack for pair in context.prompts.pairs("validation")][:_DRIFT_PROMPTS]
     rows = context.recipe.eval.forward_rows
     usage_before = expert_usage(opened.moe, opened.tokenizer, prompts, batch_size=rows)
     result = _repair(context, selected, scratch)
     usage_after = expert_usage(opened.moe, opened.tokenizer, prompts, batch_size=rows)
-    fingerprint = model_fingerprint(opened.model)
+    fingerprint = opened.digests.fingerprint()
     state = opened.model.state_dict()
     delta = Delta.between(result.before, state, result.slices, base_model=opened.fingerprint, result_model=fingerprint)
     delta.save(scratch / "delta")
@@ -174,9 +194,7 @@ def _repair_work(context: Context, selected: ExpertSet, scratch: Path) -> None:
         "rounds": [scores.as_row() for scores in result.progress.scores],
         "routing_drift": routing_drift(usage_before, usage_after).tolist(),
     }
-    write_json(scratch / "outcome.json", outcome)
-    delta.revert(state)
-    shutil.rmtree(scratch / "checkpoints")
+    write_json(scratch / _OUTCOME, outcome)
 
 
 def _repair(context: Context, selected: ExpertSet, scratch: Path) -> RepairResult:

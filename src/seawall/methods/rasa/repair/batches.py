@@ -46,8 +46,8 @@ def beside_retained(
     of_attacks = {position for positions in twins for position in positions}
     free = [position for position in range(size) if position not in of_attacks]
     per_batch = min(config.retain.per_batch, len(free))
-    first = number * len(batches) * per_batch
-    drawn = [free[_endless(len(free), index, config.seed)] for index in range(first, first + len(batches) * per_batch)]
+    positions = _endless(len(free), number * len(batches) * per_batch, len(batches) * per_batch, config.seed)
+    drawn = [free[position] for position in positions]
     return [
         (
             batch,
@@ -73,9 +73,12 @@ def _twins_of(attacks: Sequence[int], twins: Sequence[Sequence[int]], count: int
     return list(dict.fromkeys(positions))
 
 
-def _endless(size: int, index: int, seed: int) -> int:
-    """Element `index` of an endless sequence of shuffled passes over range(size)."""
-    lap, place = divmod(index, size)
-    order = list(range(size))
-    random.Random(f"seawall retain lap {lap} of seed {seed}").shuffle(order)
-    return order[place]
+def _endless(size: int, start: int, count: int, seed: int) -> list[int]:
+    """Elements `start` to `start + count` of an endless sequence of shuffled passes over range(size)."""
+    positions: list[int] = []
+    while len(positions) < count:
+        lap, place = divmod(start + len(positions), size)
+        order = list(range(size))
+        random.Random(f"seawall retain lap {lap} of seed {seed}").shuffle(order)
+        positions += order[place : place + count - len(positions)]
+    return positions
