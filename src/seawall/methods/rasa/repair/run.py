@@ -18,6 +18,7 @@ from seawall.methods.rasa.repair.phases import make_phases, train_round
 from seawall.methods.rasa.repair.rounds import RepairProgress, choose_round, is_finished
 from seawall.methods.rasa.repair.steps import RepairLosses
 from seawall.methods.rasa.repair.trainables import first_changed_layer, trainables
+from seawall.models.checkpointing import gradient_checkpointing
 from seawall.models.moe.find import MoEModel
 
 CHECKPOINT_EVERY = 50
@@ -57,12 +58,16 @@ def repair(
     checkpoints = Checkpoints(scratch)
     progress = checkpoints.progress() or RepairProgress(before=validate())
     checkpoints.save_scores(progress)
-    with trainables(moe, experts.layers, config) as training:
+    if progress.rows:
+        losses.rows.resume(progress.rows[-1])
+    checkpointed = gradient_checkpointing(moe.model, enabled=config.gradient_checkpointing)
+    with trainables(moe, experts.layers, config) as training, checkpointed:
         phases = make_phases(training, losses, config, inputs)
         trainers = {phase.name: phase.trainer for phase in phases}
         checkpoints.restore(training, trainers)
 
         def log(row: dict[str, Any]) -> None:
+            row |= losses.rows.logged
             progress.rows.append(row)
             report(row)
             if len(progress.rows) % CHECKPOINT_EVERY == 0:
