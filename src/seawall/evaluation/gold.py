@@ -18,6 +18,7 @@ from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.prompts import Gold
 from seawall.data.templating import IGNORED, Encoded, encode_exchange
 from seawall.errors import DataError
+from seawall.models.backoff import in_buckets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,9 +68,13 @@ def gold_answer_loss(
     total, tokens = 0.0, 0
     answers: dict[int, GoldAnswer] = {}
     with _evaluating(model):
-        for positions in length_buckets([len(row.input_ids) for row in encoded], batch_size):
+
+        def measure(positions: list[int]) -> tuple[Batch, Tensor]:
             batch = collate([encoded[index] for index in positions], _pad_id(tokenizer)).to(model.device)
-            losses_N = _token_losses(model, batch)
+            return batch, _token_losses(model, batch)
+
+        buckets = length_buckets([len(row.input_ids) for row in encoded], batch_size)
+        for positions, (batch, losses_N) in in_buckets(buckets, measure):
             total += float(losses_N.sum(dtype=torch.float64))
             tokens += losses_N.numel()
             for index, row_N in zip(positions, torch.split(losses_N, _answer_lengths(batch)), strict=True):

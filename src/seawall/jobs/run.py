@@ -27,6 +27,7 @@ from seawall.runs.stage import is_done
 from seawall.shell.context import Context
 from seawall.shell.job import new_run, read_inputs
 from seawall.shell.model import require_loadable
+from seawall.train.optimizers import require_optimizer
 
 STAGES = ("profile", "select", "repair", "evaluate", "report")
 """Values of `--until`. `evaluate` evaluates the existing stages; every other value also runs the stages before it."""
@@ -58,6 +59,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
     require_loadable(recipe.eval.engine, "a model behind an endpoint cannot be repaired")
     if until not in ("profile", "select"):
         check_capability(recipe.eval.capability)
+        require_optimizer(recipe.repair.optimizer)
     prompts = read_inputs(recipe)
     context = Context(recipe, new_run(recipe, folder, text), reporter, prompts)
     with context.working():

@@ -33,12 +33,17 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in message or "DefaultCPUAllocator" in message)
 
 
-def unless_out_of_memory(work: Callable[[], T]) -> T | None:
-    """The result of `work`, or None where memory ran out; the memory of the failed attempt is freed on return."""
+def unless_out_of_memory(work: Callable[[], T], *, give_up: Callable[[], bool] = lambda: False) -> T | None:
+    """The result of `work`, or None where memory ran out; the memory of the failed attempt is freed on return.
+
+    Args:
+        work: the attempt.
+        give_up: called when memory ran out; true raises the error.
+    """
     try:
         return work()
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) or give_up():
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

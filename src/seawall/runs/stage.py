@@ -48,7 +48,14 @@ Work = Callable[[Path], Mapping[str, str] | None]
 """Does the work of a stage in a folder; may return hashes of files that it knows, by their path in the folder."""
 
 
-def run_stage(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: Work) -> Path:
+def run_stage(
+    run: RunFolder,
+    name: str,
+    fingerprint: Mapping[str, Any],
+    work: Work,
+    *,
+    formerly: Mapping[str, Any] | None = None,
+) -> Path:
     """Runs the stage `name`, unless it is finished, and returns its folder.
 
     The work happens in `NAME.partial/`, which survives an interruption and is resumed by the same fingerprint. The
@@ -62,16 +69,17 @@ def run_stage(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: W
         fingerprint: everything that the result depends on, as JSON.
         work: does the work in the given folder, which may hold files of an interrupted attempt; files whose hash it
             returns are not read again.
+        formerly: parts of the fingerprint as earlier versions wrote them; a stage with these is current too.
 
     Raises:
         ArtifactError: files of the finished stage have changed.
         RunFolderError: the disk is full or not writable; finished work is kept.
     """
-    key = canonical_hash(fingerprint)
+    key, *former = _current_keys(fingerprint) + (_current_keys({**fingerprint, **formerly}) if formerly else ())
     target, scratch = run.stage(name), run.stage(f"{name}.partial")
     with storage_errors(run.path):
         marker = _read_marker(target)
-        if marker is not None and marker.fingerprint in _current_keys(fingerprint):
+        if marker is not None and marker.fingerprint in (key, *former):
             _require_unchanged(target, _present_files(target, marker))
         else:
             marker = _unpublished_marker(scratch, key) or _attempt(run, name, fingerprint, work)

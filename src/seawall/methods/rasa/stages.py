@@ -14,6 +14,7 @@ from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.profile import ExpertProfile
 from seawall.artifacts.store import require_model
 from seawall.config.eval import EvalConfig
+from seawall.config.repair import MEMORY_SETTINGS, RepairConfig, memory_settings
 from seawall.evaluation.capability.run import file_hashes
 from seawall.evaluation.decision import ValidationScores
 from seawall.evaluation.run import evaluate
@@ -25,10 +26,12 @@ from seawall.methods.rasa.repair.drift import expert_usage, routing_drift
 from seawall.methods.rasa.selection import select
 from seawall.methods.rasa.selection.scores import gate_traffic
 from seawall.methods.rasa.selection.sensitivity import refusal_sensitivity
+from seawall.models.backoff import memory_remedy
 from seawall.runs.files import read_json, write_json, write_metrics
 from seawall.runs.stage import run_stage, stage_hash
 from seawall.shell.context import Context
 from seawall.shell.validation import validator
+from seawall.train.optimizers import require_optimizer
 
 When = Literal["before", "after"]
 _OUTCOME = "outcome.json"
@@ -99,7 +102,7 @@ def _sensitivity(context: Context) -> Tensor:
         opened.moe,
         opened.tokenizer,
         refusal_targets(context, kept_pairs(context.run.stage("profile"))),
-        batch_size=config.micro_batch_size or config.batch_size,
+        batch_size=config.fixed_rows or config.batch_size,
         progress=lambda count, total: context.reporter.step("gradients of the refusal loss", count, total),
     )
 
@@ -131,15 +134,20 @@ def repair_stage(context: Context, selected: ExpertSet) -> Delta:
     """Trains the selected experts and the routers (sections 3.3 and 3.4); `context.opened` is repaired afterwards."""
     context.reporter.stage("Repair: the selected experts under fixed routing, then the routers")
     recipe = context.recipe
+    require_optimizer(recipe.repair.optimizer, context.opened.model.device.type)
     inputs = stage_inputs(
         context,
-        repair=recipe.repair.model_dump(mode="json"),
+        repair=_repair_settings(recipe.repair, *MEMORY_SETTINGS),
         eval=recipe.eval.model_dump(mode="json", include={"max_new_tokens", "batch_size"}),
         retain=recipe.data.model_dump(mode="json", include={"retain_examples", "retain_wrapped"}),
         profile=stage_hash(context.run, "profile"),
         select=stage_hash(context.run, "select"),
     )
-    folder = run_stage(context.run, "repair", inputs, lambda scratch: _repair_work(context, selected, scratch))
+    formerly = {"repair": _repair_settings(recipe.repair, "gradient_checkpointing")}
+    with memory_remedy("the repair", memory_settings(recipe.repair)):
+        folder = run_stage(
+            context.run, "repair", inputs, lambda scratch: _repair_work(context, selected, scratch), formerly=formerly
+        )
     delta = Delta.load(folder / "delta")
     apply_repair(context, delta)
     outcome = read_json(folder / _OUTCOME)
@@ -157,6 +165,11 @@ def apply_repair(context: Context, delta: Delta) -> None:
     require_model(delta.base_model, expected=opened.fingerprint, artifact="repair")
     if opened.digests.fingerprint() != delta.result_model:
         delta.apply(opened.model.state_dict())
+
+
+def _repair_settings(config: RepairConfig, *without: str) -> dict[str, Any]:
+    """The section as JSON; without the optimizer where it is the only one that earlier versions had."""
+    return config.model_dump(mode="json", exclude={*without, *(["optimizer"] if config.optimizer == "adamw" else [])})
 
 
 def _eval_inputs(config: EvalConfig) -> dict[str, Any]:

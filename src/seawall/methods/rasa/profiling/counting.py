@@ -16,6 +16,7 @@ from torch import Tensor
 from seawall.data.batching import collate, length_buckets
 from seawall.data.templating import Encoded
 from seawall.methods.rasa.profiling.pairs import JudgedPair
+from seawall.models.backoff import in_buckets
 from seawall.models.forward import contiguous_output_layer
 from seawall.models.generate import Completion
 from seawall.models.moe.capture import capture, routing_counts_by_row
@@ -79,8 +80,11 @@ def count_routing(
     prompt, generated = Counts.zeros(len(replies), moe), Counts.zeros(len(replies), moe)
     lengths = [len(reply.prompt_ids) + len(reply.token_ids) for reply in replies]
     count = 0
-    for positions in length_buckets(lengths, batch_size):
+
+    def count_batch(positions: list[int]) -> None:
         _count_batch(moe, [replies[position] for position in positions], positions, into=(prompt, generated))
+
+    for positions, _ in in_buckets(length_buckets(lengths, batch_size), count_batch):
         count += len(positions)
         if progress is not None:
             progress(count, len(replies))

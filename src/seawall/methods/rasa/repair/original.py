@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.templating import Encoded
+from seawall.models.backoff import in_buckets
 from seawall.models.forward import run
 from seawall.models.hidden.residual import capture_residual
 from seawall.models.moe.capture import RoutingTrace, capture
@@ -67,7 +68,8 @@ class OriginalOutputs:
         self._hidden: dict[int, Tensor] = {}
         needed = range(len(rows)) if entry else sorted({*routed, *predicted})
         layers = [entry] if entry else []
-        for bucket in length_buckets([len(rows[position].input_ids) for position in needed], batch_size):
+
+        def record(bucket: list[int]) -> None:
             positions = [needed[index] for index in bucket]
             batch = collate([rows[position] for position in positions], pad_id, side="left")
             responses = [rows[position].response_tokens if position in predicted else 0 for position in positions]
@@ -78,6 +80,9 @@ class OriginalOutputs:
             for layer in layers:
                 self._record_hidden(positions, batch, inputs.inputs[layer])
             self._record_predictions(positions, responses, logits_BTV[:, :-1])
+
+        for _ in in_buckets(length_buckets([len(rows[index].input_ids) for index in needed], batch_size), record):
+            pass
 
     def trace(self, positions: Sequence[int]) -> RoutingTrace:
         """The routing of these rows as one left-padded batch."""

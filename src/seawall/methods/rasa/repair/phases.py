@@ -65,8 +65,9 @@ def make_phases(training: Trainables, losses: RepairLosses, config: RepairConfig
             schedule=step.lr_scheduler_type,
             warmup_steps=step.warmup_steps,
             total_steps=config.rounds * updates,
+            optimizer=config.optimizer,
         )
-        return Trainer(parameters, settings, one_process(), factors=training.factors)
+        return Trainer(parameters, settings, one_process(), factors=training.factors, back_off=losses.rows.halve)
 
     phases = []
     if training.experts:

@@ -19,6 +19,7 @@ from seawall.methods.rasa.repair.phases import make_phases, train_round
 from seawall.methods.rasa.repair.rounds import RepairProgress, choose_round, is_finished
 from seawall.methods.rasa.repair.steps import RepairLosses
 from seawall.methods.rasa.repair.trainables import first_changed_layer, trainables
+from seawall.models.checkpointing import gradient_checkpointing
 from seawall.models.memory import release_memory
 from seawall.models.moe.find import MoEModel
 from seawall.models.moe.trainable_copies import Part, write_slices
@@ -94,12 +95,16 @@ class _Rounds:
         config, checkpoints = self.config, self.checkpoints
         first_changed = first_changed_layer(self.moe, self.experts.layers, config)
         losses = RepairLosses(self.moe, self.tokenizer, self.inputs, config, first_changed=first_changed)
-        with trainables(self.moe, self.experts.layers, config) as training:
+        if progress.rows:
+            losses.rows.resume(progress.rows[-1])
+        checkpointed = gradient_checkpointing(self.moe.model, enabled=config.gradient_checkpointing)
+        with trainables(self.moe, self.experts.layers, config) as training, checkpointed:
             phases = make_phases(training, losses, config, self.inputs)
             trainers = {phase.name: phase.trainer for phase in phases}
             checkpoints.restore(training, trainers)
 
             def log(row: dict[str, Any]) -> None:
+                row |= losses.rows.logged
                 progress.rows.append(row)
                 self.report(row)
                 if len(progress.rows) % CHECKPOINT_EVERY == 0:

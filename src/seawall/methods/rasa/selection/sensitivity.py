@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.templating import encode_example
 from seawall.data.types import Exchange
+from seawall.models.backoff import in_buckets
 from seawall.models.forward import run
 from seawall.models.moe.calls import Arguments, call_reader, frozen
 from seawall.models.moe.find import MoELayer, MoEModel
@@ -52,9 +53,12 @@ def refusal_sensitivity(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     sensitivity_PLE = torch.zeros(len(rows), moe.num_layers, moe.num_experts)
     count = 0
-    for positions in length_buckets([len(row.input_ids) for row in rows], batch_size):
-        batch = collate([rows[position] for position in positions], pad_id)
-        sensitivity_PLE[positions] = _batch_sensitivity(moe, batch).cpu()
+
+    def measure(positions: list[int]) -> Tensor:
+        return _batch_sensitivity(moe, collate([rows[position] for position in positions], pad_id)).cpu()
+
+    for positions, rows_BLE in in_buckets(length_buckets([len(row.input_ids) for row in rows], batch_size), measure):
+        sensitivity_PLE[positions] = rows_BLE
         count += len(positions)
         if progress is not None:
             progress(count, len(rows))
