@@ -10,7 +10,8 @@ landscape.py  seawall landscape
 diff.py       seawall diff
 gate.py       seawall gate
 export.py     delta and checkpoint of a run; seawall apply
-plan.py       seawall plan, seawall doctor
+facts.py      tables of seawall plan, doctor and diff
+plan.py       seawall plan
 report.py     seawall report, and the inputs of every page
 summary.py    summary.json, the stable contract (docs/run-folder.md)
 """
