@@ -28,12 +28,16 @@ from seawall.models.moe.find import find_moe_if_any
 from seawall.models.plan.rates import Rates
 from seawall.models.silence_libraries import silence_libraries
 
+Clock = Callable[[], float]
+"""A clock in seconds: `time.perf_counter`, or `time.process_time` where other processes share the cores."""
 WHOLE_BYTES = 2**30
 """A model with at most this many bytes of weights is measured with all its layers."""
 _FILL = 1 << 20
 """Random numbers drawn; weights repeat them."""
 _STEPS = 4
 """Decoding steps measured; the first warms up."""
+_REPEATS = 2
+"""Times a pass is measured; the fastest counts."""
 _BY_LAYER = ("layer_types", "mlp_layer_types")
 """Lists of the configuration with one entry per layer."""
 
@@ -176,23 +180,24 @@ def _bytes(architecture: PreTrainedConfig, dtype: str) -> int:
     return size * sum(int(parameter.numel()) for parameter in model.parameters())
 
 
-def measure(model: PreTrainedModel, load: Load) -> Times:
+def measure(model: PreTrainedModel, load: Load, clock: Clock = time.perf_counter) -> Times:
     """Times of a model as it is."""
-    prefill, step = _decoding(model, load)
-    train, update, updated = _training(model, load)
+    prefill, step = _decoding(model, load, clock)
+    train, update, updated = _training(model, load, clock)
     return Times(prefill, step, train, update, float(updated))
 
 
 @torch.no_grad()
-def _decoding(model: PreTrainedModel, load: Load) -> tuple[float, float]:
+def _decoding(model: PreTrainedModel, load: Load, clock: Clock) -> tuple[float, float]:
     prompts = [tuple(row) for row in _ids(model, load.rows, load.prompt_tokens).tolist()]
     GreedyBatch(model, prompts[:1], 0).step()  # warms up
+    prefill = min(timed(model.device, GreedyBatch(model, prompts, 0).step, clock) for _ in range(_REPEATS))
     batch = GreedyBatch(model, prompts, 0)
-    prefill = timed(model.device, batch.step)
-    return prefill, statistics.median([timed(model.device, batch.step) for _ in range(_STEPS)][1:])
+    batch.step()
+    return prefill, statistics.median([timed(model.device, batch.step, clock) for _ in range(_STEPS)][1:])
 
 
-def _training(model: PreTrainedModel, load: Load) -> tuple[float, float, int]:
+def _training(model: PreTrainedModel, load: Load, clock: Clock) -> tuple[float, float, int]:
     ids_BT = _ids(model, load.training_rows, load.training_tokens)
     batch = Batch(ids_BT, torch.ones_like(ids_BT), ids_BT)
     with ExitStack() as stack:
@@ -213,11 +218,14 @@ def _training(model: PreTrainedModel, load: Load) -> tuple[float, float, int]:
 
         backward()
         update()  # allocates the moments
-        optimizer.zero_grad(set_to_none=True)
-        seconds = timed(model.device, backward), timed(model.device, update)
+        seconds: list[tuple[float, float]] = []
+        for _ in range(_REPEATS):
+            optimizer.zero_grad(set_to_none=True)
+            seconds.append((timed(model.device, backward, clock), timed(model.device, update, clock)))
         for parameter in parameters:
             parameter.grad = None
-    return *seconds, sum(parameter.numel() for parameter in parameters)
+    train, step = (min(values) for values in zip(*seconds, strict=True))
+    return train, step, sum(parameter.numel() for parameter in parameters)
 
 
 def _trained(model: PreTrainedModel, load: Load, stack: ExitStack) -> list[nn.Parameter]:
@@ -240,13 +248,13 @@ def _ids(model: PreTrainedModel, rows: int, tokens: int) -> torch.Tensor:
     return torch.randint(1, vocabulary, (rows, tokens), generator=generator).to(model.device)
 
 
-def timed(device: torch.device, work: Callable[[], object]) -> float:
+def timed(device: torch.device, work: Callable[[], object], clock: Clock = time.perf_counter) -> float:
     """Seconds of some work, until the device has finished it."""
     _synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     work()
     _synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _synchronize(device: torch.device) -> None:
