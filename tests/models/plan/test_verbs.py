@@ -186,7 +186,7 @@ def test_teacher_outputs_are_kept_where_the_recipe_needs_them() -> None:
 
 def test_offloaded_state_is_on_the_host() -> None:
     (stage,) = VERBS["repair"](_request(memory=MemorySettings(optimizer="adamw_offload")))
-    assert stage.host["offloaded optimizer"] == 16 * (3 * 120 + 240)
+    assert stage.host["offloaded optimizer"] == 8 * (3 * 120 + 240)
     assert stage.moments[0].terms["optimizer state"] == 0
 
 

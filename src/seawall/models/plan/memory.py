@@ -15,11 +15,11 @@ from seawall.models.plan.shapes import ModelShapes
 Optimizer = Literal["adamw", "adamw_8bit", "adamw_offload"]
 MASTER_BYTES = 4
 """Trained parameters, their gradients and each of AdamW's two moments are float32."""
-STATE_BYTES: dict[str, float] = {"adamw": 8, "adamw_8bit": 2.0625, "adamw_offload": 0}
+STATE_BYTES: dict[str, float] = {"adamw": 8, "adamw_8bit": 2 + 8 / 256, "adamw_offload": 0}
 """Bytes of optimizer state per trained parameter on the device: two moments of 4 bytes, or of 1 byte and a float32
-scale per 128 numbers; the offloading optimizer keeps its state on the host."""
-OFFLOADED_BYTES = 16
-"""Bytes per trained parameter on the host with `adamw_offload`: copy, gradient and two moments."""
+scale per block of 256 numbers (arXiv 2110.02861); offloaded moments are in the host's memory."""
+OFFLOADED_BYTES = 8
+"""Bytes of offloaded state per trained parameter on the host."""
 CONTEXT_BYTES = 600 * 2**20
 """Memory of a CUDA context with the libraries' kernels."""
 LOGIT_COPIES = 3

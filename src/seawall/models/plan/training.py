@@ -99,7 +99,6 @@ def training_moments(
     tokens = rows * training.length
     gradients = MASTER_BYTES * training.parameters
     base = {"weights": shapes.weights, **(beside or {}), **trained_terms(training, memory.optimizer)}
-    at_once = 1 / training.layers if memory.gradient_checkpointing and not training.full else 1
     saved = Saved(
         tokens,
         training.layers,
@@ -111,7 +110,7 @@ def training_moments(
     logits = logit_bytes(shapes, rows * training.positions)
     backward = base | {
         "gradients": gradients if rows < training.rows else 0,
-        "rounded copies": round(at_once * shapes.element_bytes * _computed(shapes, training)),
+        "rounded copies": _computed_bytes(shapes, training, checkpointing=memory.gradient_checkpointing),
         "activations": saved_bytes(shapes, saved) + max(0, working_bytes(shapes, tokens) - logits),
         "logits": logits,
         "library context": context,
@@ -126,9 +125,16 @@ def training_moments(
     return Moment("backward pass", backward, training.settings), Moment("update", update, training.settings)
 
 
-def _computed(shapes: ModelShapes, training: Training) -> int:
-    """Parameters that a forward pass computes: merged ones, and copies where the model's type is another."""
-    return training.merged + (training.rounded if shapes.element_bytes < MASTER_BYTES else 0)
+def _computed_bytes(shapes: ModelShapes, training: Training, *, checkpointing: bool) -> int:
+    """Parameters that a forward pass computes: merged ones, and copies where the model's type is another.
+
+    With checkpointing they exist for one layer at a time; embedding and output layer are in no layer.
+    """
+    computed = training.merged + (training.rounded if shapes.element_bytes < MASTER_BYTES else 0)
+    if checkpointing:
+        outside = 2 * shapes.vocabulary * shapes.width if training.full and training.rounded else 0
+        computed = min(computed, round(computed / training.layers) + outside)
+    return shapes.element_bytes * computed
 
 
 def offloaded_bytes(training: Training, optimizer: Optimizer) -> int:
