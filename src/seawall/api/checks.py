@@ -95,18 +95,33 @@ def doctor(model: PathText, *, trust_remote_code: bool = False) -> Result:
     return Result(None, {**asdict(facts), "supported": facts.supported})
 
 
-def plan(recipe: RecipeOrPath = None, *, tflops: float | None = None, **settings: Any) -> Result:
-    """Memory, disk and, with `tflops`, time of a run, from the model's configuration alone.
+def plan(
+    recipe: RecipeOrPath = None,
+    *,
+    verb: str | None = None,
+    memory: str | None = None,
+    devices: int | None = None,
+    tflops: float | None = None,
+    measure: bool = False,
+    **settings: Any,
+) -> Result:
+    """Memory, disk and, with a rate, time of a verb, and whether it fits, from the model's configuration alone.
 
     Args:
         recipe: model, prompts and settings.
+        verb: `run`, `repair`, `eval`, `tune`, ... (as `seawall plan --verb`); None takes that of the recipe.
+        memory: of each GPU, such as `24GB`; None takes this machine's device.
+        devices: number of GPUs that share the model's layers.
         tflops: the device's rate in 1e12 FLOP per second, for an estimate of the time.
+        measure: measure the rates on this machine, on layers of the model's shapes with random weights.
         **settings: of the recipe, by section.
 
     Raises:
-        SeawallError: the model or the prompts cannot be used.
+        SeawallError: the model, the prompts or an argument cannot be used.
     """
     from seawall.jobs.plan import plan_recipe
 
-    estimate = plan_recipe(read_recipe(recipe, settings)[0], tflops)
-    return Result(None, {**asdict(estimate), "peak": estimate.peak, "disk": estimate.disk})
+    estimate = plan_recipe(
+        read_recipe(recipe, settings)[0], verb=verb, memory=memory, devices=devices, tflops=tflops, measure=measure
+    )
+    return Result(None, estimate.as_document())

@@ -37,7 +37,7 @@ def doctor(
 
 
 def _show(summary: ModelSummary) -> None:
-    from seawall.jobs.plan import model_facts
+    from seawall.jobs.facts import model_facts
     from seawall.runs.console import PlainConsole
 
     PlainConsole().print(model_facts(summary))

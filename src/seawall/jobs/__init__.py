@@ -11,7 +11,8 @@ diff.py       seawall diff
 gate.py       seawall gate
 export.py     delta and checkpoint of a run
 apply.py      seawall apply
-plan.py       seawall plan, seawall doctor
+facts.py      tables of seawall plan, doctor and diff
+plan.py       seawall plan
 report.py     seawall report, and the inputs of every page
 verify.py     seawall verify
 summary.py    summary.json, the stable contract (docs/run-folder.md)

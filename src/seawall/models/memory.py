@@ -75,6 +75,13 @@ def automatic_batch_size(model: PreTrainedModel, tokens: int) -> int:
     return int(min(limit, 2 ** (fitting.bit_length() - 1)))
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes of a device's memory; on the CPU, of this machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def free_memory(device: torch.device) -> int:
     """Free bytes on a device; on the CPU, the memory available without swapping."""
     if device.type == "cuda":

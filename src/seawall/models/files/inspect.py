@@ -182,7 +182,7 @@ def _headers(folder: Path, config: ModelConfig) -> Mapping[str, TensorHeader]:
 
 
 def _summary(config: ModelConfig, raw: Mapping[str, Any], facts: _Facts) -> ModelSummary:
-    moe = None if facts.moe is None else _summarize_moe(facts.moe)
+    moe = None if facts.moe is None else summarize_moe(facts.moe)
     text = None if facts.architecture is None else facts.architecture.get_text_config()
     parameters = _parameters(facts)
     return ModelSummary(
@@ -211,7 +211,8 @@ def _parameters(facts: _Facts) -> int:
     return sum(parameter.numel() for parameter in facts.model.parameters())
 
 
-def _summarize_moe(moe: MoEModel) -> MoESummary:
+def summarize_moe(moe: MoEModel) -> MoESummary:
+    """Sizes of a model's routed experts."""
     first = moe.layers[0]
     tensors = tuple((weight, tuple(first.parameter(weight).shape)) for weight in first.weights)
     expert = sum(first.parameter(weight).numel() for weight in first.weights) // first.num_experts
