@@ -7,7 +7,7 @@ from rich.table import Table
 from seawall.config.recipe import Recipe
 from seawall.data.sets import load_prompts
 from seawall.evaluation.suite import build_suite
-from seawall.models.files.inspect import ModelSummary, inspect_model
+from seawall.models.files.inspect import inspect_model
 from seawall.models.files.plan import DataSizes, Plan, plan_memory, rates_from_flops, recipe_workload
 from seawall.shell.model import open_checkpoint
 
@@ -29,25 +29,6 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
-
-
-def model_facts(summary: ModelSummary) -> Table:
-    """The table of `seawall doctor`."""
-    rows = [
-        ("model", summary.id),
-        ("class", f"{summary.architecture} ({summary.family})"),
-        ("parameters", f"{summary.parameters / 1e6:,.1f} M, {summary.active_parameters / 1e6:,.1f} M used per token"),
-        ("on disk", f"{size(summary.bytes_on_disk)}, {summary.dtype}"),
-        ("chat template", "yes" if summary.chat_template else "no"),
-    ]
-    if summary.moe is not None:
-        moe = summary.moe
-        rows += [
-            ("experts", f"{moe.layers} MoE layers x {moe.experts} experts, top-{moe.top_k}"),
-            ("shared experts", str(moe.shared_experts)),
-            ("expert tensors", ", ".join(f"{name} {tuple(shape)}" for name, shape in moe.expert_tensors)),
-        ]
-    return facts([*rows, ("verdict", summary.verdict)])
 
 
 def plan_facts(plan: Plan) -> Table:
