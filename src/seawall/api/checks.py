@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,22 +76,24 @@ def diff(a: PathText, b: PathText) -> Result:
     return Result(None, document(compare(Path(a), Path(b))))
 
 
-def doctor(model: PathText, *, trust_remote_code: bool = False) -> Result:
-    """A model's layers and experts, and whether seawall supports it, from its configuration alone.
+def doctor(
+    model: PathText, *, adapter: PathText | None = None, merge: bool = True, trust_remote_code: bool = False
+) -> Result:
+    """A model's layers and experts, the verbs that work on it, its template, and what an adapter of it is.
 
     Args:
         model: `lab`, a folder, or a Hub id.
+        adapter: folder of a LoRA adapter to check against the model.
+        merge: with an adapter: load the weights, merge it and compare logits.
         trust_remote_code: run Python code of the checkpoint; only for authors you trust.
 
     Raises:
         SeawallError: there is no such model.
     """
-    from seawall.models.files.inspect import inspect_model
-    from seawall.shell.model import open_checkpoint
+    from seawall.jobs.doctor import diagnose
 
     config = checked_model(model, caller="seawall.doctor", trust_remote_code=trust_remote_code)
-    facts = inspect_model(open_checkpoint(config).config)
-    return Result(None, {**asdict(facts), "supported": facts.supported})
+    return Result(None, diagnose(config, None if adapter is None else Path(adapter), merge=merge).document())
 
 
 def plan(

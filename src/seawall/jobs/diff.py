@@ -140,7 +140,7 @@ def _change(row: GroupDifference) -> str:
 
 
 def _interval(middle: float, low: float, high: float) -> str:
-    return f"{middle:+.1%} [{low:+.1%}, {high:+.1%}]"
+    return f"{middle:+z.1%} [{low:+z.1%}, {high:+z.1%}]"
 
 
 def _checkpoint_facts(difference: CheckpointDifference) -> Table:

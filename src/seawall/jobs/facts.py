@@ -1,4 +1,4 @@
-"""Facts of a model and plans of a verb as terminal tables, for `seawall doctor`, `plan` and `diff`."""
+"""Facts and plans as terminal tables, for `seawall doctor`, `plan` and `diff`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from seawall.models.files.inspect import ModelSummary
 from seawall.models.plan.verdict import Plan, Verdict
 
 
@@ -27,25 +26,6 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
-
-
-def model_facts(summary: ModelSummary) -> Table:
-    """The table of `seawall doctor`."""
-    rows = [
-        ("model", summary.id),
-        ("class", f"{summary.architecture} ({summary.family})"),
-        ("parameters", f"{summary.parameters / 1e6:,.1f} M, {summary.active_parameters / 1e6:,.1f} M used per token"),
-        ("on disk", f"{size(summary.bytes_on_disk)}, {summary.dtype}"),
-        ("chat template", "yes" if summary.chat_template else "no"),
-    ]
-    if summary.moe is not None:
-        moe = summary.moe
-        rows += [
-            ("experts", f"{moe.layers} MoE layers x {moe.experts} experts, top-{moe.top_k}"),
-            ("shared experts", str(moe.shared_experts)),
-            ("expert tensors", ", ".join(f"{name} {tuple(shape)}" for name, shape in moe.expert_tensors)),
-        ]
-    return facts([*rows, ("verdict", summary.verdict)])
 
 
 def plan_facts(plan: Plan, verdict: Verdict) -> Table:
