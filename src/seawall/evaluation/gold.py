@@ -18,6 +18,7 @@ from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.prompts import Gold
 from seawall.data.templating import IGNORED, Encoded, encode_exchange
 from seawall.errors import DataError
+from seawall.models.replicas import shared_results
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,16 +67,15 @@ def gold_answer_loss(
     encoded = encode_gold(tokenizer, rows)
     total, tokens = 0.0, 0
     answers: dict[int, GoldAnswer] = {}
-    with _evaluating(model):
-        for positions in length_buckets([len(row.input_ids) for row in encoded], batch_size):
-            batch = collate([encoded[index] for index in positions], _pad_id(tokenizer)).to(model.device)
-            losses_N = _token_losses(model, batch)
-            total += float(losses_N.sum(dtype=torch.float64))
-            tokens += losses_N.numel()
-            for index, row_N in zip(positions, torch.split(losses_N, _answer_lengths(batch)), strict=True):
-                answers[index] = GoldAnswer(rows[index].id, float(row_N.sum(dtype=torch.float64)), row_N.numel())
-            if progress is not None:
-                progress(len(answers), len(rows))
+    buckets = length_buckets([len(row.input_ids) for row in encoded], batch_size)
+    batches = [collate([encoded[index] for index in positions], _pad_id(tokenizer)) for positions in buckets]
+    for positions, batch, losses_N in zip(buckets, batches, shared_results(model, _token_losses, batches), strict=True):
+        total += float(losses_N.sum(dtype=torch.float64))
+        tokens += losses_N.numel()
+        for index, row_N in zip(positions, torch.split(losses_N, _answer_lengths(batch)), strict=True):
+            answers[index] = GoldAnswer(rows[index].id, float(row_N.sum(dtype=torch.float64)), row_N.numel())
+        if progress is not None:
+            progress(len(answers), len(rows))
     return GoldLoss(total / tokens, tokens, tuple(answers[index] for index in range(len(rows))))
 
 
@@ -124,9 +124,11 @@ def _answer_lengths(batch: Batch) -> list[int]:
 @torch.no_grad()
 def _token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Negative log-likelihood (N) in float32 of every labelled token; only their logits are cast to float32."""
-    logits_BTV = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False).logits
+    batch = batch.to(model.device)
+    with _evaluating(model):
+        logits_BTV = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False).logits
     labels_BT = batch.labels_BT[:, 1:]
     answer_BT = labels_BT != IGNORED
     return torch.nn.functional.cross_entropy(
         logits_BTV[:, :-1][answer_BT].float(), labels_BT[answer_BT], reduction="none"
-    )
+    ).cpu()

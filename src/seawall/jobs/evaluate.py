@@ -31,9 +31,10 @@ from seawall.jobs.summary import (
 from seawall.models.files.companions import own_tokenizer, require_base
 from seawall.models.files.fingerprint import model_fingerprint, rendering_fingerprint, tokenizer_fingerprint
 from seawall.models.lora.merge import check_adapter, load_merged
+from seawall.models.replicas import load_copies, register_copies
 from seawall.runs.files import read_json, storage_errors, write_json
 from seawall.runs.folder import RunFolder, locked, update_manifest
-from seawall.runs.progress import Reporter
+from seawall.runs.progress import Quiet, Reporter
 from seawall.runs.publish import copy_file
 from seawall.runs.stage import run_stage
 from seawall.shell.job import read_inputs
@@ -160,13 +161,15 @@ def _of_endpoint(
 
 def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Prompts, reporter: Reporter) -> EvalResult:
     reporter.stage(f"Loading {recipe.model.id}")
+    load_copies(_open_quietly, recipe, target)
     model, tokenizer = open_target(recipe, target, reporter)
+    fingerprint = model_fingerprint(model)
+    register_copies((model, tokenizer), fingerprint)
     notices = measurement_notices(model, tokenizer, recipe.eval.longest)
     for line in notices:
         reporter.say(line)
     if notices:
         update_manifest(run, {"notices": notices})
-    fingerprint = model_fingerprint(model)
     update_manifest(run, {"model": {"id": recipe.model.id, "revision": recipe.model.revision, "weights": fingerprint}})
     reporter.stage("Evaluate, on goals of the test split")
     suite: EvalSuite = build_suite(prompts, "test", gold=recipe.eval.gold, wrapping=True)
@@ -213,6 +216,11 @@ def open_target(
     if delta is not None:
         add_delta(delta, model)
     return model, tokenizer
+
+
+def _open_quietly(recipe: Recipe, target: EvalTarget) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`open_target` in a process that only computes."""
+    return open_target(recipe, target, Quiet())
 
 
 def _inputs(recipe: Recipe, prompts: Prompts, evaluated: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from seawall.jobs.export import export_stage
 from seawall.jobs.report import collect, copy_samples, write_report
 from seawall.jobs.summary import paired_changes, summarize
 from seawall.methods.rasa.stages import evaluate_stage, profile_stage, repair_stage, select_stage
+from seawall.models.replicas import copy_weights
 from seawall.report import render_model_card
 from seawall.runs.files import read_json, write_json
 from seawall.runs.folder import RunFolder, update_manifest
@@ -94,7 +95,9 @@ def _evaluate(context: Context) -> Outcome:
     before = evaluate_stage(context, "before")
     if not is_done(context.run, "repair"):
         return Outcome(context.run, (("before", before),))
-    Delta.load(context.run.stage("repair") / "delta").apply(context.opened.model.state_dict())
+    delta = Delta.load(context.run.stage("repair") / "delta")
+    delta.apply(context.opened.model.state_dict())
+    copy_weights(context.opened.model, list(delta.slices))
     after = evaluate_stage(context, "after")
     return Outcome(context.run, (("before", before), ("after", after)), paired_changes(context, before, after))
 

@@ -26,6 +26,7 @@ from seawall.methods.rasa.selection import select
 from seawall.methods.rasa.selection.scores import gate_traffic
 from seawall.methods.rasa.selection.sensitivity import refusal_sensitivity
 from seawall.models.files.fingerprint import model_fingerprint
+from seawall.models.replicas import copy_weights
 from seawall.runs.files import read_json, write_json, write_metrics
 from seawall.runs.stage import run_stage, stage_hash
 from seawall.shell.context import Context
@@ -142,6 +143,7 @@ def repair_stage(context: Context, selected: ExpertSet) -> Delta:
     folder = run_stage(context.run, "repair", inputs, lambda scratch: _repair_work(context, selected, scratch))
     delta = Delta.load(folder / "delta")
     delta.apply(context.opened.model.state_dict())
+    copy_weights(context.opened.model, list(delta.slices))
     outcome = read_json(folder / "outcome.json")
     context.reporter.say(outcome.get("reason") or f"round {outcome['chosen_round']} of {len(outcome['rounds'])} kept")
     return delta

@@ -20,6 +20,7 @@ from seawall.data.types import Exchange
 from seawall.models.forward import run
 from seawall.models.moe.calls import Arguments, call_reader, frozen
 from seawall.models.moe.find import MoELayer, MoEModel
+from seawall.models.replicas import shared_results
 from seawall.train.losses import response_cross_entropy
 
 Progress = Callable[[int, int], None]
@@ -52,9 +53,10 @@ def refusal_sensitivity(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     sensitivity_PLE = torch.zeros(len(rows), moe.num_layers, moe.num_experts)
     count = 0
-    for positions in length_buckets([len(row.input_ids) for row in rows], batch_size):
-        batch = collate([rows[position] for position in positions], pad_id)
-        sensitivity_PLE[positions] = _batch_sensitivity(moe, batch).cpu()
+    buckets = length_buckets([len(row.input_ids) for row in rows], batch_size)
+    batches = [collate([rows[position] for position in positions], pad_id) for positions in buckets]
+    for positions, of_batch in zip(buckets, shared_results(moe, _batch_sensitivity, batches), strict=True):
+        sensitivity_PLE[positions] = of_batch
         count += len(positions)
         if progress is not None:
             progress(count, len(rows))
@@ -73,7 +75,7 @@ def _batch_sensitivity(moe: MoEModel, batch: Batch) -> Tensor:
         magnitude_TE = torch.zeros(len(indices_TK), moe.num_experts, device=gradient_TK.device)
         magnitude_TE.scatter_add_(1, indices_TK, gradient_TK.float().abs())
         layers.append(magnitude_TE.view(rows, width, -1).sum(1))
-    return torch.stack([layer_BE.to(layers[0].device) for layer_BE in layers], dim=1)
+    return torch.stack([layer_BE.to(layers[0].device) for layer_BE in layers], dim=1).cpu()
 
 
 @contextmanager
