@@ -109,10 +109,10 @@ def shared_launch(recipe: Recipe) -> Iterator[None]:
     from seawall.models.replicas import serve
 
     processes = launched(device=recipe.model.device)
-    if not processes.first:
-        serve(processes)
-        raise typer.Exit
     with launch_is_current(processes):
+        if not processes.first:
+            serve(processes)
+            raise typer.Exit
         yield
     processes.order(None)
 

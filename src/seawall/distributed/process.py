@@ -21,6 +21,12 @@ from seawall.errors import ConfigError, Interrupted
 
 Value = TypeVar("Value")
 
+_LAUNCHER = frozenset(
+    {
+        *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK"),
+        *("ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+    }
+)
 _PATIENCE = timedelta(days=7)
 """Timeout of the other processes, which wait while the first one may evaluate for hours."""
 
@@ -138,6 +144,10 @@ class Processes:
             torch.distributed.broadcast_object_list(box, src=0, group=self._group)
 
 
+ALONE = Processes()
+"""One process, without a launch."""
+
+
 @contextmanager
 def _peers() -> Iterator[None]:
     """Turns the errors of torch's collectives, whose other side has ended, into an interruption."""
@@ -147,7 +157,7 @@ def _peers() -> Iterator[None]:
         raise Interrupted("another process of the launch has ended") from error
 
 
-_current = [Processes()]
+_current = [ALONE]
 """The stack of launches; the last is the current one."""
 
 
@@ -171,6 +181,12 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def environment_alone() -> dict[str, str]:
+    """The environment without the launcher's variables, for a fresh process that is not part of the launch."""
+    elastic = "TORCHELASTIC_"
+    return {name: value for name, value in os.environ.items() if not (name in _LAUNCHER or name.startswith(elastic))}
+
+
 def launched(*, device: str) -> Processes:
     """The processes of `accelerate launch` or `torchrun`; a single one without a launcher.
 
@@ -181,13 +197,14 @@ def launched(*, device: str) -> Processes:
         ConfigError: several processes would share one device.
     """
     if not is_launched():
-        return Processes()
+        return ALONE
     if device not in ("auto", "cpu"):
         raise ConfigError(
             "several processes would share one device",
             got=f"model.device={device}",
             expected="auto, which gives each process its own device, or cpu",
         )
-    state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
-    group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    with _peers():
+        state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+        group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
     return Processes(int(state.process_index), int(state.num_processes), group)

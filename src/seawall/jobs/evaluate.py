@@ -33,7 +33,8 @@ from seawall.models.files.fingerprint import model_fingerprint, rendering_finger
 from seawall.models.lora.merge import check_adapter, load_merged
 from seawall.models.replicas import load_copies, register_copies
 from seawall.runs.files import read_json, storage_errors, write_json
-from seawall.runs.folder import RunFolder, locked, update_manifest
+from seawall.runs.folder import RunFolder, update_manifest
+from seawall.runs.lock import locked
 from seawall.runs.progress import Quiet, Reporter
 from seawall.runs.publish import copy_file
 from seawall.runs.stage import run_stage

@@ -15,7 +15,8 @@ from seawall.evaluation.judges import judge_state, make_judge
 from seawall.models.files.open import Checkpoint
 from seawall.models.replicas import load_copies, register_copies
 from seawall.runs.files import storage_errors
-from seawall.runs.folder import RunFolder, locked, update_manifest, version_notices
+from seawall.runs.folder import RunFolder, update_manifest, version_notices
+from seawall.runs.lock import locked
 from seawall.runs.progress import Reporter
 from seawall.shell.model import (
     OpenModel,

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar, final
+from typing import Generic, Literal, Protocol, TypeVar, final
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +22,22 @@ BatchLoss = Callable[[Item], Iterable[Losses]]
 """The loss of a batch as pieces that sum to it, one per forward pass; computing them in turn saves memory."""
 Row = dict[str, float]
 """The log of one update: step, lr, loss, gradient_norm, and the terms of the loss."""
+
+
+class Peers(Protocol):
+    """The other processes that make each update too, each with some pieces of the loss."""
+
+    def begin(self, batch: object) -> None:
+        """Called before an update, so that the others begin it as well."""
+        ...
+
+    def totals(self, value: float, parts: Mapping[str, float]) -> tuple[float, Mapping[str, float]]:
+        """The sums over all processes of the loss and of its terms; equal in all of them."""
+        ...
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces each gradient by its sum over all processes; a parameter without any keeps none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,8 +91,13 @@ class Trainer(Generic[Item]):
         accelerator: Accelerator,
         *,
         factors: Mapping[str, float] | None = None,
+        peers: Peers | None = None,
     ) -> None:
-        """Parameters are named; `factors` are of the learning rate by name, where it differs from `settings.lr`."""
+        """Parameters are named; `factors` are of the learning rate by name, where it differs from `settings.lr`.
+
+        With `peers`, each process has its pieces of the loss, and all make the same update.
+        """
+        self._peers = peers
         self._parameters = dict(parameters)
         self._settings = settings
         self._accelerator = accelerator
@@ -97,12 +118,7 @@ class Trainer(Generic[Item]):
             log(self._update(batch, loss))
 
     def _update(self, batch: Item, loss: BatchLoss[Item]) -> Row:
-        value, parts = 0.0, Counter[str]()
-        for piece, piece_parts in loss(batch):
-            value += float(piece.detach())
-            self._require_finite("training loss", value)
-            self._accelerator.backward(piece)
-            parts.update(piece_parts)
+        value, parts = self._backward(batch, loss)
         norm = float(self._accelerator.clip_grad_norm_(list(self._parameters.values()), self._settings.max_grad_norm))
         self._require_finite("norm of the gradient", norm)
         lr = self._settings.lr_at(self.steps)
@@ -112,6 +128,24 @@ class Trainer(Generic[Item]):
         self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         return {"step": self.steps, "lr": lr, "loss": value, "gradient_norm": norm, **parts}
+
+    def _backward(self, batch: Item, loss: BatchLoss[Item]) -> tuple[float, Mapping[str, float]]:
+        """The loss and its terms; the gradients are those of all pieces."""
+        if self._peers is not None:
+            self._peers.begin(batch)
+        value, parts = 0.0, Counter[str]()
+        for piece, piece_parts in loss(batch):
+            value += float(piece.detach())
+            if self._peers is None:
+                self._require_finite("training loss", value)
+            self._accelerator.backward(piece)
+            parts.update(piece_parts)
+        if self._peers is None:
+            return value, parts
+        total, terms = self._peers.totals(value, parts)
+        self._require_finite("training loss", total)
+        self._peers.sum_gradients(self._parameters.values())
+        return total, terms
 
     def _require_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):

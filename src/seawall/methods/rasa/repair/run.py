@@ -17,6 +17,7 @@ from seawall.methods.rasa.repair.inputs import RepairInputs, RepairResult
 from seawall.methods.rasa.repair.phases import make_phases, train_round
 from seawall.methods.rasa.repair.rounds import RepairProgress, choose_round, is_finished
 from seawall.methods.rasa.repair.steps import RepairLosses
+from seawall.methods.rasa.repair.team import team_of
 from seawall.methods.rasa.repair.trainables import first_changed_layer, trainables
 from seawall.models.moe.find import MoEModel
 
@@ -53,14 +54,17 @@ def repair(
     """
     _require_layers(experts, moe)
     first_changed = first_changed_layer(moe, experts.layers, config)
-    losses = RepairLosses(moe, tokenizer, inputs, config, first_changed=first_changed)
+    team = team_of(moe)
+    team.prepare(inputs, config, first_changed)
+    losses = RepairLosses(moe, tokenizer, inputs, config, first_changed=first_changed, processes=team.processes)
     checkpoints = Checkpoints(scratch)
     progress = checkpoints.progress() or RepairProgress(before=validate())
     checkpoints.save_scores(progress)
     with trainables(moe, experts.layers, config) as training:
-        phases = make_phases(training, losses, config, inputs)
+        phases = make_phases(training, losses, config, inputs, team.peers)
         trainers = {phase.name: phase.trainer for phase in phases}
         checkpoints.restore(training, trainers)
+        team.begin(experts.layers, training, trainers)
 
         def log(row: dict[str, Any]) -> None:
             progress.rows.append(row)
@@ -76,6 +80,7 @@ def repair(
             progress.scores.append(validate())
             checkpoints.save_scores(progress)
             report({"round": progress.trained, "phase": "validation", **progress.scores[-1].as_row()})
+        team.end()
         decision = choose_round(progress.scores, progress.before, config.early_stop)
         if decision.index is None:  # the model as it is goes before every round
             return RepairResult(0, decision.reason, progress, {}, {})
