@@ -181,6 +181,21 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def require_joined() -> None:
+    """Refuses to work in each of several launched processes as if it were alone.
+
+    Raises:
+        ConfigError: a launcher has started several processes, which no command has joined.
+    """
+    if is_launched() and current_launch() is ALONE:
+        raise ConfigError(
+            "Python functions of seawall work in one process",
+            got=f"{os.environ['WORLD_SIZE']} processes",
+            expected="one",
+            remedy="launch the command: torchrun --nproc_per_node N -m seawall run RECIPE.yaml",
+        )
+
+
 def environment_alone() -> dict[str, str]:
     """The environment without the launcher's variables, for a fresh process that is not part of the launch."""
     elastic = "TORCHELASTIC_"

@@ -13,6 +13,7 @@ from seawall.artifacts.groups import GROUPS
 from seawall.config.engine import EndpointEngine
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts
+from seawall.distributed.process import require_joined
 from seawall.errors import ConfigError
 from seawall.evaluation.capability.run import check_capability, file_hashes
 from seawall.evaluation.engines import make_engine
@@ -88,6 +89,7 @@ def evaluate_target(recipe: Recipe, target: EvalTarget, folder: Path, *, text: s
     Raises:
         SeawallError: an error that the user can correct.
     """
+    require_joined()
     _check(recipe, target)
     prompts = read_inputs(recipe)
     sections = recipe.model_dump(mode="json", include={"name", "seed", "model", "data", "eval", "output"})
