@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -33,11 +34,14 @@ from seawall.cli import (
     tune,
     verify,
 )
+from seawall.cli.common import is_launched, require_one_process
 from seawall.cli.defects import report_defect
 from seawall.errors import Interrupted, SeawallError
 from seawall.visible import visible_line
 
 WRONG_INPUT, INTERRUPTED = 2, 3
+_PRECEDENCE = 15.0
+"""Seconds for which a process of a launch holds back its error, which the first process mostly has too."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WrongUsage: Any = typer.BadParameter.__mro__[1]
 """The class of all errors about words of the command line, which typer does not export."""
@@ -79,11 +83,18 @@ def _version(requested: bool) -> None:
         raise typer.Exit
 
 
+SHARED = frozenset({"run", "profile", "select", "repair", "eval", "report", "tune", "doctor", "settings"})
+"""Commands that a launcher may start in several processes."""
+
+
 @app.callback()
 def _root(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
     """Options before the command."""
+    if context.invoked_subcommand not in SHARED:
+        require_one_process(f"seawall {context.invoked_subcommand}")
 
 
 def run() -> NoReturn:
@@ -96,7 +107,7 @@ def run() -> NoReturn:
     sys.excepthook = report_defect
     atexit.register(gc.freeze)  # else the last collection looks through all of torch and transformers: a second
     try:
-        _obey(sys.argv[1:])
+        _obey_as_one(sys.argv[1:])
         sys.stdout.flush()
     except typer.Exit as end:
         _leave(end.exit_code)
@@ -104,15 +115,34 @@ def run() -> NoReturn:
         _end(str(error), WRONG_INPUT)
     except _WrongUsage as error:
         _end(_usage(error), WRONG_INPUT)
-    except (KeyboardInterrupt, Interrupted, typer.Abort):
+    except (KeyboardInterrupt, Interrupted, typer.Abort) as error:
         # The launcher ends all processes when one ends; one of them prints the message.
-        if os.environ.get("RANK", "0") != "0":
+        if not _is_first():
             _leave(INTERRUPTED)
-        _end("interrupted; run the same command to resume", INTERRUPTED)
+        reason = f": {error}" if str(error) else ""
+        _end(f"interrupted{reason}; run the same command to resume", INTERRUPTED)
     except BrokenPipeError:
         _close_output()
         _leave(INTERRUPTED)
     _leave(0)
+
+
+def _obey_as_one(words: list[str]) -> None:
+    """`_obey`; an error of all launched processes is reported by the first, and the launcher ends the others.
+
+    Raises:
+        SeawallError: as the command's; in another process than the first, after the time that the first one needs.
+    """
+    try:
+        _obey(words)
+    except SeawallError:
+        if not _is_first():
+            time.sleep(_PRECEDENCE)
+        raise
+
+
+def _is_first() -> bool:
+    return not is_launched() or os.environ.get("RANK", "0") == "0"
 
 
 def _obey(words: list[str]) -> None:

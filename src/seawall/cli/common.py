@@ -95,6 +95,51 @@ def print_json(document: Any) -> None:
 
 
 @contextmanager
+def shared_launch(recipe: Recipe) -> Iterator[None]:
+    """Inside, the processes of a launcher share the work; without a launcher there is one process.
+
+    Raises:
+        typer.Exit: in every process but the first, at the end of the work, of which these computed their shares.
+        ConfigError: `model.device` gives several processes one device.
+    """
+    if not is_launched():
+        yield
+        return
+    from seawall.distributed.process import launch_is_current, launched
+    from seawall.models.replicas import serve
+
+    processes = launched(device=recipe.model.device)
+    with launch_is_current(processes):
+        if not processes.first:
+            serve(processes)
+            raise typer.Exit
+        yield
+    processes.order(None)
+
+
+def require_one_process(command: str) -> None:
+    """Refuses a launcher for a command that shares no work, before anything is loaded.
+
+    Raises:
+        ConfigError: a launcher has started several processes.
+    """
+    from seawall.errors import ConfigError
+
+    if is_launched():
+        raise ConfigError(
+            f"{command} runs in one process",
+            got=f"{os.environ['WORLD_SIZE']} processes",
+            expected="one",
+            remedy="start it without torchrun or accelerate launch",
+        )
+
+
+def is_launched() -> bool:
+    """Whether a launcher has started several processes; imports nothing."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
 def quiet_libraries() -> Iterator[None]:
     """For imports of libraries: hides their progress bars and log messages below errors; warnings stay.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -16,6 +17,8 @@ from seawall.cli.common import (
     print_json,
     quiet_libraries,
     read_recipe,
+    require_one_process,
+    shared_launch,
 )
 from seawall.cli.stages import require_scored, run_until
 
@@ -94,9 +97,9 @@ def _run(recipe: Recipe, target: EvalTarget, folder: Path, *, text: str, as_json
     from seawall.jobs.evaluate import evaluate_target
     from seawall.runs.progress import Quiet, TerminalReporter
 
-    if as_json:
-        return evaluate_target(recipe, target, folder, text=text, reporter=Quiet())
-    with TerminalReporter() as reporter:
+    if recipe.eval.engine.kind != "transformers":
+        require_one_process("eval of a model behind an endpoint")
+    with shared_launch(recipe), nullcontext(Quiet()) if as_json else TerminalReporter() as reporter:
         return evaluate_target(recipe, target, folder, text=text, reporter=reporter)
 
 

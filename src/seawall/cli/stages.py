@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from seawall.cli.common import (
     read_recipe,
     results_console,
     run_folder,
+    shared_launch,
 )
 from seawall.visible import visible_line
 
@@ -92,12 +94,11 @@ def run_until(last: str, path: Path | None, sets: list[str] | None, output: Path
         from seawall.runs.progress import Quiet, TerminalReporter
 
     folder = run_folder(recipe, output)
+    with shared_launch(recipe), nullcontext(Quiet()) if as_json else TerminalReporter() as reporter:
+        outcome: Outcome = run_recipe(recipe, folder, text=text, reporter=reporter, until=last)
     if as_json:
-        outcome: Outcome = run_recipe(recipe, folder, text=text, reporter=Quiet(), until=last)
         print_json(_result(outcome, last))
     else:
-        with TerminalReporter() as reporter:
-            outcome = run_recipe(recipe, folder, text=text, reporter=reporter, until=last)
         _show(outcome, last)
     require_scored(outcome.rates)
 

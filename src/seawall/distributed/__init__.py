@@ -1,4 +1,4 @@
-"""Processes under Accelerate. A repair trains in one process, on all devices that hold the model."""
+"""Processes of a launch (`torchrun`, `accelerate launch`), which share the work of one command."""
 
 from seawall.distributed.process import one_process
 

@@ -18,7 +18,7 @@ from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.prompts import Gold
 from seawall.data.templating import IGNORED, Encoded, encode_exchange
 from seawall.errors import DataError
-from seawall.models.backoff import in_buckets
+from seawall.models.replicas import shared_buckets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,20 +67,18 @@ def gold_answer_loss(
     encoded = encode_gold(tokenizer, rows)
     total, tokens = 0.0, 0
     answers: dict[int, GoldAnswer] = {}
-    with _evaluating(model):
+    buckets = length_buckets([len(row.input_ids) for row in encoded], batch_size)
 
-        def measure(positions: list[int]) -> tuple[Batch, Tensor]:
-            batch = collate([encoded[index] for index in positions], _pad_id(tokenizer)).to(model.device)
-            return batch, _token_losses(model, batch)
+    def batch_of(positions: list[int]) -> Batch:
+        return collate([encoded[index] for index in positions], _pad_id(tokenizer))
 
-        buckets = length_buckets([len(row.input_ids) for row in encoded], batch_size)
-        for positions, (batch, losses_N) in in_buckets(buckets, measure):
-            total += float(losses_N.sum(dtype=torch.float64))
-            tokens += losses_N.numel()
-            for index, row_N in zip(positions, torch.split(losses_N, _answer_lengths(batch)), strict=True):
-                answers[index] = GoldAnswer(rows[index].id, float(row_N.sum(dtype=torch.float64)), row_N.numel())
-            if progress is not None:
-                progress(len(answers), len(rows))
+    for positions, (losses_N, lengths) in shared_buckets(model, _answer_losses, batch_of, buckets):
+        total += float(losses_N.sum(dtype=torch.float64))
+        tokens += losses_N.numel()
+        for index, row_N in zip(positions, torch.split(losses_N, lengths), strict=True):
+            answers[index] = GoldAnswer(rows[index].id, float(row_N.sum(dtype=torch.float64)), row_N.numel())
+        if progress is not None:
+            progress(len(answers), len(rows))
     return GoldLoss(total / tokens, tokens, tuple(answers[index] for index in range(len(rows))))
 
 
@@ -126,12 +124,19 @@ def _answer_lengths(batch: Batch) -> list[int]:
     return lengths
 
 
+def _answer_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, list[int]]:
+    """`_token_losses`, and the number of labelled tokens of every row."""
+    return _token_losses(model, batch), _answer_lengths(batch)
+
+
 @torch.no_grad()
 def _token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Negative log-likelihood (N) in float32 of every labelled token; only their logits are cast to float32."""
-    logits_BTV = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False).logits
+    batch = batch.to(model.device)
+    with _evaluating(model):
+        logits_BTV = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False).logits
     labels_BT = batch.labels_BT[:, 1:]
     answer_BT = labels_BT != IGNORED
     return torch.nn.functional.cross_entropy(
         logits_BTV[:, :-1][answer_BT].float(), labels_BT[answer_BT], reduction="none"
-    )
+    ).cpu()

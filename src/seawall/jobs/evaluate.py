@@ -13,6 +13,7 @@ from seawall.artifacts.groups import GROUPS
 from seawall.config.engine import EndpointEngine
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts
+from seawall.distributed.process import require_joined
 from seawall.errors import ConfigError
 from seawall.evaluation.capability.run import check_capability, file_hashes
 from seawall.evaluation.engines import make_engine
@@ -31,9 +32,11 @@ from seawall.jobs.summary import (
 from seawall.models.files.companions import own_tokenizer, require_base
 from seawall.models.files.fingerprint import model_fingerprint, rendering_fingerprint, tokenizer_fingerprint
 from seawall.models.lora.merge import check_adapter, load_merged
+from seawall.models.replicas import load_copies, register_copies
 from seawall.runs.files import read_json, storage_errors, write_json
-from seawall.runs.folder import RunFolder, locked, update_manifest
-from seawall.runs.progress import Reporter
+from seawall.runs.folder import RunFolder, update_manifest
+from seawall.runs.lock import locked
+from seawall.runs.progress import Quiet, Reporter
 from seawall.runs.publish import copy_file
 from seawall.runs.stage import run_stage
 from seawall.shell.job import read_inputs
@@ -86,6 +89,7 @@ def evaluate_target(recipe: Recipe, target: EvalTarget, folder: Path, *, text: s
     Raises:
         SeawallError: an error that the user can correct.
     """
+    require_joined()
     _check(recipe, target)
     prompts = read_inputs(recipe)
     sections = recipe.model_dump(mode="json", include={"name", "seed", "model", "data", "eval", "output"})
@@ -160,13 +164,15 @@ def _of_endpoint(
 
 def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Prompts, reporter: Reporter) -> EvalResult:
     reporter.stage(f"Loading {recipe.model.id}")
+    load_copies(_open_quietly, recipe, target)
     model, tokenizer = open_target(recipe, target, reporter)
+    fingerprint = model_fingerprint(model)
+    register_copies((model, tokenizer), fingerprint)
     notices = measurement_notices(model, tokenizer, recipe.eval.longest)
     for line in notices:
         reporter.say(line)
     if notices:
         update_manifest(run, {"notices": notices})
-    fingerprint = model_fingerprint(model)
     update_manifest(run, {"model": {"id": recipe.model.id, "revision": recipe.model.revision, "weights": fingerprint}})
     reporter.stage("Evaluate, on goals of the test split")
     suite: EvalSuite = build_suite(prompts, "test", gold=recipe.eval.gold, wrapping=True)
@@ -213,6 +219,11 @@ def open_target(
     if delta is not None:
         add_delta(delta, model)
     return model, tokenizer
+
+
+def _open_quietly(recipe: Recipe, target: EvalTarget) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`open_target` in a process that only computes."""
+    return open_target(recipe, target, Quiet())
 
 
 def _inputs(recipe: Recipe, prompts: Prompts, evaluated: str) -> dict[str, Any]:

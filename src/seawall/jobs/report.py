@@ -30,7 +30,8 @@ from seawall.report.audits import AuditView
 from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
 from seawall.report.steering import SteeringView
 from seawall.runs.files import read_json, read_metrics, storage_errors, write_text
-from seawall.runs.folder import RunFolder, locked
+from seawall.runs.folder import RunFolder
+from seawall.runs.lock import locked
 from seawall.runs.publish import copy_file
 from seawall.runs.stage import finished_stage, is_done
 from seawall.shell.finished import open_finished

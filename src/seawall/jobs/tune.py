@@ -6,7 +6,7 @@ from pathlib import Path
 
 from seawall.artifacts.tuning import NAME, TuningResult
 from seawall.config.recipe import Recipe
-from seawall.distributed.process import launched
+from seawall.distributed.process import launch_is_current, launched
 from seawall.jobs.report import write_tuning_page
 from seawall.methods.tune.context import TuneContext, check_recipe
 from seawall.methods.tune.data import read_data
@@ -47,7 +47,8 @@ def tune_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) 
     if not processes.first:
         train_as_worker(TuneContext(recipe, RunFolder(folder), Quiet(), data.prompts, data, processes))
         return None
-    run = new_run(recipe, folder, text)
+    with launch_is_current(processes):
+        run = new_run(recipe, folder, text)
     context = TuneContext(recipe, run, reporter, data.prompts, data, processes)
     with context.working("tune_prompts"):
         result = tune(context)

@@ -22,7 +22,7 @@ from seawall.evaluation.served.client import CompletionsClient, Served, served_n
 from seawall.evaluation.served.process import SERVED_NAME, server_command, vllm_server
 from seawall.evaluation.served.verdict import Precision, compare
 from seawall.evaluation.served.view import Verification, verification_rows
-from seawall.jobs.plan import facts
+from seawall.jobs.facts import facts
 from seawall.models.decoding import TokenIds, context_length
 from seawall.models.files.open import Checkpoint
 from seawall.models.moe.find import find_moe_if_any

@@ -20,6 +20,7 @@ from seawall.models.decoding import Completion, Decoding, ReplyReader, TokenIds,
 from seawall.models.forward import contiguous_output_layer
 from seawall.models.greedy import GreedyBatch, rows_are_independent
 from seawall.models.memory import automatic_batch_size, unless_out_of_memory
+from seawall.models.replicas import copies, shared_results
 
 __all__ = [
     "BatchSize",
@@ -105,7 +106,8 @@ def greedy_batches(
     """Decodes token sequences greedily; yields (positions in `prompts`, new tokens of each) batch by batch.
 
     A row includes its end token, if the model wrote one. Batches group prompts of similar length, longest first, so
-    that memory runs out in the first batch or never, and early estimates of the remaining time are upper bounds.
+    that memory runs out in the first batch or never, and early estimates of the remaining time are upper bounds. Where
+    the model has copies in other processes, these decode the next batches at the same time.
 
     Raises:
         UnsupportedModelError: the model has no key-value cache.
@@ -118,13 +120,16 @@ def greedy_batches(
     assert batch_size > 0
     waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     while waiting:
-        positions = waiting[:batch_size]
-        with _evaluating(model), contiguous_output_layer(model):
-            batch = [prompts[index] for index in positions]
-            rows = unless_out_of_memory(partial(decode_batch, model, batch, decoding))
-        if rows is not None:
+        starts = range(0, min(len(waiting), batch_size * copies(model)), batch_size)
+        batches = [waiting[start : start + batch_size] for start in starts]
+        texts = [[prompts[index] for index in positions] for positions in batches]
+        decoded = shared_results(model, partial(_decode_if_it_fits, decoding=decoding), texts)
+        for positions, rows in zip(batches, decoded, strict=True):
+            if rows is None:
+                break
             waiting = waiting[len(positions) :]
             yield positions, rows
+        else:
             continue
         if len(positions) == 1:
             raise SeawallError(
@@ -133,6 +138,14 @@ def greedy_batches(
                 remedy="lower max_new_tokens, load the model in bfloat16, or use a larger device",
             )
         batch_size = len(positions) // 2
+
+
+def _decode_if_it_fits(
+    model: PreTrainedModel, prompts: Sequence[TokenIds], *, decoding: Decoding
+) -> list[TokenIds] | None:
+    """The new tokens of each prompt; None where memory runs out."""
+    with _evaluating(model), contiguous_output_layer(model):
+        return unless_out_of_memory(partial(decode_batch, model, prompts, decoding))
 
 
 @torch.no_grad()

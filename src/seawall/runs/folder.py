@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from seawall.errors import RunFolderError
 from seawall.runs.files import read_json, storage_errors, write_json, write_text
+from seawall.runs.lock import LOCK, OWNER, locked
 
 MARKER = "DONE"
 """Name of the marker file of a finished stage."""
@@ -170,7 +168,8 @@ def _require_ours(run: RunFolder) -> None:
         raise RunFolderError(f"{path} is a file", expected="a folder", remedy="choose another --output")
     if not path.is_dir() or run.resolved.is_file():
         return
-    own_files = {LOCK, *(name for file in (run.recipe, run.resolved) for name in (file.name, f".{file.name}.part"))}
+    written = [name for file in (run.recipe, run.resolved) for name in (file.name, f".{file.name}.part")]
+    own_files = {LOCK, OWNER, *written}
     foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in own_files)
     if foreign:
         raise RunFolderError(
@@ -209,45 +208,6 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in document.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
     return flat
-
-
-LOCK = ".lock"
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock.
-
-    Raises:
-        RunFolderError: another process holds the lock, or the file system has no file locks.
-    """
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
-        _acquire(file, folder)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def _acquire(file: TextIO, folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        raise RunFolderError(
-            f"another process works in {folder}",
-            got=f"process {file.read().strip() or 'unknown'}",
-            remedy="wait until the process ends, or choose another folder with --output",
-        ) from error
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        raise RunFolderError(
-            f"the file system of {folder} has no file locks",
-            got=error.strerror,
-            remedy="choose a folder on another disk with --output",
-        ) from error
 
 
 SCHEMA = 1

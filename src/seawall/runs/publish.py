@@ -10,7 +10,7 @@ from pathlib import Path
 
 from seawall.errors import RunFolderError
 from seawall.runs.files import flush_tree, publish
-from seawall.runs.folder import LOCK, locked
+from seawall.runs.lock import LOCK, OWNER, locked
 
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 """Errors of a rename onto a folder that has content by now."""
@@ -77,7 +77,7 @@ def _empty(holder: Path) -> Path:
     for path in holder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != LOCK:
+        elif path.name not in (LOCK, OWNER):
             path.unlink()
     scratch = holder / "work"
     scratch.mkdir()

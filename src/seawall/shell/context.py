@@ -14,10 +14,19 @@ from seawall.data.types import Judge
 from seawall.evaluation.judges import judge_state, make_judge
 from seawall.models.files.open import Checkpoint
 from seawall.models.memory import release_memory
+from seawall.models.replicas import load_copies, register_copies
 from seawall.runs.files import storage_errors
-from seawall.runs.folder import RunFolder, locked, update_manifest, version_notices
+from seawall.runs.folder import RunFolder, update_manifest, version_notices
+from seawall.runs.lock import locked
 from seawall.runs.progress import Reporter
-from seawall.shell.model import OpenModel, computing, measurement_notices, open_checkpoint, open_model
+from seawall.shell.model import (
+    OpenModel,
+    computing,
+    load_recipe_model,
+    measurement_notices,
+    open_checkpoint,
+    open_model,
+)
 from seawall.version import __version__
 
 
@@ -68,7 +77,9 @@ class Context:
             SeawallError: the model cannot be loaded.
         """
         self.reporter.stage(f"Loading {self.recipe.model.id}")
+        load_copies(load_recipe_model, self.recipe.model)
         opened = open_model(self.checkpoint)
+        register_copies((opened.model, opened.tokenizer), opened.fingerprint)
         notices = measurement_notices(opened.model, opened.tokenizer, self.recipe.eval.longest)
         for line in notices:
             self.reporter.say(line)

@@ -11,6 +11,7 @@ from seawall.config.load import change_recipe
 from seawall.config.model import EMBEDDED
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts, load_prompts
+from seawall.distributed.process import require_joined
 from seawall.evaluation.judges import check_judge
 from seawall.models.files.checkpoint import read_config
 from seawall.models.files.open import Checkpoint
@@ -77,8 +78,10 @@ def new_run(recipe: Recipe, folder: Path, text: str) -> RunFolder:
     """The run folder of a recipe, new or existing.
 
     Raises:
+        ConfigError: a launcher has started several processes, and this function was called in each.
         RunFolderError: it holds something else, or is not writable.
     """
+    require_joined()
     return RunFolder.open(folder, resolved=recipe.model_dump(mode="json"), text=text)
 
 

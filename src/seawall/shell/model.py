@@ -73,6 +73,11 @@ def open_checkpoint(config: ModelConfig) -> Checkpoint:
     return Checkpoint(config if folder is None else config.model_copy(update={"id": str(folder())}))
 
 
+def load_recipe_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a configuration and its tokenizer, for a process that only computes."""
+    return open_checkpoint(config).load()
+
+
 def open_model(checkpoint: Checkpoint) -> OpenModel:
     """Loads a causal language model, dense or MoE.
 

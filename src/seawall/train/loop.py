@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, Literal, TypeVar, final
+from typing import Generic, Literal, Protocol, TypeVar, final
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +32,22 @@ BackOff = Callable[[], bool]
 """Called when memory ran out in an update: makes forward passes smaller; False where that is impossible."""
 Row = dict[str, float]
 """The log of one update: step, lr, loss, gradient_norm, and the terms of the loss."""
+
+
+class Peers(Protocol):
+    """The other processes that make each update too, each with some pieces of the loss."""
+
+    def begin(self, batch: object) -> None:
+        """Called before an update, so that the others begin it as well."""
+        ...
+
+    def totals(self, value: float, parts: Mapping[str, float]) -> tuple[float, Mapping[str, float]]:
+        """The sums over all processes of the loss and of its terms; equal in all of them."""
+        ...
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces each gradient by its sum over all processes; a parameter without any keeps none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -89,11 +105,14 @@ class Trainer(Generic[Item]):
         *,
         factors: Mapping[str, float] | None = None,
         back_off: BackOff = lambda: False,
+        peers: Peers | None = None,
     ) -> None:
         """Parameters are named; `factors` are of the learning rate by name, where it differs from `settings.lr`.
 
-        An update that exceeds memory is repeated whole after each successful `back_off`.
+        An update that exceeds memory is repeated whole after each successful `back_off`. With `peers`, each process has
+        its pieces of the loss, and all make the same update.
         """
+        self._peers = peers
         self._parameters = dict(parameters)
         self._settings = settings
         self._accelerator = accelerator
@@ -127,12 +146,19 @@ class Trainer(Generic[Item]):
         self.steps += 1
         return {"step": self.steps, "lr": lr, "loss": value, "gradient_norm": norm, **parts}
 
-    def _gradients(self, batch: Item, loss: BatchLoss[Item]) -> tuple[float, Counter[str]]:
+    def _gradients(self, batch: Item, loss: BatchLoss[Item]) -> tuple[float, Mapping[str, float]]:
         """The loss and its terms; the gradients are those of the whole batch, however often memory runs out."""
-        while True:
+        if self._peers is not None:
+            self._peers.begin(batch)
+        attempt = None
+        while attempt is None:
             attempt = unless_out_of_memory(partial(self._accumulate, batch, loss), give_up=self._gives_up)
-            if attempt is not None:
-                return attempt
+        if self._peers is None:
+            return attempt
+        total, terms = self._peers.totals(*attempt)
+        self._require_finite("training loss", total)
+        self._peers.sum_gradients(self._parameters.values())
+        return total, terms
 
     def _gives_up(self) -> bool:
         self._optimizer.zero_grad(set_to_none=True)
@@ -146,7 +172,8 @@ class Trainer(Generic[Item]):
                 stack.callback(pieces.close)
             for piece, piece_parts in pieces:
                 value += float(piece.detach())
-                self._require_finite("training loss", value)
+                if self._peers is None:
+                    self._require_finite("training loss", value)
                 self._accelerator.backward(piece)
                 parts.update(piece_parts)
         return value, parts

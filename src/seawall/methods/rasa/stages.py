@@ -27,6 +27,7 @@ from seawall.methods.rasa.selection import select
 from seawall.methods.rasa.selection.scores import gate_traffic
 from seawall.methods.rasa.selection.sensitivity import refusal_sensitivity
 from seawall.models.backoff import memory_remedy
+from seawall.models.replicas import copy_weights
 from seawall.runs.files import read_json, write_json, write_metrics
 from seawall.runs.stage import run_stage, stage_hash
 from seawall.shell.context import Context
@@ -156,7 +157,7 @@ def repair_stage(context: Context, selected: ExpertSet) -> Delta:
 
 
 def apply_repair(context: Context, delta: Delta) -> None:
-    """Turns `context.opened` into the repaired model, unless it is.
+    """Turns `context.opened` and its copies into the repaired model, unless it is.
 
     Raises:
         ArtifactError: the repair was made from another model.
@@ -165,6 +166,7 @@ def apply_repair(context: Context, delta: Delta) -> None:
     require_model(delta.base_model, expected=opened.fingerprint, artifact="repair")
     if opened.digests.fingerprint() != delta.result_model:
         delta.apply(opened.model.state_dict())
+    copy_weights(opened.model, list(delta.slices))
 
 
 def _repair_settings(config: RepairConfig, *without: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seawall.config.model import ModelConfig
 from seawall.data.templating import encode_prompt
 from seawall.data.types import Messages
+from seawall.distributed.process import environment_alone
 from seawall.errors import ArtifactError, UnsupportedModelError
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
@@ -96,7 +97,7 @@ def compare_in_fresh_process(checkpoint: Checkpoint, probes: Path, *, weights: b
     """
     command = [sys.executable, "-m", "seawall.models.files.parity", checkpoint.config.model_dump_json(), str(probes)]
     command += ["--weights"] if weights else []
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment_alone())
     if process.returncode != 0:
         last = (process.stderr.strip().splitlines() or ["no output"])[-1]
         raise ArtifactError("the exported checkpoint cannot be loaded again", got=last, remedy="report this as a bug")

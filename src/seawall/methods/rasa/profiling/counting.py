@@ -16,11 +16,11 @@ from torch import Tensor
 from seawall.data.batching import collate, length_buckets
 from seawall.data.templating import Encoded
 from seawall.methods.rasa.profiling.pairs import JudgedPair
-from seawall.models.backoff import in_buckets
 from seawall.models.forward import contiguous_output_layer
-from seawall.models.generate import Completion
+from seawall.models.generate import Completion, TokenIds
 from seawall.models.moe.capture import capture, routing_counts_by_row
 from seawall.models.moe.find import MoEModel
+from seawall.models.replicas import shared_buckets
 
 Progress = Callable[[int, int], None]
 
@@ -76,36 +76,43 @@ def count_pairs(
 def count_routing(
     moe: MoEModel, replies: Sequence[Completion], *, batch_size: int, progress: Progress | None = None
 ) -> tuple[Counts, Counts]:
-    """(counts over prompt tokens, counts over generated tokens), in the order of `replies`."""
+    """(counts over prompt tokens, counts over generated tokens), in the order of `replies`.
+
+    Where the model has copies in other processes, each counts some of the batches.
+    """
     prompt, generated = Counts.zeros(len(replies), moe), Counts.zeros(len(replies), moe)
-    lengths = [len(reply.prompt_ids) + len(reply.token_ids) for reply in replies]
+    buckets = length_buckets([len(reply.prompt_ids) + len(reply.token_ids) for reply in replies], batch_size)
     count = 0
 
-    def count_batch(positions: list[int]) -> None:
-        _count_batch(moe, [replies[position] for position in positions], positions, into=(prompt, generated))
+    def items_of(positions: list[int]) -> list[tuple[TokenIds, TokenIds]]:
+        return [(replies[position].prompt_ids, replies[position].token_ids) for position in positions]
 
-    for positions, _ in in_buckets(length_buckets(lengths, batch_size), count_batch):
+    for positions, counted in shared_buckets(moe, _count_batch, items_of, buckets):
+        for counts, of_batch in zip((prompt, generated), counted, strict=True):
+            counts.tokens_P[positions] = of_batch.tokens_P
+            counts.counts_PLE[positions] = of_batch.counts_PLE
+            counts.mass_PLE[positions] = of_batch.mass_PLE
         count += len(positions)
         if progress is not None:
             progress(count, len(replies))
     return prompt, generated
 
 
-def _count_batch(
-    moe: MoEModel, replies: Sequence[Completion], positions: Sequence[int], *, into: tuple[Counts, Counts]
-) -> None:
-    device, rows = moe.model.device, [[*reply.prompt_ids, *reply.token_ids] for reply in replies]
+def _count_batch(moe: MoEModel, replies: Sequence[tuple[TokenIds, TokenIds]]) -> tuple[Counts, Counts]:
+    """The counts of some replies, each given as (prompt, generated tokens)."""
+    device, rows = moe.model.device, [[*prompt_ids, *token_ids] for prompt_ids, token_ids in replies]
     batch = collate([Encoded(ids, ids) for ids in rows], pad_id=0).to(device)
     with torch.inference_mode(), contiguous_output_layer(moe.model), capture(moe) as trace:
         moe.model(
             input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, logits_to_keep=1
         )
     column_T = torch.arange(batch.input_ids_BT.shape[1], device=device)
-    is_prompt_BT = column_T < torch.tensor([len(reply.prompt_ids) for reply in replies], device=device)[:, None]
+    is_prompt_BT = column_T < torch.tensor([len(prompt_ids) for prompt_ids, _ in replies], device=device)[:, None]
     real_BT = batch.attention_mask_BT.bool()
     row_ids_T = torch.arange(len(rows), device=device).repeat_interleave(len(column_T))
-    for counts, mask_BT in zip(into, (real_BT & is_prompt_BT, real_BT & ~is_prompt_BT), strict=True):
+
+    def counts(mask_BT: Tensor) -> Counts:
         counts_PLE, mass_PLE = routing_counts_by_row(trace, mask_BT.flatten(), row_ids_T, num_rows=len(rows))
-        counts.tokens_P[positions] = mask_BT.sum(1).float().cpu()
-        counts.counts_PLE[positions] = counts_PLE.float().cpu()
-        counts.mass_PLE[positions] = mass_PLE.float().cpu()
+        return Counts(mask_BT.sum(1).float().cpu(), counts_PLE.float().cpu(), mass_PLE.float().cpu())
+
+    return counts(real_BT & is_prompt_BT), counts(real_BT & ~is_prompt_BT)

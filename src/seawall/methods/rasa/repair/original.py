@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.templating import Encoded
+from seawall.distributed.process import ALONE, Processes
 from seawall.models.backoff import in_buckets
 from seawall.models.forward import run
 from seawall.models.hidden.residual import capture_residual
@@ -49,6 +50,7 @@ class OriginalOutputs:
         routed: positions of the rows whose routing is recorded, for `trace`.
         predicted: positions of the rows whose predictions are recorded, for `predictions`.
         entry: decoder layer whose input is recorded for all rows, for `hidden`; 0, the embedding, records none.
+        processes: each computes some of the batches, and all hold the outputs of all.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class OriginalOutputs:
         routed: Collection[int] = (),
         predicted: Collection[int] = (),
         entry: int = 0,
+        processes: Processes = ALONE,
     ) -> None:
         self._moe = moe
         self._routing: dict[int, RowRouting] = {}
@@ -81,8 +84,13 @@ class OriginalOutputs:
                 self._record_hidden(positions, batch, inputs.inputs[layer])
             self._record_predictions(positions, responses, logits_BTV[:, :-1])
 
-        for _ in in_buckets(length_buckets([len(rows[index].input_ids) for index in needed], batch_size), record):
+        buckets = length_buckets([len(rows[position].input_ids) for position in needed], batch_size)
+        for _ in in_buckets(buckets[processes.rank :: processes.count], record):
             pass
+        records: tuple[dict[int, Any], ...] = (self._routing, self._top_tokens, self._hidden)
+        for shares in processes.gather_everywhere(records):
+            for own, share in zip(records, shares, strict=True):
+                own.update(share)
 
     def trace(self, positions: Sequence[int]) -> RoutingTrace:
         """The routing of these rows as one left-padded batch."""

@@ -9,13 +9,15 @@ from typing import Any, final
 from torch import nn
 
 from seawall.config.repair import ExpertStep, RepairConfig, RouterStep
-from seawall.distributed import one_process
+from seawall.distributed.process import training_accelerator
 from seawall.methods.rasa.repair.batches import ExpertBatch, beside_retained, step_batches
 from seawall.methods.rasa.repair.inputs import RepairInputs
 from seawall.methods.rasa.repair.rounds import RepairProgress
 from seawall.methods.rasa.repair.steps import RepairLosses
 from seawall.methods.rasa.repair.trainables import Trainables
-from seawall.train.loop import BatchLoss, Settings, Trainer
+from seawall.train.loop import BatchLoss, Peers, Settings, Trainer
+
+AnyStep = ExpertStep | RouterStep
 
 
 @final
@@ -47,8 +49,14 @@ class Phase:
         )
 
 
-def make_phases(training: Trainables, losses: RepairLosses, config: RepairConfig, inputs: RepairInputs) -> list[Phase]:
-    """The enabled phases, in the order of a round."""
+def make_phases(
+    training: Trainables,
+    losses: RepairLosses,
+    config: RepairConfig,
+    inputs: RepairInputs,
+    peers: Callable[[str], Peers | None] = lambda _: None,
+) -> list[Phase]:
+    """The enabled phases, in the order of a round; `peers` are the processes that train a phase of this name too."""
 
     def expert_batches(number: int) -> list[ExpertBatch]:
         batches = step_batches(losses.attack_lengths, config.expert, config, number)
@@ -57,7 +65,7 @@ def make_phases(training: Trainables, losses: RepairLosses, config: RepairConfig
     def router_batches(number: int) -> list[list[int]]:
         return step_batches(losses.pair_lengths, config.router, config, number)
 
-    def trainer(parameters: Mapping[str, nn.Parameter], step: ExpertStep | RouterStep, updates: int) -> Trainer[Any]:
+    def trainer(name: str, parameters: Mapping[str, nn.Parameter], step: AnyStep, updates: int) -> Trainer[Any]:
         settings = Settings(
             lr=step.lr,
             weight_decay=config.weight_decay,
@@ -67,14 +75,21 @@ def make_phases(training: Trainables, losses: RepairLosses, config: RepairConfig
             total_steps=config.rounds * updates,
             optimizer=config.optimizer,
         )
-        return Trainer(parameters, settings, one_process(), factors=training.factors, back_off=losses.rows.halve)
+        return Trainer(
+            parameters,
+            settings,
+            training_accelerator(),
+            factors=training.factors,
+            back_off=losses.rows.halve,
+            peers=peers(name),
+        )
 
     phases = []
     if training.experts:
-        optimizer = trainer(training.experts, config.expert, len(expert_batches(0)))
+        optimizer = trainer("expert", training.experts, config.expert, len(expert_batches(0)))
         phases.append(Phase("expert", training.experts, optimizer, losses.expert_loss, expert_batches))
     if training.routers:
-        optimizer = trainer(training.routers, config.router, len(router_batches(0)))
+        optimizer = trainer("router", training.routers, config.router, len(router_batches(0)))
         phases.append(Phase("router", training.routers, optimizer, losses.router_loss, router_batches))
     return phases
 

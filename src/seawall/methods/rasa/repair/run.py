@@ -18,6 +18,7 @@ from seawall.methods.rasa.repair.inputs import RepairInputs, RepairResult
 from seawall.methods.rasa.repair.phases import make_phases, train_round
 from seawall.methods.rasa.repair.rounds import RepairProgress, choose_round, is_finished
 from seawall.methods.rasa.repair.steps import RepairLosses
+from seawall.methods.rasa.repair.team import team_of
 from seawall.methods.rasa.repair.trainables import first_changed_layer, trainables
 from seawall.models.checkpointing import gradient_checkpointing
 from seawall.models.memory import release_memory
@@ -94,14 +95,19 @@ class _Rounds:
         """Runs the remaining rounds; returns the parts that they change."""
         config, checkpoints = self.config, self.checkpoints
         first_changed = first_changed_layer(self.moe, self.experts.layers, config)
-        losses = RepairLosses(self.moe, self.tokenizer, self.inputs, config, first_changed=first_changed)
+        team = team_of(self.moe)
+        team.prepare(self.inputs, config, first_changed)
+        losses = RepairLosses(
+            self.moe, self.tokenizer, self.inputs, config, first_changed=first_changed, processes=team.processes
+        )
         if progress.rows:
             losses.rows.resume(progress.rows[-1])
         checkpointed = gradient_checkpointing(self.moe.model, enabled=config.gradient_checkpointing)
         with trainables(self.moe, self.experts.layers, config) as training, checkpointed:
-            phases = make_phases(training, losses, config, self.inputs)
+            phases = make_phases(training, losses, config, self.inputs, team.peers)
             trainers = {phase.name: phase.trainer for phase in phases}
             checkpoints.restore(training, trainers)
+            team.begin(self.experts.layers, training, trainers)
 
             def log(row: dict[str, Any]) -> None:
                 row |= losses.rows.logged
@@ -118,6 +124,7 @@ class _Rounds:
                 progress.scores.append(self.validate())
                 checkpoints.save_scores(progress)
                 self.report({"round": progress.trained, "phase": "validation", **progress.scores[-1].as_row()})
+            team.end()
             return training.parts
 
 

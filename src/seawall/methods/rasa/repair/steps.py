@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from seawall.config.repair import RepairConfig
 from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.templating import IGNORED, Encoded, encode_example, encode_prompt
 from seawall.data.types import Messages
+from seawall.distributed.process import ALONE, Processes
 from seawall.methods.rasa.repair.batches import ExpertBatch
 from seawall.methods.rasa.repair.inputs import RepairInputs
 from seawall.methods.rasa.repair.original import OriginalOutputs
@@ -56,8 +58,11 @@ class RepairLosses:
         config: RepairConfig,
         *,
         first_changed: int = 0,
+        processes: Processes = ALONE,
     ) -> None:
+        """Records the original model; of several processes, each records some rows and computes some of the losses."""
         self._moe = moe
+        self._processes = processes
         self._config = config
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._rows = [encode_example(tokenizer, exchange) for exchange in (*inputs.refusals, *inputs.retain)]
@@ -79,11 +84,17 @@ class RepairLosses:
         self._entry = first_changed if enters else 0
         # Asked here and not looked up: a resumed repair has generated nothing yet that would tell.
         independent = rows_are_independent(moe.model)
-        self.rows = RowLimit(
-            config.fixed_rows if independent else 1, automatic=config.micro_batch_size == "auto" and independent
-        )
+        # A process that exceeds memory cannot repeat an update alone, so rows are fixed in a launch.
+        automatic = config.micro_batch_size == "auto" and independent and processes.count == 1
+        self.rows = RowLimit(config.fixed_rows if independent else 1, automatic=automatic)
         self._rules = self._routing_rules()
-        original = partial(OriginalOutputs, moe, pad_id=self._pad, batch_size=self.rows.rows or config.batch_size)
+        original = partial(
+            OriginalOutputs,
+            moe,
+            pad_id=self._pad,
+            batch_size=self.rows.rows or config.batch_size,
+            processes=processes,
+        )
         # One pass over the rows; a second one over the plain requests that teach what the wrapped ones are to do.
         self._original = original(
             self._rows, routed=self._routed, predicted=self._predicted - plain_rows.keys(), entry=self._entry
@@ -126,10 +137,18 @@ class RepairLosses:
         return (scaled_B * torch.tensor(weight_B, device=loss_B.device)).sum(), parts
 
     def _micro_batches(self, positions: Sequence[int]) -> list[list[int]]:
-        """Positions by forward pass, similar lengths together."""
-        size = self.rows.of(len(positions))
+        """This process's positions by forward pass, similar lengths together."""
         lengths = [len(self._rows[position].input_ids) for position in positions]
-        return [[positions[index] for index in bucket] for bucket in length_buckets(lengths, size)]
+        buckets = length_buckets(lengths, self._rows_per_pass(len(positions)))
+        return [[positions[index] for index in bucket] for bucket in self._share(buckets)]
+
+    def _rows_per_pass(self, rows: int) -> int:
+        """Rows of a forward pass: at most `micro_batch_size`, and so few that each process has a share."""
+        return min(self.rows.of(rows), math.ceil(rows / self._processes.count))
+
+    def _share(self, passes: list[list[int]]) -> list[list[int]]:
+        """The forward passes of this process."""
+        return passes[self._processes.rank :: self._processes.count]
 
     @contextmanager
     def _changes(self, positions: Sequence[int]) -> Iterator[None]:
@@ -180,12 +199,12 @@ class RepairLosses:
         """KL(plain routing || attack routing), mean over layers, over the tokens of the prompts (section 3.4).
 
         The tokens are the templated prompt up to the opening of the assistant's turn: what the model has read when it
-        decides how to answer. The authors' formula compares batch means, so its batch is one forward pass.
+        decides how to answer. The authors' formula compares batch means, so its batch is one forward pass, of the first
+        process.
         """
-        divisible = self._config.router.variant != "reference"
-        size = self.rows.of(len(positions)) if divisible else self.rows.whole(len(positions))
-        for start in range(0, len(positions), size):
-            chunk = positions[start : start + size]
+        reference = self._config.router.variant == "reference"
+        size = self.rows.whole(len(positions)) if reference else self._rows_per_pass(len(positions))
+        for chunk in self._share([list(positions[start : start + size]) for start in range(0, len(positions), size)]):
             yield self._divergence(chunk) * (len(chunk) / len(positions)), {}
 
     def _divergence(self, positions: Sequence[int]) -> Tensor:

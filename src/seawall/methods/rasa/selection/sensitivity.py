@@ -17,10 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.templating import encode_example
 from seawall.data.types import Exchange
-from seawall.models.backoff import in_buckets
 from seawall.models.forward import run
 from seawall.models.moe.calls import Arguments, call_reader, frozen
 from seawall.models.moe.find import MoELayer, MoEModel
+from seawall.models.replicas import shared_buckets
 from seawall.train.losses import response_cross_entropy
 
 Progress = Callable[[int, int], None]
@@ -53,11 +53,12 @@ def refusal_sensitivity(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     sensitivity_PLE = torch.zeros(len(rows), moe.num_layers, moe.num_experts)
     count = 0
+    buckets = length_buckets([len(row.input_ids) for row in rows], batch_size)
 
-    def measure(positions: list[int]) -> Tensor:
-        return _batch_sensitivity(moe, collate([rows[position] for position in positions], pad_id)).cpu()
+    def batch_of(positions: list[int]) -> Batch:
+        return collate([rows[position] for position in positions], pad_id)
 
-    for positions, rows_BLE in in_buckets(length_buckets([len(row.input_ids) for row in rows], batch_size), measure):
+    for positions, rows_BLE in shared_buckets(moe, _batch_sensitivity, batch_of, buckets):
         sensitivity_PLE[positions] = rows_BLE
         count += len(positions)
         if progress is not None:
@@ -77,7 +78,7 @@ def _batch_sensitivity(moe: MoEModel, batch: Batch) -> Tensor:
         magnitude_TE = torch.zeros(len(indices_TK), moe.num_experts, device=gradient_TK.device)
         magnitude_TE.scatter_add_(1, indices_TK, gradient_TK.float().abs())
         layers.append(magnitude_TE.view(rows, width, -1).sum(1))
-    return torch.stack([layer_BE.to(layers[0].device) for layer_BE in layers], dim=1)
+    return torch.stack([layer_BE.to(layers[0].device) for layer_BE in layers], dim=1).cpu()
 
 
 @contextmanager

@@ -1,0 +1,143 @@
+"""The processes that repair together: every update's rows are divided, its gradients summed, its step made by all.
+
+The first process runs the repair and alone writes checkpoints. The others hold the same copies and optimizers, and
+obey: prepare the losses, begin the training, make an update, end. Losses are weighted by the counts of the full batch,
+so the sum of all shares is the loss of one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from seawall.config.repair import RepairConfig
+from seawall.distributed.process import ALONE, Processes
+from seawall.methods.rasa.repair.inputs import RepairInputs
+from seawall.methods.rasa.repair.phases import Phase, make_phases
+from seawall.methods.rasa.repair.steps import RepairLosses
+from seawall.methods.rasa.repair.trainables import Trainables, trainables
+from seawall.models.checkpointing import gradient_checkpointing
+from seawall.models.moe.find import MoEModel
+from seawall.models.replicas import Replica, replica_of
+from seawall.train.loop import Trainer
+
+Layers = Sequence[Sequence[int]]
+"""Selected experts by MoE layer."""
+_WEIGHTS, _STATE = "weights/", "state/"
+
+
+@final
+@dataclass(frozen=True)
+class PhasePeers:
+    """The processes that make the updates of one phase together (`train.loop.Peers`)."""
+
+    phase: str
+    processes: Processes
+
+    def begin(self, batch: object) -> None:
+        """Orders the update from the other processes; nothing in these themselves."""
+        self.processes.order([_update, self.phase, batch])
+
+    def totals(self, value: float, parts: Mapping[str, float]) -> tuple[float, Mapping[str, float]]:
+        """The sums over all processes, in the order of ranks."""
+        shares = self.processes.gather_everywhere((value, dict(parts)))
+        names = dict.fromkeys(name for _, terms in shares for name in terms)
+        return sum(share for share, _ in shares), {
+            name: sum(terms.get(name, 0.0) for _, terms in shares) for name in names
+        }
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sums the gradients; AdamW leaves a parameter without a gradient as it is, so such a parameter gets none."""
+        trained = list(parameters)
+        flags = self.processes.gather_everywhere([parameter.grad is not None for parameter in trained])
+        moving = [
+            parameter for parameter, present in zip(trained, zip(*flags, strict=True), strict=True) if any(present)
+        ]
+        for parameter in moving:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.processes.sum_in_place([parameter.grad for parameter in moving if parameter.grad is not None])
+
+
+@final
+@dataclass(frozen=True)
+class Team:
+    """The first process's orders for one repair; they reach nobody where the model has no copies."""
+
+    processes: Processes
+
+    def peers(self, phase: str) -> PhasePeers | None:
+        """The processes that train this phase together; None for a single one."""
+        return PhasePeers(phase, self.processes) if self.processes.count > 1 else None
+
+    def prepare(self, inputs: RepairInputs, config: RepairConfig, first_changed: int) -> None:
+        """Tells the others to record the original model, as this process does next."""
+        self.processes.order([_prepare, inputs, config, first_changed])
+
+    def begin(self, layers: Layers, training: Trainables, trainers: Mapping[str, Trainer[Any]]) -> None:
+        """Gives the others the copies of weights and the optimizers' state, which a checkpoint may have restored."""
+        if self.processes.count > 1:
+            self.processes.order([_begin, layers])
+            tensors = {f"{_WEIGHTS}{name}": value for name, value in training.state().items()}
+            for phase, trainer in trainers.items():
+                tensors |= {f"{_STATE}{phase}/{key}": value for key, value in trainer.state().items()}
+            self.processes.tensors_of_first(tensors)
+
+    def end(self) -> None:
+        """Tells the others to take the copies off their models, which have their original weights then."""
+        self.processes.order([_end])
+
+
+def team_of(moe: MoEModel) -> Team:
+    """The processes that hold a model."""
+    replica = replica_of(moe.model)
+    return Team(ALONE if replica is None else replica.processes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """What a process that is not the first keeps of a repair."""
+
+    inputs: RepairInputs
+    config: RepairConfig
+    losses: RepairLosses
+
+
+def _prepare(replica: Replica, inputs: RepairInputs, config: RepairConfig, first_changed: int) -> None:
+    moe, processes = replica.moe, replica.processes
+    losses = RepairLosses(moe, replica.tokenizer, inputs, config, first_changed=first_changed, processes=processes)
+    replica.training["repair"] = _Training(inputs, config, losses)
+
+
+def _begin(replica: Replica, layers: Layers) -> None:
+    repair: _Training = replica.training["repair"]
+    stack = replica.training["stack"] = ExitStack()
+    training = stack.enter_context(trainables(replica.moe, layers, repair.config))
+    stack.enter_context(gradient_checkpointing(replica.model, enabled=repair.config.gradient_checkpointing))
+    peers = Team(replica.processes).peers
+    phases = {phase.name: phase for phase in make_phases(training, repair.losses, repair.config, repair.inputs, peers)}
+    tensors = replica.processes.tensors_of_first({})
+    training.load_state(_named(tensors, _WEIGHTS))
+    for name, phase in phases.items():
+        phase.trainer.load_state(_named(tensors, f"{_STATE}{name}/"))
+    replica.training |= {"copies": training, "phases": phases}
+
+
+def _update(replica: Replica, name: str, batch: Any) -> None:
+    phase: Phase = replica.training["phases"][name]
+    replica.training["copies"].only(phase.parameters)
+    phase.trainer.fit([batch], phase.loss, lambda row: None)
+
+
+def _end(replica: Replica) -> None:
+    replica.training["stack"].close()
+    replica.training.clear()
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

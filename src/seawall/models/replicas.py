@@ -1,0 +1,220 @@
+"""Copies of one model in all processes of a launch: the first process orders, every process computes its share.
+
+A model without copies (a judge's, or any model without a launch) computes in its own process alone. A change of the
+first process's weights reaches the copies by `copy_weights`; hooks do not, so a method that steers by hooks shares
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seawall.distributed.process import Processes, current_launch
+from seawall.errors import ArtifactError, SeawallError
+from seawall.models.backoff import in_buckets
+from seawall.models.files.fingerprint import model_fingerprint
+from seawall.models.moe.find import MoEModel, find_moe
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Subject = TypeVar("Subject", PreTrainedModel, MoEModel)
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+@dataclass(eq=False)
+class Replica:
+    """The copy of the model in this process.
+
+    Attributes:
+        processes: of the launch.
+        loaded: model and tokenizer; None before the first is loaded.
+        training: what a shared training keeps between two orders.
+    """
+
+    processes: Processes
+    loaded: Loaded | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model."""
+        assert self.loaded is not None
+        return self.loaded[0]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        assert self.loaded is not None
+        return self.loaded[1]
+
+    @cached_property
+    def moe(self) -> MoEModel:
+        """The MoE layers of the model."""
+        return find_moe(self.model)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error for users in a process that is not the first."""
+
+    message: str
+
+
+_replicas: WeakKeyDictionary[PreTrainedModel, Replica] = WeakKeyDictionary()
+"""The models of this process that have copies in others."""
+
+
+def serve(processes: Processes) -> None:
+    """The loop of every process but the first: obeys orders until the first process ends it; writes nothing."""
+    replica = Replica(processes)
+    while (order := processes.await_order()) is not None:
+        function, *arguments = order
+        function(replica, *arguments)
+
+
+def replica_of(model: PreTrainedModel) -> Replica | None:
+    """The first process's replica of a model; None for a model without copies."""
+    return _replicas.get(model)
+
+
+def copies(model: PreTrainedModel) -> int:
+    """Number of processes that hold the model."""
+    replica = replica_of(model)
+    return 1 if replica is None else replica.processes.count
+
+
+def load_copies(load: Callable[..., Loaded], *arguments: Any) -> None:
+    """Tells the other processes to load the model that this process loads next; nothing without a launch.
+
+    Args:
+        load: a function of a module.
+        *arguments: of `load`.
+    """
+    current_launch().order([_load, load, arguments])
+
+
+def register_copies(loaded: Loaded, fingerprint: str) -> None:
+    """Waits for the copies that `load_copies` ordered, and shares the computations of this model from here on.
+
+    Raises:
+        ArtifactError: a process has loaded other weights.
+        SeawallError: a process cannot load the model.
+    """
+    processes = current_launch()
+    if processes.count == 1:
+        return
+    for rank, weights in enumerate(_require(processes.gather(fingerprint))):
+        if weights != fingerprint:
+            raise ArtifactError(
+                f"process {rank} of the launch has loaded other weights than the first",
+                got=f"{weights[:23]}...",
+                expected=f"{fingerprint[:23]}...",
+                remedy="give all nodes the same files of the model",
+            )
+    _replicas[loaded[0]] = Replica(processes, loaded)
+
+
+def shared_results(
+    subject: Subject, function: Callable[[Subject, Item], Result], items: Sequence[Item]
+) -> Iterator[Result]:
+    """`function(subject, item)` for each item, in order; item i is computed by process i modulo their number.
+
+    Every item is computed as in one process, so the results are the same.
+
+    Args:
+        subject: a model, or the MoE layers of one.
+        function: a function of a module, or a `partial` of one; its result can be sent to another process.
+        items: the arguments; those of one round are sent to all processes.
+    """
+    replica = replica_of(subject.model if isinstance(subject, MoEModel) else subject)
+    if replica is None or len(items) == 1:
+        yield from (function(subject, item) for item in items)
+        return
+    count = replica.processes.count
+    for start in range(0, len(items), count):
+        share = items[start : start + count]
+        replica.processes.order([_compute, function, share, isinstance(subject, MoEModel)])
+        yield from _require(replica.processes.gather(function(subject, share[0])))[: len(share)]
+
+
+def shared_buckets(
+    subject: Subject,
+    function: Callable[[Subject, Item], Result],
+    item_of: Callable[[list[int]], Item],
+    buckets: Iterable[Sequence[int]],
+) -> Iterator[tuple[list[int], Result]]:
+    """`function(subject, item_of(positions))` for each bucket of positions, with the positions.
+
+    Alone, a bucket that exceeds memory is halved (`in_buckets`); in a launch the buckets are shared as they are.
+
+    Args:
+        subject: as of `shared_results`.
+        function: likewise.
+        item_of: makes the argument for some positions.
+        buckets: positions of the rows of each forward pass, longest rows first.
+
+    Raises:
+        SeawallError: one row alone exceeds memory.
+    """
+    if replica_of(subject.model if isinstance(subject, MoEModel) else subject) is None:
+        yield from in_buckets(buckets, lambda positions: function(subject, item_of(positions)))
+        return
+    shares = [list(bucket) for bucket in buckets]
+    yield from zip(shares, shared_results(subject, function, [item_of(share) for share in shares]), strict=True)
+
+
+def copy_weights(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Sends tensors of the first process's model to all copies of it, in place; nothing for a model without copies."""
+    replica = replica_of(model)
+    if replica is not None:
+        replica.processes.order([_receive, list(names)])
+        _receive(replica, names)
+
+
+def _receive(replica: Replica, names: Sequence[str]) -> None:
+    state = replica.model.state_dict()
+    for name in names:
+        replica.processes.copy_from_first(state[name])
+
+
+def _load(replica: Replica, load: Callable[..., Loaded], arguments: Sequence[Any]) -> None:
+    def work() -> str:
+        replica.loaded = load(*arguments)
+        vars(replica).pop("moe", None)
+        return model_fingerprint(replica.model)
+
+    replica.processes.gather(_attempt(work))
+
+
+def _compute(replica: Replica, function: Callable[[Any, Any], Any], share: Sequence[Any], takes_moe: bool) -> None:
+    rank = replica.processes.rank
+
+    def work() -> Any:
+        return function(replica.moe if takes_moe else replica.model, share[rank]) if rank < len(share) else None
+
+    replica.processes.gather(_attempt(work))
+
+
+def _attempt(work: Callable[[], Result]) -> Result | _Failure:
+    try:
+        return work()
+    except SeawallError as error:
+        return _Failure(str(error))
+
+
+def _require(values: list[Any]) -> list[Any]:
+    """The values, none of which is a failure.
+
+    Raises:
+        SeawallError: of the first process that failed.
+    """
+    for rank, value in enumerate(values):
+        if isinstance(value, _Failure):
+            raise SeawallError(f"process {rank} of the launch: {value.message}")
+    return values
