@@ -20,7 +20,7 @@ from seawall.errors import ConfigError
 from seawall.evaluation.served.verdict import FLOAT32
 from seawall.evaluation.served.view import Verification, verdict_lines
 from seawall.jobs.verify import Server, target_config, verification_table, verify
-from seawall.models.files.checkpoint import save_model
+from seawall.models.files.save import save_model
 from seawall.models.moe.find import find_moe
 from seawall.models.reference import covering
 from seawall.runs.console import PlainConsole
