@@ -198,6 +198,14 @@ def test_the_twins_of_a_batch_are_beside_its_attacks_and_the_others_are_drawn() 
     assert sorted(retained[-1] for _, retained in batches) == [0, 1]
 
 
+def test_the_twins_of_an_attack_take_turns_within_a_round_of_two_epochs() -> None:
+    settings = RepairConfig.model_validate({"retain": {"per_batch": 0, "twins": 1, "twin_pool": 3}})
+    twins = [(0, 1, 2), (3, 4, 5)]
+    rounds = [beside_retained([[0, 1], [1, 0]], 6, settings, number, twins=twins) for number in range(2)]
+    of_first = [row for batches in rounds for _, retained in batches for row in retained if row < 3]
+    assert of_first == [0, 1, 2, 0]
+
+
 def test_the_twins_of_an_attack_take_turns_from_round_to_round() -> None:
     settings = RepairConfig.model_validate({"retain": {"per_batch": 0, "twins": 1, "twin_pool": 3}})
     twins = [(0, 1, 2), (3, 4, 5), (6,)]
