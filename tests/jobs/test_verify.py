@@ -141,7 +141,7 @@ def test_a_16_bit_server_passes_with_a_note_and_fails_where_float32_is_demanded(
     assert result.passed
     assert result.comparison.precision == "16-bit"
     assert result.comparison.largest > FLOAT32
-    assert "rounding hides small changes" in page(result)
+    assert "rounding hides changes" in page(result)
     assert not verified(tmp_path / "model", soft().to(torch.bfloat16), dtype="float32").passed
     assert not verified(tmp_path / "model", tiny(FAMILY, seed=1).to(torch.bfloat16)).passed
 

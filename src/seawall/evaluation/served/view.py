@@ -52,7 +52,6 @@ class Verification:
         return {
             **{name: getattr(self, name) for name in ("model", "weights", "endpoint", "served", "dtype", "passed")},
             **comparison,
-            "tolerance": self.comparison.tolerance,
             "first_difference": difference,
             "experts": self.experts,
             "total_experts": self.total_experts,
@@ -91,8 +90,8 @@ def verdict_lines(result: Verification) -> list[str]:
     lines = ["passed  the served model is the local model, as far as the probes show"]
     if comparison.precision == "16-bit":
         lines.append(
-            "note    in 16 bits rounding hides small changes of weights, such as of a single expert; serve with "
-            "--dtype float32 and verify with --dtype float32 to find them"
+            f"note    in 16 bits rounding hides changes below a mean of {comparison.tolerance:.2g} nats, such as of a "
+            "single expert; serve with --dtype float32 and verify with --dtype float32 to find them"
         )
     if result.unused:
         lines.append(f"note    {len(result.unused)} experts were used by no probe: a change there would not show")
@@ -102,7 +101,7 @@ def verdict_lines(result: Verification) -> list[str]:
 def _rule(comparison: Comparison) -> str:
     if comparison.precision == "float32":
         return f"float32: the largest difference is at most {FLOAT32:g}"
-    return f"16 bits: the mean difference is at most {comparison.tolerance:g}, replies leave only at near ties"
+    return f"16 bits: the mean difference is at most {comparison.tolerance:.2e}, gaps of replies {comparison.tie:.2e}"
 
 
 def _first(difference: TokenDifference | None) -> str:
