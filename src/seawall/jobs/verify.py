@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -20,7 +20,7 @@ from seawall.data.types import user
 from seawall.errors import ConfigError, RunFolderError
 from seawall.evaluation.served.client import CompletionsClient, Served, served_name
 from seawall.evaluation.served.process import SERVED_NAME, server_command, vllm_server
-from seawall.evaluation.served.verdict import Precision, compare
+from seawall.evaluation.served.verdict import Precision, compare, repair_share
 from seawall.evaluation.served.view import Verification, verification_rows
 from seawall.jobs.plan import facts
 from seawall.models.decoding import TokenIds, context_length
@@ -31,6 +31,7 @@ from seawall.models.reference import (
     Reference,
     covering,
     experts_used,
+    log_probabilities,
     random_prompts,
     references,
     release_memory,
@@ -98,6 +99,8 @@ def verify(target: str, server: Server, *, prompts: int, dtype: str, reporter: R
         precision=_precision(local.dtype, inferred=inferred),
         text_of=lambda token: str(local.tokenizer.decode([token])),
     )
+    if comparison.precision == "16-bit":
+        comparison = replace(comparison, repair=_repair_share(target, local, served))
     used = frozenset[Expert]().union(*(reference.experts for reference in local.references))
     return Verification(
         target,
@@ -162,6 +165,17 @@ def target_config(target: str, dtype: str) -> ModelConfig:
         )
     settings = read_json(run.resolved)["model"]
     return checked_model(folder, caller="verify", **{**settings, "id": str(folder), "revision": None, "dtype": dtype})
+
+
+def _repair_share(target: str, local: _Local, served: Sequence[Served]) -> float | None:
+    """How much of a run's repair the server shows; None where the target is no run."""
+    if not (Path(target) / "resolved.json").is_file():
+        return None
+    settings = read_json(RunFolder.existing(Path(target)).resolved)["model"]
+    original = checked_model(settings["id"], caller="verify", **{**settings, "dtype": local.dtype})
+    model, _ = open_checkpoint(original).load()
+    numbers = [log_probabilities(model, reference.tokens) for reference in local.references]
+    return repair_share(local.references, numbers, served)
 
 
 def choose_probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int) -> list[TokenIds]:

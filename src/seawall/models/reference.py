@@ -139,10 +139,12 @@ def references(
 def with_rounding(model: PreTrainedModel, results: Sequence[Reference]) -> list[Reference]:
     """The same with `rounded`: how far 16 bits alone move this model's numbers. Leaves the model in bfloat16."""
     model.to(torch.bfloat16)
-    return [replace(result, rounded=_log_probabilities(model, result.tokens)) for result in results]
+    return [replace(result, rounded=log_probabilities(model, result.tokens)) for result in results]
 
 
-def _log_probabilities(model: PreTrainedModel, tokens: TokenIds) -> tuple[float, ...]:
+@torch.no_grad()
+def log_probabilities(model: PreTrainedModel, tokens: TokenIds) -> tuple[float, ...]:
+    """The log probability of every token of a sequence but the first, in nats."""
     log_TV = _log_softmax(_forward(model, None, tokens)[0])
     return tuple(_of_tokens(log_TV, tokens).tolist())
 

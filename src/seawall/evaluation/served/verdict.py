@@ -28,6 +28,10 @@ FLOAT32 = 1e-3
 MEAN_16_BIT = 0.05
 TIE_16_BIT = 0.5
 ROUNDING = 1.2
+REPAIR = 0.5
+"""Least share of a repair that its server shows: nearer to the repaired model than to the original."""
+_CLIP = 1.0
+"""Nats beyond which one token counts no more in that share."""
 FLOAT32_CLOSE, FLOAT32_SHARE = 5e-5, 0.25
 _CERTAIN = -0.05
 """Log probabilities above this one are left out of the share: near 0 they agree in every precision."""
@@ -69,6 +73,8 @@ class Comparison:
         prompts_compared: whether the tokens of prompts and local replies are compared, not served replies alone.
         tolerance: the bound that the rule holds: of the largest difference in float32, of the mean in 16 bits.
         tie: a served token may be less likely here than the local one by so much, in nats.
+        repair: for the run of a repair, how much of it the server shows: 0 for the original model, 1 for the repaired
+            one; None where it is not measured.
         constant: whether every served log probability is the same number, as from an empty output layer.
     """
 
@@ -85,12 +91,14 @@ class Comparison:
     tolerance: float
     tie: float
     constant: float | None = None
+    repair: float | None = None
 
     @property
     def passed(self) -> bool:
         """Whether the served model is the local one, within what the precision shows."""
         decisive = self.largest if self.precision == "float32" else self.mean
-        return decisive <= self.tolerance and self.first is None and self.constant is None
+        shows_repair = self.repair is None or self.repair >= REPAIR
+        return decisive <= self.tolerance and self.first is None and self.constant is None and shows_repair
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +154,34 @@ def compare(
         tie,
         values.pop() if len(values) == 1 and len(pairs) > 1 else None,
     )
+
+
+def repair_share(
+    references: Sequence[Reference], originals: Sequence[Sequence[float]], served: Sequence[Served]
+) -> float | None:
+    """How much of a repair a server shows: the slope of its differences from the original model on the repair's.
+
+    Rounding is the same for and against a repair, so its share is visible where single numbers are not.
+
+    Args:
+        references: of the repaired model.
+        originals: log probabilities of the same tokens by the original model.
+        served: of the server.
+    """
+    products, squares = 0.0, 0.0
+    for reference, original, side in zip(references, originals, served, strict=True):
+        for repaired, base, value in zip(
+            reference.log_probabilities, original, side.log_probabilities or (), strict=False
+        ):
+            if math.isfinite(value):
+                change = _clipped(repaired - base)
+                products += change * _clipped(value - base)
+                squares += change * change
+    return products / squares if squares else None
+
+
+def _clipped(difference: float) -> float:
+    return max(-_CLIP, min(_CLIP, difference))
 
 
 @dataclass(frozen=True, slots=True)

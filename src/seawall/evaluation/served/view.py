@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from seawall.evaluation.served.verdict import FLOAT32, Comparison, TokenDifference
+from seawall.evaluation.served.verdict import FLOAT32, REPAIR, Comparison, TokenDifference
 from seawall.models.reference import Expert
 
 _NAMED = 12
@@ -74,6 +74,7 @@ def verification_rows(result: Verification) -> list[tuple[str, str]]:
         ("equal greedy replies", f"{comparison.equal_replies} of {comparison.probes}"),
         ("first differing token", _first(comparison.first)),
         ("experts used", _experts(result)),
+        *([] if comparison.repair is None else [("share of the repair", f"{comparison.repair:.2f}")]),
     ]
 
 
@@ -84,6 +85,11 @@ def verdict_lines(result: Verification) -> list[str]:
         return [
             f"FAILED  every served log probability is {comparison.constant}: the server's output layer is empty, as "
             "where a checkpoint without lm_head.weight meets a class that does not tie embeddings"
+        ]
+    if comparison.repair is not None and comparison.repair < REPAIR:
+        return [
+            f"FAILED  the server shows {comparison.repair:.2f} of this run's repair (0: the original model, 1: the "
+            "repaired one)"
         ]
     if not result.passed:
         return ["FAILED  the served model is not the local model"]
