@@ -173,7 +173,9 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
         reporter.say(line)
     if notices:
         update_manifest(run, {"notices": notices})
-    update_manifest(run, {"model": {"id": recipe.model.id, "revision": recipe.model.revision, "weights": fingerprint}})
+    described = {"id": recipe.model.id, "revision": recipe.model.revision, "weights": fingerprint}
+    commit = open_checkpoint(recipe.model).commit
+    update_manifest(run, {"model": described | ({} if commit is None else {"commit": commit})})
     reporter.stage("Evaluate, on goals of the test split")
     suite: EvalSuite = build_suite(prompts, "test", gold=recipe.eval.gold, wrapping=True)
 
