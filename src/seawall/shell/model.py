@@ -71,13 +71,17 @@ def open_checkpoint(config: ModelConfig) -> Checkpoint:
     return Checkpoint(config if folder is None else config.model_copy(update={"id": str(folder())}))
 
 
-def open_model(checkpoint: Checkpoint) -> OpenModel:
+def open_model(checkpoint: Checkpoint, *, as_stored: bool = False) -> OpenModel:
     """Loads a causal language model, dense or MoE.
+
+    Args:
+        checkpoint: the model's files.
+        as_stored: whether quantised weights are taken as they are.
 
     Raises:
         SeawallError: the model cannot be loaded.
     """
-    model, tokenizer = checkpoint.load()
+    model, tokenizer = checkpoint.load(as_stored=as_stored)
     wording, rendered = tokenizer_fingerprint(tokenizer), rendering_fingerprint(tokenizer)
     return OpenModel(model, tokenizer, model_fingerprint(model), wording, rendered, checkpoint.settings)
 

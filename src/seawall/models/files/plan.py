@@ -234,7 +234,7 @@ def recipe_workload(summary: ModelSummary, recipe: Recipe, sizes: DataSizes) -> 
         element_bytes=ELEMENT_BYTES.get(dtype, 2),
         trained_parameters=_trained_parameters(summary, moe, recipe),
         trained_layers=summary.decoder_layers - (0 if full else moe.first_layer),
-        training_rows=min(rows, recipe.repair.micro_batch_size or rows),
+        training_rows=min(rows, recipe.repair.fixed_rows or rows),
         generation_rows=max(recipe.profile.batch_size, recipe.eval.forward_rows),
         training_length=sizes.prompt_tokens + sizes.response_tokens,
         generation_length=sizes.prompt_tokens + max(reply, limit),
