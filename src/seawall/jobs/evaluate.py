@@ -210,7 +210,7 @@ def open_target(
     if target.adapter is not None:
         require_base(target.adapter, (checkpoint.id, recipe.model.id))
     if target.adapter is None:
-        model, tokenizer = checkpoint.load()
+        model, tokenizer = checkpoint.load(as_stored=delta is None)
     else:
         model, tokenizer = load_merged(checkpoint, target.adapter, reporter.say)
     folder = target.delta or target.adapter
