@@ -12,6 +12,12 @@ from places import REPOSITORY
 from seawall.config.load import load_recipe
 from seawall.errors import ConfigError, UnsupportedModelError
 from seawall.jobs.plan import Estimate, plan_recipe
+from seawall.models.plan.memory import CONTEXT_BYTES
+from seawall.models.plan.methods import VERBS
+from seawall.models.plan.request import Request
+from seawall.models.plan.stages import DataSizes
+from seawall.models.plan.training import MemorySettings
+from seawall.models.plan.verdict import Plan
 
 RECIPES = REPOSITORY / "recipes"
 
@@ -61,6 +67,17 @@ def test_olmoe_fits_80_gb_and_evaluation_fits_24_gb(folder: Path) -> None:
     assert _largest(estimate)["weights"] == pytest.approx(2 * 6.919e9, rel=1e-3)
     assert _largest(estimate)["optimizer state"] == 8 * trained
     assert _estimate("olmoe-1b-7b.yaml", model, verb="eval", memory="24GB").verdict.fits
+
+
+def test_olmoe_fits_24_gb_with_checkpointing_and_8_bit_moments(folder: Path) -> None:
+    estimate = _estimate("olmoe-1b-7b.yaml", folder / "olmoe_1b_7b", memory="24GB")
+    shapes, recipe = estimate.plan.shapes, load_recipe(RECIPES / "olmoe-1b-7b.yaml")
+    memory = MemorySettings(gradient_checkpointing=True, optimizer="adamw_8bit", micro_batch_size=4)
+    sizes = DataSizes(80, 30, 40, 120, 2, 4, retained=160, response_tokens=128)
+    plan = Plan("repair", VERBS["repair"](Request(shapes, recipe, sizes, memory, CONTEXT_BYTES)), shapes)
+    # Weights 13.84, copies and gradients 3.23 each, moments 1.64, context .63; activations and logits below 1.
+    assert plan.peak == pytest.approx(23.3e9, rel=0.03)
+    assert plan.peak < 24e9
 
 
 def test_a_dense_recipe_and_its_own_verb(folder: Path) -> None:
