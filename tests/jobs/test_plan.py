@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import sparse
+from checkpoints import write_checkpoint
 from places import REPOSITORY
 from seawall.config.load import load_recipe
 from seawall.errors import ConfigError, UnsupportedModelError
+from seawall.jobs.facts import plan_facts
 from seawall.jobs.plan import Estimate, plan_recipe
 from seawall.models.plan.memory import CONTEXT_BYTES
 from seawall.models.plan.methods import VERBS
@@ -114,3 +118,25 @@ def test_time_follows_from_a_rate(folder: Path) -> None:
     assert slow is not None
     assert fast is not None
     assert slow == pytest.approx(2 * fast)
+
+
+def test_a_measured_plan_of_a_tiny_model_as_a_table(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", "olmoe")
+    changes = [
+        f"model.id={model}",
+        "model.device=cpu",
+        "repair.batch_size=2",
+        "eval.batch_size=2",
+        "data.train_goals=4",
+    ]
+    estimate = plan_recipe(load_recipe(None, [*changes, "model.experts_implementation=null"]), measure=True)
+    assert estimate.verdict.fits
+    assert estimate.plan.seconds is not None
+    assert estimate.plan.seconds > 0
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(plan_facts(estimate.plan, estimate.verdict))
+    text = console.export_text()
+    for stage in ("profile", "select", "eval-before", "repair", "eval-after", "export"):
+        assert f"memory: {stage}" in text
+    assert "fits this machine's memory" in text
+    assert estimate.as_document()["verdict"] == estimate.verdict.text

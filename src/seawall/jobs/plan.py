@@ -164,8 +164,8 @@ def _ladder(request: Request, key: str) -> list[str]:
     if section == "repair" and name not in RepairConfig.model_fields:
         return []
     if name in _FIXED:
-        values = _FIXED[name]
-        return list(values[values.index(str(value)) + 1 :] if str(value) in values else values)
+        values, current = _FIXED[name], str(value).lower()
+        return list(values[values.index(current) + 1 :] if current in values else values)
     if name == "micro_batch_size":
         value = value or request.recipe.repair.batch_size * 2
     return [str(2**power) for power in range(12, -1, -1) if isinstance(value, int) and 2**power < value]
