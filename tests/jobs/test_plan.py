@@ -103,6 +103,11 @@ def test_the_advice_fits_when_followed(folder: Path) -> None:
     assert _estimate("qwen3-30b-a3b.yaml", model, *refused.verdict.settings, memory="141GB").verdict.fits
 
 
+def test_advice_keeps_to_what_a_setting_may_be(folder: Path) -> None:
+    estimate = _estimate("olmoe-1b-7b.yaml", folder / "olmoe_1b_7b", verb="gene graft", memory="24GB")
+    assert not estimate.verdict.fits
+
+
 def test_wrong_arguments_are_one_line(folder: Path) -> None:
     with pytest.raises(ConfigError, match="unknown verb"):
         _estimate("olmoe-1b-7b.yaml", folder / "olmoe_1b_7b", verb="dance")
@@ -117,7 +122,7 @@ def test_time_follows_from_a_rate(folder: Path) -> None:
     )
     assert slow is not None
     assert fast is not None
-    assert slow == pytest.approx(2 * fast)
+    assert fast < slow < 2 * fast  # a decoding step has a shortest time
 
 
 def test_a_measured_plan_of_a_tiny_model_as_a_table(tmp_path: Path) -> None:
