@@ -15,11 +15,14 @@ from places import TESTS
 from seawall.artifacts.profile import ExpertProfile
 from seawall.runs.files import read_json, read_metrics
 
+AUTO = ["--set", "model.device=auto"]
+
 
 def launch(folder: Path, *commands: list[str | Path]) -> list[list[int]]:
     lines = "".join(json.dumps([str(word) for word in words]) + "\n" for words in commands)
+    environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}  # two processes cannot share one GPU
     words = [sys.executable, str(TESTS / "distributed" / "launch.py"), "2", str(folder)]
-    done = subprocess.run(words, input=lines, capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    done = subprocess.run(words, input=lines, capture_output=True, text=True, env=environment, check=True)
     statuses: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
     return statuses
 
@@ -33,7 +36,7 @@ def launched(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         ["kill:7", *command],
         command,
-        ["eval", planted, "--delta", folder / "run/delta", "--output", folder / "eval", "--json"],
+        ["eval", planted, "--delta", folder / "run/delta", "--output", folder / "eval", "--json", *AUTO],
         ["steer", planted, "--output", folder / "steer"],
         ["eval", planted, "--set", "model.id=no-such-folder/at-all", "--output", folder / "missing", "--delta", "x"],
     )

@@ -219,7 +219,11 @@ def launched(*, device: str) -> Processes:
             got=f"model.device={device}",
             expected="auto, which gives each process its own device, or cpu",
         )
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    # Accelerate starts no group of processes by itself where `auto` finds no accelerator, or one for a single process.
+    on_cpu = device == "cpu" or accelerator is None or accelerator.type == "mps"
     with _peers():
-        state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+        state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
         group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    assert state.num_processes == int(os.environ["WORLD_SIZE"])
     return Processes(int(state.process_index), int(state.num_processes), group)

@@ -32,7 +32,7 @@ from seawall.jobs.summary import (
 from seawall.models.files.companions import own_tokenizer, require_base
 from seawall.models.files.fingerprint import model_fingerprint, rendering_fingerprint, tokenizer_fingerprint
 from seawall.models.lora.merge import check_adapter, load_merged
-from seawall.models.replicas import load_copies, register_copies
+from seawall.models.replicas import copy_check, load_copies, register_copies
 from seawall.runs.files import read_json, storage_errors, write_json
 from seawall.runs.folder import RunFolder, update_manifest
 from seawall.runs.lock import locked
@@ -169,6 +169,7 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
     fingerprint = model_fingerprint(model)
     register_copies((model, tokenizer), fingerprint)
     notices = measurement_notices(model, tokenizer, recipe.eval.longest)
+    copy_check(model)
     for line in notices:
         reporter.say(line)
     if notices:

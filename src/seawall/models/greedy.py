@@ -102,7 +102,7 @@ def rows_are_independent(model: PreTrainedModel, tokens: int = CHECKED_TOKENS) -
         tokens: number of tokens to decode, at most `CHECKED_TOKENS`.
     """
     tokens = min(tokens, CHECKED_TOKENS)
-    checked, independent = _checked.get(model, (0, True))
+    checked, independent = independence_check(model)
     if independent and checked < tokens:
         independent = _takes_cache(model) is False or _same_together(model, tokens)
         _checked[model] = (tokens, independent)
@@ -111,7 +111,17 @@ def rows_are_independent(model: PreTrainedModel, tokens: int = CHECKED_TOKENS) -
 
 def rows_known_dependent(model: PreTrainedModel) -> bool:
     """Whether `rows_are_independent` has found that a row in a left-padded batch is not the row alone; runs nothing."""
-    return not _checked.get(model, (0, True))[1]
+    return not independence_check(model)[1]
+
+
+def independence_check(model: PreTrainedModel) -> tuple[int, bool]:
+    """The result of `rows_are_independent` so far: tokens decoded, and whether rows are independent; runs nothing."""
+    return _checked.get(model, (0, True))
+
+
+def adopt_independence_check(model: PreTrainedModel, check: tuple[int, bool]) -> None:
+    """Takes over the result for a model with the same weights in another process."""
+    _checked[model] = check
 
 
 def batching_notice(model: PreTrainedModel, tokens: int = CHECKED_TOKENS) -> str | None:

@@ -19,6 +19,7 @@ from seawall.distributed.process import Processes, current_launch
 from seawall.errors import ArtifactError, SeawallError
 from seawall.models.backoff import in_buckets
 from seawall.models.files.fingerprint import model_fingerprint
+from seawall.models.greedy import adopt_independence_check, independence_check
 from seawall.models.moe.find import MoEModel, find_moe
 
 Item = TypeVar("Item")
@@ -120,6 +121,13 @@ def register_copies(loaded: Loaded, fingerprint: str) -> None:
     _replicas[loaded[0]] = Replica(processes, loaded)
 
 
+def copy_check(model: PreTrainedModel) -> None:
+    """Spares the copies the check whether rows are independent; nothing for a model without copies."""
+    replica = replica_of(model)
+    if replica is not None:
+        replica.processes.order([_adopt_check, independence_check(model)])
+
+
 def shared_results(
     subject: Subject, function: Callable[[Subject, Item], Result], items: Sequence[Item]
 ) -> Iterator[Result]:
@@ -181,6 +189,10 @@ def _receive(replica: Replica, names: Sequence[str]) -> None:
     state = replica.model.state_dict()
     for name in names:
         replica.processes.copy_from_first(state[name])
+
+
+def _adopt_check(replica: Replica, check: tuple[int, bool]) -> None:
+    adopt_independence_check(replica.model, check)
 
 
 def _load(replica: Replica, load: Callable[..., Loaded], arguments: Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ from seawall.data.types import Judge
 from seawall.evaluation.judges import judge_state, make_judge
 from seawall.models.files.open import Checkpoint
 from seawall.models.memory import release_memory
-from seawall.models.replicas import load_copies, register_copies
+from seawall.models.replicas import copy_check, load_copies, register_copies
 from seawall.runs.files import storage_errors
 from seawall.runs.folder import RunFolder, update_manifest, version_notices
 from seawall.runs.lock import locked
@@ -83,6 +83,7 @@ class Context:
         opened = open_model(self.checkpoint, as_stored=self.as_stored)
         register_copies((opened.model, opened.tokenizer), opened.fingerprint)
         notices = measurement_notices(opened.model, opened.tokenizer, self.recipe.eval.longest)
+        copy_check(opened.model)
         for line in notices:
             self.reporter.say(line)
         if notices:
