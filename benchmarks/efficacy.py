@@ -279,8 +279,10 @@ _WRAPPING = {
 
 
 def wrapping_cells(rows: list[Row], families: Sequence[str]) -> Iterator[str]:
-    """The measures of the wrapping, in points: of one seed with its 95 % interval over goals, of several their mean with
-    the least and the largest of a seed."""
+    """The measures of the wrapping, in points.
+
+    Of one seed with its 95 % interval over goals; of several their mean, with the least and the largest of a seed.
+    """
     measured = [measure_wrapping(samples_of(row), families) for row in rows]
     for field in _WRAPPING.values():
         contrasts = [getattr(wrapping, field) for wrapping in measured if wrapping is not None]
