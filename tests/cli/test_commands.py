@@ -84,6 +84,10 @@ def test_bad_models(planted: Path, tmp_path: Path) -> None:
     assert json.loads(seawall("doctor", planted.parent / "model", "--json").stdout)["supported"] is True
 
 
+def test_report_without_an_argument_starts_nothing(tmp_path: Path) -> None:
+    refused("report", saying="needs to know of which run")
+
+
 def test_foreign_folder_is_left_alone(planted: Path, tmp_path: Path) -> None:
     (tmp_path / "diary.txt").write_text("dear diary")
     refused("run", planted, "-o", tmp_path, saying="is not empty and holds no seawall run")

@@ -50,7 +50,7 @@ app = typer.Typer(
     name="seawall",
     help="Audit, repair and certify the safety of open-weight language models, mixture-of-experts first.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

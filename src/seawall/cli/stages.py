@@ -61,6 +61,15 @@ def report(
 
     With the folder of a finished run in place of the recipe, only its report is written again.
     """
+    from seawall.errors import ConfigError
+
+    if recipe is None and not sets and output is None:
+        raise ConfigError(
+            "seawall report needs to know of which run",
+            got="no argument",
+            expected="the folder of a run, or a recipe",
+            remedy="name it (seawall report runs/lab); `seawall run` starts a repair of the embedded model",
+        )
     if recipe is not None and recipe.is_dir():
         _rewrite(recipe, sets, output, as_json=as_json)
         return
