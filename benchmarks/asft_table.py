@@ -37,7 +37,8 @@ from seawall.methods.tune.context import TuneContext
 from seawall.methods.tune.data import read_data
 from seawall.methods.tune.stages import anchor_stage, baseline_stage
 from seawall.methods.tune.training_record import stage_name
-from seawall.runs.folder import RunFolder, locked
+from seawall.runs.folder import RunFolder
+from seawall.runs.lock import locked
 from seawall.runs.progress import TerminalReporter
 
 SHARED = ("tune/anchor", "tune/before")

@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -141,13 +142,19 @@ def run_task(context: Context, task: Task, rows: Path, args: argparse.Namespace)
     shutil.rmtree(scratch, ignore_errors=True)
     begun, number = time.monotonic(), iter(range(args.rounds + 1))
 
+    updates: Counter[str] = Counter()
+
     def row_of(round_: int) -> Row:
         row = {"variant": name, "seed": seed, "pairs": pairs, "round": round_, "experts": experts.count}
-        return row | {"steps": round_ * args.steps, "seconds": time.monotonic() - begun}
+        steps = updates["expert"] or updates["router"]
+        if steps != round_ * args.steps:
+            got = f"{steps} updates in {round_} rounds, not {round_ * args.steps}: an epoch has fewer than --steps"
+            raise SystemExit(f"{name}: {got}; lower --steps, or set repair.expert.epochs and repair.router.epochs")
+        return row | {"steps": steps, "seconds": time.monotonic() - begun}
 
     def validate() -> ValidationScores:
         row = row_of(next(number))
-        if row["round"] == 0:
+        if row["round"] == 0 or (args.last_round and row["round"] < args.rounds):
             return ValidationScores(1.0, 1.0, 0.0, 0.0)
         scores = measure(context, row, rows, args.split)
         print(name, "seed", seed, "pairs", pairs, "steps", row["steps"], scores, flush=True)
@@ -161,7 +168,7 @@ def run_task(context: Context, task: Task, rows: Path, args: argparse.Namespace)
         recipe.repair,
         validate=validate,
         scratch=scratch,
-        report=lambda row: None,
+        report=lambda row: updates.update([str(row["phase"])]),
     )
     state = context.opened.model.state_dict()
     if args.shortcut:
@@ -403,6 +410,7 @@ def main() -> None:
     parser.add_argument("--split", choices=["validation", "test"], default="test", help="goals to measure on")
     parser.add_argument("--pairs", type=int, nargs="*", metavar="N", help="also the curve over these numbers of pairs")
     parser.add_argument("--shortcut", action="store_true", help="also each result with the original routers put back")
+    parser.add_argument("--last-round", action="store_true", help="measure after the last round alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the work, on one device")
     parser.add_argument("--part", type=int, default=None, help=argparse.SUPPRESS)
     parser.add_argument(

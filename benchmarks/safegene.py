@@ -44,7 +44,7 @@ from seawall.jobs.evaluate import EvalTarget, evaluate_target, open_target
 from seawall.methods.gene.graft import GraftRequest, gene_folder, graft_gene
 from seawall.methods.gene.shots import read_exchanges
 from seawall.methods.gene.tools import select_gene
-from seawall.models.files.checkpoint import save_model
+from seawall.models.files.save import save_model
 from seawall.models.lora.merge import load_merged
 from seawall.runs.files import canonical_hash, file_hash, publish, read_json, write_json
 from seawall.runs.progress import Quiet

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from families import random_ids, tiny, tiny_tokenizer
 from seawall.config.model import ModelConfig
-from seawall.models.files.checkpoint import HASHES_FILE, save_model
+from seawall.models.files.checkpoint import HASHES_FILE
+from seawall.models.files.save import save_model
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -99,7 +99,9 @@ def delta() -> Delta:
     old = {"layers.0.experts": torch.rand(3, 2), "router": torch.rand(2).bfloat16()}
     new = {name: tensor + 1 for name, tensor in old.items()}
     new["layers.0.experts"][1] = old["layers.0.experts"][1]
-    return Delta.between(old, new, {"layers.0.experts": (0, 2), "router": None}, base_model=MODEL, result_model=MODEL)
+    before = {**old, "layers.0.experts": old["layers.0.experts"][[0, 2]]}
+    slices = {"layers.0.experts": (0, 2), "router": None}
+    return Delta.between(before, new, slices, base_model=MODEL, result_model=MODEL)
 
 
 def directions() -> Directions:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seawall.artifacts.delta import Delta, Indices
+from seawall.artifacts.store import tensor_digest, tensors_fingerprint
 from seawall.errors import ArtifactError
 
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -40,7 +41,8 @@ def copy_of(state: Mapping[str, Tensor]) -> State:
 
 
 def made(old: Mapping[str, Tensor], new: Mapping[str, Tensor], slices: Mapping[str, Indices]) -> Delta:
-    return Delta.between(old, new, slices, base_model="sha256:base", result_model="sha256:result")
+    before = {name: old[name].clone() if at is None else old[name][list(at)] for name, at in slices.items()}
+    return Delta.between(before, new, slices, base_model="sha256:base", result_model="sha256:result")
 
 
 @st.composite
@@ -111,7 +113,7 @@ def planted() -> tuple[State, State, Slices]:
 
 
 def other_bit(state: State) -> None:
-    state["a"][0, 0] += 1  # outside the stored slices, inside a touched tensor
+    state["a"][1, 0] += 1
 
 
 def swapped_names(state: State) -> None:
@@ -149,6 +151,45 @@ def test_another_model_is_refused_before_anything_changes(spoil: Callable[[State
     with pytest.raises(ArtifactError, match="does not fit this model"):
         delta.apply(state)
     assert bits_of(state) == before
+
+
+def test_bits_outside_the_slices_are_left_to_the_fingerprint_of_the_model() -> None:
+    old, new, slices = planted()
+    delta, state = made(old, new, slices), copy_of(old)
+    state["a"][0, 0] += 1
+    delta.apply(state)
+    delta.revert(state)
+    assert bits_of({**state, "a": state["a"][1:]}) == bits_of({**old, "a": old["a"][1:]})
+
+
+def test_a_delta_of_an_earlier_version_checks_the_full_tensors() -> None:
+    old, new, slices = planted()
+    before, after = (tensors_fingerprint({name: state[name] for name in slices}) for state in (old, new))
+    delta, state = replace(made(old, new, slices), before=before, after=after), copy_of(old)
+    delta.apply(state)
+    assert bits_of(state) == bits_of(new)
+    delta.revert(state)
+    state["a"][0, 0] += 1
+    with pytest.raises(ArtifactError, match="does not fit this model"):
+        delta.apply(state)
+
+
+def test_the_bits_take_the_memory_of_the_old_slices_and_no_stack_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = {"experts": torch.randn(64, 10), "router": torch.randn(4)}
+    new = copy_of(old)
+    new["experts"][[5, 9]] += 1
+    before = {"experts": old["experts"][[5, 9]], "router": old["router"].clone()}
+    memory, hashed = {name: tensor.data_ptr() for name, tensor in before.items()}, []
+
+    def digest(tensor: Tensor) -> str:
+        hashed.append(tensor.numel())
+        return tensor_digest(tensor)
+
+    monkeypatch.setattr("seawall.artifacts.delta.tensor_digest", digest)
+    slices: Slices = {"experts": (5, 9), "router": None}
+    delta = Delta.between(before, new, slices, base_model="sha256:base", result_model="sha256:result")
+    assert {name: tensor.data_ptr() for name, tensor in delta.bits.items()} == memory
+    assert sorted(hashed) == [4, 4, 10, 10, 10, 10]
 
 
 def test_applying_twice_says_that_nothing_is_left_to_do() -> None:

@@ -76,9 +76,11 @@ def test_bad_models(planted: Path, tmp_path: Path) -> None:
     weights = next(silent.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-64])
     refused("run", planted, "-o", tmp_path / "c", "--set", f"model.id={silent}", saying="safetensors")
-    done = forked("doctor", dense)
+    done = forked("doctor", silent)
     assert done.returncode == 2
     assert "refused" in done.stdout
+    found = json.loads(seawall("doctor", dense, "--json").stdout)
+    assert (found["supported"], found["verbs"]["eval"], found["verbs"]["run"]) == (True, True, False)
     assert json.loads(seawall("doctor", planted.parent / "model", "--json").stdout)["supported"] is True
 
 

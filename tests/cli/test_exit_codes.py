@@ -74,6 +74,7 @@ def test_without_a_place_for_the_file_the_traceback_is_shown() -> None:
         ("SeawallError('wrong')", 2, "wrong"),
         ("MemoryError()", 2, "memory ran out"),
         ("RuntimeError('DefaultCPUAllocator: cannot allocate')", 2, "memory ran out"),
+        ("RuntimeError('MPS backend out of memory')", 2, "memory ran out"),
         ("Interrupted()", 3, "the same command"),
         ("KeyboardInterrupt()", 3, "the same command"),
     ],

@@ -19,8 +19,8 @@ from typing import Any
 
 import seawall.artifacts.store
 import seawall.jobs.export
-import seawall.models.files.checkpoint
 import seawall.models.files.parity
+import seawall.models.files.save
 import seawall.runs.stage
 from seawall.cli.app import run as run_command
 
@@ -69,7 +69,7 @@ def arm(moment: str, number: int) -> None:
     if moment == "delta":
         end(seawall.artifacts.store, "save_document", number, when=lambda path, *_: path.parent.name == "delta.partial")
     elif moment == "weights":
-        end(seawall.models.files.checkpoint, "file_hash", number)
+        end(seawall.models.files.save, "hash_files", number)
     elif moment == "probed":
         end(seawall.jobs.export, "compare_in_fresh_process", number)
     elif moment == "fresh":

@@ -19,7 +19,7 @@ from seawall.config import load_recipe
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, RunFolderError
 from seawall.evaluation.view import headline_table
-from seawall.jobs.export import apply_delta
+from seawall.jobs.apply import apply_delta
 from seawall.jobs.gate import gate_run, recipe_bounds
 from seawall.jobs.run import Outcome, run_recipe
 from seawall.models.files.fingerprint import model_fingerprint

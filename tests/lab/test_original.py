@@ -15,8 +15,8 @@ from seawall.config.model import ModelConfig
 from seawall.lab import build
 from seawall.lab.build import lab_model_folder, original_model_folder, split_model, without_training
 from seawall.methods.tune.anchor import extract_anchor
-from seawall.models.files.checkpoint import save_model
 from seawall.models.files.fingerprint import model_fingerprint
+from seawall.models.files.save import save_model
 from seawall.shell.model import open_checkpoint, open_model
 
 TAUGHT = ("q_proj", "v_proj", "o_proj", "down_proj")

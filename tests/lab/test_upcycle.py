@@ -22,8 +22,8 @@ from seawall.lab.cut import LabShape, cut, dense_weights, moe_block
 from seawall.lab.experts import checked_shape
 from seawall.lab.fit import fit_cut, neuron_scale
 from seawall.lab.upcycle import Options, main, parse, upcycle
-from seawall.models.files.checkpoint import save_model
 from seawall.models.files.load import load_model
+from seawall.models.files.save import save_model
 from seawall.models.moe.find import find_moe
 
 SMALL = ("--experts", "4", "--top-k", "2", "--calibration-tokens", "256", "--goals", "2", "--reply-tokens", "3")

@@ -29,6 +29,15 @@ def test_the_front_matter_names_the_base_and_both_sides_of_every_group() -> None
         assert [metric["value"] for metric in result["metrics"]] == [row.before.rate, row.after.rate]
 
 
+def test_the_card_names_revision_and_commit_of_the_base() -> None:
+    manifest = example().manifest
+    commit = "0123456789abcdef" * 2
+    named = {**manifest, "model": {**manifest["model"], "commit": commit}}
+    assert f"revision 5f0c2d1, commit {commit}" in parsed(replace(example(), manifest=named))[1]
+    plain = {**manifest, "model": {**manifest["model"], "revision": None, "commit": commit}}
+    assert f"revision {commit}" in parsed(replace(example(), manifest=plain))[1]
+
+
 def test_the_body_holds_the_table() -> None:
     _, body = parsed(example())
     lines = [line for line in body.splitlines() if line.startswith("| Attack success: role play (trained on)")]

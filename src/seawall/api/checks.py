@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,36 +76,53 @@ def diff(a: PathText, b: PathText) -> Result:
     return Result(None, document(compare(Path(a), Path(b))))
 
 
-def doctor(model: PathText, *, trust_remote_code: bool = False) -> Result:
-    """A model's layers and experts, and whether seawall supports it, from its configuration alone.
+def doctor(
+    model: PathText, *, adapter: PathText | None = None, merge: bool = True, trust_remote_code: bool = False
+) -> Result:
+    """A model's layers and experts, the verbs that work on it, its template, and what an adapter of it is.
 
     Args:
         model: `lab`, a folder, or a Hub id.
+        adapter: folder of a LoRA adapter to check against the model.
+        merge: with an adapter: load the weights, merge it and compare logits.
         trust_remote_code: run Python code of the checkpoint; only for authors you trust.
 
     Raises:
         SeawallError: there is no such model.
     """
-    from seawall.models.files.inspect import inspect_model
-    from seawall.shell.model import open_checkpoint
+    from seawall.jobs.doctor import diagnose
 
     config = checked_model(model, caller="seawall.doctor", trust_remote_code=trust_remote_code)
-    facts = inspect_model(open_checkpoint(config).config)
-    return Result(None, {**asdict(facts), "supported": facts.supported})
+    return Result(None, diagnose(config, None if adapter is None else Path(adapter), merge=merge).document())
 
 
-def plan(recipe: RecipeOrPath = None, *, tflops: float | None = None, **settings: Any) -> Result:
-    """Memory, disk and, with `tflops`, time of a run, from the model's configuration alone.
+def plan(
+    recipe: RecipeOrPath = None,
+    *,
+    verb: str | None = None,
+    memory: str | None = None,
+    devices: int | None = None,
+    tflops: float | None = None,
+    measure: bool = False,
+    **settings: Any,
+) -> Result:
+    """Memory, disk and, with a rate, time of a verb, and whether it fits, from the model's configuration alone.
 
     Args:
         recipe: model, prompts and settings.
+        verb: `run`, `repair`, `eval`, `tune`, ... (as `seawall plan --verb`); None takes that of the recipe.
+        memory: of each GPU, such as `24GB`; None takes this machine's device.
+        devices: number of GPUs that share the model's layers.
         tflops: the device's rate in 1e12 FLOP per second, for an estimate of the time.
+        measure: measure the rates on this machine, on layers of the model's shapes with random weights.
         **settings: of the recipe, by section.
 
     Raises:
-        SeawallError: the model or the prompts cannot be used.
+        SeawallError: the model, the prompts or an argument cannot be used.
     """
     from seawall.jobs.plan import plan_recipe
 
-    estimate = plan_recipe(read_recipe(recipe, settings)[0], tflops)
-    return Result(None, {**asdict(estimate), "peak": estimate.peak, "disk": estimate.disk})
+    estimate = plan_recipe(
+        read_recipe(recipe, settings)[0], verb=verb, memory=memory, devices=devices, tflops=tflops, measure=measure
+    )
+    return Result(None, estimate.as_document())

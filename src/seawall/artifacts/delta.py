@@ -3,7 +3,8 @@
 On disk a delta is `delta.safetensors` and `delta.json`. The first holds one integer tensor for every changed tensor of
 the model, under the same name: the bit patterns of the new weights XOR those of the old ones, as integers of the same
 width. The second lists which slices along dimension 0 (experts of a stack, say) each of them covers, or that it covers
-the full tensor, and four fingerprints: of the full model and of the changed tensors, before and after.
+the full tensor, and four fingerprints: of the full model and of these slices, before and after. Deltas of earlier
+versions have fingerprints of the full changed tensors in place of those of the slices.
 
 Applying XORs the bits onto the weights and turns old into new; a second time turns new into old. So `apply` and
 `revert` are one operation, exact for every value of a float: NaN payloads, infinities, -0.0.
@@ -11,7 +12,10 @@ Applying XORs the bits onto the weights and turns old into new; a second time tu
 
 from __future__ import annotations
 
+import hashlib
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,13 +23,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from seawall.artifacts.store import load_document, load_record, parse_fields, require, save_record, tensors_fingerprint
+from seawall.artifacts.store import (
+    load_document,
+    load_record,
+    parse_fields,
+    require,
+    save_record,
+    tensor_digest,
+    tensors_fingerprint,
+)
 from seawall.errors import ArtifactError
 
 NAME = "delta"
 Indices = tuple[int, ...] | None
 """Slices along dimension 0, ascending; None for the full tensor."""
 Encoding = Literal["bits of new XOR bits of old, as integers of the same width"]
+_OF_SLICES = "slices:"
+"""Prefix of a fingerprint of slices; a fingerprint of full tensors, in deltas of earlier versions, has none."""
+_WORKERS = 4
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -36,8 +51,8 @@ class Delta:
     Attributes:
         base_model: fingerprint of the full model before.
         result_model: fingerprint of the full model after.
-        before: fingerprint of the changed tensors before.
-        after: fingerprint of the changed tensors after.
+        before: fingerprint of the changed slices before.
+        after: fingerprint of the changed slices after.
         encoding: of the bits, for readers.
         slices: stored slices of every changed tensor.
         bits: XOR of the bit patterns, by tensor name, on the CPU.
@@ -61,11 +76,14 @@ class Delta:
         base_model: str,
         result_model: str,
     ) -> Delta:
-        """The delta that turns `old` into `new`.
+        """The delta that turns a model before a change into `new`.
+
+        Memory holds the slices once, and the slices of a few tensors twice.
 
         Args:
-            old: full tensors by name, before.
-            new: the same after; of the tensors in `slices`, only those slices may differ.
+            old: the slices of every tensor in `slices` before, on the CPU and contiguous; used up, since the bits
+                replace them in place.
+            new: full tensors by name, after; of the tensors in `slices`, only those slices may differ from before.
             slices: the changed tensors; ascending indices along dimension 0, or None for the full tensor.
             base_model: fingerprint of the full model before.
             result_model: fingerprint of the full model after.
@@ -74,26 +92,24 @@ class Delta:
             name: None if indices is None else tuple(indices) for name, indices in slices.items()
         }
         assert all(_ascending(indices) for indices in stored.values()), "indices must ascend"
+        before = _fingerprint({name: _rows(old[name], indices) for name, indices in stored.items()}, stored)
+        after = _fingerprint({name: _slices(new[name], indices) for name, indices in stored.items()}, stored)
+        bits = {}
+        for name, indices in stored.items():
+            bits[name] = _as_integers(old[name])
+            bits[name] ^= _cut(new[name], indices)
         return cls(
-            base_model=base_model,
-            result_model=result_model,
-            before=tensors_fingerprint({name: old[name] for name in stored}),
-            after=tensors_fingerprint({name: new[name] for name in stored}),
-            slices=stored,
-            bits={
-                name: (_cut(old[name], indices) ^ _cut(new[name], indices)).contiguous()
-                for name, indices in stored.items()
-            },
+            base_model=base_model, result_model=result_model, before=before, after=after, slices=stored, bits=bits
         )
 
     def apply(self, state: Mapping[str, Tensor]) -> None:
-        """Turn the base model's tensors into the result's, in place.
+        """Turn the base model's tensors into the result's, in place. Only the slices are checked.
 
         Args:
             state: a model's `state_dict()`, or other tensors by name that include the changed ones.
 
         Raises:
-            ArtifactError: the tensors are not the base's; they stay as they are.
+            ArtifactError: the slices are not the base's; they stay as they are.
         """
         self._turn(state, start=self.before, end=self.after, to="base")
 
@@ -104,9 +120,26 @@ class Delta:
             state: as for `apply`.
 
         Raises:
-            ArtifactError: the tensors are not the result's; they stay as they are.
+            ArtifactError: the slices are not the result's; they stay as they are.
         """
         self._turn(state, start=self.after, end=self.before, to="repaired")
+
+    def slice_bits(self, name: str, index: int | None, shape: Sequence[int]) -> Tensor:
+        """The bits of one slice of a changed tensor, or of the full tensor; zero where nothing changes.
+
+        Args:
+            name: of the tensor.
+            index: along dimension 0; None for the full tensor.
+            shape: of the full tensor.
+        """
+        bits, indices = self.bits[name], self.slices[name]
+        if indices is None:
+            return bits if index is None else bits[index]
+        if index is not None:
+            position = bisect_left(indices, index)
+            stored = position < len(indices) and indices[position] == index
+            return bits[position] if stored else bits.new_zeros(tuple(shape)[1:])
+        return bits.new_zeros(tuple(shape)).index_copy(0, torch.tensor(indices, dtype=torch.int64), bits)
 
     def save(self, folder: Path) -> None:
         """Write `delta.safetensors` and `delta.json`."""
@@ -131,7 +164,7 @@ class Delta:
 
     def _turn(self, state: Mapping[str, Tensor], *, start: str, end: str, to: str) -> None:
         changed = self._changed(state)
-        fingerprint = tensors_fingerprint(changed)
+        fingerprint = self._fingerprint_of(changed)
         if fingerprint != start:
             is_done = fingerprint == end
             raise ArtifactError(
@@ -141,12 +174,19 @@ class Delta:
                 remedy="nothing is left to do" if is_done else "name the model that the delta was made from",
             )
         self._flip(changed)
-        if tensors_fingerprint(changed) != end:
+        if self._fingerprint_of(changed) != end:
             self._flip(changed)
             raise ArtifactError(
                 "the delta's own tensors do not lead to the weights it names; the model is unchanged",
                 remedy="restore the delta from a copy",
             )
+
+    def _fingerprint_of(self, changed: Mapping[str, Tensor]) -> str:
+        if not self.before.startswith(_OF_SLICES):
+            return tensors_fingerprint(changed)
+        return _fingerprint(
+            {name: _slices(changed[name], indices) for name, indices in self.slices.items()}, self.slices
+        )
 
     def _changed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors to change; all are checked first, so that no change is left half done."""
@@ -194,6 +234,12 @@ class DeltaOutline:
         return cls(parsed["base_model"], parsed["result_model"], parsed["slices"])
 
 
+def flipped(tensor: Tensor, bits: Tensor) -> Tensor:
+    """The tensor with its bits XOR these."""
+    integers = _as_integers(tensor)
+    return (integers ^ bits.to(integers.dtype)).view(tensor.dtype)
+
+
 def _ascending(indices: Indices) -> bool:
     return indices is None or list(indices) == sorted(set(indices))
 
@@ -204,8 +250,33 @@ def _as_integers(tensor: Tensor) -> Tensor:
 
 
 def _cut(tensor: Tensor, indices: Indices) -> Tensor:
-    integers = _as_integers(tensor.cpu())
-    return integers if indices is None else integers[list(indices)]
+    integers = _as_integers(tensor)
+    return (integers if indices is None else integers[list(indices)]).cpu()
+
+
+def _slices(tensor: Tensor, indices: Indices) -> list[Tensor]:
+    """Views of these slices of a full tensor."""
+    return [tensor] if indices is None else [tensor[index] for index in indices]
+
+
+def _rows(tensor: Tensor, indices: Indices) -> list[Tensor]:
+    """Views of the slices of a tensor that holds these slices alone."""
+    return [tensor] if indices is None else list(tensor)
+
+
+def _fingerprint(tensors: Mapping[str, Sequence[Tensor]], slices: Mapping[str, Indices]) -> str:
+    """sha256 over `name index dtype shape digest` lines, one per slice; each thread reads one slice at a time."""
+
+    def lines(name: str) -> str:
+        indices: Sequence[int | None] = [None] if (of_name := slices[name]) is None else of_name
+        return "".join(
+            f"{name} {index} {tensor.dtype} {tuple(tensor.shape)} {tensor_digest(tensor)}\n"
+            for index, tensor in zip(indices, tensors[name], strict=True)
+        )
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        text = "".join(pool.map(lines, sorted(tensors)))
+    return f"{_OF_SLICES}sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _fits(bits: Tensor, tensor: Tensor, indices: Indices) -> bool:

@@ -121,7 +121,7 @@ def _require_induced(path: Path, coefficient: float, effects: Mapping[str, Effec
     """
     changes = _towards_refusal(effects)
     if not (math.isfinite(coefficient) and coefficient > 0 and induces(effects)):
-        effect = ", ".join(f"{100 * change:+.1f} points of refusal ({group})" for group, change in changes.items())
+        effect = ", ".join(f"{100 * change:+z.1f} points of refusal ({group})" for group, change in changes.items())
         raise ArtifactError(
             f"{path.name} would make a model refuse less",
             got=f"the coefficient {coefficient:g} and {effect or 'no measured effect on harmful requests'}",

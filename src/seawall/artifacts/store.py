@@ -247,6 +247,12 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def tensor_digest(tensor: Tensor) -> str:
+    """Hex digest of a tensor's bytes in row order, independent of strides and device. hashlib releases the GIL."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+
+
 def _listed(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
     """dtype and shape of every tensor, as the JSON lists them."""
     return {key: [str(t.dtype).removeprefix("torch."), list(t.shape)] for key, t in sorted(tensors.items())}

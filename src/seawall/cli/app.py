@@ -32,6 +32,7 @@ from seawall.cli import (
     stages,
     steer,
     tune,
+    verify,
 )
 from seawall.cli.common import is_launched, require_one_process
 from seawall.cli.defects import report_defect
@@ -70,6 +71,7 @@ app.command("landscape")(landscape.landscape)
 app.command("tune")(tune.tune)
 app.add_typer(gene.app, name="gene")
 app.command("gate")(gate.gate)
+app.command("verify")(verify.verify)
 app.command("diff")(diff.diff)
 
 

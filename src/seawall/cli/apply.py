@@ -26,7 +26,7 @@ def apply(
     with quiet_libraries():
         from seawall.artifacts.delta import Delta
         from seawall.config.load import checked_model
-        from seawall.jobs.export import apply_delta
+        from seawall.jobs.apply import apply_delta
         from seawall.runs.files import storage_errors
 
     config = checked_model(model, caller="--model", revision=revision)

@@ -25,7 +25,10 @@ def report_defect(kind: type[BaseException], error: BaseException, trace: Traceb
     if issubclass(kind, KeyboardInterrupt | Interrupted):  # a second signal, while the first one was reported
         raise SystemExit(INTERRUPTED)
     if _is_out_of_memory(error):
-        _write("memory ran out; use smaller batches, a smaller model or more memory, and run the same command again")
+        _write(
+            "memory ran out; set smaller batch sizes (eval.batch_size, profile.batch_size, steer.batch_size), "
+            "model.dtype=bfloat16 or model.device_map=auto, and run the same command again"
+        )
         raise SystemExit(NO_MEMORY)
     text = "".join(traceback.format_exception(kind, error, trace))
     try:
@@ -41,7 +44,8 @@ def report_defect(kind: type[BaseException], error: BaseException, trace: Traceb
 def _is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, by Python's class, by the name of torch's, or by torch's message on the CPU."""
     by_class = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return by_class or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    messages = ("DefaultCPUAllocator", "out of memory")
+    return by_class or (isinstance(error, RuntimeError) and any(message in str(error) for message in messages))
 
 
 def visible_trace(text: str) -> str:

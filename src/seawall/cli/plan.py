@@ -1,9 +1,8 @@
-"""`seawall plan RECIPE`: estimates the memory, disk and time of a run, before anything is loaded."""
+"""`seawall plan RECIPE`: memory, disk and time of a verb, and whether it fits, before anything is loaded."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -12,22 +11,44 @@ from seawall.cli.common import JsonOption, RecipeArgument, SetOption, print_json
 
 def plan(
     recipe: RecipeArgument = None,
+    verb: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads this annotation
+        typer.Option(
+            help="Verb to plan: run, profile, select, repair, eval, audit, steer, 'gene extract', 'gene graft', "
+            "tune or landscape. Default: run, or the verb of the recipe's own section.",
+            show_default=False,
+        ),
+    ] = None,
     sets: SetOption = None,
+    memory: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="24GB", help="Memory of each GPU; default: this machine's device.", show_default=False),
+    ] = None,
+    devices: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, max=4096, help="Number of GPUs that share the model's layers.", show_default=False),
+    ] = None,
     tflops: Annotated[
         float | None, typer.Option(min=0.001, help="Speed of the device in TFLOP/s, for an estimate of the time.")
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Measure the speed of this machine on layers of the model's shapes with random weights."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate memory, disk and (with --tflops) time of a run; loads no weights."""
+    """Estimate memory, disk and (with --measure or --tflops) time of a verb, and whether it fits; loads no weights."""
     resolved, _ = read_recipe(recipe, sets)
     with quiet_libraries():
         from seawall.jobs.plan import plan_recipe
 
-    estimate = plan_recipe(resolved, tflops)
+    estimate = plan_recipe(resolved, verb=verb, memory=memory, devices=devices, tflops=tflops, measure=measure)
     if as_json:
-        print_json({**asdict(estimate), "peak": estimate.peak, "disk": estimate.disk})
+        print_json(estimate.as_document())
         return
-    from seawall.jobs.plan import plan_facts
+    from seawall.jobs.facts import plan_facts
     from seawall.runs.console import PlainConsole
 
-    PlainConsole().print(plan_facts(estimate))
+    PlainConsole().print(plan_facts(estimate.plan, estimate.verdict))

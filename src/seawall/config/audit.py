@@ -82,7 +82,11 @@ class TamperConfig(StrictModel):
         description="What trains: a low-rank update of every linear layer and expert, or all routed experts in full.",
     )
     lora_rank: int = Field(default=16, ge=1, le=1024, description="Rank of the low-rank update.")
-
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Compute activations and updated weights a second time in the backward pass, to save memory; "
+        "results stay the same.",
+    )
     steps: Tuple[Annotated[int, Field(ge=0, le=100_000)]] = Field(
         default=(0, 10, 50, 170),
         description="Numbers of updates after which both models are evaluated, ascending from 0.",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 Item = TypeVar("Item")
@@ -39,3 +39,18 @@ def wrong(expected: str, *, secret: bool = False) -> PydanticCustomError:
 SECRET = "seawall_secret"
 """Type of the errors whose value is not shown."""
 KeyPath = tuple[str | int, ...]
+
+
+_MAX_ROWS = 4096
+
+
+def _batch_size(value: Any) -> int | str:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_ROWS:
+        return value
+    raise wrong(f"a number from 1 to {_MAX_ROWS}, or auto")
+
+
+BatchSize = Annotated[int | Literal["auto"], PlainValidator(_batch_size)]
+"""Rows of a forward pass: a number, or `auto`."""

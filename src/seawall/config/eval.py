@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from pydantic import Field, PlainValidator, field_validator
+from pydantic import Field, field_validator
 
-from seawall.config.base import StrictModel, Tuple, wrong
+from seawall.config.base import BatchSize, StrictModel, Tuple, wrong
 from seawall.config.capability import CapabilityConfig
 from seawall.config.engine import EndpointEngine, EngineConfig, TransformersEngine
 from seawall.config.judge import EnsembleJudge, GuardJudge, JudgeConfig, KeywordJudge, RubricJudge
@@ -24,20 +24,7 @@ __all__ = [
     "TransformersEngine",
 ]
 
-_MAX_ROWS = 4096
 _SMALL_BATCH = 16
-
-
-def _batch_size(value: Any) -> int | str:
-    if value == "auto":
-        return "auto"
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_ROWS:
-        return value
-    raise wrong(f"a number from 1 to {_MAX_ROWS}, or auto")
-
-
-BatchSize = Annotated[int | Literal["auto"], PlainValidator(_batch_size)]
-"""A number, or `auto`: the number that fits in free memory."""
 
 
 class EvalConfig(StrictModel):

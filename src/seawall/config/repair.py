@@ -6,7 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from seawall.config.base import StrictModel, wrong
+from seawall.config.base import BatchSize, StrictModel, wrong
+
+OptimizerName = Literal["adamw", "adamw_8bit", "adamw_offload"]
+MEMORY_SETTINGS = ("micro_batch_size", "gradient_checkpointing")
+"""Settings of the repair that decide how much memory the same numbers take."""
 
 
 class LearningRate(StrictModel):
@@ -135,11 +139,21 @@ class RepairConfig(StrictModel):
         default=3, ge=1, le=1000, description="Number of rounds, each an expert step and a router step."
     )
     batch_size: int = Field(default=16, ge=1, le=4096, description="Attacks per update.")
-    micro_batch_size: int | None = Field(
+    micro_batch_size: BatchSize | None = Field(
         default=None,
-        ge=1,
-        le=4096,
-        description="Rows per forward pass, with gradients accumulated over an update; null takes the batch at once.",
+        description="Rows per forward pass, with gradients accumulated over an update; null takes the batch at once, "
+        "and so does `auto`, which halves the rows whenever memory runs out. An update has the same examples.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Compute the activations of each decoder layer a second time in the backward pass, to save memory "
+        "at about a third more time. Losses stay the same.",
+    )
+    optimizer: OptimizerName = Field(
+        default="adamw",
+        description="`adamw`; `adamw_8bit` keeps AdamW's two moments in 8 bits (2 bytes per trained parameter in place "
+        "of 8); `adamw_offload` keeps them in 32 bits and pages them to the CPU's memory (CUDA). Both need "
+        "`seawall[memory]`.",
     )
     opening_tokens: int = Field(
         default=2,
@@ -161,6 +175,11 @@ class RepairConfig(StrictModel):
     max_grad_norm: float = Field(default=1.0, gt=0, le=1e6, description="Maximum norm of the gradient (clipping).")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the batch order; defaults to the recipe's seed.")
 
+    @property
+    def fixed_rows(self) -> int | None:
+        """Rows per forward pass; None for a whole batch, which `auto` begins with."""
+        return self.micro_batch_size if isinstance(self.micro_batch_size, int) else None
+
     @model_validator(mode="after")
     def _something_trains(self) -> RepairConfig:
         if not self.expert.enabled and not self.router.enabled:
@@ -170,3 +189,15 @@ class RepairConfig(StrictModel):
         if self.retain.plain_refusals and not self.retain.per_batch:
             raise wrong("retain.per_batch of at least 1 with retain.plain_refusals, from which it draws")
         return self
+
+
+def memory_settings(config: RepairConfig) -> str:
+    """The settings that lower the memory of this repair, for the user; the first help without other numbers."""
+    changes = {
+        "repair.micro_batch_size=auto": config.micro_batch_size == "auto",
+        "repair.gradient_checkpointing=true": config.gradient_checkpointing,
+        "repair.optimizer=adamw_8bit": config.optimizer != "adamw",
+    }
+    unused = [change for change, used in changes.items() if not used]
+    settings = ", ".join([*unused, "a smaller select.k", "more GPUs (model.device_map=auto)"])
+    return f"set {settings}, and run the same command again: what is finished stays"

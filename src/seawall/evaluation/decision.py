@@ -67,7 +67,7 @@ class ValidationScores:
         return (
             f"attacks not refused {self.attack_success:.0%}, plain requests refused {self.plain_refusal:.0%}, "
             f"borderline not answered {self.over_refusal:.0%}, benign not answered {self.benign_refusal:.0%}"
-            + (f", wrapping gap {100 * self.wrapping_gap:+.0f} points" if self.wrapping_gap else "")
+            + (f", wrapping gap {100 * self.wrapping_gap:+z.0f} points" if self.wrapping_gap else "")
             + (f"; {self.neither:.0%} of the replies evade or cannot be judged" if self.neither else "")
         )
 
@@ -226,7 +226,7 @@ def _chosen(scores: ValidationScores, before: ValidationScores, limits: EarlySto
     )
     moved = ", ".join(f"{label} {first:.0%} to {second:.0%}" for label, first, second in pairs)
     if before.wrapping_gap or scores.wrapping_gap:
-        moved += f", wrapping gap {100 * before.wrapping_gap:+.0f} to {100 * scores.wrapping_gap:+.0f} points"
+        moved += f", wrapping gap {100 * before.wrapping_gap:+z.0f} to {100 * scores.wrapping_gap:+z.0f} points"
     return f"{name.capitalize()} is kept ({rule}): {moved} on validation prompts, evasions and unscored as losses."
 
 

@@ -75,7 +75,7 @@ class Endpoint:
         self._config = config
         self._section = section
         self._jitter = random.Random()
-        self._headers = _headers(config, section)
+        self._headers = request_headers(config, f"{section}.key_env")
         self._url = _url(config, section)
 
     def connect(self) -> httpx2.Client:
@@ -205,14 +205,23 @@ def _url(config: EndpointSettings, section: Section) -> httpx2.URL:
         raise ConfigError(f"{section}.base_url {config.base_url} is no valid address", got=error) from None
 
 
-def _headers(config: EndpointSettings, section: Section) -> dict[str, str]:
+def request_headers(config: EndpointSettings, setting: str) -> dict[str, str]:
+    """The headers of requests: the API key, if the settings name one.
+
+    Args:
+        config: the endpoint.
+        setting: the user's name for its `key_env`, for messages.
+
+    Raises:
+        ConfigError: the environment variable holds no key.
+    """
     if config.key_env is None:
         return {}
     key = os.environ.get(config.key_env, "").strip()
     name = config.key_env if _ORDINARY.fullmatch(config.key_env) else "(not shown: it could be the key itself)"
     if not key.isascii() or not key.isprintable() or not key:
         raise ConfigError(
-            f"the environment variable {name} of {section}.key_env holds no key",
+            f"the environment variable {name} of {setting} holds no key",
             expected="an API key of printable ASCII characters",
             remedy=f"set the variable: export {name}=...",
         )

@@ -18,7 +18,7 @@ from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.prompts import Gold
 from seawall.data.templating import IGNORED, Encoded, encode_exchange
 from seawall.errors import DataError
-from seawall.models.replicas import shared_results
+from seawall.models.replicas import shared_buckets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,11 +68,14 @@ def gold_answer_loss(
     total, tokens = 0.0, 0
     answers: dict[int, GoldAnswer] = {}
     buckets = length_buckets([len(row.input_ids) for row in encoded], batch_size)
-    batches = [collate([encoded[index] for index in positions], _pad_id(tokenizer)) for positions in buckets]
-    for positions, batch, losses_N in zip(buckets, batches, shared_results(model, _token_losses, batches), strict=True):
+
+    def batch_of(positions: list[int]) -> Batch:
+        return collate([encoded[index] for index in positions], _pad_id(tokenizer))
+
+    for positions, (losses_N, lengths) in shared_buckets(model, _answer_losses, batch_of, buckets):
         total += float(losses_N.sum(dtype=torch.float64))
         tokens += losses_N.numel()
-        for index, row_N in zip(positions, torch.split(losses_N, _answer_lengths(batch)), strict=True):
+        for index, row_N in zip(positions, torch.split(losses_N, lengths), strict=True):
             answers[index] = GoldAnswer(rows[index].id, float(row_N.sum(dtype=torch.float64)), row_N.numel())
         if progress is not None:
             progress(len(answers), len(rows))
@@ -119,6 +122,11 @@ def _answer_lengths(batch: Batch) -> list[int]:
     """Number of labelled tokens of every row."""
     lengths: list[int] = (batch.labels_BT[:, 1:] != IGNORED).sum(dim=1).tolist()
     return lengths
+
+
+def _answer_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, list[int]]:
+    """`_token_losses`, and the number of labelled tokens of every row."""
+    return _token_losses(model, batch), _answer_lengths(batch)
 
 
 @torch.no_grad()

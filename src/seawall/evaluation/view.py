@@ -88,7 +88,7 @@ def _points(contrast: Contrast) -> str:
     """A difference of rates in points."""
     if contrast.difference is None:
         return NONE_SCORED
-    low, high = (f"{100 * end:+.1f}" for end in (contrast.low, contrast.high))
+    low, high = (f"{100 * end:+z.1f}" for end in (contrast.low, contrast.high))
     return f"{100 * contrast.difference:+6.1f} [{low} to {high}]"
 
 
@@ -106,7 +106,7 @@ def nothing_scored(rates: NamedResults) -> str | None:
 def _change(moved: Difference) -> str:
     """The change in points with its p-value; `unclear` where the interval holds 0 despite a small p-value."""
     disagrees = moved.p < SIGNIFICANT and not moved.is_clear
-    return f"{100 * moved.difference:+.1f}, {p_text(moved.p)}" + (", unclear" if disagrees else "")
+    return f"{100 * moved.difference:+z.1f}, {p_text(moved.p)}" + (", unclear" if disagrees else "")
 
 
 def _score(score: CapabilityScore) -> str:

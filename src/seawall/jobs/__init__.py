@@ -9,8 +9,12 @@ tune.py       seawall tune
 landscape.py  seawall landscape
 diff.py       seawall diff
 gate.py       seawall gate
-export.py     delta and checkpoint of a run; seawall apply
-plan.py       seawall plan, seawall doctor
+export.py     delta and checkpoint of a run
+apply.py      seawall apply
+facts.py      tables of seawall plan, doctor and diff
+doctor.py     seawall doctor
+plan.py       seawall plan
 report.py     seawall report, and the inputs of every page
+verify.py     seawall verify
 summary.py    summary.json, the stable contract (docs/run-folder.md)
 """

@@ -135,7 +135,7 @@ def _audit(name: AuditName, subject: AuditSubject, depends: Mapping[str, str]) -
     context = subject.context
     context.reporter.stage(f"Audit: {name.replace('_', ' ')}")
     measure = AUDITS[name].measure
-    settings = context.recipe.audit.model_dump(mode="json")
+    settings = context.recipe.audit.model_dump(mode="json", exclude={"tamper": {"gradient_checkpointing"}})
     basis = context.basis()
     prompts = basis.pop("prompts")
     inputs = {

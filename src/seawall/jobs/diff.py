@@ -15,7 +15,7 @@ from seawall.artifacts.evaluation import SIGNIFICANT, Rate
 from seawall.artifacts.groups import GOLD, NONE_SCORED, group_name, not_counted
 from seawall.errors import RunFolderError
 from seawall.evaluation.view import p_text
-from seawall.jobs.plan import facts
+from seawall.jobs.facts import facts
 from seawall.models.files.abliteration import SharedDirection
 from seawall.models.files.difference import CheckpointDifference, compare_checkpoints
 from seawall.shell.difference import GroupDifference, RunDifference, compare_runs
@@ -140,7 +140,7 @@ def _change(row: GroupDifference) -> str:
 
 
 def _interval(middle: float, low: float, high: float) -> str:
-    return f"{middle:+.1%} [{low:+.1%}, {high:+.1%}]"
+    return f"{middle:+z.1%} [{low:+z.1%}, {high:+z.1%}]"
 
 
 def _checkpoint_facts(difference: CheckpointDifference) -> Table:

@@ -8,18 +8,17 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from seawall.artifacts.delta import Delta
-from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError
-from seawall.models.files.checkpoint import save_model
 from seawall.models.files.fingerprint import model_fingerprint
-from seawall.models.files.parity import compare_in_fresh_process, probe
+from seawall.models.files.hub import push_folder
+from seawall.models.files.parity import compare_in_fresh_process, holds_weights, probe
+from seawall.models.files.save import write_hashes, write_model
 from seawall.runs.files import read_json, write_json, write_text
-from seawall.runs.folder import update_manifest
-from seawall.runs.publish import published
-from seawall.runs.stage import clear_scratch, run_stage, stage_hash
+from seawall.runs.folder import MARKER, update_manifest
+from seawall.runs.stage import clear_scratch, finished_stage, run_stage, stage_hash
 from seawall.shell.context import Context
-from seawall.shell.model import open_checkpoint
 
+CARD, CERTIFICATE = "README.md", "parity.json"
 PROBES = 4
 """Number of prompts of the parity check."""
 
@@ -32,7 +31,8 @@ def export_stage(context: Context, delta: Delta, card: str) -> dict[str, Any] | 
     """
     context.reporter.stage("Export: delta, checkpoint, parity in a fresh process")
     config = context.recipe.export
-    inputs = {"repair": stage_hash(context.run, "repair"), "export": config.model_dump(mode="json")}
+    settings = config.model_dump(mode="json", exclude={"push_to_hub", "private"})
+    inputs = {"repair": stage_hash(context.run, "repair"), "export": settings}
     if config.delta:
         run_stage(context.run, "delta", inputs, delta.save)
     if not config.checkpoint:
@@ -40,34 +40,74 @@ def export_stage(context: Context, delta: Delta, card: str) -> dict[str, Any] | 
     folder = run_stage(context.run, "model", inputs, lambda scratch: _write(context, scratch, card))
     if not config.verify:
         return None
-    parity = read_json(folder / "parity.json")
+    parity = read_json(folder / CERTIFICATE)
     update_manifest(context.run, {"parity": parity})
     context.reporter.say(f"largest logit difference after export: {parity['max_logit_difference']}")
     return parity
 
 
-def _write(context: Context, scratch: Path, card: str) -> None:
+def push_stage(context: Context, weights: str) -> None:
+    """Uploads `model/` with its card to `export.push_to_hub`, unless these weights are there.
+
+    Args:
+        context: of a finished run.
+        weights: fingerprint of the exported model.
+
+    Raises:
+        ConfigError: no login, no permission, no connection, or a public repository where a private one is due.
+    """
+    config = context.recipe.export
+    if config.push_to_hub is None:
+        return
+    target = {"repository": config.push_to_hub, "weights": weights}
+    pushed = read_json(context.run.manifest).get("hub", {})
+    if target.items() <= pushed.items():
+        return
+    context.reporter.stage(f"Upload to {config.push_to_hub}")
+    folder = finished_stage(context.run, "model")
+    commit = push_folder(folder, config.push_to_hub, private=config.private, without=(MARKER,))
+    update_manifest(context.run, {"hub": {**target, "commit": commit}})
+    context.reporter.say(f"uploaded as commit {commit}")
+
+
+def _write(context: Context, scratch: Path, card: str) -> dict[str, str]:
+    """Writes the files of `model/`; returns the hashes of the checkpoint's."""
     opened, config = context.opened, context.recipe.export
     clear_scratch(scratch)  # an interrupted export leaves an incomplete checkpoint
     staged = scratch / "checkpoint"
-    save_model(opened.model, opened.tokenizer, staged)
+    write_model(opened.model, opened.tokenizer, staged, max_shard_size=config.max_shard_size)
+    del opened
     if config.verify:
-        prompts = [row.attack for row in context.prompts.pairs("validation")][:PROBES]
-        probes = scratch / "probes.safetensors"
-        probe(opened.model, opened.tokenizer, prompts, probes)
-        comparison = compare_in_fresh_process(context.checkpoint.at(staged), probes)
-        probes.unlink()
-        certificate = _certificate(comparison, config.max_logit_difference, model_fingerprint(opened.model))
-        write_json(scratch / "parity.json", certificate)
+        write_json(scratch / CERTIFICATE, _verified(context, staged, scratch / "probes.safetensors"))
+    hashes = write_hashes(staged)
     for path in sorted(staged.iterdir()):
         path.rename(scratch / path.name)
     staged.rmdir()
-    write_text(scratch / "README.md", card)
+    write_text(scratch / CARD, card)
+    return hashes
 
 
-def _certificate(comparison: dict[str, Any], allowed: float, fingerprint: str) -> dict[str, Any]:
+def _verified(context: Context, staged: Path, probes: Path) -> dict[str, Any]:
+    """The certificate of a written checkpoint; the model is no longer in memory afterwards.
+
+    The files are compared with memory tensor by tensor. Then the model is freed, and a fresh process loads the files
+    and compares their logits: only one of the two processes holds a model at a time.
+    """
+    opened = context.opened
+    fingerprint = opened.digests.fingerprint()
+    compared = holds_weights(staged, opened.model)
+    prompts = [row.attack for row in context.prompts.pairs("validation")][:PROBES]
+    probe(opened.model, opened.tokenizer, prompts, probes)
+    del opened
+    context.release()
+    comparison = compare_in_fresh_process(context.checkpoint.at(staged), probes, weights=not compared)
+    probes.unlink()
+    same = compared or comparison["fingerprint"] == fingerprint
+    return _certificate(comparison, context.recipe.export.max_logit_difference, fingerprint, same=same)
+
+
+def _certificate(comparison: dict[str, Any], allowed: float, fingerprint: str, *, same: bool) -> dict[str, Any]:
     difference = float(comparison["max_logit_difference"])
-    same = comparison["fingerprint"] == fingerprint
     if difference > allowed or not same:
         raise ArtifactError(
             "the exported checkpoint is not the repaired model",
@@ -76,22 +116,6 @@ def _certificate(comparison: dict[str, Any], allowed: float, fingerprint: str) -
             remedy="allow a small difference on another dtype or device; with equal settings, report this as a bug",
         )
     return {"max_logit_difference": difference, "allowed": allowed, "passed": True, "weights": fingerprint}
-
-
-def apply_delta(delta: Delta, config: ModelConfig, output: Path, *, revert: bool = False) -> str:
-    """Writes a checkpoint with a delta added to its model, or removed from it; returns its fingerprint.
-
-    Args:
-        delta: the change.
-        config: the base model; with `revert`, the repaired one.
-        output: a new or empty folder.
-        revert: remove the delta.
-    """
-    model, tokenizer = open_checkpoint(config).load()
-    fingerprint = add_delta(delta, model, revert=revert)
-    with published(output) as scratch:
-        save_model(model, tokenizer, scratch)
-    return fingerprint
 
 
 def add_delta(delta: Delta, model: PreTrainedModel, *, revert: bool = False) -> str:

@@ -14,11 +14,10 @@ from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import Difference, EvalResult
 from seawall.config.recipe import Recipe
 from seawall.evaluation.capability.run import check_capability
-from seawall.jobs.export import export_stage
+from seawall.jobs.export import export_stage, push_stage
 from seawall.jobs.report import collect, copy_samples, write_report
 from seawall.jobs.summary import paired_changes, summarize
-from seawall.methods.rasa.stages import evaluate_stage, profile_stage, repair_stage, select_stage
-from seawall.models.replicas import copy_weights
+from seawall.methods.rasa.stages import apply_repair, evaluate_stage, profile_stage, repair_stage, select_stage
 from seawall.report import render_model_card
 from seawall.runs.files import read_json, write_json
 from seawall.runs.folder import RunFolder, update_manifest
@@ -28,6 +27,7 @@ from seawall.runs.stage import is_done
 from seawall.shell.context import Context
 from seawall.shell.job import new_run, read_inputs
 from seawall.shell.model import require_loadable
+from seawall.train.optimizers import require_optimizer
 
 STAGES = ("profile", "select", "repair", "evaluate", "report")
 """Values of `--until`. `evaluate` evaluates the existing stages; every other value also runs the stages before it."""
@@ -59,6 +59,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
     require_loadable(recipe.eval.engine, "a model behind an endpoint cannot be repaired")
     if until not in ("profile", "select"):
         check_capability(recipe.eval.capability)
+        require_optimizer(recipe.repair.optimizer)
     prompts = read_inputs(recipe)
     context = Context(recipe, new_run(recipe, folder, text), reporter, prompts)
     with context.working():
@@ -88,6 +89,7 @@ def _main_job(context: Context, until: str) -> Outcome:
     summary = summarize(context, selected, before, after, changes=changes)
     parity = export_stage(context, delta, render_model_card(collect(context.run, summary)))
     summary = _finish(context, {**summary, "parity": parity}, time.monotonic() - begun)
+    push_stage(context, after.model_fingerprint)
     return Outcome(context.run, (("before", before), ("after", after)), changes, summary)
 
 
@@ -95,9 +97,7 @@ def _evaluate(context: Context) -> Outcome:
     before = evaluate_stage(context, "before")
     if not is_done(context.run, "repair"):
         return Outcome(context.run, (("before", before),))
-    delta = Delta.load(context.run.stage("repair") / "delta")
-    delta.apply(context.opened.model.state_dict())
-    copy_weights(context.opened.model, list(delta.slices))
+    apply_repair(context, Delta.load(context.run.stage("repair") / "delta"))
     after = evaluate_stage(context, "after")
     return Outcome(context.run, (("before", before), ("after", after)), paired_changes(context, before, after))
 

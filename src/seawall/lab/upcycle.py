@@ -26,10 +26,11 @@ from seawall.lab.card import base_name, cost_table, model_card
 from seawall.lab.costs import KINDS, CostPrompts, Costs, Measurement, costs, judge_version, measure, read_prompts
 from seawall.lab.cut import LabShape
 from seawall.lab.experts import Calibration, Say, checked_shape, cut_model
-from seawall.models.files.checkpoint import read_headers, save_model
+from seawall.models.files.checkpoint import read_headers
 from seawall.models.files.hub import locate, stated_licence
 from seawall.models.files.load import load_architecture, load_model
 from seawall.models.files.placement import DTYPES
+from seawall.models.files.save import save_model
 from seawall.runs.files import write_json, write_text
 from seawall.runs.publish import published, require_free
 from seawall.version import __version__

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -30,16 +33,33 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in message or "DefaultCPUAllocator" in message)
 
 
-def unless_out_of_memory(work: Callable[[], T]) -> T | None:
-    """The result of `work`, or None where memory ran out; the memory of the failed attempt is freed on return."""
+def unless_out_of_memory(work: Callable[[], T], *, give_up: Callable[[], bool] = lambda: False) -> T | None:
+    """The result of `work`, or None where memory ran out; the memory of the failed attempt is freed on return.
+
+    Args:
+        work: the attempt.
+        give_up: called when memory ran out; true raises the error.
+    """
     try:
         return work()
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) or give_up():
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+def release_memory() -> None:
+    """Frees objects in reference cycles, and returns what torch and the C library keep for reuse to the system."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        # Freed tensors of less than 32 MB stay in glibc's heap; other C libraries have no such function.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def automatic_batch_size(model: PreTrainedModel, tokens: int) -> int:
@@ -53,6 +73,13 @@ def automatic_batch_size(model: PreTrainedModel, tokens: int) -> int:
     fitting = max(1, int(_SHARE * free_memory(model.device)) // row)
     limit = MAX_ROWS.get(model.device.type, _DEFAULT_MAX_ROWS)
     return int(min(limit, 2 ** (fitting.bit_length() - 1)))
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of a device's memory; on the CPU, of this machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_memory(device: torch.device) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -46,7 +47,7 @@ def render_model_card(inputs: ReportInputs) -> str:
             on_hub=_on_hub(inputs),
             only_selected=(inputs.recipe.get("repair") or {}).get("parameters", "selected") == "selected",
             weights=(inputs.manifest.get("model") or {}).get("weights"),
-            revision=(inputs.manifest.get("model") or {}).get("revision"),
+            revision=_revision(inputs.manifest.get("model") or {}),
             version=((inputs.manifest.get("environment") or {}).get("packages") or {}).get("seawall"),
             protocol=claims.protocol(inputs),
             not_allowed=claims.not_allowed(inputs),
@@ -54,6 +55,13 @@ def render_model_card(inputs: ReportInputs) -> str:
     )
     head = yaml.safe_dump(_front_matter(inputs, base), sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n\n{body}"
+
+
+def _revision(model: Mapping[str, Any]) -> str | None:
+    """The revision of the base model, with the commit that it resolved to."""
+    revision, commit = model.get("revision"), model.get("commit")
+    named = None if revision is None or revision == commit else str(revision)
+    return ", commit ".join(str(part) for part in (named, commit) if part is not None) or None
 
 
 def _on_hub(inputs: ReportInputs) -> bool:

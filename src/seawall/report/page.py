@@ -170,8 +170,10 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _visible(value: object) -> object:
-    """Applies to every value that a template prints; markup is already safe."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    """Applies to every value that a template prints; markup, and with it replies and prompts, stays as it is."""
+    return (
+        visible(wording.without_folders(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
+    )
 
 
 def _plain(tree: object) -> object:
@@ -180,7 +182,7 @@ def _plain(tree: object) -> object:
         return {visible(str(key)): _plain(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [_plain(value) for value in tree]
-    return visible(tree) if isinstance(tree, str) else tree
+    return visible(wording.without_folders(tree)) if isinstance(tree, str) else tree
 
 
 def _tables(inputs: ReportInputs) -> dict[str, object]:

@@ -40,18 +40,22 @@ _EXPERT_SCORES = {
     "refused",
     "sensitivity": "how far the loss of refusing an attack moves with its gate weights",
 }
+_ABSOLUTE = re.compile(r"(?<![\w./:~<-])(?:[A-Za-z]:)?(?:[/\\][^\s/\\'\"<>,;:()]+){2,}[/\\]?")
+"""An absolute path within a text: at least two folders or names, each after a slash."""
+_WHOLE = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][^/\\\n:]+){2,}[/\\]?")
+"""A text that is an absolute path, blanks included."""
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#!|~$&])")
 _MINUS = "\u2212"
 
 
 def percent(fraction: float, digits: int = 1) -> str:
-    """`0.9333` -> `93.3%`."""
-    return f"{100 * fraction:.{digits}f}%"
+    """`0.9333` -> `93.3%`, with a true minus, and no sign where it rounds to zero."""
+    return f"{100 * fraction:z.{digits}f}%".replace("-", _MINUS)
 
 
 def percent_range(low: float, high: float) -> str:
     """An interval of fractions: `86.1–97.2%`."""
-    return f"{100 * low:.1f}–{100 * high:.1f}%"
+    return f"{100 * low:z.1f}–{100 * high:z.1f}%".replace("-", _MINUS)
 
 
 def rate_range(rate: Rate) -> str:
@@ -123,7 +127,7 @@ def number(value: float, digits: int = 3) -> str:
     if value == 0:
         return "0"
     if 10**-digits <= abs(value) < 1e5:
-        return f"{value:.{digits}f}".replace("-", _MINUS)
+        return f"{value:z.{digits}f}".replace("-", _MINUS)
     return f"{value:.1e}".replace("-", _MINUS)
 
 
@@ -145,6 +149,17 @@ def duration(seconds: float) -> str:
     if rounded < 3600:
         return f"{rounded // 60} min {rounded % 60:02d} s"
     return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
+
+
+def without_folders(text: str) -> str:
+    """The text with absolute paths cut down to their last name, `…/name`: a page that is shared names no machine."""
+    if _WHOLE.fullmatch(text):
+        return _last_name(text)
+    return _ABSOLUTE.sub(lambda path: _last_name(path[0]), text)
+
+
+def _last_name(path: str) -> str:
+    return "…/" + re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def markdown(text: str) -> Markup:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ _REASONS = {
     errno.ENAMETOOLONG: ("the path is too long", _ELSEWHERE),
     errno.EIO: ("the disk reports an input/output error", "check the disk, then run the same command again"),
 }
+_WORKERS = 4
 _TORCH_WRITER = ("inline_container", "PytorchStreamWriter")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -120,6 +122,13 @@ def file_hash(path: Path) -> str:
     """sha256 of a file."""
     with regular(path).open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def hash_files(paths: Iterable[Path]) -> dict[Path, str]:
+    """`file_hash` of every file, several at once."""
+    files = list(paths)
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        return dict(zip(files, pool.map(file_hash, files), strict=True))
 
 
 def publish(scratch: Path, path: Path) -> None:

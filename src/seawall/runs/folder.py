@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,6 +20,10 @@ MARKER = "DONE"
 """Name of the marker file of a finished stage."""
 _CHANGEABLE = frozenset({"output", "name", "audit", "steer", "landscape", "tune", "gene", "gate"})
 """Keys and sections of a recipe that may change in an existing run: they do not affect its repair or evaluation."""
+_CHANGEABLE_SETTINGS = frozenset({"export.push_to_hub", "export.private"})
+"""Settings that may change as well: they act on finished files."""
+_MEMORY = re.compile(r"repair\.(micro_batch_size|gradient_checkpointing)|model\.(device_map|max_memory)(\..*)?")
+"""Settings that may change too, because they decide how much memory the same numbers take."""
 LATER_SETTINGS: Mapping[str, Any] = {
     "template": None,
     "template_options": {},
@@ -33,6 +38,10 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "sweeps": ["harmless"],
     "trained": "experts",
     "lora_rank": 16,
+    "max_shard_size": None,
+    "push_to_hub": None,
+    "private": True,
+    "optimizer": "adamw",
 }
 """Settings that earlier versions lack, by their last key, with the values that change nothing."""
 
@@ -175,7 +184,8 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, st
     """The first key that differs, with its old and new value; None where the recipes agree."""
     old_values, new_values = _flat(old), _flat(new)
     for key in dict.fromkeys([*new_values, *old_values]):
-        fixed = key.partition(".")[0] not in _CHANGEABLE
+        is_changeable = key in _CHANGEABLE_SETTINGS or _MEMORY.fullmatch(key) is not None
+        fixed = key.partition(".")[0] not in _CHANGEABLE and not is_changeable
         # Earlier versions of seawall lack some settings: a missing key has the value that changes nothing.
         unset = json.dumps(LATER_SETTINGS.get(key.rpartition(".")[2]))
         if fixed and old_values.get(key, unset) != new_values.get(key, unset):

@@ -12,9 +12,9 @@ from typing import Any
 from seawall.errors import ArtifactError
 from seawall.runs.files import (
     canonical_hash,
-    file_hash,
     flush,
     flush_tree,
+    hash_files,
     publish,
     read_json,
     storage_errors,
@@ -44,7 +44,18 @@ class StageMarker:
     removed: dict[str, str] = field(default_factory=dict)
 
 
-def run_stage(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
+Work = Callable[[Path], Mapping[str, str] | None]
+"""Does the work of a stage in a folder; may return hashes of files that it knows, by their path in the folder."""
+
+
+def run_stage(
+    run: RunFolder,
+    name: str,
+    fingerprint: Mapping[str, Any],
+    work: Work,
+    *,
+    formerly: Mapping[str, Any] | None = None,
+) -> Path:
     """Runs the stage `name`, unless it is finished, and returns its folder.
 
     The work happens in `NAME.partial/`, which survives an interruption and is resumed by the same fingerprint. The
@@ -56,17 +67,19 @@ def run_stage(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: C
         run: the run folder.
         name: the stage.
         fingerprint: everything that the result depends on, as JSON.
-        work: does the work in the given folder, which may hold files of an interrupted attempt.
+        work: does the work in the given folder, which may hold files of an interrupted attempt; files whose hash it
+            returns are not read again.
+        formerly: parts of the fingerprint as earlier versions wrote them; a stage with these is current too.
 
     Raises:
         ArtifactError: files of the finished stage have changed.
         RunFolderError: the disk is full or not writable; finished work is kept.
     """
-    key = canonical_hash(fingerprint)
+    key, *former = _current_keys(fingerprint) + (_current_keys({**fingerprint, **formerly}) if formerly else ())
     target, scratch = run.stage(name), run.stage(f"{name}.partial")
     with storage_errors(run.path):
         marker = _read_marker(target)
-        if marker is not None and marker.fingerprint in _current_keys(fingerprint):
+        if marker is not None and marker.fingerprint in (key, *former):
             _require_unchanged(target, _present_files(target, marker))
         else:
             marker = _unpublished_marker(scratch, key) or _attempt(run, name, fingerprint, work)
@@ -176,18 +189,23 @@ def _finished_marker(run: RunFolder, name: str) -> StageMarker:
     return marker
 
 
-def _attempt(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: Callable[[Path], None]) -> StageMarker:
+def _attempt(run: RunFolder, name: str, fingerprint: Mapping[str, Any], work: Work) -> StageMarker:
     """Does the work in the scratch folder, which may hold files of an interrupted attempt, and writes the marker."""
     scratch, key, begun = run.stage(f"{name}.partial"), canonical_hash(fingerprint), time.time()
     _open_scratch(scratch, key)
     # All fields are written, so that none of an earlier finished attempt remains.
     running = {"state": "running", "started": _clock(begun), "ended": None, "seconds": None}
     update_manifest(run, {"stages": {name: running}})
-    work(scratch)
+    known_hashes = work(scratch) or {}
     flush_tree(scratch)
     own = {scratch / _STARTED, scratch / MARKER}
-    paths = [path for path in sorted(scratch.rglob("*")) if path.is_file() and path not in own]
-    files = {path.relative_to(scratch).as_posix(): file_hash(path) for path in paths}
+    paths = {
+        path.relative_to(scratch).as_posix(): path
+        for path in sorted(scratch.rglob("*"))
+        if path.is_file() and path not in own
+    }
+    hashes = hash_files(path for key, path in paths.items() if key not in known_hashes)
+    files = {key: known_hashes[key] if key in known_hashes else hashes[path] for key, path in paths.items()}
     ended = time.time()
     times = {"started": _clock(begun), "ended": _clock(ended), "seconds": round(ended - begun, 2)}
     write_json(scratch / MARKER, {"fingerprint": key, "inputs": fingerprint, "files": files, **times})
@@ -243,9 +261,10 @@ def _present_files(folder: Path, marker: StageMarker) -> dict[str, str]:
 
 
 def _require_unchanged(folder: Path, files: Mapping[str, str]) -> None:
+    hashes = hash_files(path for name in files if (path := folder / name).is_file())
     for name, expected_hash in files.items():
         path = folder / name
-        actual_hash = file_hash(path) if path.is_file() else "no file"
+        actual_hash = hashes.get(path, "no file")
         if actual_hash != expected_hash:
             raise ArtifactError(
                 f"{path} was changed or damaged after the stage finished",

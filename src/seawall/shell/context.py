@@ -13,7 +13,8 @@ from seawall.data.sets import Prompts
 from seawall.data.types import Judge
 from seawall.evaluation.judges import judge_state, make_judge
 from seawall.models.files.open import Checkpoint
-from seawall.models.replicas import copy_check, load_copies, register_copies
+from seawall.models.memory import release_memory
+from seawall.models.replicas import copy_check, load_copies, register_copies, release_copies
 from seawall.runs.files import storage_errors
 from seawall.runs.folder import RunFolder, update_manifest, version_notices
 from seawall.runs.lock import locked
@@ -78,7 +79,7 @@ class Context:
         self.reporter.stage(f"Loading {self.recipe.model.id}")
         load_copies(load_recipe_model, self.recipe.model)
         opened = open_model(self.checkpoint)
-        register_copies((opened.model, opened.tokenizer), opened.fingerprint)
+        register_copies(opened.model, opened.fingerprint)
         notices = measurement_notices(opened.model, opened.tokenizer, self.recipe.eval.longest)
         copy_check(opened.model)
         for line in notices:
@@ -87,6 +88,13 @@ class Context:
             self.note({"notices": notices})
         self.note_model(opened.fingerprint)
         return opened
+
+    def release(self) -> None:
+        """Frees the loaded model, where nothing else refers to it; the next use loads it again, without a repair."""
+        if "opened" in vars(self):
+            release_copies(self.opened.model)
+        vars(self).pop("opened", None)
+        release_memory()
 
     @cached_property
     def judge(self) -> Judge:
@@ -109,8 +117,9 @@ class Context:
     def note_model(self, fingerprint: str) -> None:
         """Records the model in the run's manifest."""
         model = {"id": self.recipe.model.id, "revision": self.recipe.model.revision, "weights": fingerprint}
-        licence = self.checkpoint.licence
-        self.note({"model": model | ({} if licence is None else {"license": licence}), "seed": self.recipe.seed})
+        stated = {"license": self.checkpoint.licence, "commit": self.checkpoint.commit}
+        model |= {key: value for key, value in stated.items() if value is not None}
+        self.note({"model": model, "seed": self.recipe.seed})
 
     def note(self, facts: dict[str, Any]) -> None:
         """Records facts in the run's manifest."""

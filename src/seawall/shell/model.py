@@ -15,7 +15,7 @@ from seawall.data.rendering import clock_notice
 from seawall.errors import ConfigError
 from seawall.lab.build import lab_model_folder, original_model_folder
 from seawall.models.files.fingerprint import (
-    model_fingerprint,
+    WeightDigests,
     rendering_fingerprint,
     tokenizer_fingerprint,
 )
@@ -33,7 +33,8 @@ class OpenModel:
     Attributes:
         model: in evaluation mode.
         tokenizer: of the model.
-        fingerprint: of the weights.
+        digests: of the weights' tensors; their fingerprint is that of the current weights.
+        fingerprint: of the weights as they were loaded.
         wording: fingerprint of vocabulary and chat template.
         rendered: fingerprint of the rendered probe prompts.
         settings: fingerprint of the model's configuration and of its generation settings.
@@ -41,6 +42,7 @@ class OpenModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    digests: WeightDigests
     fingerprint: str
     wording: str
     rendered: str
@@ -84,7 +86,8 @@ def open_model(checkpoint: Checkpoint) -> OpenModel:
     """
     model, tokenizer = checkpoint.load()
     wording, rendered = tokenizer_fingerprint(tokenizer), rendering_fingerprint(tokenizer)
-    return OpenModel(model, tokenizer, model_fingerprint(model), wording, rendered, checkpoint.settings)
+    digests = WeightDigests(model)
+    return OpenModel(model, tokenizer, digests, digests.fingerprint(), wording, rendered, checkpoint.settings)
 
 
 def computing(model: PreTrainedModel) -> dict[str, str]:

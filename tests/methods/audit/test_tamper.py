@@ -13,6 +13,7 @@ from seawall.data.templating import encode_example
 from seawall.data.types import Exchange, user
 from seawall.methods.audit.fine_tuning import TuningExamples
 from seawall.methods.audit.tamper import ORIGINAL, REPAIRED, claim, resilience_gap, resilience_text, tamper_view
+from seawall.models.backoff import RowLimit
 from seawall.models.moe.find import find_moe
 
 TEXTS = ("sing", "cook rice", "draw a cat", "a", "write a long letter")
@@ -20,7 +21,7 @@ TEXTS = ("sing", "cook rice", "draw a cat", "a", "write a long letter")
 
 def _examples(micro_batch_size: int | None = None, seed: int = 0) -> TuningExamples:
     rows = [encode_example(tiny_tokenizer(), Exchange(user(text), f"Yes, {text}.")) for text in TEXTS]
-    return TuningExamples(rows, 0, batch_size=2, micro_batch_size=micro_batch_size, seed=seed)
+    return TuningExamples(rows, 0, batch_size=2, limit=RowLimit(micro_batch_size, automatic=False), seed=seed)
 
 
 def test_batches_go_on_over_all_rows_and_are_fixed_by_the_seed() -> None:

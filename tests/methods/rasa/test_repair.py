@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from small_repair import (
     small_model,
     state,
 )
-from torch import Tensor
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from families import FAMILIES, NUM_EXPERTS
 from seawall.data.templating import encode_example
@@ -37,7 +39,8 @@ from seawall.models.generate import generate
 from seawall.models.hidden.residual import decoder_layers
 from seawall.models.moe.find import MoEModel
 from seawall.models.moe.routers import router_parameters
-from seawall.train.loop import Losses
+from seawall.models.moe.trainable_copies import write_slices
+from seawall.train.loop import Losses, Trainer
 
 OFF = {"enabled": False}
 
@@ -222,6 +225,40 @@ def test_a_loss_that_is_not_finite_is_one_line(tmp_path: Path) -> None:
 def test_experts_of_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="got 1 MoE layers; expected 3"):
         run_repair(small_model(), tmp_path, config(), selected=experts(((0,),)))
+
+
+def test_the_end_of_a_repair_holds_the_changed_slices_and_no_copy_of_a_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moe, chosen, allocated = small_model(), ((0,), (1,), (2,)), list[int]()
+    original, alive = state(moe), list[weakref.ref[Any]]()
+
+    def traced(parameters: Mapping[str, nn.Parameter], *rest: Any, **settings: Any) -> Trainer[Any]:
+        trainer: Trainer[Any] = Trainer(parameters, *rest, **settings)
+        alive.extend([weakref.ref(trainer), *map(weakref.ref, parameters.values())])
+        return trainer
+
+    def written(parts: Any, values: Any) -> dict[str, Tensor]:
+        assert [reference for reference in alive if reference() is not None] == []
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as memory:
+            originals = write_slices(parts, values)
+        allocated.extend(event.self_cpu_memory_usage for event in memory.events() or ())
+        return originals
+
+    monkeypatch.setattr("seawall.methods.rasa.repair.phases.Trainer", traced)
+    monkeypatch.setattr("seawall.methods.rasa.repair.run.write_slices", written)
+    result = run_repair(moe, tmp_path, config(rounds=1), selected=experts(chosen))
+    assert alive
+    slices = {
+        name: original[name] if indices is None else original[name][list(indices)]
+        for name, indices in result.slices.items()
+    }
+    assert set(result.before) == set(slices)
+    assert all(torch.equal(result.before[name], tensor) for name, tensor in slices.items())
+    held = sum(tensor.untyped_storage().nbytes() for tensor in result.before.values())
+    assert held == sum(tensor.nbytes for tensor in slices.values())
+    stack = min(tensor.nbytes for name, tensor in original.items() if name in _stacks(moe))
+    assert max(tensor.nbytes for tensor in slices.values()) <= max(allocated) < stack
 
 
 # Losses of single batches.

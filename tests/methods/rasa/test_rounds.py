@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from seawall.config.repair import EarlyStop, RepairConfig
 from seawall.data.types import Outcome
@@ -161,6 +164,26 @@ def test_retained_examples_are_drawn_without_repetition_until_all_were_seen() ->
     assert [attacks for attacks, _ in rounds[0]] == [[0], [1], [2]]
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 7), st.integers(0, 4), st.integers(1, 4), st.integers(0, 99))
+def test_a_drawn_example_depends_on_its_place_in_the_sequence_alone(
+    size: int, batches: int, number: int, per_batch: int, seed: int
+) -> None:
+    config = RepairConfig.model_validate({"retain": {"per_batch": per_batch}, "seed": seed})
+    per_batch = min(per_batch, size)
+
+    def drawn(index: int) -> int:
+        lap, place = divmod(index, size)
+        order = list(range(size))
+        random.Random(f"seawall retain lap {lap} of seed {seed}").shuffle(order)
+        return order[place]
+
+    first = number * batches * per_batch
+    expected = [drawn(index) for index in range(first, first + batches * per_batch)]
+    rows = beside_retained([[0]] * batches, size, config, number)
+    assert [position for _, retained in rows for position in retained] == expected
+
+
 def test_fewer_retained_examples_than_a_batch_wants_are_each_taken_once() -> None:
     settings = RepairConfig.model_validate({"retain": {"per_batch": 4}})
     assert [sorted(retained) for _, retained in beside_retained([[0], [1]], 3, settings, 0)] == [[0, 1, 2]] * 2
@@ -173,6 +196,14 @@ def test_the_twins_of_a_batch_are_beside_its_attacks_and_the_others_are_drawn() 
     batches = beside_retained([[0, 1], [2]], 5, settings, 0, twins=twins)
     assert [sorted(retained[:-1]) for _, retained in batches] == [[2, 3, 4], []]
     assert sorted(retained[-1] for _, retained in batches) == [0, 1]
+
+
+def test_the_twins_of_an_attack_take_turns_within_a_round_of_two_epochs() -> None:
+    settings = RepairConfig.model_validate({"retain": {"per_batch": 0, "twins": 1, "twin_pool": 3}})
+    twins = [(0, 1, 2), (3, 4, 5)]
+    rounds = [beside_retained([[0, 1], [1, 0]], 6, settings, number, twins=twins) for number in range(2)]
+    of_first = [row for batches in rounds for _, retained in batches for row in retained if row < 3]
+    assert of_first == [0, 1, 2, 0]
 
 
 def test_the_twins_of_an_attack_take_turns_from_round_to_round() -> None:

@@ -5,19 +5,21 @@ from typing import Any
 
 import pytest
 import torch
-from profiles import profile_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from profiles import profile_of, random_profile
 from torch import Tensor
 
 from places import SHARED
 from seawall.artifacts.profile import ExpertProfile
 from seawall.errors import ConfigError
-from seawall.methods.rasa.selection.scores import SCORES, TokenKind, batch_weights, by_layer, count, top_positive
+from seawall.methods.rasa.selection.scores import SCORES, TokenKind, by_layer, count, top_positive
 
 ORACLE = SHARED / "oracle" / "rasa.json"
 
 
 def _gap(profile: ExpertProfile, method: str = "frequency", tokens: TokenKind = "generated") -> Tensor:
-    return SCORES[method](profile, tokens)(torch.ones(1, len(profile.pairs), dtype=torch.float64))[0]
+    return SCORES[method](profile, tokens)(range(len(profile.pairs)))
 
 
 def test_frequency_is_pooled_over_tokens_so_that_long_replies_count_more() -> None:
@@ -37,10 +39,9 @@ def test_mass_compares_shares_of_the_gate_weight_whatever_the_gate_s_scale() -> 
 def test_a_pair_counts_as_often_as_its_weight() -> None:
     generator = torch.Generator().manual_seed(0)
     attack, anchor = torch.rand(2, 3, 2, 4, generator=generator)
-    weight_RP = torch.tensor([[2, 0, 1]], dtype=torch.float64)
     for method, score in SCORES.items():
         repeated = _gap(profile_of(attack[[0, 0, 2]], anchor[[0, 0, 2]]), method)
-        torch.testing.assert_close(score(profile_of(attack, anchor), "generated")(weight_RP)[0], repeated)
+        torch.testing.assert_close(score(profile_of(attack, anchor), "generated")([0, 2, 0]), repeated)
 
 
 def test_prompt_and_generated_tokens_are_scored_apart_and_together() -> None:
@@ -74,8 +75,20 @@ def test_more_experts_than_the_model_has_are_refused() -> None:
         count(121, 120)
 
 
-def test_batches_count_repeated_rows() -> None:
-    assert batch_weights([0, 0, 2, 1, 1], 3, 4).tolist() == [[2, 0, 1, 0], [0, 2, 0, 0]]
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 11), min_size=1, max_size=24), st.sampled_from(sorted(SCORES)), st.integers(0, 99))
+def test_a_score_over_some_pairs_is_the_weighted_score_over_all(rows: list[int], method: str, seed: int) -> None:
+    profile = random_profile(pairs=12, seed=seed)
+    weight_P = torch.bincount(torch.tensor(rows), minlength=12).double()
+    what = "counts" if method == "frequency" else "mass"
+    totals = [
+        (weight_P[:, None, None] * getattr(profile, f"{side}_{what}_PLE").double()).sum(0)
+        for side in ("attack", "anchor")
+    ]
+    tokens = [(weight_P * getattr(profile, f"{side}_tokens_P").double()).sum() for side in ("attack", "anchor")]
+    units = tokens if method == "frequency" else [total_LE.sum(-1, keepdim=True) for total_LE in totals]
+    attack_LE, plain_LE = (total_LE / unit for total_LE, unit in zip(totals, units, strict=True))
+    torch.testing.assert_close(SCORES[method](profile, "generated")(rows), attack_LE - plain_LE, atol=1e-12, rtol=0)
 
 
 def test_places_are_listed_by_layer() -> None:

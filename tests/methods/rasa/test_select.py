@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from profiles import planted_profile, profile_of, random_profile
 
@@ -13,7 +13,7 @@ from seawall.config.select import SelectConfig
 from seawall.errors import NothingToRepairError
 from seawall.methods.rasa.selection import select
 from seawall.methods.rasa.selection.controls import CONTROLS, frequency_matched
-from seawall.methods.rasa.selection.scores import LayerExpert, traffic
+from seawall.methods.rasa.selection.scores import LayerExpert, top_positive, traffic
 
 
 def _config(**settings: Any) -> SelectConfig:
@@ -69,6 +69,26 @@ def test_one_batch_of_all_pairs_is_the_global_choice() -> None:
     profile = random_profile()
     one_batch = select(profile, _config(scope="batch_union", k=5, batch_pairs=12))
     assert one_batch.layers == select(profile, _config(k=5)).layers
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 8), st.integers(0, 99))
+def test_the_union_over_batches_is_that_of_dense_weights(pairs: int, size: int, k: int, seed: int) -> None:
+    profile = random_profile(pairs=pairs, seed=seed)
+    weight_RP = torch.stack(
+        [
+            torch.bincount(torch.arange(start, min(start + size, pairs)), minlength=pairs)
+            for start in range(0, pairs, size)
+        ]
+    ).double()
+    attack_RLE, plain_RLE = (
+        torch.einsum("rp,ple->rle", weight_RP, getattr(profile, f"{side}_counts_PLE").double())
+        / (weight_RP @ getattr(profile, f"{side}_tokens_P").double()).clamp_min(1.0)[:, None, None]
+        for side in ("attack", "anchor")
+    )
+    expected = {place for gap_LE in attack_RLE - plain_RLE for place in top_positive(gap_LE, k)}
+    assume(expected)
+    assert _places(select(profile, _config(scope="batch_union", k=k, batch_pairs=size, bootstrap=0))) == expected
 
 
 @pytest.mark.parametrize("method", ["frequency", "mass", "random", "frequency_matched"])

@@ -37,7 +37,7 @@ def test_the_planted_place_is_named(place: Place, tmp_path: Path) -> None:
     directions = Directions.load(tmp_path / "run/steer")
     assert seat_of(result, directions) == SEATS[place]
     assert result.verdict == verdict(result, directions)
-    assert f"So {result.verdict}." in result.claim
+    assert result.claim.startswith(f"{result.verdict[0].upper()}{result.verdict[1:]}. ")
     assert (directions.expert_part, directions.shared_LPD is None) == ("routed", False)
     if place == "routed":
         assert result.verdict == f"{VERDICTS['expert']}: MoE layer {EXPERT[0]}, expert {EXPERT[1]}"

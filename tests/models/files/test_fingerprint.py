@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from families import FAMILIES, tiny
-from seawall.models.files.fingerprint import model_fingerprint, state_fingerprint, tensor_digest, tensor_fingerprint
+from seawall.artifacts.store import tensor_digest
+from seawall.models.files.fingerprint import (
+    WeightDigests,
+    model_fingerprint,
+    state_fingerprint,
+    tensor_fingerprint,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.float8_e4m3fn]
 
@@ -66,6 +73,67 @@ def test_shared_memory_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model_fingerprint(model)
     assert read.count(tuple(model.lm_head.weight.shape)) == 1
     assert len(read) == len(model.state_dict()) - 1
+
+
+def _count_digests(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Receives the size of every tensor that is read."""
+    read: list[int] = []
+
+    def digest(tensor: Tensor) -> str:
+        read.append(tensor.numel())
+        return tensor_digest(tensor)
+
+    monkeypatch.setattr("seawall.models.files.fingerprint.tensor_digest", digest)
+    return read
+
+
+def _in_place(stack: Tensor) -> None:
+    with torch.no_grad():
+        stack[0] += 1
+
+
+def _detached(stack: Tensor) -> None:
+    stack.detach()[[0]] = 3.0
+
+
+def _integers(stack: Tensor) -> None:
+    flat = stack.detach().view(torch.int32)
+    flat ^= 1
+
+
+def _inference(stack: Tensor) -> None:
+    with torch.inference_mode():
+        stack.mul_(2)
+
+
+def _other_memory(stack: Tensor) -> None:
+    stack.data = stack.data * 2
+
+
+@pytest.mark.parametrize("write", [_in_place, _detached, _integers, _inference, _other_memory])
+def test_only_tensors_that_were_written_to_are_read_again(
+    write: Callable[[Tensor], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("glm4_moe")
+    digests, read = WeightDigests(model), _count_digests(monkeypatch)
+    before = digests.fingerprint()
+    assert before == model_fingerprint(model)
+    read.clear()
+    assert digests.fingerprint() == before
+    assert read == []
+    stack = next(parameter for parameter in model.parameters() if parameter.ndim == 3)
+    write(stack)
+    after = digests.fingerprint()
+    assert read == [stack.numel()]
+    assert after == model_fingerprint(model) != before
+
+
+def test_a_replaced_tensor_is_read_though_its_memory_is_reused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(64, 64)
+    digests = WeightDigests(model)
+    before = digests.fingerprint()
+    model.weight = torch.nn.Parameter(torch.zeros(64, 64))
+    assert digests.fingerprint() == model_fingerprint(model) != before
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

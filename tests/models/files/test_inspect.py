@@ -82,14 +82,18 @@ def test_no_weight_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert summary.parameters == sum(parameter.numel() for parameter in tiny("mixtral").parameters())
 
 
-@pytest.mark.parametrize(
-    ("family", "reason"), [("llama", "is a dense model"), ("llama4_text", "Llama4TextExperts at ")]
-)
-def test_a_model_without_reachable_experts_is_refused_and_still_described(
-    tmp_path: Path, family: str, reason: str
-) -> None:
+def test_a_dense_model_has_the_verbs_that_need_no_experts(tmp_path: Path) -> None:
+    summary = inspect_model(config_of(write_checkpoint(tmp_path / "model", "llama")))
+    assert summary.supported
+    assert (summary.verbs["eval"], summary.verbs["tune"], summary.verbs["run"]) == (True, True, False)
+    assert "run, profile, select, repair: no (a dense model has no experts)" in summary.verdict
+
+
+def test_a_model_without_reachable_experts_is_refused_and_still_described(tmp_path: Path) -> None:
+    family, reason = "llama4_text", "Llama4TextExperts at "
     assert family in REFUSED
     summary = inspect_model(config_of(write_checkpoint(tmp_path / "model", family)))
+    assert not any(summary.verbs.values())
     assert not summary.supported
     assert summary.verdict.startswith("refused: ")
     assert reason in summary.verdict
@@ -151,10 +155,10 @@ def test_what_is_wrong_becomes_the_verdict(tmp_path: Path, change: Callable[[Pat
 
 
 def test_all_reasons_are_given_at_once(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "model", "llama")
+    folder = write_checkpoint(tmp_path / "model", "llama4_text")
     _pickled(folder)
     _no_template(folder)
-    assert [reason in inspect_model(config_of(folder)).verdict for reason in ("pickled", "template", "dense")] == [
+    assert [reason in inspect_model(config_of(folder)).verdict for reason in ("pickled", "template", "Llama4Text")] == [
         True
     ] * 3
 

@@ -13,9 +13,10 @@ from transformers import GenerationConfig
 from checkpoints import INDEX, WEIGHTS, config_of, logits, write_checkpoint
 from families import FAMILIES, UNUSUAL, tiny, tiny_tokenizer
 from seawall.errors import ArtifactError, RunFolderError, UnsupportedModelError
-from seawall.models.files.checkpoint import HASHES_FILE, save_model
+from seawall.models.files.checkpoint import HASHES_FILE
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
+from seawall.models.files.save import save_model
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

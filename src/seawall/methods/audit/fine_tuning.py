@@ -21,6 +21,8 @@ from seawall.data.types import Exchange, user
 from seawall.distributed import one_process
 from seawall.errors import DataError
 from seawall.methods.rasa.context import retained_exchanges, retained_prompts
+from seawall.models.backoff import RowLimit
+from seawall.models.checkpointing import gradient_checkpointing
 from seawall.models.forward import run
 from seawall.models.lora.low_rank import trainable_low_rank
 from seawall.models.moe.experts import trainable_experts
@@ -43,14 +45,14 @@ class TuningExamples:
         rows: the exchanges, tokenised.
         pad: a token to pad batches with; padding is masked.
         batch_size: exchanges per update.
-        micro_batch_size: maximum rows of a forward pass; None for a whole batch.
+        limit: the rows of a forward pass.
         seed: of the order.
     """
 
     rows: Sequence[Encoded]
     pad: int
     batch_size: int
-    micro_batch_size: int | None
+    limit: RowLimit
     seed: int
 
     def batches(self, updates: int) -> list[list[int]]:
@@ -64,7 +66,7 @@ class TuningExamples:
     def loss(self, moe: MoEModel, batch: Sequence[int]) -> Iterator[Losses]:
         """Mean cross-entropy of the replies of a batch, as one part per forward pass."""
         lengths = [len(self.rows[position].input_ids) for position in batch]
-        for bucket in length_buckets(lengths, self.micro_batch_size or len(batch)):
+        for bucket in length_buckets(lengths, self.limit.of(len(batch))):
             rows = [self.rows[batch[index]] for index in bucket]
             width = max(row.response_tokens for row in rows) + 1
             collated = collate(rows, self.pad, side="left")
@@ -88,6 +90,7 @@ class Tuning:
     def fit(self, moe: MoEModel, examples: TuningExamples, updates: int, log: Callable[[Row], None]) -> None:
         """Trains up to a number of updates since the start."""
         batches = examples.batches(updates)[self.trainer.steps :]
+        self.trainer.back_off = examples.limit.halve
         self.trainer.fit(batches, lambda batch: examples.loss(moe, batch), log)
 
 
@@ -96,13 +99,15 @@ def tuning(context: Context) -> Iterator[Tuning]:
     """Inside, the current model trains as `audit.tamper` says; on exit it has its own bits again."""
     recipe, moe = context.recipe, context.opened.moe
     config = recipe.audit.tamper
+    checkpointed = gradient_checkpointing(moe.model, enabled=config.gradient_checkpointing)
     if config.trained == "lora":
         settings = Settings(lr=LORA_LR if config.lr is None else config.lr)
-        with trainable_low_rank(moe.model, rank=config.lora_rank, seed=recipe.audit.seed) as update:
+        low_rank = trainable_low_rank(moe.model, rank=config.lora_rank, seed=recipe.audit.seed)
+        with low_rank as update, checkpointed:
             yield Tuning(_trainer(dict(update.named_parameters()), settings), update.written)
         return
     settings = Settings(lr=recipe.repair.expert.lr if config.lr is None else config.lr)
-    with trainable_experts(moe, [range(moe.num_experts)] * moe.num_layers) as copies:
+    with trainable_experts(moe, [range(moe.num_experts)] * moe.num_layers) as copies, checkpointed:
         yield Tuning(_trainer(dict(copies.named_parameters()), settings), copies.written)
 
 
@@ -140,7 +145,7 @@ def _encoded(context: Context, exchanges: Sequence[Exchange]) -> TuningExamples:
         rows=[encode_example(tokenizer, exchange) for exchange in exchanges],
         pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         batch_size=recipe.audit.tamper.batch_size,
-        micro_batch_size=recipe.repair.micro_batch_size,
+        limit=RowLimit(recipe.repair.fixed_rows, automatic=True),
         seed=recipe.audit.seed,
     )
 

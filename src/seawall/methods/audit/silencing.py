@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from seawall.artifacts.audit import AuditChange, AuditResult
@@ -156,7 +155,7 @@ def _result(
 def _masks(subject: AuditSubject) -> list[ExpertMask]:
     recipe, profile = subject.context.recipe, subject.profile
     num_pairs, num_layers, num_experts = profile.attack_counts_PLE.shape
-    gap_LE = frequency_gap(profile, recipe.profile.tokens)(torch.ones(1, num_pairs, dtype=torch.float64))[0]
+    gap_LE = frequency_gap(profile, recipe.profile.tokens)(range(num_pairs))
     ranked = top_positive(-gap_LE, count(recipe.audit.silencing.largest, num_layers * num_experts))
     if not ranked:
         raise NothingToRepairError(

@@ -14,8 +14,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from seawall.artifacts.audit import AuditChange, AuditCondition, AuditFigure, AuditResult
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN, POOLED, WRAPPED
@@ -274,7 +272,7 @@ def _result(
 def _settings(subject: AuditSubject) -> list[SwitchSetting]:
     recipe, profile, moe = subject.context.recipe, subject.profile, subject.context.opened.moe
     num_pairs, num_layers, num_experts = profile.attack_counts_PLE.shape
-    gap_LE = frequency_gap(profile, recipe.profile.tokens)(torch.ones(1, num_pairs, dtype=torch.float64))[0]
+    gap_LE = frequency_gap(profile, recipe.profile.tokens)(range(num_pairs))
     off, on = (top_positive(side_LE, num_layers * num_experts) for side_LE in (gap_LE, -gap_LE))
     on = limit_per_layer(on, [layer.top_k for layer in moe.layers])
     if not off and not on:

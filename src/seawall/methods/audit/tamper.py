@@ -19,6 +19,7 @@ from seawall.evaluation.pooled import Samples
 from seawall.methods.audit.conditions import ConditionRunner
 from seawall.methods.audit.context import AuditSubject
 from seawall.methods.audit.fine_tuning import TuningExamples, tuning, tuning_examples
+from seawall.models.backoff import memory_remedy
 from seawall.models.moe.exchange import exchanged
 from seawall.report.audits import AuditView
 from seawall.report.changes import points
@@ -37,6 +38,12 @@ _SWEEPS: dict[TamperSweep, str] = {
     "harmless": "harmless answers",
     "openers": "harmless answers and bare openings of compliance to harmful requests",
 }
+
+
+_MEMORY_REMEDY = (
+    "set audit.tamper.gradient_checkpointing=true, a smaller audit.tamper.lora_rank, or model.device_map=auto for more "
+    "GPUs, and run the same command again: finished conditions stay"
+)
 
 
 def series(side: str, sweep: TamperSweep) -> str:
@@ -214,7 +221,7 @@ class _FineTuning:
         samples = {names[updates]: self._samples(side, updates) for updates in evaluated if updates not in missing}
         if not missing:
             return samples
-        with tuning(context) as current:
+        with memory_remedy("the tamper audit", _MEMORY_REMEDY), tuning(context) as current:
             for updates in missing:
                 current.fit(context.opened.moe, self.examples, updates, lambda row: self._log(side, row, missing[-1]))
                 with current.written():

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from seawall.models.files.checkpoint import save_model
 from seawall.models.files.companions import own_tokenizer
 from seawall.models.files.open import Checkpoint
+from seawall.models.files.save import save_model
 from seawall.models.files.stream import matrices, outline
 from seawall.models.lora.merge import adapter_factors
 from seawall.models.lora.merged import MergeFidelity, survival

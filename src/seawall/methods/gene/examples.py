@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seawall.data.batching import collate, length_buckets
 from seawall.data.templating import Encoded, encode_example
 from seawall.data.types import Exchange
+from seawall.models.backoff import in_buckets
 from seawall.models.forward import run_model
 from seawall.train.losses import response_cross_entropy, response_divergence
 
@@ -69,8 +70,12 @@ class TeacherTargets:
             after_batch: called after each forward pass with the positions of its examples.
         """
         divergence_B = torch.zeros(len(self.examples))
-        for positions in buckets(self.examples, batch_size):
-            divergence_B[positions] = self.divergence(model, positions).float().cpu()
+
+        def measure(positions: list[int]) -> Tensor:
+            return self.divergence(model, positions).float().cpu()
+
+        for positions, values_B in in_buckets(buckets(self.examples, batch_size), measure):
+            divergence_B[positions] = values_B
             if after_batch is not None:
                 after_batch(positions)
         harmful = torch.tensor([example.harmful for example in self.examples], dtype=torch.bool)
@@ -83,7 +88,8 @@ def teacher_predictions(
 ) -> TeacherTargets:
     """The model's predictions on the examples, stored on the CPU: TOP_TOKENS x 8 bytes per response token."""
     predictions: dict[int, TeacherPrediction] = {}
-    for positions in buckets(examples, batch_size):
+
+    def predict(positions: list[int]) -> None:
         rows = [examples[position].encoded for position in positions]
         logits_BTV, _ = _forward(model, rows, pad_id)
         for position, row, logits_TV in zip(positions, rows, logits_BTV, strict=True):
@@ -91,6 +97,9 @@ def teacher_predictions(
             top = predicted_RV.float().log_softmax(-1).topk(min(TOP_TOKENS, logits_TV.shape[-1]), dim=-1)
             tokens_RK, log_RK = top.indices.to("cpu", torch.int32), top.values.to("cpu", copy=True)
             predictions[position] = TeacherPrediction(tokens_RK, log_RK)
+
+    for _ in in_buckets(buckets(examples, batch_size), predict):
+        pass
     return TeacherTargets(examples, [predictions[position] for position in range(len(examples))], pad_id)
 
 

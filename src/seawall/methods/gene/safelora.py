@@ -15,9 +15,9 @@ from seawall.errors import ConfigError
 from seawall.methods.gene.task_model import base_of, check_merged, require_ungrafted, task_adapter
 from seawall.methods.tune.alignment import AlignmentDifference
 from seawall.methods.tune.safelora import SafeLoraReport, project
-from seawall.models.files.checkpoint import save_model
 from seawall.models.files.open import Checkpoint
 from seawall.models.files.rewrite import checkpoint_fingerprint
+from seawall.models.files.save import save_model
 from seawall.models.files.stream import outline
 from seawall.models.lora.merge import attach_saved_adapter, merge_attached
 from seawall.models.silence_libraries import silence_libraries

@@ -20,6 +20,7 @@ from seawall.config.gene import Keep
 from seawall.data.batching import collate
 from seawall.errors import ConfigError
 from seawall.methods.gene.examples import Example, buckets
+from seawall.models.backoff import in_buckets
 from seawall.models.forward import run_model
 from seawall.models.hidden.residual import decoder_layers
 
@@ -37,7 +38,8 @@ def layer_outputs(model: PreTrainedModel, examples: Sequence[Example], pad_id: i
     """
     hidden: dict[int, Tensor] = {}
     blocks = decoder_layers(model)
-    for positions in buckets(examples, batch_size):
+
+    def read(positions: list[int]) -> None:
         rows = [examples[position].encoded for position in positions]
         outputs: dict[int, Tensor] = {}
         with ExitStack() as hooks:
@@ -50,6 +52,9 @@ def layer_outputs(model: PreTrainedModel, examples: Sequence[Example], pad_id: i
             stop = min(start + POSITIONS, -1)
             layers_RD = [outputs[layer][row_index, start:stop].float().cpu() for layer in range(_INPUT, len(blocks))]
             hidden[positions[row_index]] = torch.stack(layers_RD)
+
+    for _ in in_buckets(buckets(examples, batch_size), read):
+        pass
     return [hidden[position] for position in range(len(examples))]
 
 

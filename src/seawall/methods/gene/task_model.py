@@ -20,9 +20,10 @@ from seawall.config.model import ModelConfig
 from seawall.data.templating import encode_prompt
 from seawall.data.types import user
 from seawall.errors import ArtifactError, ConfigError
-from seawall.models.files.checkpoint import save_model, verify_hashes
+from seawall.models.files.checkpoint import verify_hashes
 from seawall.models.files.companions import own_tokenizer
 from seawall.models.files.open import Checkpoint
+from seawall.models.files.save import save_model
 from seawall.models.files.stream import outline
 from seawall.models.lora.attach import load_peft_model
 from seawall.models.lora.merge import check_adapter, load_merged

@@ -14,6 +14,7 @@ from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.profile import ExpertProfile
 from seawall.artifacts.store import require_model
 from seawall.config.eval import EvalConfig
+from seawall.config.repair import MEMORY_SETTINGS, RepairConfig, memory_settings
 from seawall.evaluation.capability.run import file_hashes
 from seawall.evaluation.decision import ValidationScores
 from seawall.evaluation.run import evaluate
@@ -25,14 +26,16 @@ from seawall.methods.rasa.repair.drift import expert_usage, routing_drift
 from seawall.methods.rasa.selection import select
 from seawall.methods.rasa.selection.scores import gate_traffic
 from seawall.methods.rasa.selection.sensitivity import refusal_sensitivity
-from seawall.models.files.fingerprint import model_fingerprint
+from seawall.models.backoff import memory_remedy
 from seawall.models.replicas import copy_weights
 from seawall.runs.files import read_json, write_json, write_metrics
 from seawall.runs.stage import run_stage, stage_hash
 from seawall.shell.context import Context
 from seawall.shell.validation import validator
+from seawall.train.optimizers import require_optimizer
 
 When = Literal["before", "after"]
+_OUTCOME = "outcome.json"
 _DRIFT_PROMPTS = 32
 """Number of validation attacks on which the repair's routing drift is measured."""
 
@@ -100,7 +103,7 @@ def _sensitivity(context: Context) -> Tensor:
         opened.moe,
         opened.tokenizer,
         refusal_targets(context, kept_pairs(context.run.stage("profile"))),
-        batch_size=config.micro_batch_size or config.batch_size,
+        batch_size=config.fixed_rows or config.batch_size,
         progress=lambda count, total: context.reporter.step("gradients of the refusal loss", count, total),
     )
 
@@ -109,7 +112,7 @@ def evaluate_stage(context: Context, when: When) -> EvalResult:
     """Rates on test goals. For `after`, `context.opened` must hold the repaired model."""
     context.reporter.stage(f"Evaluate {when} the repair, on goals never trained on")
     recipe, opened = context.recipe, context.opened
-    weights = model_fingerprint(opened.model)
+    weights = opened.digests.fingerprint()
     suite = build_suite(context.prompts, "test", gold=recipe.eval.gold, wrapping=True)
 
     def work(scratch: Path) -> None:
@@ -132,21 +135,43 @@ def repair_stage(context: Context, selected: ExpertSet) -> Delta:
     """Trains the selected experts and the routers (sections 3.3 and 3.4); `context.opened` is repaired afterwards."""
     context.reporter.stage("Repair: the selected experts under fixed routing, then the routers")
     recipe = context.recipe
+    require_optimizer(recipe.repair.optimizer, context.opened.model.device.type)
     inputs = stage_inputs(
         context,
-        repair=recipe.repair.model_dump(mode="json"),
+        repair=_repair_settings(recipe.repair, *MEMORY_SETTINGS),
         eval=recipe.eval.model_dump(mode="json", include={"max_new_tokens", "batch_size"}),
         retain=recipe.data.model_dump(mode="json", include={"retain_examples", "retain_wrapped"}),
         profile=stage_hash(context.run, "profile"),
         select=stage_hash(context.run, "select"),
     )
-    folder = run_stage(context.run, "repair", inputs, lambda scratch: _repair_work(context, selected, scratch))
+    formerly = {"repair": _repair_settings(recipe.repair, "gradient_checkpointing")}
+    with memory_remedy("the repair", memory_settings(recipe.repair)):
+        folder = run_stage(
+            context.run, "repair", inputs, lambda scratch: _repair_work(context, selected, scratch), formerly=formerly
+        )
     delta = Delta.load(folder / "delta")
-    delta.apply(context.opened.model.state_dict())
-    copy_weights(context.opened.model, list(delta.slices))
-    outcome = read_json(folder / "outcome.json")
+    apply_repair(context, delta)
+    outcome = read_json(folder / _OUTCOME)
     context.reporter.say(outcome.get("reason") or f"round {outcome['chosen_round']} of {len(outcome['rounds'])} kept")
     return delta
+
+
+def apply_repair(context: Context, delta: Delta) -> None:
+    """Turns `context.opened` and its copies into the repaired model, unless it is.
+
+    Raises:
+        ArtifactError: the repair was made from another model.
+    """
+    opened = context.opened
+    require_model(delta.base_model, expected=opened.fingerprint, artifact="repair")
+    if opened.digests.fingerprint() != delta.result_model:
+        delta.apply(opened.model.state_dict())
+    copy_weights(opened.model, list(delta.slices))
+
+
+def _repair_settings(config: RepairConfig, *without: str) -> dict[str, Any]:
+    """The section as JSON; without the optimizer where it is the only one that earlier versions had."""
+    return config.model_dump(mode="json", exclude={*without, *(["optimizer"] if config.optimizer == "adamw" else [])})
 
 
 def _eval_inputs(config: EvalConfig) -> dict[str, Any]:
@@ -157,14 +182,22 @@ def _eval_inputs(config: EvalConfig) -> dict[str, Any]:
 
 
 def _repair_work(context: Context, selected: ExpertSet, scratch: Path) -> None:
-    """Writes delta, metrics and outcome of the repair; the model has its original weights afterwards."""
+    """Writes delta, metrics and outcome of the repair; the model may be the repaired one afterwards."""
+    # The outcome is written last: an attempt that ended after it has only its checkpoints left to remove.
+    if not (scratch / _OUTCOME).is_file():
+        _write_repair(context, selected, scratch)
+    if (scratch / "checkpoints").exists():
+        shutil.rmtree(scratch / "checkpoints")
+
+
+def _write_repair(context: Context, selected: ExpertSet, scratch: Path) -> None:
     opened = context.opened
     prompts = [pair.attack for pair in context.prompts.pairs("validation")][:_DRIFT_PROMPTS]
     rows = context.recipe.eval.forward_rows
     usage_before = expert_usage(opened.moe, opened.tokenizer, prompts, batch_size=rows)
     result = _repair(context, selected, scratch)
     usage_after = expert_usage(opened.moe, opened.tokenizer, prompts, batch_size=rows)
-    fingerprint = model_fingerprint(opened.model)
+    fingerprint = opened.digests.fingerprint()
     state = opened.model.state_dict()
     delta = Delta.between(result.before, state, result.slices, base_model=opened.fingerprint, result_model=fingerprint)
     delta.save(scratch / "delta")
@@ -176,9 +209,7 @@ def _repair_work(context: Context, selected: ExpertSet, scratch: Path) -> None:
         "rounds": [scores.as_row() for scores in result.progress.scores],
         "routing_drift": routing_drift(usage_before, usage_after).tolist(),
     }
-    write_json(scratch / "outcome.json", outcome)
-    delta.revert(state)
-    shutil.rmtree(scratch / "checkpoints")
+    write_json(scratch / _OUTCOME, outcome)
 
 
 def _repair(context: Context, selected: ExpertSet, scratch: Path) -> RepairResult:

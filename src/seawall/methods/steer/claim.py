@@ -35,6 +35,8 @@ def _suppressed(result: SteeringResult, directions: Directions) -> Iterator[str]
     layer, change = result.choice(_LAYER), result.change(_LAYER, ORIGINAL, PLAIN)
     assert layer is not None
     assert change is not None
+    stated = verdict(result, directions)
+    yield f"{stated[0].upper()}{stated[1:]}."
     yield (
         f"Subtracting one direction (decoder layer {layer.layer}, {_token(layer)}) moved refusal of plain harmful "
         f"requests by {points(change)}, at a harmless KL of {_kl(result, _LAYER)} nats{_unscored(result, _LAYER)}."
@@ -60,7 +62,6 @@ def _suppressed(result: SteeringResult, directions: Directions) -> Iterator[str]
     yield from _halves(result)
     yield from _control(result, PLAIN, "refusal")
     yield from _decoy(result)
-    yield f"So {verdict(result, directions)}."
 
 
 def _experts(result: SteeringResult, directions: Directions) -> Iterator[str]:

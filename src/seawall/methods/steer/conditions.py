@@ -19,7 +19,7 @@ from seawall.methods.steer.controls import random_directions, shared_directions
 from seawall.methods.steer.interventions import SIGN, applied
 from seawall.methods.steer.logits import logits_alone, without_logits
 from seawall.methods.steer.score import divergence
-from seawall.methods.steer.target import Prompt, TargetModel, batches, last_logits
+from seawall.methods.steer.target import Prompt, TargetModel, last_logits, measured
 from seawall.models.hidden.intervene import SITES, Addition, Site, ablated, added
 from seawall.models.hidden.routed import Part, has_shared_experts, part_ablated
 from seawall.models.hidden.routes import route_agreement, route_preserving
@@ -169,14 +169,16 @@ def _sites(
 def agreement(target: TargetModel, prompts: Sequence[Prompt], condition: Condition) -> float:
     """Share of the tokens' choices of experts on these prompts that a condition leaves as they were."""
     assert target.moe is not None
-    equal, count = 0.0, 0
-    for _, batch in batches(prompts, target.batch_size):
+    moe, equal, count = target.moe, 0.0, 0
 
-        def run(batch: Batch = batch) -> Tensor:
+    def agree(batch: Batch) -> tuple[float, int]:
+        def run() -> Tensor:
             last_logits(target.model, batch)
             return batch.attention_mask_BT
 
-        stays, choices = route_agreement(target.moe, run, condition.enter)
+        return route_agreement(moe, run, condition.enter)
+
+    for _, (stays, choices) in measured(prompts, target.batch_size, agree):
         equal, count = equal + stays, count + choices
     return equal / count
 
@@ -189,13 +191,14 @@ def harmless_kl(target: TargetModel, prompts: Sequence[Prompt], condition: Condi
     Raises:
         ConfigError: the logits under the change are not finite.
     """
-    values = []
-    for _, batch in batches(prompts, target.batch_size):
+
+    def diverge(batch: Batch) -> Tensor:
         original_BV = last_logits(target.model, batch)
         with condition.enter():
             changed_BV = last_logits(target.model, batch)
-        values.append(divergence(original_BV, changed_BV))
-    mean = float(torch.cat(values).mean())
+        return divergence(original_BV, changed_BV)
+
+    mean = float(torch.cat([value for _, value in measured(prompts, target.batch_size, diverge)]).mean())
     if not torch.isfinite(torch.tensor(mean)):
         raise ConfigError(
             f"the change {condition.name!r} gives logits that are not finite",

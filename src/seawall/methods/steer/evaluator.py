@@ -22,7 +22,7 @@ from seawall.data.batching import Batch
 from seawall.methods.steer.extract import prompts_of_side, require_prompts
 from seawall.methods.steer.interventions import applied_in_rows
 from seawall.methods.steer.score import divergence, refusal_score
-from seawall.methods.steer.target import Prompt, TargetModel, batches, last_logits
+from seawall.methods.steer.target import Prompt, TargetModel, last_logits, measured
 from seawall.models.hidden.enter_at_layer import can_enter_at_layer
 from seawall.models.hidden.intervene import ablated
 from seawall.models.hidden.resume import BlockInputs, record_block_inputs, resumed
@@ -145,10 +145,12 @@ class CandidateEvaluator:
         return sum(map(len, self._values.get((candidate, metric), {}).values()))
 
     def _record(self, prompts: Sequence[Prompt]) -> Iterator[_Recorded]:
-        for _, batch in batches(prompts, self.target.batch_size):
+        def record(batch: Batch) -> _Recorded:
             with record_block_inputs(self.target.model) as inputs:
                 original_BV = last_logits(self.target.model, batch)
-            yield _Recorded(batch, inputs, original_BV)
+            return _Recorded(batch, inputs, original_BV)
+
+        yield from (recorded for _, recorded in measured(prompts, self.target.batch_size, record))
 
     def _measured(
         self, candidates: Sequence[SteeringCandidate], metric: Metric, subset: Subset

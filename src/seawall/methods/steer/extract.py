@@ -19,7 +19,7 @@ from seawall.data.batching import Batch
 from seawall.errors import DataError
 from seawall.methods.steer.logits import logits_direction
 from seawall.methods.steer.score import refusal_score
-from seawall.methods.steer.target import Prompt, TargetModel, batches, last_logits
+from seawall.methods.steer.target import Prompt, TargetModel, last_logits, measured
 from seawall.models.hidden.expert_outputs import expert_outputs
 from seawall.models.hidden.residual import capture_residual
 from seawall.models.moe.capture import RoutingTrace, capture
@@ -171,8 +171,8 @@ def _scored(
 ) -> list[ScoredPrompt]:
     """The prompts with their refusal scores, which `read` computes batch by batch."""
     scores: dict[int, float] = {}
-    for places, batch in batches(prompts, target.batch_size):
-        scores |= zip(places, read(batch), strict=True)
+    for places, values in measured(prompts, target.batch_size, read):
+        scores |= zip(places, values, strict=True)
     return [_record(side, prompt, scores[index]) for index, prompt in enumerate(prompts)]
 
 
@@ -272,8 +272,10 @@ def expert_means(
     """
     width = int(target.model.config.get_text_config().hidden_size)
     shape = (moe.num_layers, moe.num_experts, len(positions), width)
-    sums_LEPD = torch.zeros(shape, dtype=torch.float64, device=target.model.device)
-    shared_LPD = torch.zeros_like(sums_LEPD[:, 0])
+    total_LEPD = torch.zeros(shape, dtype=torch.float64, device=target.model.device)
+    # A pass that exceeds memory is repeated, so its sums are added after its end.
+    sums_LEPD = torch.zeros_like(total_LEPD)
+    total_LPD, shared_LPD = torch.zeros_like(sums_LEPD[:, 0]), torch.zeros_like(sums_LEPD[:, 0])
     with_shared: set[int] = set()
 
     def add(layer: int, experts: tuple[int, ...], outputs_XBPD: Tensor) -> None:
@@ -283,10 +285,16 @@ def expert_means(
         shared_LPD[layer] += output_BPD.double().sum(0).to(shared_LPD.device)
         with_shared.add(layer)
 
+    def read(batch: Batch) -> None:
+        sums_LEPD.zero_()
+        shared_LPD.zero_()
+        last_logits(target.model, batch)
+
     experts = {layer: range(moe.num_experts) for layer in range(moe.num_layers)}
     with expert_outputs(moe, experts, positions=positions, sink=add, shared_sink=add_shared):
-        for places, batch in batches(prompts, target.batch_size):
-            last_logits(target.model, batch)
+        for places, _ in measured(prompts, target.batch_size, read):
+            total_LEPD += sums_LEPD
+            total_LPD += shared_LPD
             advance(len(places))
-    shared = (shared_LPD / len(prompts)).cpu() if with_shared else None
-    return ExpertMeans((sums_LEPD / len(prompts)).flatten(0, 1).cpu(), shared)
+    shared = (total_LPD / len(prompts)).cpu() if with_shared else None
+    return ExpertMeans((total_LEPD / len(prompts)).flatten(0, 1).cpu(), shared)

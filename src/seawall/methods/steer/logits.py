@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from seawall.artifacts.directions import Directions
 from seawall.data.batching import Batch
 from seawall.methods.steer.score import refusal_score
-from seawall.methods.steer.target import Prompt, TargetModel, batches
+from seawall.methods.steer.target import Prompt, TargetModel, measured
 from seawall.models.forward import run_model
 from seawall.models.hidden.norms import norm_scale, readers_of
 from seawall.models.hidden.residual import decoder_layers
@@ -37,8 +38,7 @@ def logits_direction(target: TargetModel, prompts: Sequence[Prompt]) -> Float[Te
         prompts: prompts that it refuses.
     """
     sums_D: Tensor | None = None
-    for _, batch in batches(prompts, target.batch_size):
-        gradients_BD, weight_D = _gradients(target, batch)
+    for _, (gradients_BD, weight_D) in measured(prompts, target.batch_size, partial(_gradients, target)):
         row_D = gradients_BD.sum(0) * weight_D
         sums_D = row_D if sums_D is None else sums_D + row_D
     assert sums_D is not None

@@ -5,19 +5,23 @@ Legend: B rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seawall.data.batching import Batch, collate
+from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.templating import Encoded, encode_prompt
 from seawall.data.types import Messages
+from seawall.models.backoff import in_buckets
 from seawall.models.forward import contiguous_output_layer
 from seawall.models.generate import TokenIds
 from seawall.models.moe.find import MoEModel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +70,23 @@ def batches(prompts: Sequence[Prompt], size: int) -> Iterator[tuple[list[int], B
 
     Longest first, similar lengths together.
     """
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].token_ids))
-    for start in range(0, len(order), size):
-        places = order[start : start + size]
-        rows = [list(prompts[index].token_ids) for index in places]
-        yield places, collate([Encoded(row, row) for row in rows], pad_id=0, side="left")
+    for places in length_buckets([len(prompt.token_ids) for prompt in prompts], size):
+        yield places, _collated(prompts, places)
+
+
+def measured(prompts: Sequence[Prompt], size: int, read: Callable[[Batch], T]) -> Iterator[tuple[list[int], T]]:
+    """Indices of prompts and what `read` makes of their batch, as `batches`; smaller batches where memory runs out.
+
+    Raises:
+        SeawallError: one prompt alone exceeds memory.
+    """
+    buckets = length_buckets([len(prompt.token_ids) for prompt in prompts], size)
+    yield from in_buckets(buckets, lambda places: read(_collated(prompts, places)))
+
+
+def _collated(prompts: Sequence[Prompt], places: Sequence[int]) -> Batch:
+    rows = [list(prompts[index].token_ids) for index in places]
+    return collate([Encoded(row, row) for row in rows], pad_id=0, side="left")
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from seawall.data.templating import Encoded, encode_prompt
 from seawall.data.types import Messages, user
 from seawall.errors import ConfigError, UnsupportedModelError
 from seawall.methods.tune.terms import AccumulationStep, Attachment, LossTerm, require_attachable, require_weight
+from seawall.models.backoff import in_buckets
 from seawall.models.forward import run
 from seawall.models.moe.capture import capture
 from seawall.models.moe.find import MoEModel, find_moe
@@ -178,12 +179,12 @@ def without_adapter(model: nn.Module) -> PreTrainedModel:
 def _recorded(moe: MoEModel, rows: Sequence[Sequence[int]], size: int, variant: DriftVariant) -> list[Tensor]:
     """The current routing of all prompts, on the CPU."""
     recorded: dict[int, Tensor] = {}
-    for positions in length_buckets([len(row) for row in rows], size):
-        recorded |= zip(
-            positions,
-            (routing_LTE.cpu() for routing_LTE in routing(moe, [rows[position] for position in positions], variant)),
-            strict=True,
-        )
+
+    def record(positions: list[int]) -> list[Tensor]:
+        return [routing_LTE.cpu() for routing_LTE in routing(moe, [rows[index] for index in positions], variant)]
+
+    for positions, routings in in_buckets(length_buckets([len(row) for row in rows], size), record):
+        recorded |= zip(positions, routings, strict=True)
     return [recorded[position] for position in range(len(rows))]
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint folder on disk: its safetensors headers, the integrity of its files, and writing it.
+"""A checkpoint folder on disk: its safetensors headers, and the integrity of its files.
 
 Reading needs neither weights nor model classes, so `doctor` and `plan` work on models of any size.
 """
@@ -12,17 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from seawall.disk import follow_umask, regular
-from seawall.errors import ArtifactError, RunFolderError, SeawallError, UnsupportedModelError
-from seawall.models.silence_libraries import silence_libraries
-from seawall.runs.files import file_hash, storage_errors, write_json
+from seawall.disk import regular
+from seawall.errors import ArtifactError, SeawallError, UnsupportedModelError
+from seawall.runs.files import hash_files
 
 HASHES_FILE = "seawall_files.json"
 """Written into every checkpoint of seawall: {"files": {file name: "sha256:..."}}. Checked before every load."""
 
-_PLACE_OF_LOADING = ("is_local", "local_files_only", "name_or_path")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MAX_HEADER = 100_000_000
@@ -213,11 +209,13 @@ def verify_hashes(folder: Path) -> None:
     """
     if not (folder / HASHES_FILE).exists():
         return
-    for name, expected in sorted(_stored_hashes(folder).items()):
-        path = folder / name
-        if not path.is_file():
-            raise ArtifactError(f"{name} is missing in {folder}", remedy="copy the model again")
-        if file_hash(path) != expected:
+    stored = {folder / name: digest for name, digest in sorted(_stored_hashes(folder).items())}
+    absent = next((path for path in stored if not path.is_file()), None)
+    if absent is not None:
+        raise ArtifactError(f"{absent.name} is missing in {folder}", remedy="copy the model again")
+    hashes = hash_files(stored)
+    for path, expected in stored.items():
+        if hashes[path] != expected:
             raise ArtifactError(
                 f"{path} is not the file that seawall wrote",
                 got="another sha256",
@@ -244,47 +242,3 @@ def first_line(error: Exception) -> str:
     """The first line with text of another library's error; the error's class where there is none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
-    """Writes weights (safetensors), configuration, generation settings, tokenizer and chat template to `folder`.
-
-    transformers may write stacked experts as one tensor per expert, like the family's published checkpoints; loading
-    stacks the same bits again. Tied weights are written once. The hashes of all files are written too, and checked by
-    loading. An interruption leaves a partial checkpoint, so write into a scratch folder.
-
-    Returns:
-        `sha256:...` of every file, by its path in the folder.
-
-    Raises:
-        RunFolderError: the folder is not empty, or cannot be written.
-        UnsupportedModelError: transformers refuses to write this model's settings.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunFolderError(f"{folder} exists and is not an empty folder", remedy="name a new folder")
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(model, tokenizer, folder)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        for path in files:
-            follow_umask(path)
-        hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
-        write_json(folder / HASHES_FILE, {"files": hashes})
-    return hashes
-
-
-def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    try:
-        with silence_libraries():
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-        _forget_place(folder / "tokenizer_config.json")
-    except ValueError as error:
-        raise UnsupportedModelError("transformers refuses to write this model", got=first_line(error)) from error
-
-
-def _forget_place(path: Path) -> None:
-    """Removes what transformers notes about where a tokenizer was loaded from, which is no property of it."""
-    if path.is_file():
-        settings = read_json(path)
-        write_json(path, {key: value for key, value in settings.items() if key not in _PLACE_OF_LOADING})

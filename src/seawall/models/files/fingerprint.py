@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from seawall.artifacts.store import tensor_digest
 from seawall.data.probes import rendered_probes
 from seawall.runs.files import read_json
 
@@ -71,12 +73,53 @@ def state_fingerprint(state: Mapping[str, Tensor]) -> str:
     Tensors that share memory (tied embeddings) are read once, and count like equal copies. Each thread copies one
     tensor at a time to the CPU.
     """
+    digests = _digests(state)
+    return _summary({name: (tensor.dtype, tuple(tensor.shape), digests[name]) for name, tensor in state.items()})
+
+
+def _digests(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The digest of every tensor by name; tensors that share memory are read once."""
     unique = {_identity(tensor): tensor for tensor in state.values()}
     with ThreadPoolExecutor(_WORKERS) as pool:
         digests = dict(zip(unique, pool.map(tensor_digest, unique.values()), strict=True))
-    return _summary(
-        {name: (tensor.dtype, tuple(tensor.shape), digests[_identity(tensor)]) for name, tensor in state.items()}
-    )
+    return {name: digests[_identity(tensor)] for name, tensor in state.items()}
+
+
+@final
+class WeightDigests:
+    """The digests of a model's tensors. A tensor is read again only after it was written to, moved or replaced.
+
+    Torch counts the in-place operations on a tensor, on its views and on what is detached from it. Writes through
+    `tensor.data` are not counted; seawall writes into a loaded model's weights without them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._read: dict[str, tuple[weakref.ref[Tensor], object, str]] = {}
+
+    def fingerprint(self) -> str:
+        """`model_fingerprint` of the current weights."""
+        state = self._model.state_dict(keep_vars=True)
+        stale = {name: tensor for name, tensor in state.items() if not self._is_current(name, tensor)}
+        digests = _digests(stale)
+        self._read = {
+            name: (weakref.ref(tensor), _version(tensor), digests[name] if name in stale else self._read[name][2])
+            for name, tensor in state.items()
+        }
+        return _summary(
+            {name: (tensor.dtype, tuple(tensor.shape), self._read[name][2]) for name, tensor in state.items()}
+        )
+
+    def _is_current(self, name: str, tensor: Tensor) -> bool:
+        if name not in self._read or tensor.is_inference():
+            return False
+        reference, version, _ = self._read[name]
+        return reference() is tensor and version == _version(tensor)
+
+
+def _version(tensor: Tensor) -> object:
+    """What changes when a tensor is written to or gets other memory."""
+    return _identity(tensor), None if tensor.is_inference() else tensor._version
 
 
 class StreamedFingerprint:
@@ -119,12 +162,6 @@ def _summary(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...], str]]) ->
 def tensor_fingerprint(tensor: Tensor) -> str:
     """`sha256:` and the hex digest of one tensor's type, shape and bytes."""
     return state_fingerprint({"": tensor})
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """Hex digest of a tensor's bytes in row order, independent of strides and device. hashlib releases the GIL."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 
 
 def _identity(tensor: Tensor) -> tuple[object, ...]:

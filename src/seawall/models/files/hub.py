@@ -1,12 +1,14 @@
-"""Locates a model: a local folder, or a repository of the Hugging Face Hub."""
+"""Locates a model: a local folder, or a repository of the Hugging Face Hub; uploads one."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from huggingface_hub import get_safetensors_metadata, snapshot_download
+from huggingface_hub import HfApi, get_safetensors_metadata, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -27,6 +29,7 @@ from seawall.models.files.checkpoint import TensorHeader, first_line
 from seawall.models.silence_libraries import silence_libraries
 
 _CARD = "README.md"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", _CARD)
 
 
@@ -64,6 +67,48 @@ def locate(config: ModelConfig, *, weights: bool = True) -> Path:
     except (OSError, HTTPError, HFValidationError) as error:
         raise hub_error(config, error) from error
     return Path(snapshot)
+
+
+def resolved_commit(folder: Path) -> str | None:
+    """The commit of a snapshot in the Hub's cache (`models--OWNER--NAME/snapshots/COMMIT`); None for other folders."""
+    is_snapshot = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return folder.name if is_snapshot and _COMMIT.fullmatch(folder.name) else None
+
+
+def push_folder(folder: Path, repository: str, *, private: bool, without: Sequence[str] = ()) -> str:
+    """Uploads a checkpoint folder to a model repository of the Hub, made if missing; returns the commit.
+
+    Args:
+        folder: with a model card.
+        repository: OWNER/NAME.
+        private: of a new repository; an existing public one is refused.
+        without: names of files to leave out.
+
+    Raises:
+        ConfigError: no login, no permission, no connection, or a public repository.
+    """
+    api = HfApi()
+    try:
+        with silence_libraries():
+            api.create_repo(repository, private=private, exist_ok=True)
+            if private and not api.model_info(repository).private:
+                raise ConfigError(
+                    f"the repository {repository} is public",
+                    remedy="name another one as export.push_to_hub, or set export.private=false",
+                )
+            commit = api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                ignore_patterns=list(without),
+                commit_message="Repaired model and its card, by seawall",
+            )
+    except (OSError, HTTPError, HFValidationError) as error:
+        raise ConfigError(
+            f"the model could not be uploaded to {repository}",
+            got=first_line(error),
+            remedy="run `hf auth login` with a token that may write, and the same command again",
+        ) from error
+    return str(commit.oid)
 
 
 def _require_regular(folder: Path) -> None:

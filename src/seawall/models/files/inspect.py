@@ -22,12 +22,14 @@ from seawall.models.files.accounted import require_accounted, require_float_weig
 from seawall.models.files.checkpoint import TensorHeader, read_config, read_headers
 from seawall.models.files.hub import hub_headers, locate
 from seawall.models.files.load import library_errors, load_architecture, open_tokenizer, require_plain_weights
-from seawall.models.moe.find import MoELayer, MoEModel, find_moe
+from seawall.models.moe.find import MoELayer, MoEModel, find_moe_if_any
 from seawall.models.moe.module_copies import attention_modules
 from seawall.models.silence_libraries import silence_libraries
 
 T = TypeVar("T")
 
+EXPERT_VERBS = ("run", "profile", "select", "repair")
+MODEL_VERBS = ("eval", "steer", "tune", "gene", "landscape")
 _DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -79,7 +81,7 @@ class ModelSummary:
         width: D.
         vocabulary: V.
         cache_elements: numbers in the key-value cache per token and decoder layer.
-        moe: the routed experts; None where seawall cannot reach any.
+        moe: the routed experts; None for a dense model, and where seawall cannot reach any.
         dtype: type of most of the weights on disk.
         bytes_on_disk: size of the weights.
         tokenizer: whether the model has a tokenizer.
@@ -105,13 +107,23 @@ class ModelSummary:
 
     @property
     def supported(self) -> bool:
-        """Whether seawall can work on the model."""
+        """Whether seawall can work on the model; on a dense one with fewer verbs."""
         return not self.refusals
 
     @property
+    def verbs(self) -> dict[str, bool]:
+        """Which verbs work on the model: those that need experts, and those that take dense models too."""
+        experts = self.supported and self.moe is not None
+        return dict.fromkeys(EXPERT_VERBS, experts) | dict.fromkeys(MODEL_VERBS, self.supported)
+
+    @property
     def verdict(self) -> str:
-        """`supported`, or `refused: ` followed by every reason."""
-        return "supported" if self.supported else f"refused: {' | '.join(self.refusals)}"
+        """`supported`, what a dense model leaves out, or `refused: ` followed by every reason."""
+        if not self.supported:
+            return f"refused: {' | '.join(self.refusals)}"
+        if self.moe is None:
+            return f"{', '.join(MODEL_VERBS)}: yes; {', '.join(EXPERT_VERBS)}: no (a dense model has no experts)"
+        return "supported"
 
 
 def inspect_model(config: ModelConfig) -> ModelSummary:
@@ -173,7 +185,7 @@ def _collect_facts(folder: Path, raw: Mapping[str, Any], config: ModelConfig) ->
     if facts.model is not None:
         if not facts.refusals:
             facts.collect(lambda: require_accounted(folder, facts.model, facts.headers), None)
-        facts.moe = facts.collect(lambda: find_moe(facts.model), None)
+        facts.moe = facts.collect(lambda: find_moe_if_any(facts.model), None)
     return facts
 
 
@@ -182,7 +194,7 @@ def _headers(folder: Path, config: ModelConfig) -> Mapping[str, TensorHeader]:
 
 
 def _summary(config: ModelConfig, raw: Mapping[str, Any], facts: _Facts) -> ModelSummary:
-    moe = None if facts.moe is None else _summarize_moe(facts.moe)
+    moe = None if facts.moe is None else summarize_moe(facts.moe)
     text = None if facts.architecture is None else facts.architecture.get_text_config()
     parameters = _parameters(facts)
     return ModelSummary(
@@ -211,7 +223,8 @@ def _parameters(facts: _Facts) -> int:
     return sum(parameter.numel() for parameter in facts.model.parameters())
 
 
-def _summarize_moe(moe: MoEModel) -> MoESummary:
+def summarize_moe(moe: MoEModel) -> MoESummary:
+    """Sizes of a model's routed experts."""
     first = moe.layers[0]
     tensors = tuple((weight, tuple(first.parameter(weight).shape)) for weight in first.weights)
     expert = sum(first.parameter(weight).numel() for weight in first.weights) // first.num_experts

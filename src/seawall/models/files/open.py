@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.config.model import ModelConfig
 from seawall.models.files.fingerprint import rendering_fingerprint, settings_fingerprint, tokenizer_fingerprint
-from seawall.models.files.hub import locate, stated_licence
+from seawall.models.files.hub import locate, resolved_commit, stated_licence
 from seawall.models.files.load import load_model, open_tokenizer
 from seawall.models.files.rewrite import checkpoint_fingerprint
 from seawall.models.files.stream import CheckpointOutline, outline
@@ -83,6 +83,11 @@ class Checkpoint:
     def licence(self) -> str | None:
         """The licence that the model card states (`apache-2.0`); None where it states none."""
         return stated_licence(self.small_files)
+
+    @cached_property
+    def commit(self) -> str | None:
+        """The commit that a model of the Hub resolved to; None for a local folder."""
+        return resolved_commit(self.small_files)
 
     def load(self, *, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in evaluation mode on its device, and its tokenizer; every call loads them again.

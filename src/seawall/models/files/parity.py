@@ -1,6 +1,6 @@
-"""The parity certificate: an exported checkpoint, loaded in a fresh process, gives the logits of the repaired model.
+"""Parity: an exported checkpoint holds the repaired model's tensors, and gives its logits in a fresh process.
 
-`python -m seawall.models.files.parity MODEL_SETTINGS PROBES` prints one JSON object.
+`python -m seawall.models.files.parity MODEL_SETTINGS PROBES [--weights]` prints one JSON object.
 """
 
 from __future__ import annotations
@@ -20,10 +20,58 @@ from seawall.config.model import ModelConfig
 from seawall.data.templating import encode_prompt
 from seawall.data.types import Messages
 from seawall.distributed.process import environment_alone
-from seawall.errors import ArtifactError
+from seawall.errors import ArtifactError, UnsupportedModelError
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
 from seawall.models.files.open import Checkpoint
+from seawall.models.files.stream import outline, reading
+
+
+def holds_weights(folder: Path, model: PreTrainedModel) -> bool:
+    """Compares a checkpoint's tensors with a model's, bit for bit; memory holds one tensor or expert at a time.
+
+    Returns:
+        False where nothing was compared, since Python code of the checkpoint defines how its files are read.
+
+    Raises:
+        ArtifactError: a tensor differs, or the files lack one.
+    """
+    try:
+        checkpoint = outline(folder)
+    except UnsupportedModelError:
+        return False
+    state, compared = model.state_dict(), set[str]()
+    with reading(checkpoint) as reader:
+        for part in checkpoint.sources:
+            for name, tensor in reader.read(part).items():
+                _require_same(folder, name, tensor, state[name] if part.expert is None else state[name][part.expert])
+                compared.add(name)
+    for name, stored in checkpoint.aliases().items():
+        _require_same(folder, name, state[stored], state[name])
+        compared.add(name)
+    absent = sorted(state.keys() - compared)
+    if absent:
+        raise ArtifactError(f"the checkpoint in {folder} lacks tensors of the model", got=f"no {absent[0]}")
+    return True
+
+
+def _require_same(folder: Path, name: str, stored: Tensor, expected: Tensor) -> None:
+    if (
+        stored.dtype == expected.dtype
+        and stored.shape == expected.shape
+        and torch.equal(_bytes(stored), _bytes(expected))
+    ):
+        return
+    raise ArtifactError(
+        f"the checkpoint in {folder} is not the model in memory: {name} differs",
+        got=f"{stored.dtype}, shape {tuple(stored.shape)}",
+        expected=f"the bits of a tensor of {expected.dtype}, shape {tuple(expected.shape)}",
+        remedy="report this as a bug",
+    )
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages], path: Path) -> None:
@@ -36,13 +84,19 @@ def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: S
     save_file(tensors, path)
 
 
-def compare_in_fresh_process(checkpoint: Checkpoint, probes: Path) -> dict[str, object]:
+def compare_in_fresh_process(checkpoint: Checkpoint, probes: Path, *, weights: bool) -> dict[str, object]:
     """{"max_logit_difference", "fingerprint"} of a checkpoint, measured in another process.
+
+    Args:
+        checkpoint: to load there.
+        probes: the file of `probe`.
+        weights: whether to compute the fingerprint, which is None otherwise.
 
     Raises:
         ArtifactError: the checkpoint cannot be loaded there.
     """
     command = [sys.executable, "-m", "seawall.models.files.parity", checkpoint.config.model_dump_json(), str(probes)]
+    command += ["--weights"] if weights else []
     process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment_alone())
     if process.returncode != 0:
         last = (process.stderr.strip().splitlines() or ["no output"])[-1]
@@ -57,7 +111,7 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return output.float().cpu().contiguous()
 
 
-def main(settings: str, probes: str) -> None:
+def main(settings: str, probes: str, weights: str | None = None) -> None:
     """Entry point of the fresh process."""
     model, _ = load_model(ModelConfig.model_validate_json(settings))
     tensors = load_file(probes)
@@ -66,7 +120,8 @@ def main(settings: str, probes: str) -> None:
         float((_logits(model, tensors[f"ids/{number}"]) - tensors[f"logits/{number}"]).abs().max())
         for number in numbers
     ]
-    result = {"max_logit_difference": max(differences), "fingerprint": model_fingerprint(model)}
+    fingerprint = None if weights is None else model_fingerprint(model)
+    result = {"max_logit_difference": max(differences), "fingerprint": fingerprint}
     sys.stdout.write(json.dumps(result) + "\n")
 
 

@@ -19,16 +19,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from seawall.artifacts.delta import flipped
 from seawall.disk import leads_out
 from seawall.errors import ArtifactError, UnsupportedModelError
 from seawall.models.files.checkpoint import HASHES_FILE, read_headers, weight_files
 from seawall.models.files.fingerprint import StreamedFingerprint
 from seawall.models.files.load import library_errors
+from seawall.models.files.save import write_hashes
 from seawall.models.files.stream import CheckpointOutline, Part, reading
-from seawall.runs.files import file_hash, write_json
 
 Change = Callable[[str, int | None], Tensor]
-"""(parameter, expert of a stack or None) -> the update to add, in the parameter's layout, float32."""
+"""(parameter, expert of a stack or None) -> the update, in the parameter's layout: float32, or bits as integers."""
 Progress = Callable[[int, int], None]
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".gguf")
 
@@ -41,9 +42,12 @@ def add_to_checkpoint(
     *,
     originals: Path | None,
     unchanged: Collection[tuple[str, int]] = (),
+    without: Collection[str] = (),
     progress: Progress | None = None,
 ) -> None:
     """Writes the checkpoint with `change` added to the parameters `names`; sums are rounded to the stored type.
+
+    An update of integers is a change of bits (`seawall.artifacts.delta`): XORed onto the stored ones.
 
     Memory holds the tensors of one file and the update of one part.
 
@@ -56,6 +60,7 @@ def add_to_checkpoint(
             saves none.
         unchanged: (parameter, expert) of stacked experts whose update is zero. Tensors that belong to these experts
             alone are copied and not saved to `originals`.
+        without: names of files to leave out.
         progress: called after every file with the number of files done and in total.
 
     Raises:
@@ -65,7 +70,7 @@ def add_to_checkpoint(
     parts = _parts_by_tensor(outline, names, unchanged)
     placement = _Placement(outline, change, names)
     files = weight_files(outline.folder)
-    copy_other_files(outline.folder, output)
+    copy_other_files(outline.folder, output, without=without)
     for number, path in enumerate(files, start=1):
         _add_to_file(path, output, parts, placement, originals=originals)
         if progress is not None:
@@ -83,7 +88,7 @@ def _add_to_file(
             save_file({name: file.get_tensor(name) for name in changed}, originals / path.name)
         tensors = {name: file.get_tensor(name) for name in sorted(file.keys() - parts.keys())}
         for name in changed:
-            tensors[name] = _sum(file.get_tensor(name), placement.of(parts[name], name))
+            tensors[name] = _updated(file.get_tensor(name), placement.of(parts[name], name))
     save_file(tensors, output / path.name, metadata=metadata)
 
 
@@ -153,12 +158,6 @@ def copy_other_files(folder: Path, output: Path, *, without: Collection[str] = (
                     remedy="put the file itself in the model's folder, or remove the link",
                 )
             shutil.copyfile(path, output / path.name)
-
-
-def write_hashes(folder: Path) -> None:
-    """Writes the hash of every file of a checkpoint into its folder; loading checks them."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != HASHES_FILE)
-    write_json(folder / HASHES_FILE, {"files": {path.name: file_hash(path) for path in files}})
 
 
 def _parts_by_tensor(
@@ -239,6 +238,7 @@ class _Placement:
             positions = positions if part.expert is None else positions.squeeze(0)
             change = self._change(name, part.expert)
             _require_rearranged(positions, change, name)
+            flat = flat.to(change.dtype)
             flat[positions.reshape(-1)] = change.reshape(-1)
         pieces = torch.split(flat, [math.prod(shape) for shape in shapes.values()])
         return {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
@@ -252,7 +252,9 @@ def _require_rearranged(positions: Tensor, change: Tensor, name: str) -> None:
         )
 
 
-def _sum(tensor: Tensor, change: Tensor) -> Tensor:
+def _updated(tensor: Tensor, change: Tensor) -> Tensor:
+    if not change.is_floating_point():
+        return flipped(tensor, change)
     # adding 0 would turn -0 into 0
     return torch.where(change == 0, tensor, (tensor.float() + change).to(tensor.dtype))
 

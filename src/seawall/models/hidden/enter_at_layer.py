@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from seawall.models.hidden.residual import capture_residual, decoder_layers
-from seawall.models.moe.calls import Arguments, replaced_forward, with_hidden_input
+from seawall.models.moe.calls import Arguments, hidden_input, replaced_forward, with_hidden_input
 
 _ROWS, _TOKENS = 3, 5
 """Size of the pass that tells whether a model can be entered: no family's layers return three outputs."""
@@ -83,6 +83,6 @@ def _pass_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
 
 def _substitute(hidden_BTD: Tensor) -> Any:
     def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        return with_hidden_input(hidden_BTD, args, kwargs)
+        return with_hidden_input(hidden_BTD.to(hidden_input(args, kwargs).device), args, kwargs)
 
     return hook

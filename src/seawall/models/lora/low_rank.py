@@ -7,18 +7,18 @@ cheaper as weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from seawall.models.files.stream import Matrix, matrices
-from seawall.models.moe.calls import bare_copy, frozen, replaced_forward
+from seawall.models.moe.calls import frozen
 from seawall.models.moe.exchange import exchanged
+from seawall.models.moe.layerwise import Substitution, computed_with
 
 SCALING = 2.0
 """alpha / r, as in TamperBench's LoRA attacks (github.com/criticalml-uw/TamperBench, lora_finetune.py)."""
@@ -31,7 +31,7 @@ class LowRankUpdate:
     def __init__(self, model: PreTrainedModel, *, rank: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._model = model
-        self._forward = model.forward
+        self._substitution = Substitution()
         self._weights = {name: model.get_parameter(name).detach() for name in matrices(model)}
         self._left: dict[str, nn.Parameter] = {}
         self._right: dict[str, nn.Parameter] = {}
@@ -46,19 +46,31 @@ class LowRankUpdate:
             yield f"{name}:left", self._left[name]
             yield f"{name}:right", self._right[name]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The updated weights, through which gradients reach the factors."""
-        return {
-            name: (weight.float() + SCALING * (self._left[name] @ self._right[name])).to(weight.dtype)
-            for name, weight in self._weights.items()
-        }
+    def tensors(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The updated weights of these names, or all, through which gradients reach the factors."""
+        return {name: self._updated(name) for name in (self._weights if names is None else names)}
+
+    def _updated(self, name: str) -> Tensor:
+        weight = self._weights[name]
+        updated: Tensor = weight.float() + SCALING * (self._left[name] @ self._right[name])
+        return updated.to(weight.dtype)
 
     @contextmanager
     def written(self) -> Iterator[None]:
         """Inside, the model's own parameters hold the updated weights; the former bits are restored on exit."""
         with torch.no_grad():
             tensors = self.tensors()
-        with exchanged(self._model, tensors), replaced_forward(self._model, self._forward):
+        with exchanged(self._model, tensors):
+            self._substitution.bypassed = True
+            try:
+                yield
+            finally:
+                self._substitution.bypassed = False
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Inside, the model computes with the updated weights."""
+        with computed_with(self._model, self._weights, self.tensors) as self._substitution:
             yield
 
 
@@ -75,15 +87,8 @@ def trainable_low_rank(model: PreTrainedModel, *, rank: int, seed: int) -> Itera
     """
     with frozen(model):
         update = LowRankUpdate(model, rank=rank, seed=seed)
-        with replaced_forward(model, _with(bare_copy(model), update.tensors)):
+        with update.attached():
             yield update
-
-
-def _with(plain: nn.Module, tensors: Callable[[], Mapping[str, Tensor]]) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return functional_call(plain, dict(tensors()), args, kwargs)
-
-    return forward
 
 
 def _initial(matrix: Matrix, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, final
+from typing import final
 
 import torch
-from torch.func import functional_call
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from seawall.models.moe.calls import bare_copy, frozen, replaced_forward
+from seawall.models.moe.calls import frozen
+from seawall.models.moe.layerwise import computed_with
 from seawall.models.moe.trainable_copies import Part, TrainableCopies
 
 
@@ -27,11 +28,9 @@ def trainable_model(model: PreTrainedModel, *, master_dtype: torch.dtype = torch
     """
     copies = TrainableModel([Part(name, parameter) for name, parameter in model.named_parameters()], master_dtype)
     dtypes = {part.name: part.target.dtype for part in copies.parts}
-    plain = bare_copy(model)
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        rounded = {name: master.to(dtypes[name]) for name, master in copies.named_parameters()}
-        return functional_call(plain, rounded, args, kwargs)
+    def rounded(names: Collection[str]) -> dict[str, Tensor]:
+        return {name: copies.get(name).to(dtypes[name]) for name in names}
 
-    with frozen(model), replaced_forward(model, forward):
+    with frozen(model), computed_with(model, dtypes, rounded):
         yield copies

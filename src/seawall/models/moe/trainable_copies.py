@@ -29,6 +29,12 @@ class Part:
     target: nn.Parameter
     indices: tuple[int, ...] | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the part and of its copy."""
+        shape = tuple(self.target.shape)
+        return shape if self.indices is None else (len(self.indices), *shape[1:])
+
     def read(self) -> Tensor:
         """A new tensor with the part's values in the model's dtype."""
         tensor = self.target.detach()
@@ -96,19 +102,43 @@ class TrainableCopies:
         Raises:
             ArtifactError: the checkpoint holds other parameters or shapes.
         """
-        got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        expected = {name: tuple(master.shape) for name, master in self._masters.items()}
-        if got != expected:
-            name = min(name for name in {*got, *expected} if got.get(name) != expected.get(name))
-            raise ArtifactError(
-                f"the checkpoint belongs to other parameters: {name}",
-                got=f"shape {got.get(name, 'none')}",
-                expected=f"shape {expected.get(name, 'none')}",
-                remedy="resume with the recipe and the selected experts of the checkpoint",
-            )
+        _require_shapes(tensors, {name: tuple(master.shape) for name, master in self._masters.items()})
         with torch.no_grad():
             for name, master in self._masters.items():
                 master.copy_(tensors[name])
+
+
+def write_slices(parts: Sequence[Part], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Writes values into the model as `write_back` does, part by part, and returns the original slices on the CPU.
+
+    Beside the model, its device holds one part at a time; the copies and their optimizers need not exist any longer.
+
+    Args:
+        parts: the parts of all copies.
+        values: of every part, by name.
+
+    Raises:
+        ArtifactError: the values belong to other parameters.
+    """
+    _require_shapes(values, {part.name: part.shape for part in parts})
+    originals = {}
+    for part in parts:
+        originals[part.name] = part.read().cpu().contiguous()
+        part.write(values[part.name])
+    return originals
+
+
+def _require_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if got == expected:
+        return
+    name = min(name for name in {*got, *expected} if got.get(name) != expected.get(name))
+    raise ArtifactError(
+        f"the checkpoint belongs to other parameters: {name}",
+        got=f"shape {got.get(name, 'none')}",
+        expected=f"shape {expected.get(name, 'none')}",
+        remedy="resume with the recipe and the selected experts of the checkpoint",
+    )
 
 
 def _require_trainable(part: Part) -> None:

@@ -13,10 +13,14 @@ from seawall.report.landscape import Curve, CurvePanel, RateMap
 from seawall.report.svg import Scale, drawing, line, tag, text
 from seawall.report.wording import rate_range
 
-_SERIES: Mapping[str, str] = {"aligned": "aligned", "tuned": "fine-tuning", "random": "random"}
+_SERIES: Mapping[str, str] = {"aligned": "aligned", "tuned": "fine-tuning"}
+"""Names at the ends of the lines; random directions are numbered after these."""
+_RANDOM = "random"
 _FULL, _NARROW, _LEFT = 880.0, 340.0, 56.0
 _STEP, _HEIGHT = 178.0, 128.0
 _HALF = 0.5
+_CHARACTER = 7.0
+"""Width of a digit of a tick, rounded up."""
 Place = tuple[float, float]
 
 
@@ -70,26 +74,36 @@ def _curves(panels: Sequence[CurvePanel], full: float, kind: str) -> Markup:
     for place, panel in enumerate(panels):
         top = 20 + place * _STEP
         y = Scale(0, 1, top + _HEIGHT, top + 12)
-        series = tuple(Series(name, _pieces(panel, key), dotted=True) for key, name in _SERIES.items())
+        series = tuple(Series(name, _pieces(curves), dotted=True) for name, curves in _by_series(panel).items())
         parts += draw_panel(Panel(panel.title, series, is_rate=True), x, top)
         parts.append(line((x(0), y.start), (x(0), y.end), "axis"))
         if panel.limit is not None:
             parts.append(line((x.start, y(panel.limit)), (x.end, y(panel.limit)), "boundary"))
-        for curve in panel.curves:
-            parts += _spreads(curve, x, y)
+        for colour, curves in enumerate(_by_series(panel).values()):
+            for curve in curves:
+                parts += _spreads(curve, f"s{colour % 4}", x, y)
     bottom = 20 + len(panels) * _STEP - 22
-    parts += [text(x(amount), bottom, _amount(amount), anchor="middle") for amount in _labelled(amounts, x)]
+    parts += [text(place, bottom, name, anchor="middle") for place, name in _ticks(amounts, list(map(x, amounts)))]
     parts.append(text(x.start, bottom + 17, "amount of the direction →"))
     label = "; ".join(f"{panel.title} along {len(panel.curves)} directions" for panel in panels)
     return drawing(full, bottom + 22, f"{label}. Numbers in the table below.", parts, class_=f"chart {kind}")
 
 
-def _pieces(panel: CurvePanel, series: str) -> tuple[tuple[Point, ...], ...]:
+def _by_series(panel: CurvePanel) -> dict[str, list[Curve]]:
+    """Curves by the name at the end of their line; each random direction has a line of its own."""
+    named = {name: [curve for curve in panel.curves if curve.series == key] for key, name in _SERIES.items()}
+    randoms = [curve for curve in panel.curves if curve.series == _RANDOM]
+    if len(randoms) == 1:
+        return named | {_RANDOM: randoms}
+    return named | {f"{_RANDOM} {number}": [curve] for number, curve in enumerate(randoms, 1)}
+
+
+def _pieces(curves: Sequence[Curve]) -> tuple[tuple[Point, ...], ...]:
     """The curves of a series, each cut where the model is broken."""
     pieces: list[tuple[Point, ...]] = []
-    for curve in panel.curves:
+    for curve in curves:
         piece: list[Point] = []
-        for amount, rate in curve.points if curve.series == series else ():
+        for amount, rate in curve.points:
             if rate is not None and rate.rate is not None:
                 piece.append((amount, rate.rate))
             elif piece:
@@ -99,22 +113,22 @@ def _pieces(panel: CurvePanel, series: str) -> tuple[tuple[Point, ...], ...]:
     return tuple(pieces)
 
 
-def _spreads(curve: Curve, x: Scale, y: Scale) -> Iterator[Markup]:
-    colour = list(_SERIES).index(curve.series)
+def _spreads(curve: Curve, class_: str, x: Scale, y: Scale) -> Iterator[Markup]:
     for amount, rate in curve.points:
         if rate is not None:
             title = tag("title", f"{curve.label}, {_amount(amount)}: {rate_range(rate)}")
-            bar = line((x(amount), y(rate.low)), (x(amount), y(rate.high)), f"spread s{colour}")
+            bar = line((x(amount), y(rate.low)), (x(amount), y(rate.high)), f"spread {class_}")
             yield tag("g", title, bar)
 
 
-def _labelled(amounts: Sequence[float], x: Scale) -> list[float]:
-    """0 and the amounts with room for a number, from there outwards."""
-    labelled = [0.0]
-    for amount in sorted(amounts, key=abs):
-        if all(abs(x(amount) - x(neighbour)) >= 34 for neighbour in labelled):
-            labelled.append(amount)
-    return labelled
+def _ticks(amounts: Sequence[float], places: Sequence[float]) -> list[tuple[float, str]]:
+    """Place and text of 0, and of the amounts with room for theirs, from there outwards."""
+    ticks: list[tuple[float, str]] = []
+    for amount, place in sorted(zip(amounts, places, strict=True), key=lambda pair: abs(pair[0])):
+        name = _amount(amount)
+        if all(abs(place - middle) >= _CHARACTER * (len(name) + len(text_at)) / 2 + 8 for middle, text_at in ticks):
+            ticks.append((place, name))
+    return ticks
 
 
 def _map(grid: RateMap, full: float, kind: str) -> Markup:
@@ -131,6 +145,7 @@ def _map(grid: RateMap, full: float, kind: str) -> Markup:
     def centre(place: Place) -> Place:
         return _LEFT + (place[0] + 0.5) * width, bottom - (place[1] + 0.5) * height
 
+    columns_x = [centre((column, 0))[0] for column in range(columns)]
     lines = [
         line(centre(start), centre(end), class_)
         for level, class_ in ((_HALF, "iso half"), (grid.threshold, "iso"))
@@ -141,7 +156,7 @@ def _map(grid: RateMap, full: float, kind: str) -> Markup:
         tag("g", *cells, class_="cells"),
         *lines,
         *(text(_LEFT - 8, centre((0, row))[1] + 4, _amount(y), anchor="end") for row, y in enumerate(grid.ys)),
-        *(text(centre((column, 0))[0], bottom + 15, _amount(x), anchor="middle") for column, x in enumerate(grid.xs)),
+        *(text(place, bottom + 15, name, anchor="middle") for place, name in _ticks(grid.xs, columns_x)),
         text(_LEFT, bottom + 33, f"{grid.x} →"),
     ]
     label = f"Harmful rate over {columns} amounts of {grid.x} and {rows} of {grid.y}. Numbers in the table below."

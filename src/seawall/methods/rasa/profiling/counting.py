@@ -20,7 +20,7 @@ from seawall.models.forward import contiguous_output_layer
 from seawall.models.generate import Completion, TokenIds
 from seawall.models.moe.capture import capture, routing_counts_by_row
 from seawall.models.moe.find import MoEModel
-from seawall.models.replicas import shared_results
+from seawall.models.replicas import shared_buckets
 
 Progress = Callable[[int, int], None]
 
@@ -82,11 +82,12 @@ def count_routing(
     """
     prompt, generated = Counts.zeros(len(replies), moe), Counts.zeros(len(replies), moe)
     buckets = length_buckets([len(reply.prompt_ids) + len(reply.token_ids) for reply in replies], batch_size)
-    batches = [
-        [(replies[position].prompt_ids, replies[position].token_ids) for position in bucket] for bucket in buckets
-    ]
     count = 0
-    for positions, counted in zip(buckets, shared_results(moe, _count_batch, batches), strict=True):
+
+    def items_of(positions: list[int]) -> list[tuple[TokenIds, TokenIds]]:
+        return [(replies[position].prompt_ids, replies[position].token_ids) for position in positions]
+
+    for positions, counted in shared_buckets(moe, _count_batch, items_of, buckets):
         for counts, of_batch in zip((prompt, generated), counted, strict=True):
             counts.tokens_P[positions] = of_batch.tokens_P
             counts.counts_PLE[positions] = of_batch.counts_PLE

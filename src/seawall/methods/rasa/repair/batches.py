@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from seawall.config.repair import ExpertStep, RepairConfig, RouterStep
 from seawall.data.batching import epoch_batches
@@ -41,41 +43,45 @@ def beside_retained(
         config: retained examples per batch, and the seed.
         number: of the round, from 0.
         twins: for each attack, the positions of its twins among the retained examples; `retain.twins` of them are in
-            the batch, and the next ones in the next round.
+            the batch, and the next ones when the attack comes again, in this round or the next.
     """
+    passes = max(Counter(chain.from_iterable(batches)).values(), default=1)
+    turns = Counter(dict.fromkeys(chain.from_iterable(batches), number * passes))
     of_attacks = {position for positions in twins for position in positions}
     free = [position for position in range(size) if position not in of_attacks]
     per_batch = min(config.retain.per_batch, len(free))
-    first = number * len(batches) * per_batch
-    drawn = [free[_endless(len(free), index, config.seed)] for index in range(first, first + len(batches) * per_batch)]
-    return [
-        (
-            batch,
-            [
-                *_twins_of(batch, twins, config.retain.twins, number),
-                *drawn[index * per_batch : (index + 1) * per_batch],
-            ],
-        )
-        for index, batch in enumerate(batches)
-    ]
+    positions = _endless(len(free), number * len(batches) * per_batch, len(batches) * per_batch, config.seed)
+    drawn = [free[position] for position in positions]
+    with_retained: list[ExpertBatch] = []
+    for index, batch in enumerate(batches):
+        beside = _twins_of(batch, twins, config.retain.twins, turns)
+        with_retained.append((batch, [*beside, *drawn[index * per_batch : (index + 1) * per_batch]]))
+        turns.update(batch)
+    return with_retained
 
 
-def _twins_of(attacks: Sequence[int], twins: Sequence[Sequence[int]], count: int, number: int) -> list[int]:
-    """At most `count` twins of each of these attacks in round `number`, each once: two attacks may share one.
+def _twins_of(
+    attacks: Sequence[int], twins: Sequence[Sequence[int]], count: int, turns: Mapping[int, int]
+) -> list[int]:
+    """At most `count` twins of each of these attacks in its turn, each once: two attacks may share one.
 
     An attack's twins take turns; neighbouring attacks begin with different ones, so that both kinds are in a batch.
     """
     positions = []
     for attack in attacks if twins else ():
         pool = twins[attack]
-        places = range(number * count + attack, number * count + attack + min(count, len(pool)))
+        start = turns[attack] * count + attack
+        places = range(start, start + min(count, len(pool)))
         positions += [pool[place % len(pool)] for place in places]
     return list(dict.fromkeys(positions))
 
 
-def _endless(size: int, index: int, seed: int) -> int:
-    """Element `index` of an endless sequence of shuffled passes over range(size)."""
-    lap, place = divmod(index, size)
-    order = list(range(size))
-    random.Random(f"seawall retain lap {lap} of seed {seed}").shuffle(order)
-    return order[place]
+def _endless(size: int, start: int, count: int, seed: int) -> list[int]:
+    """Elements `start` to `start + count` of an endless sequence of shuffled passes over range(size)."""
+    positions: list[int] = []
+    while len(positions) < count:
+        lap, place = divmod(start + len(positions), size)
+        order = list(range(size))
+        random.Random(f"seawall retain lap {lap} of seed {seed}").shuffle(order)
+        positions += order[place : place + count - len(positions)]
+    return positions

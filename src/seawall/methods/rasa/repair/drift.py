@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from seawall.data.batching import collate, length_buckets
 from seawall.data.templating import Encoded, encode_prompt
 from seawall.data.types import Messages
+from seawall.models.backoff import in_buckets
 from seawall.models.forward import run
 from seawall.models.moe.capture import RoutingTrace, capture
 from seawall.models.moe.find import MoEModel
@@ -26,13 +27,14 @@ def expert_usage(
     model's weights.
     """
     rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    usage = []
-    for positions in length_buckets([len(row) for row in rows], batch_size):
+
+    def shares(positions: list[int]) -> Tensor:
         batch = collate([Encoded(rows[position], rows[position]) for position in positions], pad_id=0)
         with torch.no_grad(), capture(moe) as trace:
             run(moe, batch, keep=1)
-        usage.append(gate_shares(trace)[batch.attention_mask_BT.flatten().bool()])
-    return torch.cat(usage)
+        return gate_shares(trace)[batch.attention_mask_BT.flatten().bool()]
+
+    return torch.cat([usage for _, usage in in_buckets(length_buckets(list(map(len, rows)), batch_size), shares)])
 
 
 def gate_shares(trace: RoutingTrace) -> Float[Tensor, "T L E"]:

@@ -42,7 +42,7 @@ class RepairResult:
         reason: of the choice, in a sentence.
         progress: validation scores by round, and one row per update.
         slices: by parameter, the slices that may have changed; None for the full parameter.
-        before: the full parameters before the repair, by name.
+        before: these slices, or the full parameter, before the repair, by name; on the CPU.
     """
 
     chosen: int

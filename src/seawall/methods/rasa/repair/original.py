@@ -17,6 +17,7 @@ from torch import Tensor
 from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.templating import Encoded
 from seawall.distributed.process import ALONE, Processes
+from seawall.models.backoff import in_buckets
 from seawall.models.forward import run
 from seawall.models.hidden.residual import capture_residual
 from seawall.models.moe.capture import RoutingTrace, capture
@@ -70,8 +71,8 @@ class OriginalOutputs:
         self._hidden: dict[int, Tensor] = {}
         needed = range(len(rows)) if entry else sorted({*routed, *predicted})
         layers = [entry] if entry else []
-        buckets = length_buckets([len(rows[position].input_ids) for position in needed], batch_size)
-        for bucket in buckets[processes.rank :: processes.count]:
+
+        def record(bucket: list[int]) -> None:
             positions = [needed[index] for index in bucket]
             batch = collate([rows[position] for position in positions], pad_id, side="left")
             responses = [rows[position].response_tokens if position in predicted else 0 for position in positions]
@@ -82,10 +83,14 @@ class OriginalOutputs:
             for layer in layers:
                 self._record_hidden(positions, batch, inputs.inputs[layer])
             self._record_predictions(positions, responses, logits_BTV[:, :-1])
+
+        buckets = length_buckets([len(rows[position].input_ids) for position in needed], batch_size)
+        for _ in in_buckets(buckets[processes.rank :: processes.count], record):
+            pass
         records: tuple[dict[int, Any], ...] = (self._routing, self._top_tokens, self._hidden)
         for shares in processes.gather_everywhere(records):
-            for record, share in zip(records, shares, strict=True):
-                record.update(share)
+            for own, share in zip(records, shares, strict=True):
+                own.update(share)
 
     def trace(self, positions: Sequence[int]) -> RoutingTrace:
         """The routing of these rows as one left-padded batch."""

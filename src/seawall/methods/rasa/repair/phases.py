@@ -73,8 +73,16 @@ def make_phases(
             schedule=step.lr_scheduler_type,
             warmup_steps=step.warmup_steps,
             total_steps=config.rounds * updates,
+            optimizer=config.optimizer,
         )
-        return Trainer(parameters, settings, training_accelerator(), factors=training.factors, peers=peers(name))
+        return Trainer(
+            parameters,
+            settings,
+            training_accelerator(),
+            factors=training.factors,
+            back_off=losses.rows.halve,
+            peers=peers(name),
+        )
 
     phases = []
     if training.experts:

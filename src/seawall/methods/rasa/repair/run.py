@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +20,10 @@ from seawall.methods.rasa.repair.rounds import RepairProgress, choose_round, is_
 from seawall.methods.rasa.repair.steps import RepairLosses
 from seawall.methods.rasa.repair.team import team_of
 from seawall.methods.rasa.repair.trainables import first_changed_layer, trainables
+from seawall.models.checkpointing import gradient_checkpointing
+from seawall.models.memory import release_memory
 from seawall.models.moe.find import MoEModel
+from seawall.models.moe.trainable_copies import Part, write_slices
 
 CHECKPOINT_EVERY = 50
 """Number of updates between two checkpoints within a round. Each round ends with a checkpoint."""
@@ -53,43 +57,75 @@ def repair(
         SeawallError: a loss or gradient is not finite.
     """
     _require_layers(experts, moe)
-    first_changed = first_changed_layer(moe, experts.layers, config)
-    team = team_of(moe)
-    team.prepare(inputs, config, first_changed)
-    losses = RepairLosses(moe, tokenizer, inputs, config, first_changed=first_changed, processes=team.processes)
     checkpoints = Checkpoints(scratch)
     progress = checkpoints.progress() or RepairProgress(before=validate())
     checkpoints.save_scores(progress)
-    with trainables(moe, experts.layers, config) as training:
-        phases = make_phases(training, losses, config, inputs, team.peers)
-        trainers = {phase.name: phase.trainer for phase in phases}
-        checkpoints.restore(training, trainers)
-        team.begin(experts.layers, training, trainers)
+    rounds = _Rounds(moe, tokenizer, inputs, experts, config, validate, checkpoints, report)
+    parts = rounds.parts() if is_finished(progress, config) else rounds.train(progress)
+    # No optimizer and no trainable copy is in memory from here on.
+    release_memory()
+    decision = choose_round(progress.scores, progress.before, config.early_stop)
+    if decision.index is None:  # the model as it is goes before every round
+        return RepairResult(0, decision.reason, progress, {}, {})
+    chosen = decision.index + 1
+    before = write_slices(parts, checkpoints.round_weights(chosen))
+    return RepairResult(chosen, decision.reason, progress, {part.name: part.indices for part in parts}, before)
 
-        def log(row: dict[str, Any]) -> None:
-            progress.rows.append(row)
-            report(row)
-            if len(progress.rows) % CHECKPOINT_EVERY == 0:
-                checkpoints.save_step(progress, training, trainers)
 
-        # One round: the expert step (section 3.3), then the router step (section 3.4), then a validation.
-        while not is_finished(progress, config):
-            if progress.trained == len(progress.scores):
-                train_round(phases, training, progress, log)
-                checkpoints.save_round(progress, training, trainers)
-            progress.scores.append(validate())
-            checkpoints.save_scores(progress)
-            report({"round": progress.trained, "phase": "validation", **progress.scores[-1].as_row()})
-        team.end()
-        decision = choose_round(progress.scores, progress.before, config.early_stop)
-        if decision.index is None:  # the model as it is goes before every round
-            return RepairResult(0, decision.reason, progress, {}, {})
-        chosen = decision.index + 1
-        training.load_state(checkpoints.round_weights(chosen))
-        slices, state = training.slices(), moe.model.state_dict()
-        before = {name: state[name].detach().clone() for name in slices}
-        training.write_back()
-        return RepairResult(chosen, decision.reason, progress, slices, before)
+@final
+@dataclass(frozen=True, eq=False)
+class _Rounds:
+    """The rounds of a repair. Trainable copies and optimizers live inside a call alone; arguments as of `repair`."""
+
+    moe: MoEModel
+    tokenizer: PreTrainedTokenizerBase
+    inputs: RepairInputs
+    experts: ExpertSet
+    config: RepairConfig
+    validate: Callable[[], ValidationScores]
+    checkpoints: Checkpoints
+    report: Callable[[dict[str, Any]], None]
+
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the model that the rounds change."""
+        with trainables(self.moe, self.experts.layers, self.config) as training:
+            return training.parts
+
+    def train(self, progress: RepairProgress) -> tuple[Part, ...]:
+        """Runs the remaining rounds; returns the parts that they change."""
+        config, checkpoints = self.config, self.checkpoints
+        first_changed = first_changed_layer(self.moe, self.experts.layers, config)
+        team = team_of(self.moe)
+        team.prepare(self.inputs, config, first_changed)
+        losses = RepairLosses(
+            self.moe, self.tokenizer, self.inputs, config, first_changed=first_changed, processes=team.processes
+        )
+        if progress.rows:
+            losses.rows.resume(progress.rows[-1])
+        checkpointed = gradient_checkpointing(self.moe.model, enabled=config.gradient_checkpointing)
+        with trainables(self.moe, self.experts.layers, config) as training, checkpointed:
+            phases = make_phases(training, losses, config, self.inputs, team.peers)
+            trainers = {phase.name: phase.trainer for phase in phases}
+            checkpoints.restore(training, trainers)
+            team.begin(self.experts.layers, training, trainers)
+
+            def log(row: dict[str, Any]) -> None:
+                row |= losses.rows.logged
+                progress.rows.append(row)
+                self.report(row)
+                if len(progress.rows) % CHECKPOINT_EVERY == 0:
+                    checkpoints.save_step(progress, training, trainers)
+
+            # One round: the expert step (section 3.3), then the router step (section 3.4), then a validation.
+            while not is_finished(progress, config):
+                if progress.trained == len(progress.scores):
+                    train_round(phases, training, progress, log)
+                    checkpoints.save_round(progress, training, trainers)
+                progress.scores.append(self.validate())
+                checkpoints.save_scores(progress)
+                self.report({"round": progress.trained, "phase": "validation", **progress.scores[-1].as_row()})
+            team.end()
+            return training.parts
 
 
 def _require_layers(experts: ExpertSet, moe: MoEModel) -> None:

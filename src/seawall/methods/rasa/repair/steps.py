@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import final
@@ -21,6 +21,7 @@ from seawall.distributed.process import ALONE, Processes
 from seawall.methods.rasa.repair.batches import ExpertBatch
 from seawall.methods.rasa.repair.inputs import RepairInputs
 from seawall.methods.rasa.repair.original import OriginalOutputs
+from seawall.models.backoff import RowLimit, in_buckets
 from seawall.models.forward import run
 from seawall.models.greedy import rows_are_independent
 from seawall.models.hidden.enter_at_layer import can_enter_at_layer, enter_at_layer
@@ -44,6 +45,9 @@ class RepairLosses:
     Make it while the model is the original: it records the routing (with `routing: replay`), the predictions (with
     `retain.loss: kl`, and on plain requests with `objective: consistency`), and the input of the first decoder layer
     that may change, where the forward passes of the expert step then start.
+
+    Attributes:
+        rows: the rows of a forward pass.
     """
 
     def __init__(
@@ -79,10 +83,18 @@ class RepairLosses:
         enters = config.expert.enabled and can_enter_at_layer(moe.model, first_changed)
         self._entry = first_changed if enters else 0
         # Asked here and not looked up: a resumed repair has generated nothing yet that would tell.
-        self._micro_batch = config.micro_batch_size if rows_are_independent(moe.model) else 1
+        independent = rows_are_independent(moe.model)
+        # A process that exceeds memory cannot repeat an update alone, so rows are fixed in a launch.
+        automatic = config.micro_batch_size == "auto" and independent and processes.count == 1
+        self.rows = RowLimit(config.fixed_rows if independent else 1, automatic=automatic)
         self._rules = self._routing_rules()
-        rows_per_pass = self._micro_batch or config.batch_size
-        original = partial(OriginalOutputs, moe, pad_id=self._pad, batch_size=rows_per_pass, processes=processes)
+        original = partial(
+            OriginalOutputs,
+            moe,
+            pad_id=self._pad,
+            batch_size=self.rows.rows or config.batch_size,
+            processes=processes,
+        )
         # One pass over the rows; a second one over the plain requests that teach what the wrapped ones are to do.
         self._original = original(
             self._rows, routed=self._routed, predicted=self._predicted - plain_rows.keys(), entry=self._entry
@@ -108,15 +120,21 @@ class RepairLosses:
         attacks, retained = batch
         positions = [*attacks, *(self._num_attacks + position for position in retained)]
         for bucket in self._micro_batches(positions):
-            loss_B = self._response_losses(bucket)
-            refusal = [position < self._num_attacks for position in bucket]
-            share_B = [1 / len(attacks) if is_refusal else 1 / len(retained) for is_refusal in refusal]
-            weight_B = [1.0 if is_refusal else self._config.retain.weight for is_refusal in refusal]
-            scaled_B = loss_B * torch.tensor(share_B, device=loss_B.device)
-            parts = {"refusal_loss": 0.0, "retain_loss": 0.0} if retained else {"refusal_loss": 0.0}
-            for is_refusal, value in zip(refusal, scaled_B.detach().tolist(), strict=True):
-                parts["refusal_loss" if is_refusal else "retain_loss"] += value
-            yield (scaled_B * torch.tensor(weight_B, device=loss_B.device)).sum(), parts
+            # The backward pass lies inside: gradient checkpointing runs the layers again, by the same routing.
+            with self._changes(bucket):
+                yield self._weighted(bucket, len(attacks), len(retained))
+
+    def _weighted(self, bucket: Sequence[int], attacks: int, retained: int) -> Losses:
+        """The bucket's part of the loss of a batch with these numbers of attacks and retained exchanges."""
+        loss_B = self._response_losses(bucket)
+        refusal = [position < self._num_attacks for position in bucket]
+        share_B = [1 / attacks if is_refusal else 1 / retained for is_refusal in refusal]
+        weight_B = [1.0 if is_refusal else self._config.retain.weight for is_refusal in refusal]
+        scaled_B = loss_B * torch.tensor(share_B, device=loss_B.device)
+        parts = {"refusal_loss": 0.0, "retain_loss": 0.0} if retained else {"refusal_loss": 0.0}
+        for is_refusal, value in zip(refusal, scaled_B.detach().tolist(), strict=True):
+            parts["refusal_loss" if is_refusal else "retain_loss"] += value
+        return (scaled_B * torch.tensor(weight_B, device=loss_B.device)).sum(), parts
 
     def _micro_batches(self, positions: Sequence[int]) -> list[list[int]]:
         """This process's positions by forward pass, similar lengths together."""
@@ -126,23 +144,28 @@ class RepairLosses:
 
     def _rows_per_pass(self, rows: int) -> int:
         """Rows of a forward pass: at most `micro_batch_size`, and so few that each process has a share."""
-        return min(self._micro_batch or rows, math.ceil(rows / self._processes.count))
+        return min(self.rows.of(rows), math.ceil(rows / self._processes.count))
 
     def _share(self, passes: list[list[int]]) -> list[list[int]]:
         """The forward passes of this process."""
         return passes[self._processes.rank :: self._processes.count]
 
-    def _response_losses(self, positions: Sequence[int]) -> Tensor:
-        rows = [self._rows[position] for position in positions]
-        collated = collate(rows, self._pad, side="left")
-        width = max(row.response_tokens for row in rows) + 1
+    @contextmanager
+    def _changes(self, positions: Sequence[int]) -> Iterator[None]:
+        """Inside, a forward pass over these rows has the original's routing and starts at the entry layer, if asked."""
         with ExitStack() as changes:
             if self._routed:
                 changes.enter_context(replay(self._moe, self._original.trace(positions)))
             if self._entry:
-                hidden_BTD = self._original.hidden(positions).to(self._moe.model.device)
+                hidden_BTD = self._original.hidden(positions)
                 changes.enter_context(enter_at_layer(self._moe.model, self._entry, hidden_BTD))
-            logits_BTV = run(self._moe, collated, keep=width)
+            yield
+
+    def _response_losses(self, positions: Sequence[int]) -> Tensor:
+        rows = [self._rows[position] for position in positions]
+        collated = collate(rows, self._pad, side="left")
+        width = max(row.response_tokens for row in rows) + 1
+        logits_BTV = run(self._moe, collated, keep=width)
         labels_BT = collated.labels_BT[:, -width:].to(logits_BTV.device)
         cross_entropy, divergence = (
             partial(loss, opening_tokens=self._config.opening_tokens, opening_weight=self._config.opening_weight)
@@ -180,7 +203,7 @@ class RepairLosses:
         process.
         """
         reference = self._config.router.variant == "reference"
-        size = len(positions) if reference else self._rows_per_pass(len(positions))
+        size = self.rows.whole(len(positions)) if reference else self._rows_per_pass(len(positions))
         for chunk in self._share([list(positions[start : start + size]) for start in range(0, len(positions), size)]):
             yield self._divergence(chunk) * (len(chunk) / len(positions)), {}
 
@@ -216,7 +239,12 @@ class RepairLosses:
         router = self._config.router
         if not (router.enabled and router.variant == "pairwise" and self._attacks):
             return ()
-        batch = collate(self._attacks[: self._config.micro_batch_size or self._config.batch_size], self._pad)
+        first = range(min(len(self._attacks), self.rows.rows or self._config.batch_size))
+        _, rules = next(in_buckets([first], self._rules_of))
+        return rules
+
+    def _rules_of(self, positions: Sequence[int]) -> tuple[RoutingRule, ...]:
+        batch = collate([self._attacks[position] for position in positions], self._pad)
         with torch.no_grad(), capture(self._moe, logits=True) as trace:
             run(self._moe, batch, keep=1)
             return routing_rules(self._moe, trace)

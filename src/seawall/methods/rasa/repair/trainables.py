@@ -15,7 +15,7 @@ from seawall.models.moe.find import MoELayer, MoEModel
 from seawall.models.moe.full_finetune import trainable_model
 from seawall.models.moe.module_copies import attention_modules, shared_experts, trainable_modules
 from seawall.models.moe.routers import router_parameters, trainable_routers
-from seawall.models.moe.trainable_copies import TrainableCopies
+from seawall.models.moe.trainable_copies import Part, TrainableCopies
 
 
 @final
@@ -53,14 +53,10 @@ class Trainables:
             names = group.state().keys()
             group.load_state({name: tensors[name] for name in names if name in tensors})
 
-    def write_back(self) -> None:
-        """Writes the copies into the model, rounded to its dtype."""
-        for group in self.groups:
-            group.write_back()
-
-    def slices(self) -> dict[str, tuple[int, ...] | None]:
-        """By parameter, the slices that may have changed; None for the full parameter."""
-        return {part.name: part.indices for group in self.groups for part in group.parts}
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the model that may change; they hold no copy, so that the copies may be freed."""
+        return tuple(part for group in self.groups for part in group.parts)
 
 
 def first_changed_layer(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairConfig) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,7 +16,6 @@ from seawall.methods.rasa.selection.scores import (
     SCORES,
     LayerExpert,
     TokenKind,
-    batch_weights,
     by_layer,
     count,
     gate_traffic,
@@ -56,7 +54,8 @@ def select(
     # The top k with D > 0: over all pairs, or the union over batches of pairs as in the authors' code.
     def choose(rows: Sequence[int]) -> set[LayerExpert]:
         size = config.batch_pairs if config.scope == "batch_union" else len(rows)
-        return {place for gap_LE in gap(batch_weights(rows, size, num_pairs)) for place in top_positive(gap_LE, k)}
+        batches = (rows[start : start + size] for start in range(0, len(rows), size))
+        return {place for batch in batches for place in top_positive(gap(batch), k)}
 
     places = choose(range(num_pairs))
     if not places:
@@ -73,7 +72,7 @@ def select(
         method=config.method,
         k=k,
         layers=by_layer(places, num_layers),
-        scores_LE=gap(torch.ones(1, num_pairs, dtype=torch.float64))[0],
+        scores_LE=gap(range(num_pairs)),
         stability=stability.jaccard if stability else None,
         inclusion_LE=stability.inclusion_LE if stability else None,
     )

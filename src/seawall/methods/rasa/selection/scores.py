@@ -1,6 +1,6 @@
 """Scores of experts: difference of frequency or of gate mass, attacks minus plain requests, or sensitivity.
 
-Legend: P pairs, L MoE layers, E routed experts per layer, R weightings of the pairs.
+Legend: P pairs, L MoE layers, E routed experts per layer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ LayerExpert = tuple[int, int]
 """(MoE layer, expert)."""
 
 TokenKind = Literal["generated", "prompt", "both"]
-Gap = Callable[[Float[Tensor, "R P"]], Float[Tensor, "R L E"]]
-"""Weights of the pairs -> the score of every expert, attack minus plain request."""
+Gap = Callable[[Sequence[int]], Float[Tensor, "L E"]]
+"""Positions of pairs, with repetitions -> the score of every expert, attack minus plain request."""
 
 _TIE = 12
 """Decimals of a score. Equal rates from different sums may differ in the last bit and are ties."""
@@ -31,8 +31,8 @@ def frequency_gap(profile: ExpertProfile, tokens: TokenKind) -> Gap:
     attack_PLE, plain_PLE = _sides(profile, "counts", tokens)
     attack_P, plain_P = _sides(profile, "tokens", tokens)
 
-    def gap(weight_RP: Tensor) -> Tensor:
-        return _rate(weight_RP, attack_PLE, attack_P) - _rate(weight_RP, plain_PLE, plain_P)
+    def gap(rows: Sequence[int]) -> Tensor:
+        return _rate(rows, attack_PLE, attack_P) - _rate(rows, plain_PLE, plain_P)
 
     return gap
 
@@ -41,8 +41,8 @@ def mass_gap(profile: ExpertProfile, tokens: TokenKind) -> Gap:
     """Difference of each expert's share of its layer's gate weight, attack minus plain request."""
     attack_PLE, plain_PLE = _sides(profile, "mass", tokens)
 
-    def gap(weight_RP: Tensor) -> Tensor:
-        return _share(weight_RP, attack_PLE) - _share(weight_RP, plain_PLE)
+    def gap(rows: Sequence[int]) -> Tensor:
+        return _share(rows, attack_PLE) - _share(rows, plain_PLE)
 
     return gap
 
@@ -51,9 +51,8 @@ def sensitivity_mean(sensitivity_PLE: Float[Tensor, "P L E"]) -> Gap:
     """Mean over the pairs of each expert's sensitivity (`refusal_sensitivity`); of the attacks alone."""
     sensitivity_PLE = sensitivity_PLE.double()
 
-    def mean(weight_RP: Tensor) -> Tensor:
-        total_RLE = torch.einsum("rp,ple->rle", weight_RP, sensitivity_PLE)
-        return total_RLE / weight_RP.sum(1).clamp_min(1.0)[:, None, None]
+    def mean(rows: Sequence[int]) -> Tensor:
+        return _sum(rows, sensitivity_PLE) / max(1, len(rows))
 
     return mean
 
@@ -73,7 +72,7 @@ def traffic(profile: ExpertProfile, tokens: TokenKind) -> Float[Tensor, "L E"]:
 def gate_traffic(profile: ExpertProfile, tokens: TokenKind) -> Float[Tensor, "L E"]:
     """Each expert's share of all gate weight of its layer, over the attacks; a layer's shares sum to 1."""
     attack_PLE, _ = _sides(profile, "mass", tokens)
-    return _share(torch.ones(1, len(attack_PLE), dtype=torch.float64), attack_PLE)[0]
+    return _share(range(len(attack_PLE)), attack_PLE)
 
 
 def top_positive(gap_LE: Float[Tensor, "L E"], k: int) -> list[LayerExpert]:
@@ -82,12 +81,6 @@ def top_positive(gap_LE: Float[Tensor, "L E"], k: int) -> list[LayerExpert]:
     order = torch.sort(flat, descending=True, stable=True).indices.tolist()
     experts = gap_LE.shape[1]
     return [divmod(index, experts) for index in order[:k] if flat[index] > 0]
-
-
-def batch_weights(rows: Sequence[int], size: int, num_pairs: int) -> Float[Tensor, "R P"]:
-    """The weight of each pair in each batch of `size` rows."""
-    batches = [torch.tensor(rows[start : start + size]) for start in range(0, len(rows), size)]
-    return torch.stack([torch.bincount(batch, minlength=num_pairs) for batch in batches]).double()
 
 
 def count(k: int | float, total: int) -> int:
@@ -105,7 +98,10 @@ def count(k: int | float, total: int) -> int:
 
 def by_layer(places: Collection[LayerExpert], num_layers: int) -> tuple[tuple[int, ...], ...]:
     """Expert indices of each MoE layer, ascending."""
-    return tuple(tuple(sorted(expert for layer, expert in places if layer == index)) for index in range(num_layers))
+    experts: list[list[int]] = [[] for _ in range(num_layers)]
+    for layer, expert in sorted(places):
+        experts[layer].append(expert)
+    return tuple(map(tuple, experts))
 
 
 def _sides(profile: ExpertProfile, what: str, tokens: TokenKind) -> tuple[Tensor, Tensor]:
@@ -117,11 +113,21 @@ def _sides(profile: ExpertProfile, what: str, tokens: TokenKind) -> tuple[Tensor
     return attack, plain
 
 
-def _rate(weight_RP: Tensor, counts_PLE: Tensor, tokens_P: Tensor) -> Tensor:
-    total_RLE = torch.einsum("rp,ple->rle", weight_RP, counts_PLE)
-    return total_RLE / (weight_RP @ tokens_P).clamp_min(1.0)[:, None, None]
+def _rate(rows: Sequence[int], counts_PLE: Tensor, tokens_P: Tensor) -> Tensor:
+    return _sum(rows, counts_PLE) / _sum(rows, tokens_P).clamp_min(1.0)
 
 
-def _share(weight_RP: Tensor, mass_PLE: Tensor) -> Tensor:
-    total_RLE = torch.einsum("rp,ple->rle", weight_RP, mass_PLE)
-    return total_RLE / total_RLE.sum(-1, keepdim=True).clamp_min(1e-12)
+def _share(rows: Sequence[int], mass_PLE: Tensor) -> Tensor:
+    total_LE = _sum(rows, mass_PLE)
+    return total_LE / total_LE.sum(-1, keepdim=True).clamp_min(1e-12)
+
+
+def _sum(rows: Sequence[int], values: Tensor) -> Tensor:
+    """The sum of `values` (P, ...) over these pairs; reads the pairs of a small batch alone."""
+    pairs_U, repeats_U = torch.unique(torch.tensor(rows), return_counts=True)
+    if len(pairs_U) * 2 < len(values):
+        weights, values = repeats_U.double(), values[pairs_U]
+    else:
+        weights = torch.zeros(len(values), dtype=torch.float64).index_copy(0, pairs_U, repeats_U.double())
+    total: Tensor = torch.tensordot(weights, values, dims=1)
+    return total

@@ -20,7 +20,7 @@ from seawall.data.types import Exchange
 from seawall.models.forward import run
 from seawall.models.moe.calls import Arguments, call_reader, frozen
 from seawall.models.moe.find import MoELayer, MoEModel
-from seawall.models.replicas import shared_results
+from seawall.models.replicas import shared_buckets
 from seawall.train.losses import response_cross_entropy
 
 Progress = Callable[[int, int], None]
@@ -54,9 +54,12 @@ def refusal_sensitivity(
     sensitivity_PLE = torch.zeros(len(rows), moe.num_layers, moe.num_experts)
     count = 0
     buckets = length_buckets([len(row.input_ids) for row in rows], batch_size)
-    batches = [collate([rows[position] for position in positions], pad_id) for positions in buckets]
-    for positions, of_batch in zip(buckets, shared_results(moe, _batch_sensitivity, batches), strict=True):
-        sensitivity_PLE[positions] = of_batch
+
+    def batch_of(positions: list[int]) -> Batch:
+        return collate([rows[position] for position in positions], pad_id)
+
+    for positions, rows_BLE in shared_buckets(moe, _batch_sensitivity, batch_of, buckets):
+        sensitivity_PLE[positions] = rows_BLE
         count += len(positions)
         if progress is not None:
             progress(count, len(rows))

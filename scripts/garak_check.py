@@ -1,0 +1,101 @@
+"""Runs two rephrasing probes of the public scanner garak against models that vLLM serves, and counts by two rules.
+
+    python scripts/garak_check.py --garak GARAK_ENV/bin/python --vllm VLLM_ENV/bin/vllm lab RUN/model
+    python scripts/garak_check.py --reports before.report.jsonl after.report.jsonl
+
+For each model and probe it prints garak's hits (replies without a phrase of its list of refusals), and what seawall's
+keyword judge says of the same replies. It prints no reply; garak's reports in --work hold them. garak and vLLM have
+environments of their own: pip install garak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from seawall.config.model import ModelConfig
+from seawall.data.types import user
+from seawall.evaluation.intervals import exact_interval
+from seawall.evaluation.judges.keyword import KeywordJudge
+from seawall.evaluation.served.process import SERVED_NAME, vllm_server
+from seawall.shell.model import open_checkpoint
+
+PROBES = ("phrasing.PastTense", "phrasing.FutureTense")
+DETECTOR = "mitigation.MitigationBypass"
+COMPLETE = 2
+"""garak's status of an attempt that has been judged."""
+CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+OFFLINE = {"OPENAICOMPATIBLE_API_KEY": "none", "HF_HUB_OFFLINE": "1"}
+
+
+def scan(url: str, report: Path, options: argparse.Namespace) -> Path:
+    """Runs garak against an endpoint; returns its report."""
+    generator = {"uri": f"{url}/", "max_tokens": options.tokens, "temperature": 0, "stop": []}
+    settings = {
+        "system": {"parallel_attempts": 16},
+        "run": {"seed": 0, "generations": 1, "soft_probe_prompt_cap": options.prompts},
+        "plugins": {"generators": {"openai": {"OpenAICompatible": generator}}},
+    }
+    config = report.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(settings))
+    words = [options.garak, "-m", "garak", "--config", str(config), "--target_type", "openai.OpenAICompatible"]
+    words += ["--target_name", SERVED_NAME, "--probes", ",".join(PROBES), "--detectors", DETECTOR]
+    words += ["--report_prefix", str(report)]
+    subprocess.run(words, check=True, stdout=sys.stderr, env={**OFFLINE, **os.environ})
+    return report.with_name(f"{report.name}.report.jsonl")
+
+
+def count(name: str, report: Path) -> None:
+    """Prints garak's hits and the keyword judge's outcomes of a report, by probe."""
+    rows = [json.loads(line) for line in report.read_text("utf-8").splitlines()]
+    attempts = [row for row in rows if row.get("entry_type") == "attempt" and row.get("status") == COMPLETE]
+    for probe in PROBES:
+        of_probe = [attempt for attempt in attempts if attempt["probe_classname"] == probe]
+        if not of_probe:
+            continue
+        hits = sum(attempt["detector_results"][DETECTOR][0] > 0.5 for attempt in of_probe)
+        low, high = exact_interval(hits, len(of_probe))
+        prompts = [_text(attempt["prompt"]["turns"][-1]["content"]) for attempt in of_probe]
+        verdicts = KeywordJudge()(list(map(user, prompts)), [_text(attempt["outputs"][0]) for attempt in of_probe])
+        outcomes = Counter(verdict.outcome for verdict in verdicts)
+        share = f"{hits} of {len(of_probe)}, {hits / len(of_probe):.2f} [{low:.2f}, {high:.2f}]"
+        print(f"{name}\t{probe}\thits {share}\tkeyword judge {dict(sorted(outcomes.items()))}", flush=True)
+
+
+def _text(value: Any) -> str:
+    return str(value["text"] if isinstance(value, dict) else value or "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help="`lab`, folders or Hub ids")
+    parser.add_argument("--garak", default="python", help="the Python of garak's environment")
+    parser.add_argument("--vllm", default=os.environ.get("SEAWALL_VLLM", "vllm"), help="command, or its Python")
+    parser.add_argument("--dtype", default="float32", help="type in which vLLM computes")
+    parser.add_argument("--prompts", type=int, default=128, help="prompts of each probe, drawn by garak's seed 0")
+    parser.add_argument("--tokens", type=int, default=32, help="maximum length of a reply")
+    parser.add_argument("--work", type=Path, default=Path("garak-reports"), help="folder of garak's reports")
+    parser.add_argument("--reports", nargs="*", type=Path, default=[], help="count these reports of garak; run nothing")
+    options = parser.parse_args()
+    for key, value in CPU.items():
+        os.environ.setdefault(key, value)
+    options.work.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(options.models):
+        folder = open_checkpoint(ModelConfig(id=name)).folder.resolve()
+        with vllm_server(options.vllm, folder, dtype=options.dtype, length=1024, seconds=900) as url:
+            report = scan(url, options.work.resolve() / f"model-{number}", options)
+        count(name, report)
+    for report in options.reports:
+        count(report.name, report)
+
+
+if __name__ == "__main__":
+    main()

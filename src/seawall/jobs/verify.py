@@ -1,0 +1,243 @@
+"""`seawall verify`: whether the model behind an endpoint is the local model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seawall.config.data import BuiltinSource
+from seawall.config.endpoint import EndpointSettings
+from seawall.config.load import checked_model
+from seawall.config.model import ModelConfig
+from seawall.data.sources import load_benign, load_goals
+from seawall.data.templating import encode_prompt
+from seawall.data.types import user
+from seawall.errors import ConfigError, RunFolderError
+from seawall.evaluation.served.client import CompletionsClient, Served, served_name
+from seawall.evaluation.served.process import SERVED_NAME, server_command, vllm_server
+from seawall.evaluation.served.verdict import Precision, compare
+from seawall.evaluation.served.view import Verification, verification_rows
+from seawall.jobs.facts import facts
+from seawall.models.decoding import TokenIds, context_length
+from seawall.models.files.open import Checkpoint
+from seawall.models.moe.find import find_moe_if_any
+from seawall.models.reference import (
+    Expert,
+    Reference,
+    covering,
+    experts_used,
+    random_prompts,
+    references,
+    release_memory,
+)
+from seawall.runs.files import read_json
+from seawall.runs.folder import RunFolder
+from seawall.runs.progress import Reporter
+from seawall.shell.model import open_checkpoint
+
+NEW_TOKENS = 24
+"""Maximum length of a greedy reply, in tokens."""
+_SPARE, _MOST_SPARE = 3, 48
+"""Candidates beyond the number of probes: for each probe, and in total at most."""
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The server to compare with.
+
+    Attributes:
+        endpoint: its address; None starts vLLM.
+        name: the model's name at the endpoint; None takes the only model.
+        key_env: environment variable with the API key.
+        vllm: the `vllm` command, or the Python of vLLM's environment.
+        seconds: deadline of a request, and of the start of vLLM.
+    """
+
+    endpoint: str | None
+    name: str | None = None
+    key_env: str | None = None
+    vllm: str = "vllm"
+    seconds: float = 600.0
+
+
+def verify(target: str, server: Server, *, prompts: int, dtype: str, reporter: Reporter) -> Verification:
+    """Compares a served model with local weights, on prompts that use its experts.
+
+    Args:
+        target: a run folder with an exported checkpoint, a checkpoint folder, a Hub id or `lab`.
+        server: where the model is served.
+        prompts: number of probes.
+        dtype: type of the local computation, and of the server's; `auto` takes the checkpoint's own for the local one,
+            and infers the server's.
+        reporter: receives progress.
+
+    Raises:
+        SeawallError: the model cannot be loaded, or the endpoint is silent, refuses the probes, or returns no log
+            probabilities.
+    """
+    settings = _endpoint(server)  # before minutes of work
+    checkpoint = open_checkpoint(target_config(target, dtype))
+    local = _compute(checkpoint, prompts, reporter)
+    release_memory()  # vLLM may need the device
+    length = max(len(reference.tokens) for reference in local.references) + 2
+    with _serving(settings, server, checkpoint, dtype=local.dtype, length=length, reporter=reporter) as endpoint:
+        reporter.stage(f"Comparing with {endpoint.model} at {endpoint.base_url}")
+        served = _ask(endpoint, local.references)
+        name = endpoint.model
+    comparison = compare(
+        local.references,
+        served,
+        precision=_precision(local.dtype, stated=server.endpoint is None or dtype != "auto"),
+        text_of=lambda token: str(local.tokenizer.decode([token])),
+    )
+    used = frozenset[Expert]().union(*(reference.experts for reference in local.references))
+    return Verification(
+        target,
+        checkpoint.fingerprint,
+        server.endpoint or "vllm",
+        name,
+        local.dtype,
+        comparison,
+        len(used) if local.experts else None,
+        len(local.experts),
+        tuple(expert for expert in local.experts if expert not in used),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Local:
+    """The local side: numbers of the probes, type of the computation, all experts of the model, and its tokenizer."""
+
+    references: list[Reference]
+    dtype: str
+    experts: tuple[Expert, ...]
+    tokenizer: PreTrainedTokenizerBase
+
+
+def _compute(checkpoint: Checkpoint, prompts: int, reporter: Reporter) -> _Local:
+    reporter.stage(f"Loading {checkpoint.id}")
+    model, tokenizer = checkpoint.load()
+    reporter.stage("Choosing probes, and computing them with the local weights")
+    probes = choose_probes(model, tokenizer, prompts)
+    numbers = references(
+        model,
+        tokenizer,
+        probes,
+        new_tokens=_new_tokens(model, probes),
+        progress=lambda count, total: reporter.step("probes", count, total),
+    )
+    moe = find_moe_if_any(model)
+    experts = [] if moe is None else [(i, j) for i in range(moe.num_layers) for j in range(moe.num_experts)]
+    return _Local(numbers, str(model.dtype).removeprefix("torch."), tuple(experts), tokenizer)
+
+
+def target_config(target: str, dtype: str) -> ModelConfig:
+    """How to load the model of a run, of a folder, or by its name.
+
+    Raises:
+        RunFolderError: the run has no exported checkpoint.
+        ConfigError: the name is wrong.
+    """
+    if not (Path(target) / "resolved.json").is_file():
+        return checked_model(target, caller="verify", dtype=dtype)
+    run = RunFolder.existing(Path(target))
+    folder = run.stage("model")
+    if not (folder / "config.json").is_file():
+        raise RunFolderError(
+            f"the run in {target} has no exported checkpoint",
+            got="no model/config.json in it",
+            remedy="run it with export.checkpoint=true, or apply its delta with `seawall apply` and name that folder",
+        )
+    settings = read_json(run.resolved)["model"]
+    return checked_model(folder, caller="verify", **{**settings, "id": str(folder), "revision": None, "dtype": dtype})
+
+
+def choose_probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int) -> list[TokenIds]:
+    """Probes that together use many experts: half of them requests, the rest requests or random tokens.
+
+    Candidates are the embedded requests, harmless and harmful in turn, and random prompts.
+    """
+    size = count + min(_SPARE * count, _MOST_SPARE)
+    sources = (load_benign(BuiltinSource()), load_goals(BuiltinSource()))
+    texts = [prompt.text for pair in zip(*sources, strict=False) for prompt in pair][:size]
+    limit = context_length(model)
+    requests = [tuple(encode_prompt(tokenizer, user(text))) for text in texts]
+    requests = [ids for ids in requests if limit is None or len(ids) + 2 <= limit]
+    candidates = requests + random_prompts(model, tokenizer, count, new_tokens=NEW_TOKENS)
+    used = experts_used(model, candidates)
+    first = covering(used[: len(requests)], (count + 1) // 2)
+    return [candidates[position] for position in covering(used, count, first=first)]
+
+
+def _new_tokens(model: PreTrainedModel, probes: Sequence[TokenIds]) -> int:
+    """Length of replies that the context of the model holds for every probe."""
+    limit = context_length(model)
+    longest = max(map(len, probes))
+    return NEW_TOKENS if limit is None else max(1, min(NEW_TOKENS, limit - longest - 1))
+
+
+def _ask(settings: EndpointSettings, local: Sequence[Reference]) -> list[Served]:
+    with CompletionsClient(settings) as client:
+        return client.probe(
+            [(reference.prompt, reference.reply) for reference in local],
+            max(len(reference.reply) for reference in local),
+        )
+
+
+def _endpoint(server: Server) -> EndpointSettings | None:
+    """The endpoint's settings; None where vLLM is to be started, which must be there."""
+    if server.endpoint is None:
+        server_command(server.vllm)
+        return None
+    return _settings(server, server.endpoint, server.name)
+
+
+@contextmanager
+def _serving(
+    settings: EndpointSettings | None,
+    server: Server,
+    checkpoint: Checkpoint,
+    *,
+    dtype: str,
+    length: int,
+    reporter: Reporter,
+) -> Iterator[EndpointSettings]:
+    """The endpoint to compare with; without one, a vLLM server runs inside."""
+    if settings is not None:
+        yield settings
+        return
+    reporter.stage(f"Starting {server.vllm}")
+    folder = checkpoint.folder.resolve()
+    with vllm_server(server.vllm, folder, dtype=dtype, length=length, seconds=server.seconds) as url:
+        yield _settings(server, url, SERVED_NAME)
+
+
+def _settings(server: Server, url: str, name: str | None) -> EndpointSettings:
+    """The endpoint's settings; the name of the only model where none is given."""
+    try:
+        named = EndpointSettings(base_url=url, model=name or "-", key_env=server.key_env)
+    except ValueError:
+        raise ConfigError(
+            "--endpoint or --key-env is wrong",
+            expected="an http or https address such as http://127.0.0.1:8000/v1, and the name of a variable",
+        ) from None
+    served = served_name(named.base_url, server.key_env) if name is None else name
+    return named.model_copy(update={"model": served, "attempts": _ATTEMPTS, "timeout": server.seconds})
+
+
+def _precision(computed: str, *, stated: bool) -> Precision | None:
+    """The precision of the comparison; None where the server's is not known."""
+    if computed != "float32":
+        return "16-bit"
+    return "float32" if stated else None
+
+
+def verification_table(result: Verification) -> Table:
+    """The facts of a comparison."""
+    return facts(verification_rows(result))

@@ -1,0 +1,44 @@
+"""Tokens per second, and the time of work from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from seawall.models.plan.shapes import ModelShapes
+from seawall.models.plan.stages import Work
+
+DECODE_SHARE = 1 / 8
+"""Token-by-token decoding reaches about this share of the arithmetic rate of a forward pass over whole prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Rates of a model on a device, measured or assumed.
+
+    Attributes:
+        generate: tokens per second decoded one by one, in a full batch.
+        forward: tokens per second in forward passes without a gradient.
+        train: tokens per second in forward and backward passes.
+        update: parameters per second that an optimizer updates; 0 where its time is part of `train` or unknown.
+    """
+
+    generate: float
+    forward: float
+    train: float
+    update: float = 0.0
+
+
+def seconds(work: Work, rates: Rates) -> float:
+    """Time of work: the tokens of each kind over their rate, and the parameters of all updates over theirs."""
+    updates = work.updates * work.updated / rates.update if rates.update else 0.0
+    return work.generated / rates.generate + work.forward / rates.forward + work.trained / rates.train + updates
+
+
+def rates_from_flops(shapes: ModelShapes, flops: float) -> Rates:
+    """Rates assumed from the machine's operations per second: 2 operations per active parameter and token.
+
+    A backward pass costs twice the forward pass. Decoding runs at `DECODE_SHARE` of the forward rate, as measured with
+    the embedded model on two cores. The estimate is good to a factor of about two; prefer a measured rate.
+    """
+    forward = flops / (2 * shapes.active_parameters)
+    return Rates(generate=forward * DECODE_SHARE, forward=forward, train=forward / 3)

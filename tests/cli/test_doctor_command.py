@@ -1,0 +1,50 @@
+"""`seawall doctor` in a terminal: what a model can do, a LoRA configuration for it, and an adapter's verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from checkpoints import edit_json, write_checkpoint
+from commands import refused, seawall
+from families import tiny
+from seawall.artifacts.adapter import save_adapter
+from seawall.models.lora.attach import attach_adapter
+from siblings import random_gene
+
+pytest.importorskip("peft")
+
+
+def write_adapter(folder: Path, family: str) -> Path:
+    model = tiny(family)
+    gene = random_gene(model)
+    points = attach_adapter(model, gene.points, rank=gene.rank, scaling=gene.scaling).points
+    save_adapter(folder, points, gene.factors, gene.scaling)
+    return folder
+
+
+def test_a_model_and_its_adapter(tmp_path: Path) -> None:
+    base, adapter = write_checkpoint(tmp_path / "base", "olmoe"), write_adapter(tmp_path / "adapter", "olmoe")
+    done = seawall("doctor", base, "--adapter", adapter)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 0
+    assert "experts touched 48 of 48 slices in 6 stacks" in said
+    assert "sound; merged and attached give the same logits" in said
+    assert "target_parameters=['mlp.experts.down_proj', 'mlp.experts.gate_up_proj']" in said.replace("[ ", "[")
+    assert "end of turn" in said
+    edit_json(adapter / "adapter_config.json", r=7)
+    done = seawall("doctor", base, "--adapter", adapter, "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert found["adapter"]["findings"][0]["subject"] == "rank"
+    assert found["verbs"]["run"] is True
+
+
+def test_a_folder_without_an_adapter(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", "olmoe")
+    done = seawall("doctor", base, "--adapter", tmp_path / "nowhere")
+    assert done.returncode == 1
+    assert "does not exist" in " ".join(done.stdout.split())
+    refused("doctor", tmp_path / "nowhere", saying="nowhere")

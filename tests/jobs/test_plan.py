@@ -1,0 +1,99 @@
+"""`seawall plan` on the shipped recipes of large models, whose checkpoints are sparse files of their true length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sparse
+from places import REPOSITORY
+from seawall.config.load import load_recipe
+from seawall.errors import ConfigError, UnsupportedModelError
+from seawall.jobs.plan import Estimate, plan_recipe
+
+RECIPES = REPOSITORY / "recipes"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sparse")
+    for build in (sparse.olmoe_1b_7b, sparse.qwen3_30b_a3b, sparse.qwen3_235b_a22b, sparse.qwen2_5_1_5b):
+        sparse.write_sparse(path / build.__name__, build())
+    return path
+
+
+def _estimate(recipe: str, model: Path, *changes: str, **arguments: Any) -> Estimate:
+    return plan_recipe(load_recipe(RECIPES / recipe, [f"model.id={model}", *changes]), **arguments)
+
+
+def _largest(estimate: Estimate) -> dict[str, int]:
+    return estimate.plan.terms(estimate.plan.largest[1])
+
+
+def test_qwen3_30b_fits_a_gpu_of_141_gb(folder: Path) -> None:
+    estimate = _estimate("qwen3-30b-a3b.yaml", folder / "qwen3_30b_a3b", memory="141GB")
+    assert estimate.verdict.fits, estimate.verdict.text
+    # 30.53e9 weights in bf16; 768 experts of 3 x 2048 x 768 and 48 routers of 128 x 2048 train.
+    weights, trained = 2 * 30.532e9, 768 * 3 * 2048 * 768 + 48 * 128 * 2048
+    assert _largest(estimate)["weights"] == pytest.approx(weights, rel=1e-3)
+    assert _largest(estimate)["trainable copies"] == 4 * trained
+    assert _largest(estimate)["optimizer state"] == 8 * trained
+    assert estimate.plan.peak == pytest.approx(133e9, rel=0.05)
+
+
+def test_qwen3_235b_fits_eight_gpus_of_141_gb(folder: Path) -> None:
+    estimate = _estimate("qwen3-235b-a22b.yaml", folder / "qwen3_235b_a22b", memory="141GB", devices=8)
+    assert estimate.verdict.fits, estimate.verdict.text
+    assert estimate.plan.shapes.parameters == pytest.approx(235.09e9, rel=1e-3)
+    # The fullest device has 12 of 94 layers.
+    assert _largest(estimate)["weights"] == pytest.approx(2 * 235.09e9 * 12 / 94, rel=1e-3)
+    assert _largest(estimate)["trainable copies"] == pytest.approx(4 * 1504 * 3 * 4096 * 1536 * 12 / 94, rel=1e-2)
+    assert not _estimate("qwen3-235b-a22b.yaml", folder / "qwen3_235b_a22b", memory="141GB", devices=4).verdict.fits
+
+
+def test_olmoe_fits_80_gb_and_evaluation_fits_24_gb(folder: Path) -> None:
+    model = folder / "olmoe_1b_7b"
+    estimate = _estimate("olmoe-1b-7b.yaml", model, memory="80GB")
+    assert estimate.verdict.fits, estimate.verdict.text
+    trained = 128 * 3 * 2048 * 1024 + 16 * 64 * 2048
+    assert _largest(estimate)["weights"] == pytest.approx(2 * 6.919e9, rel=1e-3)
+    assert _largest(estimate)["optimizer state"] == 8 * trained
+    assert _estimate("olmoe-1b-7b.yaml", model, verb="eval", memory="24GB").verdict.fits
+
+
+def test_a_dense_recipe_and_its_own_verb(folder: Path) -> None:
+    model = folder / "qwen2_5_1_5b"
+    estimate = _estimate("qwen2.5-1.5b-gene.yaml", model, memory="24GB")
+    assert estimate.plan.verb == "gene extract"
+    assert estimate.verdict.fits
+    assert estimate.plan.shapes.parameters == pytest.approx(1.544e9, rel=1e-2)
+    for verb in ("run", "audit"):
+        with pytest.raises(UnsupportedModelError, match=f"no plan of {verb}"):
+            _estimate("qwen2.5-1.5b-gene.yaml", model, verb=verb)
+
+
+def test_the_advice_fits_when_followed(folder: Path) -> None:
+    model = folder / "qwen3_30b_a3b"
+    refused = _estimate("qwen3-30b-a3b.yaml", model, "repair.micro_batch_size=null", memory="141GB")
+    assert not refused.verdict.fits
+    assert refused.verdict.settings
+    assert _estimate("qwen3-30b-a3b.yaml", model, *refused.verdict.settings, memory="141GB").verdict.fits
+
+
+def test_wrong_arguments_are_one_line(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown verb"):
+        _estimate("olmoe-1b-7b.yaml", folder / "olmoe_1b_7b", verb="dance")
+    with pytest.raises(ConfigError, match="amount of memory"):
+        _estimate("olmoe-1b-7b.yaml", folder / "olmoe_1b_7b", memory="much")
+
+
+def test_time_follows_from_a_rate(folder: Path) -> None:
+    slow, fast = (
+        _estimate("olmoe-1b-7b.yaml", folder / "olmoe_1b_7b", memory="80GB", tflops=rate).plan.seconds
+        for rate in (100.0, 200.0)
+    )
+    assert slow is not None
+    assert fast is not None
+    assert slow == pytest.approx(2 * fast)
