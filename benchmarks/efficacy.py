@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from seawall.artifacts.evaluation import Rate, Sample
@@ -278,12 +279,18 @@ _WRAPPING = {
 
 
 def wrapping_cells(rows: list[Row], families: Sequence[str]) -> Iterator[str]:
-    """Mean over seeds of the measures of the wrapping, in points, with the least and the largest of a seed."""
+    """The measures of the wrapping, in points.
+
+    Of one seed with its 95 % interval over goals; of several their mean, with the least and the largest of a seed.
+    """
     measured = [measure_wrapping(samples_of(row), families) for row in rows]
     for field in _WRAPPING.values():
-        values = [getattr(wrapping, field).difference for wrapping in measured if wrapping is not None]
-        known = [100 * value for value in values if value is not None]
-        yield f"{sum(known) / len(known):+.0f} ({min(known):+.0f} to {max(known):+.0f})" if known else "-"
+        contrasts = [getattr(wrapping, field) for wrapping in measured if wrapping is not None]
+        values = [100 * contrast.difference for contrast in contrasts if contrast.difference is not None]
+        if len(values) == 1:
+            yield f"{values[0]:+.0f} [{100 * contrasts[0].low:+.0f}, {100 * contrasts[0].high:+.0f}]"
+        else:
+            yield f"{fmean(values):+.0f} ({min(values):+.0f} to {max(values):+.0f})" if values else "-"
 
 
 def samples_of(row: Row) -> list[Sample]:

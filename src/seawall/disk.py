@@ -12,6 +12,15 @@ _HUB_BLOBS = "blobs"
 """The folder beside `snapshots` in the Hub's cache, to which its files are links."""
 
 
+def cache_folder() -> Path:
+    """The folder for downloaded and built files: `$SEAWALL_CACHE`, else seawall's folder in the user's cache."""
+    named = os.environ.get("SEAWALL_CACHE")
+    if named:
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "seawall"
+
+
 def regular(path: Path) -> Path:
     """The path, checked to be a regular file: a device or a pipe can be read for ever.
 

@@ -16,10 +16,12 @@ from checkpoints import write_checkpoint
 from completions import Completions, serving_completions
 from dense import dense
 from families import NUM_EXPERTS, NUM_LAYERS, tiny, tiny_tokenizer
+from seawall.config.model import ModelConfig
 from seawall.errors import ConfigError
 from seawall.evaluation.served.verdict import FLOAT32
 from seawall.evaluation.served.view import Verification, verdict_lines
 from seawall.jobs.verify import Server, target_config, verification_table, verify
+from seawall.models.files.load import load_model
 from seawall.models.files.save import save_model
 from seawall.models.moe.find import find_moe
 from seawall.models.reference import covering
@@ -141,9 +143,23 @@ def test_a_16_bit_server_passes_with_a_note_and_fails_where_float32_is_demanded(
     assert result.passed
     assert result.comparison.precision == "16-bit"
     assert result.comparison.largest > FLOAT32
-    assert "rounding hides small changes" in page(result)
+    assert "rounding hides changes" in page(result)
     assert not verified(tmp_path / "model", soft().to(torch.bfloat16), dtype="float32").passed
     assert not verified(tmp_path / "model", tiny(FAMILY, seed=1).to(torch.bfloat16)).passed
+
+
+def test_a_16_bit_server_shows_whether_it_has_the_repair(planted: Path, planted_run: Path) -> None:
+    """Rounding is as large as the repair, token by token; over all tokens the repair is seen or missing."""
+    shares = []
+    for folder in (planted_run / "model", planted.parent / "model"):
+        model = load_model(ModelConfig(id=str(folder), dtype="bfloat16"))[0]
+        result = verified(planted_run, model)
+        assert result.comparison.precision == "16-bit"
+        assert result.comparison.repair is not None
+        assert f"{result.comparison.repair:.2f}" in page(result)
+        shares.append(result.comparison.repair)
+    assert shares[0] > 0.8
+    assert shares[1] < 0.2
 
 
 def test_a_float32_server_with_an_altered_expert_does_not_pass_as_16_bit(local: Path) -> None:

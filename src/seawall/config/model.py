@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from seawall.config.base import StrictModel, wrong
 
@@ -35,6 +35,21 @@ class ModelConfig(StrictModel):
         default="auto",
         description="`auto` (the first accelerator, else the CPU), `cpu`, `mps`, `cuda`, `cuda:1` or `xpu`.",
     )
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, str | int] | None = Field(
+        default=None,
+        description="Placement over several GPUs, handed to transformers: a rule, or a device by module name; null "
+        "takes `auto` where the weights exceed 70 % of the first GPU, and one device otherwise.",
+    )
+    max_memory: dict[str, str | int] = Field(
+        default={},
+        description="Memory for weights by GPU, handed to transformers with `device_map`: `{0: 60GiB, 1: 60GiB}`. "
+        "Leave room for training and the cache.",
+    )
+    dequantize: bool = Field(
+        default=False,
+        description="Turn MXFP4 or FP8 weights into bfloat16 once, as a copy in seawall's cache, so that they can be "
+        "repaired; false takes them as they are, for eval, profile and steer.",
+    )
     experts_implementation: Literal["eager", "batched_mm", "grouped_mm"] | None = Field(
         default=None, description="Implementation of the experts in transformers; null lets transformers choose."
     )
@@ -49,6 +64,18 @@ class ModelConfig(StrictModel):
     trust_remote_code: bool = Field(
         default=False, description="Run Python code from the checkpoint's repository. Only for authors you trust."
     )
+
+    @field_validator("max_memory", mode="before")
+    @classmethod
+    def _device_names(cls, limits: Any) -> Any:
+        """YAML reads the number of a GPU as a number, JSON as text."""
+        return {str(key): value for key, value in limits.items()} if isinstance(limits, dict) else limits
+
+    @model_validator(mode="after")
+    def _one_placement(self) -> ModelConfig:
+        if (self.device_map is not None or self.max_memory) and self.device != "auto":
+            raise wrong("device=auto with device_map or max_memory, which choose the devices")
+        return self
 
     @field_validator("device")
     @classmethod

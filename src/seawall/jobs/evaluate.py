@@ -174,7 +174,9 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
         reporter.say(line)
     if notices:
         update_manifest(run, {"notices": notices})
-    update_manifest(run, {"model": {"id": recipe.model.id, "revision": recipe.model.revision, "weights": fingerprint}})
+    described = {"id": recipe.model.id, "revision": recipe.model.revision, "weights": fingerprint}
+    commit = open_checkpoint(recipe.model).commit
+    update_manifest(run, {"model": described | ({} if commit is None else {"commit": commit})})
     reporter.stage("Evaluate, on goals of the test split")
     suite: EvalSuite = build_suite(prompts, "test", gold=recipe.eval.gold, wrapping=True)
 
@@ -209,7 +211,7 @@ def open_target(
     if target.adapter is not None:
         require_base(target.adapter, (checkpoint.id, recipe.model.id))
     if target.adapter is None:
-        model, tokenizer = checkpoint.load()
+        model, tokenizer = checkpoint.load(as_stored=delta is None)
     else:
         model, tokenizer = load_merged(checkpoint, target.adapter, reporter.say)
     folder = target.delta or target.adapter

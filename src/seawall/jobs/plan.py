@@ -96,7 +96,7 @@ def plan_recipe(
     budget = _budget(recipe, memory, devices)
     context = 0 if budget.name == _MACHINE else CONTEXT_BYTES
     request = Request(shapes, recipe, _sizes(recipe, checkpoint, summary), memory_settings(recipe), context)
-    rates = None if tflops is None else rates_from_flops(shapes, tflops * 1e12)
+    rates = None if tflops is None else rates_from_flops(shapes, tflops * 1e12, rows=recipe.eval.forward_rows)
     if measure:
         rates = _measured(request, architecture)
     plan = _plan(request, verb, budget.devices, rates)
@@ -164,11 +164,21 @@ def _ladder(request: Request, key: str) -> list[str]:
     if section == "repair" and name not in RepairConfig.model_fields:
         return []
     if name in _FIXED:
-        values = _FIXED[name]
-        return list(values[values.index(str(value)) + 1 :] if str(value) in values else values)
+        fixed, current = _FIXED[name], str(value).lower()
+        return list(fixed[fixed.index(current) + 1 :] if current in fixed else fixed)
     if name == "micro_batch_size":
         value = value or request.recipe.repair.batch_size * 2
-    return [str(2**power) for power in range(12, -1, -1) if isinstance(value, int) and 2**power < value]
+    powers = [str(2**power) for power in range(12, -1, -1) if isinstance(value, int) and 2**power < value]
+    return [power for power in powers if _is_valid(request, key, power)]
+
+
+def _is_valid(request: Request, key: str, value: str) -> bool:
+    """Whether a setting may have this value: some batches have a minimum."""
+    try:
+        change_recipe(request.recipe.model_dump(mode="json"), [f"{key}={value}"], where="the recipe", section=None)
+    except ConfigError:
+        return False
+    return True
 
 
 _FIXED: dict[str, tuple[str, ...]] = {

@@ -32,6 +32,9 @@ from seawall.train.optimizers import require_optimizer
 STAGES = ("profile", "select", "repair", "evaluate", "report")
 """Values of `--until`. `evaluate` evaluates the existing stages; every other value also runs the stages before it."""
 
+_MEASURING = ("profile", "select", "evaluate")
+"""Values of `--until` that change no weight."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -61,7 +64,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
         check_capability(recipe.eval.capability)
         require_optimizer(recipe.repair.optimizer)
     prompts = read_inputs(recipe)
-    context = Context(recipe, new_run(recipe, folder, text), reporter, prompts)
+    context = Context(recipe, new_run(recipe, folder, text), reporter, prompts, as_stored=until in _MEASURING)
     with context.working():
         if until == "evaluate":
             return _evaluate(context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -20,7 +20,7 @@ from seawall.data.types import user
 from seawall.errors import ConfigError, RunFolderError
 from seawall.evaluation.served.client import CompletionsClient, Served, served_name
 from seawall.evaluation.served.process import SERVED_NAME, server_command, vllm_server
-from seawall.evaluation.served.verdict import Precision, compare
+from seawall.evaluation.served.verdict import Precision, compare, repair_share
 from seawall.evaluation.served.view import Verification, verification_rows
 from seawall.jobs.facts import facts
 from seawall.models.decoding import TokenIds, context_length
@@ -31,9 +31,11 @@ from seawall.models.reference import (
     Reference,
     covering,
     experts_used,
+    log_probabilities,
     random_prompts,
     references,
     release_memory,
+    with_rounding,
 )
 from seawall.runs.files import read_json
 from seawall.runs.folder import RunFolder
@@ -83,7 +85,8 @@ def verify(target: str, server: Server, *, prompts: int, dtype: str, reporter: R
     """
     settings = _endpoint(server)  # before minutes of work
     checkpoint = open_checkpoint(target_config(target, dtype))
-    local = _compute(checkpoint, prompts, reporter)
+    inferred = server.endpoint is not None and dtype == "auto"
+    local = _compute(checkpoint, prompts, reporter, inferred=inferred)
     release_memory()  # vLLM may need the device
     length = max(len(reference.tokens) for reference in local.references) + 2
     with _serving(settings, server, checkpoint, dtype=local.dtype, length=length, reporter=reporter) as endpoint:
@@ -93,9 +96,11 @@ def verify(target: str, server: Server, *, prompts: int, dtype: str, reporter: R
     comparison = compare(
         local.references,
         served,
-        precision=_precision(local.dtype, stated=server.endpoint is None or dtype != "auto"),
+        precision=_precision(local.dtype, inferred=inferred),
         text_of=lambda token: str(local.tokenizer.decode([token])),
     )
+    if comparison.precision == "16-bit":
+        comparison = replace(comparison, repair=_repair_share(target, local, served))
     used = frozenset[Expert]().union(*(reference.experts for reference in local.references))
     return Verification(
         target,
@@ -120,7 +125,8 @@ class _Local:
     tokenizer: PreTrainedTokenizerBase
 
 
-def _compute(checkpoint: Checkpoint, prompts: int, reporter: Reporter) -> _Local:
+def _compute(checkpoint: Checkpoint, prompts: int, reporter: Reporter, *, inferred: bool) -> _Local:
+    """Computes the local side; `inferred`: whether the server's precision is not known, and may be 16 bits."""
     reporter.stage(f"Loading {checkpoint.id}")
     model, tokenizer = checkpoint.load()
     reporter.stage("Choosing probes, and computing them with the local weights")
@@ -132,9 +138,12 @@ def _compute(checkpoint: Checkpoint, prompts: int, reporter: Reporter) -> _Local
         new_tokens=_new_tokens(model, probes),
         progress=lambda count, total: reporter.step("probes", count, total),
     )
+    computed = str(model.dtype).removeprefix("torch.")
+    if inferred and computed == "float32":
+        numbers = with_rounding(model, numbers)
     moe = find_moe_if_any(model)
     experts = [] if moe is None else [(i, j) for i in range(moe.num_layers) for j in range(moe.num_experts)]
-    return _Local(numbers, str(model.dtype).removeprefix("torch."), tuple(experts), tokenizer)
+    return _Local(numbers, computed, tuple(experts), tokenizer)
 
 
 def target_config(target: str, dtype: str) -> ModelConfig:
@@ -158,10 +167,21 @@ def target_config(target: str, dtype: str) -> ModelConfig:
     return checked_model(folder, caller="verify", **{**settings, "id": str(folder), "revision": None, "dtype": dtype})
 
 
+def _repair_share(target: str, local: _Local, served: Sequence[Served]) -> float | None:
+    """How much of a run's repair the server shows; None where the target is no run."""
+    if not (Path(target) / "resolved.json").is_file():
+        return None
+    settings = read_json(RunFolder.existing(Path(target)).resolved)["model"]
+    original = checked_model(settings["id"], caller="verify", **{**settings, "dtype": local.dtype})
+    model, _ = open_checkpoint(original).load()
+    numbers = [log_probabilities(model, reference.tokens) for reference in local.references]
+    return repair_share(local.references, numbers, served)
+
+
 def choose_probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int) -> list[TokenIds]:
     """Probes that together use many experts: half of them requests, the rest requests or random tokens.
 
-    Candidates are the embedded requests, harmless and harmful in turn, and random prompts.
+    Candidates are the embedded requests, harmless and harmful in turn, and as many random prompts.
     """
     size = count + min(_SPARE * count, _MOST_SPARE)
     sources = (load_benign(BuiltinSource()), load_goals(BuiltinSource()))
@@ -169,7 +189,7 @@ def choose_probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
     limit = context_length(model)
     requests = [tuple(encode_prompt(tokenizer, user(text))) for text in texts]
     requests = [ids for ids in requests if limit is None or len(ids) + 2 <= limit]
-    candidates = requests + random_prompts(model, tokenizer, count, new_tokens=NEW_TOKENS)
+    candidates = requests + random_prompts(model, tokenizer, size, new_tokens=NEW_TOKENS)
     used = experts_used(model, candidates)
     first = covering(used[: len(requests)], (count + 1) // 2)
     return [candidates[position] for position in covering(used, count, first=first)]
@@ -231,11 +251,11 @@ def _settings(server: Server, url: str, name: str | None) -> EndpointSettings:
     return named.model_copy(update={"model": served, "attempts": _ATTEMPTS, "timeout": server.seconds})
 
 
-def _precision(computed: str, *, stated: bool) -> Precision | None:
+def _precision(computed: str, *, inferred: bool) -> Precision | None:
     """The precision of the comparison; None where the server's is not known."""
     if computed != "float32":
         return "16-bit"
-    return "float32" if stated else None
+    return None if inferred else "float32"
 
 
 def verification_table(result: Verification) -> Table:

@@ -29,10 +29,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from seawall.disk import cache_folder
 from seawall.errors import ArtifactError
 from seawall.lab.architecture import assemble, moe_config, untied_state
 from seawall.lab.cut import PROJECTIONS, LabShape, cut, dense_weights, moe_block
-from seawall.lab.source import GGUF_SHA256, cache_folder, fetch_gguf
+from seawall.lab.source import GGUF_SHA256, fetch_gguf
 from seawall.models.silence_libraries import silence_libraries
 
 DELTA_FILE = "lab_delta.safetensors"

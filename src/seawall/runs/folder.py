@@ -25,6 +25,9 @@ _CHANGEABLE_SETTINGS = frozenset({"export.push_to_hub", "export.private"})
 _MEMORY = re.compile(r"repair\.(micro_batch_size|gradient_checkpointing)|model\.(device_map|max_memory)(\..*)?")
 """Settings that may change too, because they decide how much memory the same numbers take."""
 LATER_SETTINGS: Mapping[str, Any] = {
+    "device_map": None,
+    "max_memory": {},
+    "dequantize": False,
     "template": None,
     "template_options": {},
     "successes": None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -39,12 +39,14 @@ class Context:
         run: the run folder.
         reporter: receives progress.
         prompts: of the recipe, with the caps of the verb.
+        as_stored: whether the verb takes quantised weights as they are; it then changes none.
     """
 
     recipe: Recipe
     run: RunFolder
     reporter: Reporter
     prompts: Prompts
+    as_stored: bool = field(default=False, kw_only=True)
 
     @contextmanager
     def working(self, prompts_key: str = "prompts") -> Iterator[None]:
@@ -77,8 +79,8 @@ class Context:
             SeawallError: the model cannot be loaded.
         """
         self.reporter.stage(f"Loading {self.recipe.model.id}")
-        load_copies(load_recipe_model, self.recipe.model)
-        opened = open_model(self.checkpoint)
+        load_copies(load_recipe_model, self.recipe.model, self.as_stored)
+        opened = open_model(self.checkpoint, as_stored=self.as_stored)
         register_copies(opened.model, opened.fingerprint)
         notices = measurement_notices(opened.model, opened.tokenizer, self.recipe.eval.longest)
         copy_check(opened.model)

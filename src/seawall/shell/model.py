@@ -73,18 +73,22 @@ def open_checkpoint(config: ModelConfig) -> Checkpoint:
     return Checkpoint(config if folder is None else config.model_copy(update={"id": str(folder())}))
 
 
-def load_recipe_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_recipe_model(config: ModelConfig, as_stored: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of a configuration and its tokenizer, for a process that only computes."""
-    return open_checkpoint(config).load()
+    return open_checkpoint(config).load(as_stored=as_stored)
 
 
-def open_model(checkpoint: Checkpoint) -> OpenModel:
+def open_model(checkpoint: Checkpoint, *, as_stored: bool = False) -> OpenModel:
     """Loads a causal language model, dense or MoE.
+
+    Args:
+        checkpoint: the model's files.
+        as_stored: whether quantised weights are taken as they are.
 
     Raises:
         SeawallError: the model cannot be loaded.
     """
-    model, tokenizer = checkpoint.load()
+    model, tokenizer = checkpoint.load(as_stored=as_stored)
     wording, rendered = tokenizer_fingerprint(tokenizer), rendering_fingerprint(tokenizer)
     digests = WeightDigests(model)
     return OpenModel(model, tokenizer, digests, digests.fingerprint(), wording, rendered, checkpoint.settings)

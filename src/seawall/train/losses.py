@@ -128,11 +128,16 @@ def pairwise_router_loss(
         divergence(_mean_routing(x, plain_mask_BT).detach().log(), _mean_routing(y, attack_mask_BU).log()).mean()
         for x, y in zip(plain, attack, strict=True)
     ]
-    return torch.stack(losses).mean()
+    return _mean_over_layers(losses)
+
+
+def _mean_over_layers(losses: Sequence[Tensor]) -> Tensor:
+    """The mean of the layers' losses; layers may lie on several devices."""
+    return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
 
 
 def _mean_routing(probability_BTE: Tensor, mask_BT: Tensor) -> Tensor:
-    weight_BT1 = mask_BT.to(torch.float32)[..., None]
+    weight_BT1 = mask_BT.to(probability_BTE.device, torch.float32)[..., None]
     mean_BE = (probability_BTE * weight_BT1).sum(1) / weight_BT1.sum(1).clamp_min(1.0)
     return mean_BE.clamp_min(1e-9)
 
@@ -154,4 +159,4 @@ def reference_router_loss(
         p_E = torch.softmax(x_BTE.double().mean(1), dim=-1).mean(0).detach()
         q_E = torch.softmax(y_BUE.double().mean(1), dim=-1).mean(0)
         losses.append(divergence(p_E.log(), q_E.log()) / x_BTE.shape[-1])
-    return torch.stack(losses).mean()
+    return _mean_over_layers(losses)

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 from small_repair import config, experts, run_repair, small_model
 
 from places import TESTS
 from seawall.errors import ArtifactError
+from seawall.methods.rasa import stages
+from seawall.shell.context import Context
 
 HERE = Path(__file__).parent
 
@@ -103,3 +106,13 @@ def test_a_checkpoint_whose_removal_was_cut_short_is_not_taken_for_one(
     run_repair(small_model(), tmp_path, config(), report=rows.append)
     assert rows[0]["step"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round-1", "round-2", "scores.json"]
+
+
+def test_a_repair_that_died_after_its_outcome_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoints" / "round-1").mkdir(parents=True)
+    (tmp_path / "outcome.json").write_text("{}")
+    monkeypatch.setattr(stages, "_write_repair", lambda *_: pytest.fail("the repair is made again"))
+    stages._repair_work(cast(Context, None), experts(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["outcome.json"]

@@ -207,7 +207,9 @@ def test_elements_of_adapters_are_shared_by_matrices_with_one_input() -> None:
 
 
 def test_rates_from_operations_per_second() -> None:
-    rates = rates_from_flops(SHAPES, 2 * SHAPES.active_parameters * 48)
+    rates = rates_from_flops(SHAPES, 2 * SHAPES.active_parameters * 48, rows=8)
+    fast = rates_from_flops(SHAPES, 2 * SHAPES.active_parameters * 48e6, rows=8)
+    assert fast.generate == pytest.approx(8 / (4 * 1.5e-3))
     assert (rates.forward, rates.train, rates.generate) == (48, 16, 6)
     work = Work(generated=1000, forward=2000, trained=3000, updates=4, updated=50)
     assert seconds(work, rates) == pytest.approx(1000 / 6 + 2000 / 48 + 3000 / 16)

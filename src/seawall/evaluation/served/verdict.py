@@ -3,8 +3,10 @@
 Equal weights give equal numbers up to rounding, and rounding depends on the server's precision:
 
 - float32: every difference is at most `FLOAT32`. A changed weight that a probe uses gives more.
-- 16 bits: the mean difference is at most `MEAN_16_BIT`, and a reply leaves the local one only where the local weights
-  give the served token almost the best log probability (`TIE_16_BIT`). Smaller changes of weights stay unseen.
+- 16 bits: the mean difference is at most `ROUNDING` times that of the local model computed in bfloat16, and a reply
+  leaves the local one only where the local weights hold the served token for nearly as likely: within the largest
+  difference by rounding. Where rounding is not measured, because the local computation is in 16 bits itself,
+  `MEAN_16_BIT` and `TIE_16_BIT` hold. Smaller changes of weights stay unseen.
 
 A server of unknown precision counts as float32 if a share (`FLOAT32_SHARE`) of its numbers is as close as float32
 leaves them (`FLOAT32_CLOSE`): rounding to 16 bits leaves few of them that close.
@@ -25,6 +27,11 @@ FLOAT32 = 1e-3
 """Largest difference of log probabilities, in nats, between two float32 computations of the same weights."""
 MEAN_16_BIT = 0.05
 TIE_16_BIT = 0.5
+ROUNDING = 1.2
+REPAIR = 0.5
+"""Least share of a repair that its server shows: nearer to the repaired model than to the original."""
+_CLIP = 1.0
+"""Nats beyond which one token counts no more in that share."""
 FLOAT32_CLOSE, FLOAT32_SHARE = 5e-5, 0.25
 _CERTAIN = -0.05
 """Log probabilities above this one are left out of the share: near 0 they agree in every precision."""
@@ -64,6 +71,10 @@ class Comparison:
         equal_replies: number of replies whose tokens are all equal.
         first: the first reply that leaves the local one where the local weights do not hold the tokens for equal.
         prompts_compared: whether the tokens of prompts and local replies are compared, not served replies alone.
+        tolerance: the bound that the rule holds: of the largest difference in float32, of the mean in 16 bits.
+        tie: a served token may be less likely here than the local one by so much, in nats.
+        repair: for the run of a repair, how much of it the server shows: 0 for the original model, 1 for the repaired
+            one; None where it is not measured.
         constant: whether every served log probability is the same number, as from an empty output layer.
     """
 
@@ -77,18 +88,17 @@ class Comparison:
     equal_replies: int
     first: TokenDifference | None
     prompts_compared: bool
+    tolerance: float
+    tie: float
     constant: float | None = None
-
-    @property
-    def tolerance(self) -> float:
-        """The bound that the rule holds: of the largest difference in float32, of the mean in 16 bits."""
-        return FLOAT32 if self.precision == "float32" else MEAN_16_BIT
+    repair: float | None = None
 
     @property
     def passed(self) -> bool:
         """Whether the served model is the local one, within what the precision shows."""
         decisive = self.largest if self.precision == "float32" else self.mean
-        return decisive <= self.tolerance and self.first is None and self.constant is None
+        shows_repair = self.repair is None or self.repair >= REPAIR
+        return decisive <= self.tolerance and self.first is None and self.constant is None and shows_repair
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +136,7 @@ def compare(
     assumed = precision or ("float32" if _float32_share(pairs) >= FLOAT32_SHARE else "16-bit")
     # Replies that differ from their first token on, of a server that does not echo prompts, leave nothing to compare.
     worst = max(pairs, key=lambda pair: pair.difference, default=_Pair(0, 0, math.inf, math.inf))
-    tie = 2 * FLOAT32 if assumed == "float32" else TIE_16_BIT
+    tolerance, tie = (FLOAT32, 2 * FLOAT32) if assumed == "float32" else _limits_16_bit(references)
     splits = [split for probe, side in enumerate(sides) if (split := side.split(probe)) is not None]
     values = {round(pair.served, 4) for pair in pairs}
     return Comparison(
@@ -140,8 +150,38 @@ def compare(
         len(sides) - len(splits),
         next((split for split in splits if split.gap > tie), None),
         all(side.log_probabilities is not None for side in served),
+        tolerance,
+        tie,
         values.pop() if len(values) == 1 and len(pairs) > 1 else None,
     )
+
+
+def repair_share(
+    references: Sequence[Reference], originals: Sequence[Sequence[float]], served: Sequence[Served]
+) -> float | None:
+    """How much of a repair a server shows: the slope of its differences from the original model on the repair's.
+
+    Rounding is the same for and against a repair, so its share is visible where single numbers are not.
+
+    Args:
+        references: of the repaired model.
+        originals: log probabilities of the same tokens by the original model.
+        served: of the server.
+    """
+    products, squares = 0.0, 0.0
+    for reference, original, side in zip(references, originals, served, strict=True):
+        for repaired, base, value in zip(
+            reference.log_probabilities, original, side.log_probabilities or (), strict=False
+        ):
+            if math.isfinite(value):
+                change = _clipped(repaired - base)
+                products += change * _clipped(value - base)
+                squares += change * change
+    return products / squares if squares else None
+
+
+def _clipped(difference: float) -> float:
+    return max(-_CLIP, min(_CLIP, difference))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +224,15 @@ class _Sides:
             return likely.get(ids[position], -math.inf)
         piece = self.served.reply.pieces[position]
         return max((value for token, value in likely.items() if self.text_of(token) == piece), default=-math.inf)
+
+
+def _limits_16_bit(references: Sequence[Reference]) -> tuple[float, float]:
+    """Bounds of the mean difference, and of the gap at which a reply may leave the local one."""
+    both = [pair for row in references for pair in zip(row.log_probabilities, row.rounded, strict=False)]
+    differences = [abs(exact - rounded) for exact, rounded in both]
+    if not differences:
+        return MEAN_16_BIT, TIE_16_BIT
+    return ROUNDING * sum(differences) / len(differences), max(TIE_16_BIT, max(differences))
 
 
 def _pairs(probe: int, side: _Sides) -> Iterator[_Pair]:

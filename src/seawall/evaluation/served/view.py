@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from seawall.evaluation.served.verdict import FLOAT32, Comparison, TokenDifference
+from seawall.evaluation.served.verdict import FLOAT32, REPAIR, Comparison, TokenDifference
 from seawall.models.reference import Expert
 
 _NAMED = 12
@@ -52,7 +52,6 @@ class Verification:
         return {
             **{name: getattr(self, name) for name in ("model", "weights", "endpoint", "served", "dtype", "passed")},
             **comparison,
-            "tolerance": self.comparison.tolerance,
             "first_difference": difference,
             "experts": self.experts,
             "total_experts": self.total_experts,
@@ -75,6 +74,7 @@ def verification_rows(result: Verification) -> list[tuple[str, str]]:
         ("equal greedy replies", f"{comparison.equal_replies} of {comparison.probes}"),
         ("first differing token", _first(comparison.first)),
         ("experts used", _experts(result)),
+        *([] if comparison.repair is None else [("share of the repair", f"{comparison.repair:.2f}")]),
     ]
 
 
@@ -86,13 +86,18 @@ def verdict_lines(result: Verification) -> list[str]:
             f"FAILED  every served log probability is {comparison.constant}: the server's output layer is empty, as "
             "where a checkpoint without lm_head.weight meets a class that does not tie embeddings"
         ]
+    if comparison.repair is not None and comparison.repair < REPAIR:
+        return [
+            f"FAILED  the server shows {comparison.repair:.2f} of this run's repair (0: the original model, 1: the "
+            "repaired one)"
+        ]
     if not result.passed:
         return ["FAILED  the served model is not the local model"]
     lines = ["passed  the served model is the local model, as far as the probes show"]
     if comparison.precision == "16-bit":
         lines.append(
-            "note    in 16 bits rounding hides small changes of weights, such as of a single expert; serve with "
-            "--dtype float32 and verify with --dtype float32 to find them"
+            f"note    in 16 bits rounding hides changes below a mean of {comparison.tolerance:.2g} nats, such as of a "
+            "single expert; serve with --dtype float32 and verify with --dtype float32 to find them"
         )
     if result.unused:
         lines.append(f"note    {len(result.unused)} experts were used by no probe: a change there would not show")
@@ -102,7 +107,7 @@ def verdict_lines(result: Verification) -> list[str]:
 def _rule(comparison: Comparison) -> str:
     if comparison.precision == "float32":
         return f"float32: the largest difference is at most {FLOAT32:g}"
-    return f"16 bits: the mean difference is at most {comparison.tolerance:g}, replies leave only at near ties"
+    return f"16 bits: the mean difference is at most {comparison.tolerance:.2e}, gaps of replies {comparison.tie:.2e}"
 
 
 def _first(difference: TokenDifference | None) -> str:

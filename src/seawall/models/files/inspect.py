@@ -173,7 +173,8 @@ class _Facts:
 def _collect_facts(folder: Path, raw: Mapping[str, Any], config: ModelConfig) -> _Facts:
     facts = _Facts()
     facts.architecture = facts.collect(lambda: load_architecture(folder, config), None)
-    facts.collect(lambda: require_plain_weights(folder, raw), None)
+    if not config.dequantize:
+        facts.collect(lambda: require_plain_weights(folder, raw), None)
     facts.headers = facts.collect(lambda: _headers(folder, config), {})
     facts.tokenizer = facts.collect(lambda: open_tokenizer(folder, config), None)
     if facts.tokenizer is not None:
@@ -181,9 +182,10 @@ def _collect_facts(folder: Path, raw: Mapping[str, Any], config: ModelConfig) ->
         facts.collect(lambda: check_chat_template(facts.tokenizer), None)
     if facts.architecture is not None:
         facts.model = facts.collect(lambda: meta_model(facts.architecture, config), None)
-    facts.collect(lambda: require_float_weights(folder, facts.headers), None)
+    if not config.dequantize:
+        facts.collect(lambda: require_float_weights(folder, facts.headers), None)
     if facts.model is not None:
-        if not facts.refusals:
+        if not facts.refusals and not config.dequantize:
             facts.collect(lambda: require_accounted(folder, facts.model, facts.headers), None)
         facts.moe = facts.collect(lambda: find_moe_if_any(facts.model), None)
     return facts

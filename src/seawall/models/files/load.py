@@ -26,6 +26,7 @@ from seawall.errors import ArtifactError, SeawallError, UnsupportedModelError
 from seawall.models.files.accounted import require_accounted, require_expected, require_float_weights
 from seawall.models.files.bare import BareErrors
 from seawall.models.files.checkpoint import first_line, read_config, read_headers, read_json, verify_hashes
+from seawall.models.files.dequantise import QUANTIZERS, dequantised, quantization
 from seawall.models.files.hub import locate
 from seawall.models.files.placement import bytes_in_memory, device_options, requested_dtype
 from seawall.models.files.token_ids import require_token_ids
@@ -40,8 +41,12 @@ _LIBRARY_ERRORS = (
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
 
 
-def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(config: ModelConfig, *, as_stored: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in evaluation mode on its device, and its tokenizer.
+
+    Args:
+        config: the model and how to load it.
+        as_stored: whether quantised weights are taken, as transformers loads them; they cannot be changed.
 
     Raises:
         ConfigError: the model, the type or the device does not exist.
@@ -50,11 +55,26 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
         DataError: the tokenizer has no chat template.
         ArtifactError: files are damaged or incomplete.
     """
-    folder = locate(config)
+    folder = model_folder(config)
     architecture = load_architecture(folder, config)
-    require_plain_weights(folder, read_config(folder))
+    if not as_stored:
+        require_plain_weights(folder, read_config(folder))
     tokenizer = _chat_tokenizer(folder, config)
     return load_weights(folder, architecture, config), tokenizer
+
+
+def model_folder(config: ModelConfig) -> Path:
+    """The folder of a model's files: with `model.dequantize` of a plain copy, which the first call writes.
+
+    Raises:
+        ConfigError: the model does not exist.
+        UnsupportedModelError: transformers cannot dequantise the weights.
+    """
+    folder = locate(config)
+    if not config.dequantize:
+        return folder
+    with library_errors(f"the weights in {folder} cannot be dequantised"):
+        return dequantised(folder, load_architecture(folder, config))
 
 
 def load_weights(
@@ -74,7 +94,9 @@ def load_weights(
         ArtifactError: files are damaged or incomplete.
     """
     headers = read_headers(folder)
-    require_float_weights(folder, headers)
+    quantised = quantization(read_config(folder)) is not None
+    if not quantised:
+        require_float_weights(folder, headers)
     if (folder / "adapter_config.json").is_file():
         raise UnsupportedModelError(
             f"{folder} holds a checkpoint and an adapter, which transformers would load on top",
@@ -82,13 +104,14 @@ def load_weights(
             expected="a checkpoint or an adapter",
             remedy="move the adapter's files to another folder, and name that one with --adapter",
         )
-    options = device_options(config.device, bytes_in_memory(headers, config.dtype))
+    options = device_options(config, bytes_in_memory(headers, config.dtype))
     options |= {"dtype": requested_dtype(config.dtype), "trust_remote_code": config.trust_remote_code}
     if config.experts_implementation is not None:
         options["experts_implementation"] = config.experts_implementation
     verify_hashes(folder)
     model = _load_weights(folder, architecture, options, auto)
-    require_accounted(folder, model, headers)
+    if not quantised:
+        require_accounted(folder, model, headers)
     return model
 
 
@@ -174,13 +197,13 @@ def require_plain_weights(folder: Path, raw: Mapping[str, Any]) -> None:
     Raises:
         UnsupportedModelError: the weights are quantised.
     """
-    quantized = raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config")
+    quantized = quantization(raw)
     if quantized:
         raise UnsupportedModelError(
             f"the weights in {folder} are quantised",
             got=quantized.get("quant_method", "quantization_config"),
             expected="float32, bfloat16 or float16 weights, which seawall can change",
-            remedy="use the model's unquantised version, or dequantise the weights first",
+            remedy=f"set model.dequantize=true ({' or '.join(QUANTIZERS)}), or use the model's unquantised version",
         )
 
 
@@ -227,11 +250,12 @@ def _load_weights(folder: Path, architecture: PreTrainedConfig, options: dict[st
             remedy="copy or download the model again",
         )
     require_expected(folder, info["unexpected_keys"])
-    if "device_map" in options and {parameter.device.type for parameter in model.parameters()} & {"cpu", "meta"}:
+    kinds = {parameter.device.type for parameter in model.parameters()}
+    if "device_map" in options and ("meta" in kinds or ("cpu" in kinds and len(kinds) > 1)):
         # transformers moves weights that do not fit to the CPU or to disk, where they cannot be trained.
         raise SeawallError(
             f"the model in {folder} does not fit on the GPUs of this machine",
-            remedy="set model.dtype=bfloat16, use more GPUs, or set model.device=cpu",
+            remedy="set model.dtype=bfloat16, raise model.max_memory, use more GPUs, or set model.device=cpu",
         )
     _own_memory(model)
     evaluated: PreTrainedModel = model.eval()

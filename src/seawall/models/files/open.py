@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seawall.config.model import ModelConfig
 from seawall.models.files.fingerprint import rendering_fingerprint, settings_fingerprint, tokenizer_fingerprint
 from seawall.models.files.hub import locate, resolved_commit, stated_licence
-from seawall.models.files.load import load_model, open_tokenizer
+from seawall.models.files.load import load_model, model_folder, open_tokenizer
 from seawall.models.files.rewrite import checkpoint_fingerprint
 from seawall.models.files.stream import CheckpointOutline, outline
 
@@ -47,7 +47,7 @@ class Checkpoint:
         Raises:
             ConfigError: the model does not exist, or the Hub cannot be reached.
         """
-        return locate(self.config)
+        return model_folder(self.config)
 
     @cached_property
     def outline(self) -> CheckpointOutline:
@@ -89,16 +89,20 @@ class Checkpoint:
         """The commit that a model of the Hub resolved to; None for a local folder."""
         return resolved_commit(self.small_files)
 
-    def load(self, *, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load(
+        self, *, dtype: str | None = None, as_stored: bool = False
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in evaluation mode on its device, and its tokenizer; every call loads them again.
 
         Args:
             dtype: overrides the configuration's.
+            as_stored: whether quantised weights are taken as they are.
 
         Raises:
             SeawallError: as `load_model`.
         """
-        return load_model(self.config if dtype is None else self.config.model_copy(update={"dtype": dtype}))
+        config = self.config if dtype is None else self.config.model_copy(update={"dtype": dtype})
+        return load_model(config, as_stored=as_stored)
 
     def at(self, folder: Path) -> Checkpoint:
         """The checkpoint in another folder, with the same settings."""

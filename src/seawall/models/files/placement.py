@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from seawall.config.model import ModelConfig
 from seawall.errors import ConfigError
 from seawall.models.files.checkpoint import TensorHeader
 
@@ -55,20 +56,23 @@ def requested_device(name: str) -> torch.device:
     return device
 
 
-def device_options(name: str, needed: int) -> dict[str, Any]:
-    """Loading options of transformers: one device, or every GPU where `auto` meets a model too large for one.
+def device_options(config: ModelConfig, needed: int) -> dict[str, Any]:
+    """Loading options of transformers: one device, the recipe's map, or every GPU where a model is too large for one.
 
     Args:
-        name: `model.device` of the recipe.
+        config: device, device map and limits of the recipe.
         needed: size of the weights in memory, in bytes.
 
     Raises:
         ConfigError: as `requested_device`.
     """
-    device = requested_device(name)
+    if config.device_map is not None or config.max_memory:
+        limits = {int(name) if name.isdigit() else name: limit for name, limit in config.max_memory.items()}
+        return {"device_map": config.device_map or "auto", **({"max_memory": limits} if limits else {})}
+    device = requested_device(config.device)
     if device.type == "cpu":
         return {}
-    spread = name == "auto" and device.type == "cuda" and torch.cuda.device_count() > 1
+    spread = config.device == "auto" and device.type == "cuda" and torch.cuda.device_count() > 1
     if spread and PartialState().num_processes == 1 and needed > _ONE_DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
         return {"device_map": "auto"}
     return {"device_map": {"": device}}

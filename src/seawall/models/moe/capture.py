@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -175,13 +175,19 @@ def routing_counts_by_row(
         num_rows: P.
 
     Returns:
-        (counts_PLE, mass_PLE), float64.
+        (counts_PLE, mass_PLE), float64 on the device of the first MoE layer.
     """
     trace.require_complete()
-    belongs_PT = torch.nn.functional.one_hot(row_ids_T, num_rows).T * mask_T.to(torch.float64)
+    belongs_PT = torch.nn.functional.one_hot(row_ids_T, num_rows).T * mask_T.to(row_ids_T.device, torch.float64)
     counts, mass = [], []
     for indices_TK, weights_TK in zip(trace.indices, trace.weights, strict=True):
+        belongs_PT = belongs_PT.to(indices_TK.device)  # layers may lie on several devices
         dense_TE = torch.zeros(len(indices_TK), trace.num_experts, dtype=torch.float64, device=indices_TK.device)
         counts.append(belongs_PT @ dense_TE.scatter(1, indices_TK, 1.0))
         mass.append(belongs_PT @ dense_TE.scatter(1, indices_TK, weights_TK.detach().to(torch.float64)))
-    return torch.stack(counts, dim=1), torch.stack(mass, dim=1)
+    return stacked(counts, dim=1), stacked(mass, dim=1)
+
+
+def stacked(layers: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """The tensors of several layers, which may lie on several devices, as one on the device of the first."""
+    return torch.stack([layer.to(layers[0].device) for layer in layers], dim=dim)

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -83,11 +82,7 @@ def _forward(
             return own(*args, **kwargs)
         values = tensors(needed.keys())
         # The copy lacks Accelerate's hook, which moves a layer's inputs to its device.
-        args, kwargs = _on(device, args), _on(device, kwargs)
+        args, kwargs = send_to_device((args, kwargs), device)
         return functional_call(plain, {alias: values[name] for alias, name in aliases.items()}, args, kwargs)
 
     return forward
-
-
-def _on(device: torch.device, values: Any) -> Any:
-    return send_to_device(values, device) if device.type not in ("cpu", "meta") else values

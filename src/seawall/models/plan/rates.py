@@ -10,6 +10,9 @@ from seawall.models.plan.stages import Work
 DECODE_SHARE = 1 / 8
 """Token-by-token decoding reaches about this share of the arithmetic rate of a forward pass over whole prompts."""
 
+LAYER_SECONDS = 1.5e-3
+"""Assumed time of one layer in a decoding step on a fast device, where starting the kernels takes longest."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:
@@ -34,11 +37,13 @@ def seconds(work: Work, rates: Rates) -> float:
     return work.generated / rates.generate + work.forward / rates.forward + work.trained / rates.train + updates
 
 
-def rates_from_flops(shapes: ModelShapes, flops: float) -> Rates:
+def rates_from_flops(shapes: ModelShapes, flops: float, *, rows: int) -> Rates:
     """Rates assumed from the machine's operations per second: 2 operations per active parameter and token.
 
     A backward pass costs twice the forward pass. Decoding runs at `DECODE_SHARE` of the forward rate, as measured with
-    the embedded model on two cores. The estimate is good to a factor of about two; prefer a measured rate.
+    the embedded model on two cores, and a step of `rows` rows takes at least `LAYER_SECONDS` per layer. The estimate is
+    good to a factor of about two; prefer a measured rate.
     """
     forward = flops / (2 * shapes.active_parameters)
-    return Rates(generate=forward * DECODE_SHARE, forward=forward, train=forward / 3)
+    decoded = min(forward * DECODE_SHARE, rows / (shapes.layers * LAYER_SECONDS))
+    return Rates(generate=decoded, forward=forward, train=forward / 3)

@@ -102,7 +102,7 @@ def _count_batch(moe: MoEModel, replies: Sequence[tuple[TokenIds, TokenIds]]) ->
     """The counts of some replies, each given as (prompt, generated tokens)."""
     device, rows = moe.model.device, [[*prompt_ids, *token_ids] for prompt_ids, token_ids in replies]
     batch = collate([Encoded(ids, ids) for ids in rows], pad_id=0).to(device)
-    with torch.inference_mode(), contiguous_output_layer(moe.model), capture(moe) as trace:
+    with torch.no_grad(), contiguous_output_layer(moe.model), capture(moe) as trace:
         moe.model(
             input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, logits_to_keep=1
         )

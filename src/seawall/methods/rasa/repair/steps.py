@@ -220,8 +220,8 @@ class RepairLosses:
         return pairwise_router_loss(
             plain,
             attack,
-            plain_mask_BT=plain_batch.attention_mask_BT.to(attack[0].device),
-            attack_mask_BU=attack_batch.attention_mask_BT.to(attack[0].device),
+            plain_mask_BT=plain_batch.attention_mask_BT,
+            attack_mask_BU=attack_batch.attention_mask_BT,
             direction=direction,
         )
 

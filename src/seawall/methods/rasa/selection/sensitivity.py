@@ -19,6 +19,7 @@ from seawall.data.templating import encode_example
 from seawall.data.types import Exchange
 from seawall.models.forward import run
 from seawall.models.moe.calls import Arguments, call_reader, frozen
+from seawall.models.moe.capture import stacked
 from seawall.models.moe.find import MoELayer, MoEModel
 from seawall.models.replicas import shared_buckets
 from seawall.train.losses import response_cross_entropy
@@ -78,7 +79,7 @@ def _batch_sensitivity(moe: MoEModel, batch: Batch) -> Tensor:
         magnitude_TE = torch.zeros(len(indices_TK), moe.num_experts, device=gradient_TK.device)
         magnitude_TE.scatter_add_(1, indices_TK, gradient_TK.float().abs())
         layers.append(magnitude_TE.view(rows, width, -1).sum(1))
-    return torch.stack([layer_BE.to(layers[0].device) for layer_BE in layers], dim=1).cpu()
+    return stacked(layers, dim=1).cpu()
 
 
 @contextmanager
