@@ -3,7 +3,7 @@
 Usage: launch.py PROCESSES FOLDER, then one command a line on standard input, as a JSON list of words. The streams of
 process R of command C are FOLDER/C-R.out and FOLDER/C-R.err; the exit statuses are printed as JSON, one list a command.
 A first word `kill:N` ends process 1 for real at its N-th update of a repair. The processes are forked: importing torch
-takes seconds. Each waits at most two minutes for the others, so a launch that hangs ends, with other statuses.
+takes seconds. Each waits at most five minutes for the others, so a launch that hangs ends, with other statuses.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def become(words: list[str], *, rank: int, count: int, port: int, streams: Path)
         with streams.with_name(f"{streams.name}-{rank}.{name}").open("wb") as file:
             os.dup2(file.fileno(), stream.fileno())
     vars(seawall.methods.rasa.repair.run)["CHECKPOINT_EVERY"] = 3
-    vars(seawall.distributed.process)["_PATIENCE"] = timedelta(minutes=2)
+    vars(seawall.distributed.process)["_PATIENCE"] = timedelta(minutes=5)
     vars(seawall.cli.app)["_PRECEDENCE"] = 1.0
     kill, _, update = words[0].partition(":")
     if kill == "kill":

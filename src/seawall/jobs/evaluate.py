@@ -167,7 +167,7 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
     load_copies(_open_quietly, recipe, target)
     model, tokenizer = open_target(recipe, target, reporter)
     fingerprint = model_fingerprint(model)
-    register_copies((model, tokenizer), fingerprint)
+    register_copies(model, fingerprint)
     notices = measurement_notices(model, tokenizer, recipe.eval.longest)
     copy_check(model)
     for line in notices:

@@ -20,7 +20,7 @@ from seawall.models.decoding import Completion, Decoding, ReplyReader, TokenIds,
 from seawall.models.forward import contiguous_output_layer
 from seawall.models.greedy import GreedyBatch, rows_are_independent
 from seawall.models.memory import automatic_batch_size, unless_out_of_memory
-from seawall.models.replicas import copies, shared_results
+from seawall.models.replicas import holders, shared_results
 
 __all__ = [
     "BatchSize",
@@ -120,7 +120,7 @@ def greedy_batches(
     assert batch_size > 0
     waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     while waiting:
-        starts = range(0, min(len(waiting), batch_size * copies(model)), batch_size)
+        starts = range(0, min(len(waiting), batch_size * holders(model).count), batch_size)
         batches = [waiting[start : start + batch_size] for start in starts]
         texts = [[prompts[index] for index in positions] for positions in batches]
         decoded = shared_results(model, partial(_decode_if_it_fits, decoding=decoding), texts)

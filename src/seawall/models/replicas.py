@@ -15,11 +15,12 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seawall.distributed.process import Processes, current_launch
+from seawall.distributed.process import ALONE, Processes, current_launch
 from seawall.errors import ArtifactError, SeawallError
 from seawall.models.backoff import in_buckets
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.greedy import adopt_independence_check, independence_check
+from seawall.models.memory import release_memory
 from seawall.models.moe.find import MoEModel, find_moe
 
 Item = TypeVar("Item")
@@ -30,7 +31,7 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 @dataclass(eq=False)
 class Replica:
-    """The copy of the model in this process.
+    """The copy of the model in a process that is not the first.
 
     Attributes:
         processes: of the launch.
@@ -67,8 +68,8 @@ class _Failure:
     message: str
 
 
-_replicas: WeakKeyDictionary[PreTrainedModel, Replica] = WeakKeyDictionary()
-"""The models of this process that have copies in others."""
+_shared: WeakKeyDictionary[PreTrainedModel, Processes] = WeakKeyDictionary()
+"""The models of the first process that have copies in others, with all processes that hold one."""
 
 
 def serve(processes: Processes) -> None:
@@ -79,15 +80,9 @@ def serve(processes: Processes) -> None:
         function(replica, *arguments)
 
 
-def replica_of(model: PreTrainedModel) -> Replica | None:
-    """The first process's replica of a model; None for a model without copies."""
-    return _replicas.get(model)
-
-
-def copies(model: PreTrainedModel) -> int:
-    """Number of processes that hold the model."""
-    replica = replica_of(model)
-    return 1 if replica is None else replica.processes.count
+def holders(model: PreTrainedModel) -> Processes:
+    """The processes that hold a copy of the first process's model; a single one without copies."""
+    return _shared.get(model, ALONE)
 
 
 def load_copies(load: Callable[..., Loaded], *arguments: Any) -> None:
@@ -100,7 +95,7 @@ def load_copies(load: Callable[..., Loaded], *arguments: Any) -> None:
     current_launch().order([_load, load, arguments])
 
 
-def register_copies(loaded: Loaded, fingerprint: str) -> None:
+def register_copies(model: PreTrainedModel, fingerprint: str) -> None:
     """Waits for the copies that `load_copies` ordered, and shares the computations of this model from here on.
 
     Raises:
@@ -118,14 +113,12 @@ def register_copies(loaded: Loaded, fingerprint: str) -> None:
                 expected=f"{fingerprint[:23]}...",
                 remedy="give all nodes the same files of the model",
             )
-    _replicas[loaded[0]] = Replica(processes, loaded)
+    _shared[model] = processes
 
 
 def copy_check(model: PreTrainedModel) -> None:
     """Spares the copies the check whether rows are independent; nothing for a model without copies."""
-    replica = replica_of(model)
-    if replica is not None:
-        replica.processes.order([_adopt_check, independence_check(model)])
+    holders(model).order([_adopt_check, independence_check(model)])
 
 
 def shared_results(
@@ -140,15 +133,14 @@ def shared_results(
         function: a function of a module, or a `partial` of one; its result can be sent to another process.
         items: the arguments; those of one round are sent to all processes.
     """
-    replica = replica_of(subject.model if isinstance(subject, MoEModel) else subject)
-    if replica is None or len(items) == 1:
+    processes = holders(_model_of(subject))
+    if processes.count == 1 or len(items) == 1:
         yield from (function(subject, item) for item in items)
         return
-    count = replica.processes.count
-    for start in range(0, len(items), count):
-        share = items[start : start + count]
-        replica.processes.order([_compute, function, share, isinstance(subject, MoEModel)])
-        yield from _require(replica.processes.gather(function(subject, share[0])))[: len(share)]
+    for start in range(0, len(items), processes.count):
+        share = items[start : start + processes.count]
+        processes.order([_compute, function, share, isinstance(subject, MoEModel)])
+        yield from _require(processes.gather(function(subject, share[0])))[: len(share)]
 
 
 def shared_buckets(
@@ -170,7 +162,7 @@ def shared_buckets(
     Raises:
         SeawallError: one row alone exceeds memory.
     """
-    if replica_of(subject.model if isinstance(subject, MoEModel) else subject) is None:
+    if holders(_model_of(subject)).count == 1:
         yield from in_buckets(buckets, lambda positions: function(subject, item_of(positions)))
         return
     shares = [list(bucket) for bucket in buckets]
@@ -179,16 +171,36 @@ def shared_buckets(
 
 def copy_weights(model: PreTrainedModel, names: Sequence[str]) -> None:
     """Sends tensors of the first process's model to all copies of it, in place; nothing for a model without copies."""
-    replica = replica_of(model)
-    if replica is not None:
-        replica.processes.order([_receive, list(names)])
-        _receive(replica, names)
+    processes = holders(model)
+    if processes.count > 1:
+        processes.order([_receive, list(names)])
+        _copy(model, names, processes)
+
+
+def release_copies(model: PreTrainedModel) -> None:
+    """Frees the copies; the model is computed by this process alone from here on."""
+    processes = _shared.pop(model, ALONE)
+    processes.order([_release])
+
+
+def _model_of(subject: PreTrainedModel | MoEModel) -> PreTrainedModel:
+    return subject.model if isinstance(subject, MoEModel) else subject
+
+
+def _copy(model: PreTrainedModel, names: Sequence[str], processes: Processes) -> None:
+    state = model.state_dict()
+    for name in names:
+        processes.copy_from_first(state[name])
 
 
 def _receive(replica: Replica, names: Sequence[str]) -> None:
-    state = replica.model.state_dict()
-    for name in names:
-        replica.processes.copy_from_first(state[name])
+    _copy(replica.model, names, replica.processes)
+
+
+def _release(replica: Replica) -> None:
+    replica.loaded = None
+    vars(replica).pop("moe", None)
+    release_memory()
 
 
 def _adopt_check(replica: Replica, check: tuple[int, bool]) -> None:
@@ -197,8 +209,8 @@ def _adopt_check(replica: Replica, check: tuple[int, bool]) -> None:
 
 def _load(replica: Replica, load: Callable[..., Loaded], arguments: Sequence[Any]) -> None:
     def work() -> str:
+        _release(replica)
         replica.loaded = load(*arguments)
-        vars(replica).pop("moe", None)
         return model_fingerprint(replica.model)
 
     replica.processes.gather(_attempt(work))

@@ -14,7 +14,7 @@ from seawall.data.types import Judge
 from seawall.evaluation.judges import judge_state, make_judge
 from seawall.models.files.open import Checkpoint
 from seawall.models.memory import release_memory
-from seawall.models.replicas import copy_check, load_copies, register_copies
+from seawall.models.replicas import copy_check, load_copies, register_copies, release_copies
 from seawall.runs.files import storage_errors
 from seawall.runs.folder import RunFolder, update_manifest, version_notices
 from seawall.runs.lock import locked
@@ -81,7 +81,7 @@ class Context:
         self.reporter.stage(f"Loading {self.recipe.model.id}")
         load_copies(load_recipe_model, self.recipe.model, self.as_stored)
         opened = open_model(self.checkpoint, as_stored=self.as_stored)
-        register_copies((opened.model, opened.tokenizer), opened.fingerprint)
+        register_copies(opened.model, opened.fingerprint)
         notices = measurement_notices(opened.model, opened.tokenizer, self.recipe.eval.longest)
         copy_check(opened.model)
         for line in notices:
@@ -93,6 +93,8 @@ class Context:
 
     def release(self) -> None:
         """Frees the loaded model, where nothing else refers to it; the next use loads it again, without a repair."""
+        if "opened" in vars(self):
+            release_copies(self.opened.model)
         vars(self).pop("opened", None)
         release_memory()
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from seawall.config.repair import RepairConfig
-from seawall.distributed.process import ALONE, Processes
+from seawall.distributed.process import Processes
 from seawall.methods.rasa.repair.inputs import RepairInputs
 from seawall.methods.rasa.repair.phases import Phase, make_phases
 from seawall.methods.rasa.repair.steps import RepairLosses
 from seawall.methods.rasa.repair.trainables import Trainables, trainables
 from seawall.models.checkpointing import gradient_checkpointing
 from seawall.models.moe.find import MoEModel
-from seawall.models.replicas import Replica, replica_of
+from seawall.models.replicas import Replica, holders
 from seawall.train.loop import Trainer
 
 Layers = Sequence[Sequence[int]]
@@ -95,8 +95,7 @@ class Team:
 
 def team_of(moe: MoEModel) -> Team:
     """The processes that hold a model."""
-    replica = replica_of(moe.model)
-    return Team(ALONE if replica is None else replica.processes)
+    return Team(holders(moe.model))
 
 
 @dataclass(frozen=True, eq=False)
