@@ -83,6 +83,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="lab")
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--skip-continuous", action="store_true", help="leave out generate_batch")
     options = parser.parse_args(words)
     for key, value in CPU.items():
         os.environ.setdefault(key, value)
@@ -92,7 +93,8 @@ def main(words: Sequence[str] | None = None) -> None:
     prompts = [tuple(encode_prompt(tokenizer, user(text))) for text in texts]
     print(f"{options.model}: {len(prompts)} prompts, {torch.get_num_threads()} threads")
     reference = measure("our loop", lambda: our_loop(model, tokenizer, prompts, options.tokens), None)
-    measure("generate_batch", lambda: continuous(model, tokenizer, prompts, options.tokens), reference)
+    if not options.skip_continuous:
+        measure("generate_batch", lambda: continuous(model, tokenizer, prompts, options.tokens), reference)
     del model
     folder: Path = checkpoint.folder.resolve()
     with vllm_server(options.vllm, folder, dtype="float32", length=1024, seconds=900) as url:
