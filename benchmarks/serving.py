@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx2
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.config.data import BuiltinSource
 from seawall.config.model import ModelConfig
@@ -45,7 +45,11 @@ def our_loop(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts
 def continuous(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Rows, tokens: int) -> Rows:
     ends = sorted(decoding_for(model, tokenizer, tokens).eos_ids)
     settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=ends, pad_token_id=ends[0])
-    outputs: dict[str, Any] = model.generate_batch(inputs=list(map(list, prompts)), generation_config=settings)
+    # Without bounds the cache takes a share of all memory, on a CPU of that of other processes too.
+    bounds = ContinuousBatchingConfig(num_blocks=2 * len(prompts), max_batch_tokens=1024)
+    outputs: dict[str, Any] = model.generate_batch(
+        inputs=list(map(list, prompts)), generation_config=settings, continuous_batching_config=bounds
+    )
     by_prompt = {tuple(output.prompt_ids): tuple(output.generated_tokens) for output in outputs.values()}
     return [by_prompt[prompt] for prompt in prompts]
 
