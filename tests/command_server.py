@@ -35,6 +35,7 @@ IMPORTED_BY_COMMANDS = (
     "seawall.jobs.run",
     "seawall.jobs.steer",
     "seawall.jobs.tune",
+    "seawall.jobs.verify",
     "seawall.methods.gene.tools",
     "transformers.models.glm4_moe.modeling_glm4_moe",
     "transformers.models.mixtral.modeling_mixtral",
