@@ -29,6 +29,7 @@ class Phase:
         trainer: with an optimizer that is kept through all rounds.
         loss: of one batch.
         batches: of a round (from 0); every round has the same number.
+        begin: called with the round before its updates.
     """
 
     name: str
@@ -36,11 +37,14 @@ class Phase:
     trainer: Trainer[Any]
     loss: BatchLoss[Any]
     batches: Callable[[int], Sequence[Any]]
+    begin: Callable[[int], None] = lambda number: None
 
     def run(self, number: int, training: Trainables, log: Callable[[dict[str, Any]], None]) -> None:
         """Runs the remaining updates of round `number` (from 0)."""
         batches = self.batches(number)
         completed = self.trainer.steps - number * len(batches)
+        if completed < len(batches):
+            self.begin(number)
         training.only(self.parameters)
         self.trainer.fit(
             batches[completed:], self.loss, lambda row: log({"round": number + 1, "phase": self.name, **row})
@@ -72,7 +76,8 @@ def make_phases(training: Trainables, losses: RepairLosses, config: RepairConfig
     phases = []
     if training.experts:
         optimizer = trainer(training.experts, config.expert, len(expert_batches(0)))
-        phases.append(Phase("expert", training.experts, optimizer, losses.expert_loss, expert_batches))
+        expert = Phase("expert", training.experts, optimizer, losses.expert_loss, expert_batches, losses.begin_round)
+        phases.append(expert)
     if training.routers:
         optimizer = trainer(training.routers, config.router, len(router_batches(0)))
         phases.append(Phase("router", training.routers, optimizer, losses.router_loss, router_batches))

@@ -17,7 +17,7 @@ from seawall.methods.rasa.repair.inputs import RepairInputs, RepairResult
 from seawall.methods.rasa.repair.phases import make_phases, train_round
 from seawall.methods.rasa.repair.rounds import RepairProgress, choose_round, is_finished
 from seawall.methods.rasa.repair.steps import RepairLosses
-from seawall.methods.rasa.repair.trainables import first_changed_layer, trainables
+from seawall.methods.rasa.repair.trainables import first_changed_layer, routers_below, trainables
 from seawall.models.checkpointing import gradient_checkpointing
 from seawall.models.moe.find import MoEModel
 
@@ -54,7 +54,14 @@ def repair(
     """
     _require_layers(experts, moe)
     first_changed = first_changed_layer(moe, experts.layers, config)
-    losses = RepairLosses(moe, tokenizer, inputs, config, first_changed=first_changed)
+    losses = RepairLosses(
+        moe,
+        tokenizer,
+        inputs,
+        config,
+        first_changed=first_changed,
+        moving=routers_below(moe, first_changed, config),
+    )
     checkpoints = Checkpoints(scratch)
     progress = checkpoints.progress() or RepairProgress(before=validate())
     checkpoints.save_scores(progress)
