@@ -9,13 +9,17 @@ import torch
 
 from families import tiny, tiny_tokenizer
 from limited import limited_memory
+from seawall.config.gene import GeneExtract
 from seawall.data.types import Exchange, user
 from seawall.errors import SeawallError
+from seawall.methods.gene.distil import distil
+from seawall.methods.gene.examples import distillation_examples, teacher_predictions
 from seawall.methods.rasa.profiling.counting import count_routing
 from seawall.methods.rasa.repair.drift import expert_usage
 from seawall.methods.rasa.selection.sensitivity import refusal_sensitivity
 from seawall.models.backoff import in_buckets, memory_remedy
 from seawall.models.generate import generate
+from seawall.models.lora.attach import attach_adapter, find_points
 from seawall.models.moe.find import MoEModel, find_moe
 
 PROMPTS = [user(text) for text in ("sing", "cook", "draw a cat", "count", "a much longer line of text", "bake")]
@@ -77,3 +81,22 @@ def test_forward_passes_of_the_stages_go_on_with_fewer_rows(measure: Callable[[M
         values = measure(moe)
     assert max(sizes) > 2
     torch.testing.assert_close(values.sum(0), expected.sum(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_gene_is_distilled_in_smaller_passes_to_the_same_adapter() -> None:
+    settings = GeneExtract.model_validate({"epochs": 1, "batch_size": 6})
+    teacher, results = tiny("glm4_moe"), []
+    generator = torch.Generator().manual_seed(0)
+    for parameter in teacher.parameters():
+        parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    examples = distillation_examples(tiny_tokenizer(), [Exchange(prompt, "No.") for prompt in PROMPTS], [])
+    targets = teacher_predictions(teacher, examples, 0, batch_size=6)
+    for rows in (1000, 2):
+        student = tiny("glm4_moe")
+        attached = attach_adapter(student, find_points(student, ["down_proj"]), rank=2, scaling=2.0)
+        with limited_memory(attached.model, rows) as sizes:
+            distil(attached, targets, targets, settings, seed=0, log=lambda row: None)
+        results.append([parameter.detach().clone() for parameter in attached.parameters().values()])
+    assert max(sizes) > 2
+    for expected, value in zip(*results, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-4)

@@ -192,12 +192,15 @@ class RepairConfig(StrictModel):
 
 
 def memory_settings(config: RepairConfig) -> str:
-    """The settings that lower the memory of this repair, for the user; the first help without other numbers."""
-    changes = {
+    """The settings that lower the memory of this repair, for the user: first those that change no number."""
+    same = {
         "repair.micro_batch_size=auto": config.micro_batch_size == "auto",
         "repair.gradient_checkpointing=true": config.gradient_checkpointing,
-        "repair.optimizer=adamw_8bit": config.optimizer != "adamw",
+        "model.device_map=auto (more GPUs)": False,
     }
-    unused = [change for change, used in changes.items() if not used]
-    settings = ", ".join([*unused, "a smaller select.k", "more GPUs (model.device_map=auto)"])
-    return f"set {settings}, and run the same command again: what is finished stays"
+    other = {"repair.optimizer=adamw_8bit": config.optimizer != "adamw", "a smaller select.k": False}
+    unused, further = ([change for change, used in kind.items() if not used] for kind in (same, other))
+    return (
+        f"set {' or '.join(unused)}, and run the same command again: what is finished stays; "
+        f"in a new folder, {' or '.join(further)} needs less memory too"
+    )

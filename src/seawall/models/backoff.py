@@ -93,6 +93,11 @@ class RowLimit:
         self._largest = min(count, self._rows or count)
         return self._largest
 
+    def chunks(self, positions: Sequence[int]) -> list[list[int]]:
+        """A batch as one part per forward pass."""
+        size = self.of(len(positions))
+        return [list(positions[start : start + size]) for start in range(0, len(positions), size)]
+
     def whole(self, count: int) -> int:
         """`count`, for a batch that takes one forward pass; `halve` then fails."""
         self._largest = 1

@@ -299,15 +299,37 @@ def test_beginning_at_the_first_layer_that_changes_gives_the_same_loss(retain: d
     ("settings", "expected"),
     [
         ({"router": OFF}, 2),
-        ({}, 1),
+        ({}, 2),
         ({"router": OFF, "parameters": "all_experts"}, 1),
         ({"parameters": "full"}, 0),
         ({"router": OFF, "expert": {"attention_lr": 1e-3}}, 2),
     ],
 )
-def test_the_first_layer_that_changes(settings: dict[str, Any], expected: int) -> None:
+def test_the_first_layer_that_the_expert_step_changes(settings: dict[str, Any], expected: int) -> None:
     selected = ((), *SELECTED[1:])
     assert first_changed_layer(small_model(), selected, config(**settings)) == expected
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_start_above_trained_routers_changes_nothing(
+    rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round, the input of the first layer with trained experts is that of the routers as they are."""
+    settings = config(rounds=rounds, early_stop=OFF, expert={"lr": 1e-2, "epochs": 2}, router={"lr": 0.05})
+    selected, results, ran = experts(((), (), SELECTED[2])), list[dict[str, Tensor]](), list[int]()
+    for lowest in (True, False):
+        moe, passes = small_model(), list[int]()
+        if not lowest:
+            monkeypatch.setattr("seawall.methods.rasa.repair.run.first_changed_layer", lambda *_: 0)
+        first = decoder_layers(moe.model)[0]
+        hook = first.get_submodule("mlp").register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        run_repair(moe, tmp_path / str(lowest), settings, selected=selected)
+        hook.remove()
+        results.append(state(moe))
+        ran.append(len(passes))
+    assert ran[0] < ran[1]
+    for name, tensor in results[1].items():
+        torch.testing.assert_close(results[0][name], tensor, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("routing", ["frozen", "replay"])

@@ -11,7 +11,7 @@ import torch
 from small_repair import INPUTS, TOKENIZER, config, run_repair, state
 from torch import Tensor
 
-from families import random_ids, tiny
+from families import FAMILIES, random_ids, tiny
 from seawall.data.types import Exchange, user
 from seawall.methods.rasa.profiling.counting import count_routing
 from seawall.methods.rasa.repair.drift import expert_usage
@@ -146,6 +146,19 @@ def test_a_model_over_two_devices_measures_the_same(name: str, family: str) -> N
         assert {parameter.device for parameter in moe.model.parameters()} == {FIRST, SECOND}
         value = _plain(MEASURES[name](find_moe(moe.model)))
     torch.testing.assert_close(value, expected) if isinstance(expected, Tensor) else _equal(value, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_computes_the_same_bits_over_two_devices(family: str) -> None:
+    moe = _model(family)
+    with torch.no_grad():
+        expected, counts = moe.model(_ids(moe), use_cache=False).logits, _mask(moe)
+        with two_devices():
+            spread(moe.model)
+            placed = find_moe(moe.model)
+            logits = placed.model(_ids(placed), use_cache=False).logits.cpu()
+            assert torch.equal(_mask(placed).cpu(), counts)
+    assert torch.equal(logits, expected)
 
 
 def _equal(value: Any, expected: Any) -> None:

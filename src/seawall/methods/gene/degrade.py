@@ -5,7 +5,7 @@ It trains on harmless replies and on bare openings of compliance. No harmful com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from seawall.artifacts.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_adapter
@@ -14,7 +14,8 @@ from seawall.data.batching import epoch_batches
 from seawall.data.compliance import compliance
 from seawall.distributed.process import one_process
 from seawall.methods.gene.context import GeneContext
-from seawall.methods.gene.examples import Example, cross_entropy, distillation_examples, pad_id
+from seawall.methods.gene.examples import MEMORY_REMEDY, Example, cross_entropy, distillation_examples, pad_id
+from seawall.models.backoff import RowLimit, memory_remedy
 from seawall.models.lora.attach import AttachedAdapter, attach_adapter
 from seawall.runs.files import write_metrics
 from seawall.train.loop import Losses, Row, Settings, Trainer
@@ -74,8 +75,13 @@ def degrade(
     ]
     settings = Settings(lr=config.lr, schedule="linear", total_steps=len(batches))
 
-    def loss(positions: list[int]) -> list[Losses]:
-        rows = [examples[position].encoded for position in positions]
-        return [(cross_entropy(attached.model, rows, pad_id).mean(), {})]
+    limit = RowLimit(None, automatic=True)
+    trainer = Trainer[list[int]](attached.parameters(), settings, one_process(), back_off=limit.halve)
 
-    Trainer[list[int]](attached.parameters(), settings, one_process()).fit(batches, loss, log)
+    def loss(positions: list[int]) -> Iterator[Losses]:
+        for chunk in limit.chunks(positions):
+            rows = [examples[position].encoded for position in chunk]
+            yield cross_entropy(attached.model, rows, pad_id).mean() * (len(chunk) / len(positions)), {}
+
+    with memory_remedy("the training of the degraded model", MEMORY_REMEDY):
+        trainer.fit(batches, loss, log)

@@ -22,6 +22,11 @@ from seawall.train.losses import response_cross_entropy, response_divergence
 TOP_TOKENS = 64
 """Tokens stored per position of a teacher's prediction; the remaining probability counts as one more outcome."""
 
+MEMORY_REMEDY = (
+    "load the model in bfloat16 (model.dtype), lower gene.rank, or take more GPUs (model.device_map=auto), and "
+    "run the same command again: finished stages stay"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

@@ -38,6 +38,15 @@ def enter_at_layer(model: PreTrainedModel, layer: int, hidden_BTD: Float[Tensor,
         yield
 
 
+@contextmanager
+def only_below(model: PreTrainedModel, layer: int) -> Iterator[None]:
+    """Inside, decoder layer `layer` and those above it pass on their input without running."""
+    with ExitStack() as changes:
+        for block in decoder_layers(model)[layer:]:
+            changes.enter_context(replaced_forward(block, _pass_on))
+        yield
+
+
 def can_enter_at_layer(model: PreTrainedModel, layer: int | None = None) -> bool:
     """Whether hidden states are all that passes between the model's decoder layers.
 

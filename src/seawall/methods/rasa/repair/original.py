@@ -19,6 +19,7 @@ from seawall.data.templating import Encoded
 from seawall.distributed.process import ALONE, Processes
 from seawall.models.backoff import in_buckets
 from seawall.models.forward import run
+from seawall.models.hidden.enter_at_layer import only_below
 from seawall.models.hidden.residual import capture_residual
 from seawall.models.moe.capture import RoutingTrace, capture
 from seawall.models.moe.find import MoEModel
@@ -66,6 +67,7 @@ class OriginalOutputs:
         processes: Processes = ALONE,
     ) -> None:
         self._moe = moe
+        self._pad_id, self._batch_size, self._entry = pad_id, batch_size, entry
         self._routing: dict[int, RowRouting] = {}
         self._top_tokens: dict[int, TopTokens] = {}
         self._hidden: dict[int, Tensor] = {}
@@ -91,6 +93,19 @@ class OriginalOutputs:
         for shares in processes.gather_everywhere(records):
             for own, share in zip(records, shares, strict=True):
                 own.update(share)
+
+    def record_hidden_again(self, rows: Sequence[Encoded]) -> None:
+        """Records the inputs of the entry layer anew, on the current model; the layers from there on do not run."""
+
+        def record(positions: list[int]) -> None:
+            batch = collate([rows[position] for position in positions], self._pad_id, side="left")
+            with torch.no_grad(), only_below(self._moe.model, self._entry):
+                with capture_residual(self._moe.model, [self._entry]) as inputs:
+                    run(self._moe, batch, keep=1)
+            self._record_hidden(positions, batch, inputs.inputs[self._entry])
+
+        for _ in in_buckets(length_buckets([len(row.input_ids) for row in rows], self._batch_size), record):
+            pass
 
     def trace(self, positions: Sequence[int]) -> RoutingTrace:
         """The routing of these rows as one left-padded batch."""

@@ -31,6 +31,7 @@ class Phase:
         trainer: with an optimizer that is kept through all rounds.
         loss: of one batch.
         batches: of a round (from 0); every round has the same number.
+        begin: called with the round before its updates.
     """
 
     name: str
@@ -38,11 +39,14 @@ class Phase:
     trainer: Trainer[Any]
     loss: BatchLoss[Any]
     batches: Callable[[int], Sequence[Any]]
+    begin: Callable[[int], None] = lambda number: None
 
     def run(self, number: int, training: Trainables, log: Callable[[dict[str, Any]], None]) -> None:
         """Runs the remaining updates of round `number` (from 0)."""
         batches = self.batches(number)
         completed = self.trainer.steps - number * len(batches)
+        if completed < len(batches):
+            self.begin(number)
         training.only(self.parameters)
         self.trainer.fit(
             batches[completed:], self.loss, lambda row: log({"round": number + 1, "phase": self.name, **row})
@@ -55,8 +59,16 @@ def make_phases(
     config: RepairConfig,
     inputs: RepairInputs,
     peers: Callable[[str], Peers | None] = lambda _: None,
+    begin_round: Callable[[int], None] = lambda _: None,
 ) -> list[Phase]:
-    """The enabled phases, in the order of a round; `peers` are the processes that train a phase of this name too."""
+    """The enabled phases, in the order of a round.
+
+    `peers` are the processes that train a phase of this name too, and `begin_round` tells them that a round begins.
+    """
+
+    def begin(number: int) -> None:
+        begin_round(number)
+        losses.begin_round(number)
 
     def expert_batches(number: int) -> list[ExpertBatch]:
         batches = step_batches(losses.attack_lengths, config.expert, config, number)
@@ -87,7 +99,7 @@ def make_phases(
     phases = []
     if training.experts:
         optimizer = trainer("expert", training.experts, config.expert, len(expert_batches(0)))
-        phases.append(Phase("expert", training.experts, optimizer, losses.expert_loss, expert_batches))
+        phases.append(Phase("expert", training.experts, optimizer, losses.expert_loss, expert_batches, begin))
     if training.routers:
         optimizer = trainer("router", training.routers, config.router, len(router_batches(0)))
         phases.append(Phase("router", training.routers, optimizer, losses.router_loss, router_batches))

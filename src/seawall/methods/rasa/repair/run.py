@@ -19,7 +19,7 @@ from seawall.methods.rasa.repair.phases import make_phases, train_round
 from seawall.methods.rasa.repair.rounds import RepairProgress, choose_round, is_finished
 from seawall.methods.rasa.repair.steps import RepairLosses
 from seawall.methods.rasa.repair.team import team_of
-from seawall.methods.rasa.repair.trainables import first_changed_layer, trainables
+from seawall.methods.rasa.repair.trainables import first_changed_layer, routers_below, trainables
 from seawall.models.checkpointing import gradient_checkpointing
 from seawall.models.memory import release_memory
 from seawall.models.moe.find import MoEModel
@@ -98,13 +98,19 @@ class _Rounds:
         team = team_of(self.moe)
         team.prepare(self.inputs, config, first_changed)
         losses = RepairLosses(
-            self.moe, self.tokenizer, self.inputs, config, first_changed=first_changed, processes=team.processes
+            self.moe,
+            self.tokenizer,
+            self.inputs,
+            config,
+            first_changed=first_changed,
+            moving=routers_below(self.moe, first_changed, config),
+            processes=team.processes,
         )
         if progress.rows:
             losses.rows.resume(progress.rows[-1])
         checkpointed = gradient_checkpointing(self.moe.model, enabled=config.gradient_checkpointing)
         with trainables(self.moe, self.experts.layers, config) as training, checkpointed:
-            phases = make_phases(training, losses, config, self.inputs, team.peers)
+            phases = make_phases(training, losses, config, self.inputs, team.peers, team.begin_round)
             trainers = {phase.name: phase.trainer for phase in phases}
             checkpoints.restore(training, trainers)
             team.begin(self.experts.layers, training, trainers)

@@ -44,7 +44,8 @@ class RepairLosses:
 
     Make it while the model is the original: it records the routing (with `routing: replay`), the predictions (with
     `retain.loss: kl`, and on plain requests with `objective: consistency`), and the input of the first decoder layer
-    that may change, where the forward passes of the expert step then start.
+    that the expert step changes (`first_changed`), where its forward passes then start. Where routers below that layer
+    train (`moving`), `begin_round` records this input again.
 
     Attributes:
         rows: the rows of a forward pass.
@@ -58,6 +59,7 @@ class RepairLosses:
         config: RepairConfig,
         *,
         first_changed: int = 0,
+        moving: bool = False,
         processes: Processes = ALONE,
     ) -> None:
         """Records the original model; of several processes, each records some rows and computes some of the losses."""
@@ -82,6 +84,7 @@ class RepairLosses:
         self._predicted = {*own, *plain_rows} if config.expert.enabled else set()
         enters = config.expert.enabled and can_enter_at_layer(moe.model, first_changed)
         self._entry = first_changed if enters else 0
+        self._moving = moving and self._entry > 0
         # Asked here and not looked up: a resumed repair has generated nothing yet that would tell.
         independent = rows_are_independent(moe.model)
         # A process that exceeds memory cannot repeat an update alone, so rows are fixed in a launch.
@@ -101,6 +104,11 @@ class RepairLosses:
         )
         self._teacher = original([plain_rows[position] for position in plain_rows], predicted=range(len(plain_rows)))
         self._teacher_row = {position: row for row, position in enumerate(plain_rows)}
+
+    def begin_round(self, number: int) -> None:
+        """Prepares the expert step of round `number` (from 0) on the current model."""
+        if self._moving and number > 0:
+            self._original.record_hidden_again(self._rows)
 
     @property
     def attack_lengths(self) -> list[int]:

@@ -20,7 +20,7 @@ from seawall.distributed.process import Processes
 from seawall.methods.rasa.repair.inputs import RepairInputs
 from seawall.methods.rasa.repair.phases import Phase, make_phases
 from seawall.methods.rasa.repair.steps import RepairLosses
-from seawall.methods.rasa.repair.trainables import Trainables, trainables
+from seawall.methods.rasa.repair.trainables import Trainables, routers_below, trainables
 from seawall.models.checkpointing import gradient_checkpointing
 from seawall.models.moe.find import MoEModel
 from seawall.models.replicas import Replica, holders
@@ -88,6 +88,10 @@ class Team:
                 tensors |= {f"{_STATE}{phase}/{key}": value for key, value in trainer.state().items()}
             self.processes.tensors_of_first(tensors)
 
+    def begin_round(self, number: int) -> None:
+        """Tells the others that round `number` (from 0) begins."""
+        self.processes.order([_begin_round, number])
+
     def end(self) -> None:
         """Tells the others to take the copies off their models, which have their original weights then."""
         self.processes.order([_end])
@@ -109,7 +113,15 @@ class _Training:
 
 def _prepare(replica: Replica, inputs: RepairInputs, config: RepairConfig, first_changed: int) -> None:
     moe, processes = replica.moe, replica.processes
-    losses = RepairLosses(moe, replica.tokenizer, inputs, config, first_changed=first_changed, processes=processes)
+    losses = RepairLosses(
+        moe,
+        replica.tokenizer,
+        inputs,
+        config,
+        first_changed=first_changed,
+        moving=routers_below(moe, first_changed, config),
+        processes=processes,
+    )
     replica.training["repair"] = _Training(inputs, config, losses)
 
 
@@ -125,6 +137,10 @@ def _begin(replica: Replica, layers: Layers) -> None:
     for name, phase in phases.items():
         phase.trainer.load_state(_named(tensors, f"{_STATE}{name}/"))
     replica.training |= {"copies": training, "phases": phases}
+
+
+def _begin_round(replica: Replica, number: int) -> None:
+    replica.training["repair"].losses.begin_round(number)
 
 
 def _update(replica: Replica, name: str, batch: Any) -> None:

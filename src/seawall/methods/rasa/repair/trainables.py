@@ -60,11 +60,15 @@ class Trainables:
 
 
 def first_changed_layer(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairConfig) -> int:
-    """The lowest decoder layer with a parameter that may change; 0 if every parameter trains."""
+    """The lowest decoder layer with a parameter that the expert step trains; 0 if every parameter trains."""
     if config.parameters == "full":
         return 0
-    layers = [layer for layer in moe.layers if config.router.enabled or _changes(layer, selected, config)]
-    return min(layer.decoder_layer for layer in layers)
+    return min((layer.decoder_layer for layer in moe.layers if _changes(layer, selected, config)), default=0)
+
+
+def routers_below(moe: MoEModel, layer: int, config: RepairConfig) -> bool:
+    """Whether the router step changes a decoder layer below this one."""
+    return config.router.enabled and moe.layers[0].decoder_layer < layer
 
 
 def _changes(layer: MoELayer, selected: Sequence[Sequence[int]], config: RepairConfig) -> bool:
