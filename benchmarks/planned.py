@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from allocations import peak_bytes
+from round_of_repair import planned_repair, repair_round
 from shapes import Setting, training_side
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -64,7 +65,12 @@ def _memory(setting: Setting, model: PreTrainedModel) -> dict[str, dict[str, flo
     tokens = setting.rows * setting.length
     prefill = shapes.weights + cache_bytes(shapes, setting.rows, setting.length)
     prefill += working_bytes(shapes, tokens) + logit_bytes(shapes, setting.rows, copies=0)
-    sides = {"training": (planned, peak), "prefill": (prefill, decoding)}
+    whole = peak_bytes(model.device, lambda: repair_round(model, setting.fraction, setting.clock), weights)
+    sides = {
+        "training": (planned, peak),
+        "prefill": (prefill, decoding),
+        "repair": (planned_repair(shapes, setting.fraction).peak, whole),
+    }
     return {
         name: {"planned": plan, "measured": value, "ratio": round(plan / value, 3)}
         for name, (plan, value) in sides.items()

@@ -11,17 +11,30 @@ from transformers import PreTrainedModel
 
 from families import tiny_tokenizer
 from seawall.artifacts.expert_set import ExpertSet
+from seawall.config.recipe import Recipe
 from seawall.config.repair import RepairConfig
+from seawall.data.templating import encode_example, encode_prompt
 from seawall.data.types import Exchange, SafetyPair, user
 from seawall.evaluation.decision import ValidationScores
 from seawall.methods.rasa.repair import RepairInputs, repair
 from seawall.models.generate import generate
 from seawall.models.moe.find import find_moe
+from seawall.models.plan.repair import repair_stages
+from seawall.models.plan.request import Request, memory_settings
+from seawall.models.plan.shapes import ModelShapes
 from seawall.models.plan.slices import Clock
+from seawall.models.plan.stages import DataSizes
+from seawall.models.plan.verdict import Plan
 
 PAIRS = 8
 NEW_TOKENS = 8
 _SCORES = ValidationScores(attack_success=1.0, plain_refusal=1.0, over_refusal=0.1, benign_refusal=0.0)
+_SETTINGS: dict[str, Any] = {
+    "rounds": 1,
+    "batch_size": PAIRS // 2,
+    "micro_batch_size": PAIRS // 2,
+    "early_stop": {"enabled": False},
+}
 
 
 def repair_round(model: PreTrainedModel, fraction: float, clock: Clock) -> dict[str, Any]:
@@ -41,9 +54,7 @@ def repair_round(model: PreTrainedModel, fraction: float, clock: Clock) -> dict[
         validations.append(clock() - start)
         return _SCORES
 
-    config = RepairConfig.model_validate(
-        {"rounds": 1, "batch_size": PAIRS // 2, "micro_batch_size": PAIRS // 2, "early_stop": {"enabled": False}}
-    )
+    config = RepairConfig.model_validate(_SETTINGS)
     start = clock()
     with TemporaryDirectory() as folder:
         repair(
@@ -64,6 +75,24 @@ def repair_round(model: PreTrainedModel, fraction: float, clock: Clock) -> dict[
         "validation_seconds": [round(value, 3) for value in validations],
         "remaining_seconds": round(seconds - sum(validations), 3),
     }
+
+
+def planned_repair(shapes: ModelShapes, fraction: float) -> Plan:
+    """The plan of this round."""
+    tokenizer, inputs = tiny_tokenizer(), _inputs()
+    prompt = max(len(encode_prompt(tokenizer, pair.attack)) for pair in inputs.pairs)
+    row = max(len(encode_example(tokenizer, exchange).input_ids) for exchange in inputs.refusals)
+    recipe = Recipe.model_validate(
+        {
+            "select": {"k": fraction},
+            "repair": _SETTINGS,
+            "eval": {"max_new_tokens": NEW_TOKENS, "batch_size": PAIRS},
+        }
+    )
+    sizes = DataSizes(
+        PAIRS, PAIRS, 0, 0, 1, 0, prompt_tokens=prompt, longest_prompt=prompt, response_tokens=row - prompt
+    )
+    return Plan("repair", repair_stages(Request(shapes, recipe, sizes, memory_settings(recipe))), shapes)
 
 
 def _inputs() -> RepairInputs:

@@ -1,6 +1,6 @@
 """Costs at the shapes of large models, with random weights: profile, training steps, a round, export, plan, growth.
 
-    python benchmarks/scale.py --shape olmoe --layers 1 [--device cuda] [--parts profile,steps] [--json]
+    python benchmarks/scale.py --shape olmoe --layers 1 [--device cuda] [--parts profile,steps]
     python benchmarks/scale.py --shape qwen3-30b --experts 768 --device cuda
     python benchmarks/scale.py --shape olmoe --device cuda --memory 24
 
@@ -50,14 +50,13 @@ def main() -> None:
         "dtype": setting.dtype,
         "torch": torch.__version__,
     }
+    RESULTS.mkdir(exist_ok=True)
+    name = f"scale-{setting.shape}-{setting.layers}-{setting.device.type}{options.name}.json"
     for part in options.parts.split(","):
         print(f"{part} ...", file=sys.stderr)
         result[part] = PARTS[part](setting)
-    text = json.dumps(result, indent=1)
-    RESULTS.mkdir(exist_ok=True)
-    name = f"scale-{setting.shape}-{setting.layers}-{setting.device.type}{options.name}.json"
-    (RESULTS / name).write_text(text + "\n", "utf-8")
-    print(text)
+        (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    print(json.dumps(result, indent=1))
 
 
 def _options() -> argparse.Namespace:

@@ -39,6 +39,8 @@ from seawall.shell.model import open_checkpoint
 
 _SAMPLED = 64
 """Number of prompts that are tokenised for their lengths."""
+_AUTOMATIC_ROWS = 4
+"""Rows of the measured training pass where `repair.micro_batch_size` is `auto`."""
 _OWN_SECTION = {"tune": "tune", "steer": "steer", "landscape": "landscape", "gene": "gene extract"}
 """Sections of a recipe whose verb is planned where the recipe sets the section and no section of `seawall run`."""
 
@@ -196,7 +198,9 @@ def _measured(request: Request, architecture: PreTrainedConfig) -> Rates:
     share, rows, positions = 0.0, recipe.tune.batch_size, sizes.response_tokens + 1
     if shapes.moe is not None:
         step = repair_trainings(request, shapes.moe)[0]
-        share, rows, positions = step.share, request.memory.rows(step.rows), step.positions
+        automatic = request.memory.micro_batch_size == "auto"
+        rows = min(_AUTOMATIC_ROWS, step.rows) if automatic else request.memory.rows(step.rows)
+        share, positions = step.share, step.positions
     load = Load(
         rows=recipe.eval.forward_rows,
         prompt_tokens=sizes.prompt_tokens,
