@@ -16,12 +16,6 @@ from seawall.config.load import load_recipe
 from seawall.errors import ConfigError, UnsupportedModelError
 from seawall.jobs.facts import plan_facts
 from seawall.jobs.plan import Estimate, plan_recipe
-from seawall.models.plan.memory import CONTEXT_BYTES
-from seawall.models.plan.methods import VERBS
-from seawall.models.plan.request import Request
-from seawall.models.plan.stages import DataSizes
-from seawall.models.plan.training import MemorySettings
-from seawall.models.plan.verdict import Plan
 
 RECIPES = REPOSITORY / "recipes"
 
