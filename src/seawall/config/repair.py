@@ -193,13 +193,13 @@ class RepairConfig(StrictModel):
 
 def memory_settings(config: RepairConfig) -> str:
     """The settings that lower the memory of this repair, for the user: first those that change no number."""
-    same = {
+    harmless = {
         "repair.micro_batch_size=auto": config.micro_batch_size == "auto",
         "repair.gradient_checkpointing=true": config.gradient_checkpointing,
         "model.device_map=auto (more GPUs)": False,
     }
-    other = {"repair.optimizer=adamw_8bit": config.optimizer != "adamw", "a smaller select.k": False}
-    unused, further = ([change for change, used in kind.items() if not used] for kind in (same, other))
+    changing = {"repair.optimizer=adamw_8bit": config.optimizer != "adamw", "a smaller select.k": False}
+    unused, further = ([change for change, used in kind.items() if not used] for kind in (harmless, changing))
     return (
         f"set {' or '.join(unused)}, and run the same command again: what is finished stays; "
         f"in a new folder, {' or '.join(further)} needs less memory too"
