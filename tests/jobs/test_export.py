@@ -79,8 +79,8 @@ def test_a_run_hashes_at_most_four_times_the_model(
 ) -> None:
     counts, models = _counted(monkeypatch), list[weakref.ref[Any]]()
 
-    def remembered(checkpoint: Checkpoint) -> OpenModel:
-        opened = open_model(checkpoint)
+    def remembered(checkpoint: Checkpoint, **settings: Any) -> OpenModel:
+        opened = open_model(checkpoint, **settings)
         models.append(weakref.ref(opened.model))
         return opened
 

@@ -100,7 +100,7 @@ def _wait(process: subprocess.Popen[bytes], health: str, log: Path, seconds: flo
     raise ConfigError(
         f"vLLM does not answer within {seconds:g} seconds",
         got=_last_lines(log),
-        remedy="raise --vllm-timeout, or start the server yourself and name it with --endpoint",
+        remedy="raise --timeout, or start the server yourself and name it with --endpoint",
     )
 
 
