@@ -19,7 +19,7 @@ from seawall.config.model import ModelConfig
 from seawall.data.rendering import render
 from seawall.data.templating import opened_by_prompt, thought_marks, turn_end
 from seawall.data.types import Message, user
-from seawall.errors import DataError
+from seawall.errors import ConfigError, DataError
 from seawall.jobs.facts import facts, size
 from seawall.models.files.checkpoint import read_json
 from seawall.models.files.inspect import ModelSummary, inspect_model, meta_model
@@ -30,6 +30,7 @@ from seawall.models.lora.findings import AdapterCheck, Finding
 from seawall.models.lora.merge import CONFIG
 from seawall.models.moe.find import find_moe_if_any
 from seawall.models.moe.module_copies import attention_modules
+from seawall.report.wording import amount
 from seawall.shell.model import open_checkpoint
 
 _SYSTEM = "The sea is calm today."
@@ -82,8 +83,10 @@ def diagnose(config: ModelConfig, adapter: Path | None = None, *, merge: bool = 
         merge: load the weights too, merge the adapter and compare logits, where nothing else is wrong with it.
 
     Raises:
-        SeawallError: there is no such model, or PEFT is not installed.
+        SeawallError: there is no such model or folder, or PEFT is not installed.
     """
+    if adapter is not None and not adapter.is_dir():
+        raise ConfigError(f"adapter folder {adapter} does not exist", remedy="check the path (--adapter)")
     checkpoint = open_checkpoint(config)
     summary = replace(inspect_model(checkpoint.config), id=config.id)
     lora: dict[str, Any] = {}
@@ -213,4 +216,5 @@ def _adapter_rows(check: AdapterCheck) -> Iterator[tuple[str, str]]:
         merged = "; merged and attached give the same logits" if check.merged else "; not merged"
         yield "adapter's verdict", f"sound{merged}"
     else:
-        yield "adapter's verdict", f"wrong in {sum(finding.is_wrong for finding in check.findings)} ways"
+        count = sum(finding.is_wrong for finding in check.findings)
+        yield "adapter's verdict", f"wrong in {amount(count, 'way')}"
