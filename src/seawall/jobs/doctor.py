@@ -216,5 +216,5 @@ def _adapter_rows(check: AdapterCheck) -> Iterator[tuple[str, str]]:
         merged = "; merged and attached give the same logits" if check.merged else "; not merged"
         yield "adapter's verdict", f"sound{merged}"
     else:
-        count = sum(finding.is_wrong for finding in check.findings)
-        yield "adapter's verdict", f"wrong in {amount(count, 'way')}"
+        wrong = sum(finding.is_wrong for finding in check.findings)
+        yield "adapter's verdict", f"wrong in {amount(wrong, 'way')}"
