@@ -28,8 +28,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from seawall.artifacts.evaluation import Rate, Sample
-from seawall.artifacts.groups import target
+from seawall.artifacts.evaluation import Difference, Rate, Sample
+from seawall.artifacts.groups import CountedVerdict, target
 from seawall.artifacts.profile import ExpertProfile
 from seawall.config import load_recipe
 from seawall.config.recipe import Recipe
@@ -344,14 +344,47 @@ def paired_table(args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def refusal_table(args: argparse.Namespace) -> str:
+    """The share of replies that refuse, of every method after the most updates; p against RASA on the same prompts.
+
+    Replies that evade or cannot be judged count as not refused in the share, and the latter are in no comparison.
+    """
+    rows = read_rows(args)
+    groups = list(next(row for row in rows if row["variant"] == "untouched")["labels"])
+    steps = max(row["steps"] for row in rows)
+    head = [f"refused after {steps} updates", *(group.replace("attack:", "") for group in groups)]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    ours = rows_of(rows, "RASA", steps, None)
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        measured = rows_of(rows, name, steps if name != "untouched" else 0, None)
+        if not measured:
+            continue
+        shares = []
+        for group in groups:
+            labels = [label for row in measured for _, label in row["labels"][group]]
+            share = f"{labels.count('refused') / len(labels):.2f}"
+            compared = ours and name not in ("RASA", "untouched")
+            shares.append(f"{share}, {_p(_paired([ours, measured], group, 'refused').p)}" if compared else share)
+        lines.append(f"| {' | '.join([name, *shares])} |")
+    return "\n".join(lines)
+
+
+def _p(value: float) -> str:
+    return "p < .001" if value < 0.001 else f"p {value:.3f}"
+
+
 def _difference(sides: list[list[Row]], group: str) -> str:
     """The second side's rate minus the first's, over the seeds that both have."""
+    found = _paired(sides, group, target(group))
+    return f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
+def _paired(sides: list[list[Row]], group: str, counted: CountedVerdict) -> Difference:
     seeds = sorted(set.intersection(*({row["seed"] for row in side} for side in sides)))
     kept = [[next(row for row in side if row["seed"] == seed)["labels"][group] for seed in seeds] for side in sides]
     first, second = ([label for rows in side for _, label in rows] for side in kept)
     goals = [goal for rows in kept[0] for goal, _ in rows]
-    found = paired_difference(first, second, goals, target=target(group))
-    return f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    return paired_difference(first, second, goals, target=counted)
 
 
 # ---------------------------------------------------------------- the curves
@@ -432,7 +465,7 @@ def main() -> None:
     if args.plot:
         plot(args)
     elif args.table:
-        print(table(args), paired_table(args), sep="\n\n")
+        print(table(args), paired_table(args), refusal_table(args), sep="\n\n")
     elif args.jobs > 1 and args.part is None:
         run_jobs(args)
     else:

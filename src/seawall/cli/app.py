@@ -34,9 +34,10 @@ from seawall.cli import (
     tune,
     verify,
 )
-from seawall.cli.common import is_launched, require_one_process
+from seawall.cli.common import require_one_process
 from seawall.cli.defects import report_defect
 from seawall.errors import Interrupted, SeawallError
+from seawall.launcher import is_launched
 from seawall.visible import visible_line
 
 WRONG_INPUT, INTERRUPTED = 2, 3

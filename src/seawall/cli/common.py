@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from seawall.launcher import is_launched, launched_processes
+
 if TYPE_CHECKING:
     from seawall.config.recipe import Recipe
     from seawall.runs.console import PlainConsole
@@ -128,15 +130,10 @@ def require_one_process(command: str) -> None:
     if is_launched():
         raise ConfigError(
             f"{command} runs in one process",
-            got=f"{os.environ['WORLD_SIZE']} processes",
+            got=f"{launched_processes()} processes",
             expected="one",
             remedy="start it without torchrun or accelerate launch",
         )
-
-
-def is_launched() -> bool:
-    """Whether a launcher has started several processes; imports nothing."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 
 from seawall.errors import ConfigError, Interrupted
+from seawall.launcher import is_launched, launched_processes
 
 Value = TypeVar("Value")
 
@@ -40,11 +41,10 @@ def one_process() -> Accelerator:
     Raises:
         ConfigError: several processes were launched; each would train the same model and write the same files.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
+    if is_launched():
         raise ConfigError(
             "this command runs in one process",
-            got=f"{processes} processes",
+            got=f"{launched_processes()} processes",
             expected="one",
             remedy="start seawall without accelerate launch or torchrun; model.device: auto uses all devices",
         )
@@ -176,11 +176,6 @@ def launch_is_current(processes: Processes) -> Iterator[None]:
         _current.pop()
 
 
-def is_launched() -> bool:
-    """Whether a launcher has started several processes."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def require_joined() -> None:
     """Refuses to work in each of several launched processes as if it were alone.
 
@@ -190,7 +185,7 @@ def require_joined() -> None:
     if is_launched() and current_launch() is ALONE:
         raise ConfigError(
             "Python functions of seawall work in one process",
-            got=f"{os.environ['WORLD_SIZE']} processes",
+            got=f"{launched_processes()} processes",
             expected="one",
             remedy="launch the command: torchrun --nproc_per_node N -m seawall run RECIPE.yaml",
         )
@@ -225,5 +220,5 @@ def launched(*, device: str) -> Processes:
     with _peers():
         state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
         group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
-    assert state.num_processes == int(os.environ["WORLD_SIZE"])
+    assert state.num_processes == launched_processes()
     return Processes(int(state.process_index), int(state.num_processes), group)

@@ -145,6 +145,8 @@ def _shapes(checkpoint: Checkpoint) -> PreTrainedModel:
 
 def _check(checkpoint: Checkpoint, config: ModelConfig, adapter: Path, *, merge: bool) -> AdapterCheck:
     check = check_files(adapter, _shapes(checkpoint))
+    if any(finding.subject == "files" for finding in check.findings):  # its configuration cannot be read or used
+        return check
     check = replace(check, findings=(*check.findings, *_base_findings(checkpoint, config, adapter)))
     if merge and check.is_sound:
         model, _ = checkpoint.load()
@@ -154,8 +156,6 @@ def _check(checkpoint: Checkpoint, config: ModelConfig, adapter: Path, *, merge:
 
 def _base_findings(checkpoint: Checkpoint, config: ModelConfig, adapter: Path) -> Iterator[Finding]:
     """The model that the adapter names as its base, against this one: by weights where both are here, else by name."""
-    if not (adapter / CONFIG).is_file():
-        return
     named = str(read_json(adapter / CONFIG).get("base_model_name_or_path") or "")
     if not named:
         yield Finding("base", f"{CONFIG} names no base model: whether it was trained on this one is unknown", False)

@@ -228,6 +228,22 @@ def test_a_right_adapter_raises_nothing(name: str, base: Path, tmp_path: Path) -
     assert diagnosis.adapter.merged
 
 
+def test_components_by_size_are_no_other_packing(base: Path, tmp_path: Path) -> None:
+    adapter = trained(tmp_path / "adapter", base)
+
+    def by_size(tensors: Tensors) -> Tensors:
+        """As from a singular value decomposition: every expert's first component is its largest."""
+        sizes = torch.tensor([8.0, 4.0, 2.0, 1.0])[:, None]
+        for name, tensor in tensors.items():
+            if ".experts." in name and ".lora_B." in name:
+                unit = torch.nn.functional.normalize(tensor, dim=0)
+                tensor.copy_(0.05 * (unit.reshape(tensor.shape[0], 4, 8) * sizes).reshape(tensor.shape))
+        return tensors
+
+    rewritten(adapter, by_size)
+    assert found(base, adapter) == set()
+
+
 def test_a_right_adapter_of_a_dense_model_raises_nothing(tmp_path: Path) -> None:
     base = write_checkpoint(tmp_path / "base", "llama")
     diagnosis = diagnose(config_of(base), trained_dense(tmp_path / "adapter", base, ["q_proj", "down_proj"]))

@@ -57,8 +57,11 @@ def _packed_otherwise(stacks: Sequence[tuple[np.ndarray[Any, Any], int]]) -> boo
     """Whether B's columns have alike norms by blocks, (experts, r), and not by turns, (r, experts), as PEFT reads.
 
     Experts are used unequally in training, so that the columns of one expert are alike in size. One F test for each
-    order, over all stacks: between the groups of columns against within.
+    order, over all stacks: between the groups of columns against within. Factors from a singular value decomposition
+    are alike by blocks too, because the first component of every expert is the largest; they give no sign.
     """
+    if all(_falls_by_component(norms, experts) for norms, experts in stacks):
+        return False
     chances = []
     for order in ("turns", "blocks"):
         between = within = 0.0
@@ -79,6 +82,12 @@ def _packed_otherwise(stacks: Sequence[tuple[np.ndarray[Any, Any], int]]) -> boo
         chances.append(float(f_distribution.sf(ratio, groups, freedom)))
     by_turns, by_blocks = chances
     return by_blocks < _SIGNIFICANT and by_blocks < _SIGNIFICANT * by_turns
+
+
+def _falls_by_component(norms: np.ndarray[Any, Any], experts: int) -> bool:
+    """Whether the mean norm falls from each component to the next, read in PEFT's order."""
+    means = norms.reshape(-1, experts).mean(1)
+    return bool((np.diff(means) < 0).all())
 
 
 def _column_norms(B: Tensor) -> np.ndarray[Any, Any]:
