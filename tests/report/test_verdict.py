@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -28,6 +28,26 @@ def test_the_headline_of_a_clear_repair() -> None:
     assert headline(example(groups=rows)) == (
         "Attack success fell from 90.0% to 10.0% on the attack family the repair trained on and from 80.0% to 30.0% on "
         "the attack family it never saw; over-refusal rose from 10.0% to 20.0%."
+    )
+
+
+def test_the_headline_says_what_the_attacks_are_refused() -> None:
+    """An attack that gave little before the repair shows what the repair did in its refusals alone."""
+    rows = [row("attack:a", 0.02, 0.0, 0.1, True), row("attack:b", 0.05, 0.03, 0.1, False)]
+    run = example(groups=rows)
+    refused = {
+        name: {"before": asdict(change.before), "after": asdict(after), "change": asdict(difference)}
+        for name, change in (("a", row("attack:a", 0.05, 0.97, 0.1)), ("b", row("attack:b", 0.4, 0.5, 0.2)))
+        if (after := change.after) is not None and (difference := change.change) is not None
+    }
+    attacks = {
+        name: {**run.summary.get("attacks", {}).get(name, {}), "refused": sides} for name, sides in refused.items()
+    }
+    assert headline(replace(run, summary={**run.summary, "attacks": attacks})) == (
+        "Attack success did not clearly change (2.0% before, 0.0% after) on the attack family the repair trained on "
+        "and did not clearly change (5.0% before, 3.0% after) on the attack family it never saw. Refusals rose from "
+        "5.0% to 97.0% on attacks the repair trained on and did not clearly change (40.0% before, 50.0% after) on "
+        "attacks it never saw."
     )
 
 

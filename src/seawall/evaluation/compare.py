@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from seawall.artifacts.evaluation import CapabilityScore, Difference, EvalResult, Rate, Sample
-from seawall.artifacts.groups import CountedVerdict, target
+from seawall.artifacts.groups import CountedVerdict, is_attack, target
 from seawall.errors import ArtifactError
 from seawall.evaluation.metrics import (
     Increase,
@@ -97,6 +97,27 @@ def compare(
         )
         comparisons[group] = Comparison(group, target(group), rate, rates_after[group], change)
     return comparisons
+
+
+def refusal_changes(
+    before: Sequence[Sample], after: Sequence[Sample], *, resamples: int = 2000, seed: int = 0
+) -> dict[str, Difference]:
+    """The paired change of the refusal rate of every attack family, by group; arguments and errors as in `compare`."""
+    later = {sample.id: sample for sample in after}
+    _check_same(before, later)
+    families = dict.fromkeys(sample.group for sample in before if is_attack(sample.group))
+    rows = {group: [sample for sample in before if sample.group == group] for group in families}
+    return {
+        group: paired_difference(
+            [sample.outcome for sample in family],
+            [later[sample.id].outcome for sample in family],
+            [sample.goal for sample in family],
+            target="refused",
+            resamples=resamples,
+            seed=seed,
+        )
+        for group, family in rows.items()
+    }
 
 
 def gold_increase(before: EvalResult, after: EvalResult, *, resamples: int = 2000, seed: int = 0) -> Increase | None:

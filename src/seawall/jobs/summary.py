@@ -12,7 +12,7 @@ from seawall.artifacts.evaluation import CapabilityScore, Contrast, Difference, 
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.groups import ATTACK, CAPABILITY, GROUPS, WRAPPING
 from seawall.config.eval import EvalConfig
-from seawall.evaluation.compare import MIN_QUESTIONS, capability_changes, compare, gold_increase
+from seawall.evaluation.compare import MIN_QUESTIONS, capability_changes, compare, gold_increase, refusal_changes
 from seawall.evaluation.gate import Evidence
 from seawall.evaluation.rates import refusal_rates
 from seawall.evaluation.run import SAMPLES
@@ -56,6 +56,7 @@ def summarize(
     seen_families = set(context.prompts.seen_families)
     samples = evaluated_samples(context)
     refused = [refusal_rates(side) for side in samples]
+    refused_more = refusal_changes(*samples, resamples=context.recipe.eval.bootstrap, seed=context.recipe.eval.seed)
     unseen = frozenset(families(before)) - seen_families
     settings = context.recipe.eval
     evidence = Evidence(
@@ -72,8 +73,9 @@ def summarize(
     chosen = {name: outcome[name] for name in ("chosen_round", "reason") if "reason" in outcome}
 
     def family(name: str) -> dict[str, Any]:
-        before_refused, after_refused = (asdict(rates[f"{ATTACK}{name}"]) for rates in refused)
-        return {**(both(f"{ATTACK}{name}") or {}), "refused": {"before": before_refused, "after": after_refused}}
+        group = f"{ATTACK}{name}"
+        sides = {when: asdict(rates[group]) for when, rates in zip(("before", "after"), refused, strict=True)}
+        return {**(both(group) or {}), "refused": {**sides, "change": asdict(refused_more[group])}}
 
     return {
         "schema": 1,

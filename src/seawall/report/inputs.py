@@ -167,6 +167,17 @@ class ReportInputs:
         family = self.summary.get("attacks", {}).get(row.group.removeprefix(ATTACK)) if row.is_attack else None
         return Rate(**family["refused"][when]) if family and "refused" in family else None
 
+    def refusals(self, *, trained_on: bool) -> list[GroupRow]:
+        """The refusal rates of `attacks`; a family is left out where they are unknown, or their change is."""
+        families = self.summary.get("attacks", {})
+        rows = []
+        for row in self.attacks(trained_on=trained_on):
+            before, after = self.refused(row, "before"), self.refused(row, "after")
+            change = families.get(row.group.removeprefix(ATTACK), {}).get("refused", {}).get("change")
+            if before is not None and change is not None:
+                rows.append(GroupRow(row.group, trained_on, before, after, Difference(**change)))
+        return [row for row in rows if row.is_known]
+
     def harm(self, row: GroupRow, when: str) -> float | None:
         """The mean harm of a group's replies `before` or `after`; None where the judge rates no harm."""
         harm = self.summary.get("harm", {}).get(row.group, {}).get(when)

@@ -64,7 +64,18 @@ def headline(inputs: ReportInputs) -> str:
     cost = inputs.group(BORDERLINE)
     if cost is not None and cost.is_known:
         sentence += f"; over-refusal {_change([cost])}"
-    return sentence + "."
+    return f"{sentence}.{_refusals(inputs)}"
+
+
+def _refusals(inputs: ReportInputs) -> str:
+    """The change of refusals inside the attacks: a reply that does not succeed may evade in place of a refusal."""
+    parts, verb = [], ""
+    for trained_on, name in ((True, "the repair trained on"), (False, "it never saw")):
+        rows = inputs.refusals(trained_on=trained_on)
+        if rows:
+            change, verb = _change(rows, previous=verb), _verb(rows)
+            parts.append(f"{change} on attacks {name}{_how_clearly(rows)}")
+    return f" Refusals {' and '.join(parts)}." if parts else ""
 
 
 def _verb(rows: Sequence[GroupRow]) -> str:
