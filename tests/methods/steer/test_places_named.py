@@ -118,3 +118,14 @@ def test_without_a_shared_expert_all_of_the_block_is_routed_and_a_dense_model_ha
     result = _result({**WORKS, **MLP, **ALONE})
     assert seat_of(result, _directions(shared=False)) == "expert"
     assert seat_of(result, _directions(shared=False, experts=False)) == "mlp"
+
+
+def test_a_seat_with_a_small_part_of_the_effect_says_so() -> None:
+    small = {**WORKS, "ablated-attention": -0.18, "ablated-mlp": 0.08}
+    result = _result(small)
+    assert seat_of(result, _directions(shared=True)) == "attention"
+    assert verdict(result, _directions(shared=True)) == (
+        "attention writes the refusal, but only 20% of what the direction moves is lost by its ablation there"
+    )
+    whole = _result({**WORKS, **ATTENTION})
+    assert verdict(whole, _directions(shared=True)) == VERDICTS["attention"]

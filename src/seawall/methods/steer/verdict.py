@@ -28,6 +28,9 @@ VERDICTS: Mapping[Seat, str] = {
 }
 _LAYER, _RANDOM_DIRECTION = "layer", "random-direction-"
 _ATTENTION, _MLP, _ROUTED, _SHARED = "ablated-attention", "ablated-mlp", "ablated-routed", "ablated-shared"
+_ABLATIONS: Mapping[Seat, str] = {"attention": _ATTENTION, "mlp": _MLP, "routed": _ROUTED, "shared": _SHARED}
+_MOST = 0.5
+"""Share of the layer's effect from which a part is said to write the refusal without reserve."""
 SINGLES = ("expert", "expert-constrained")
 
 
@@ -35,10 +38,20 @@ def verdict(result: SteeringResult, directions: Directions) -> str:
     """The verdict in words, with the expert's name where it is one."""
     seat = seat_of(result, directions)
     if seat != "expert":
-        return VERDICTS[seat]
+        return f"{VERDICTS[seat]}{_in_part(result, seat)}"
     choices = [result.choice(name.replace("-", "_")) for name in SINGLES if beats_controls(result, name)]
     names = dict.fromkeys(expert_name(choice) for choice in choices if choice is not None)
     return f"{VERDICTS[seat]}: {' or '.join(names)}"
+
+
+def _in_part(result: SteeringResult, seat: Seat) -> str:
+    """Says so where the ablation from what the seat writes takes less than half of what the layer's direction takes."""
+    ablated = None if seat not in _ABLATIONS else _change(result, _ABLATIONS[seat], ORIGINAL)
+    layer = _change(result, _LAYER, ORIGINAL)
+    if ablated is None or layer is None or not layer.difference:
+        return ""
+    share = ablated.difference / layer.difference
+    return "" if share >= _MOST else f", but only {share:.0%} of what the direction moves is lost by its ablation there"
 
 
 def seat_of(result: SteeringResult, directions: Directions) -> Seat:
