@@ -32,11 +32,15 @@ def launched(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two processes, of which the second is killed in the repair, and then the same command again."""
     folder = tmp_path_factory.mktemp("launch")
     command: list[str | Path] = ["run", planted, "--output", folder / "run"]
+    questions = [{"question": f"Which is {n}?", "choices": ["a", "b"], "answer": "AB"[n % 2]} for n in range(12)]
+    (folder / "q.jsonl").write_text("".join(f"{json.dumps(question)}\n" for question in questions))
+    capability = f"{{tasks: [{{kind: choice, path: {folder / 'q.jsonl'}}}], chat_template: false}}"
     statuses = launch(
         folder,
         ["kill:7", *command],
         command,
-        ["eval", planted, "--delta", folder / "run/delta", "--output", folder / "eval", "--json", *AUTO],
+        ["eval", planted, "--delta", folder / "run/delta", "--output", folder / "eval", "--json", *AUTO]
+        + ["--set", f"eval.capability={capability}"],
         ["steer", planted, "--output", folder / "steer"],
         ["eval", planted, "--set", "model.id=no-such-folder/at-all", "--output", folder / "missing", "--delta", "x"],
     )
@@ -83,6 +87,8 @@ def test_a_model_with_a_delta_is_evaluated_by_both(launched: Path, planted_run: 
     summary: dict[str, Any] = json.loads((launched / "2-0.out").read_text())
     after = read_json(launched / "run/summary.json")
     assert summary["plain_refusal"]["rate"] == after["plain_refusal"]["after"]["rate"]
+    # The harness measures on the first process alone, while the second waits for the next order.
+    assert summary["capability"]["q"]["acc"]["n"] == 12
 
 
 def test_a_command_that_cannot_share_says_so_once_before_it_loads(launched: Path) -> None:
