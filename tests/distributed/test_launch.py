@@ -34,13 +34,13 @@ def launched(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command: list[str | Path] = ["run", planted, "--output", folder / "run"]
     questions = [{"question": f"Which is {n}?", "choices": ["a", "b"], "answer": "AB"[n % 2]} for n in range(12)]
     (folder / "q.jsonl").write_text("".join(f"{json.dumps(question)}\n" for question in questions))
-    capability = f"{{tasks: [{{kind: choice, path: {folder / 'q.jsonl'}}}], chat_template: false}}"
+    capability = f"eval.capability={{tasks: [{{kind: choice, path: {folder / 'q.jsonl'}}}], chat_template: false}}"
+    measured = ["--set", capability]
     statuses = launch(
         folder,
         ["kill:7", *command],
         command,
-        ["eval", planted, "--delta", folder / "run/delta", "--output", folder / "eval", "--json", *AUTO]
-        + ["--set", f"eval.capability={capability}"],
+        ["eval", planted, "--delta", folder / "run/delta", "--output", folder / "eval", "--json", *AUTO, *measured],
         ["steer", planted, "--output", folder / "steer"],
         ["eval", planted, "--set", "model.id=no-such-folder/at-all", "--output", folder / "missing", "--delta", "x"],
     )
