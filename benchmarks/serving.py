@@ -31,7 +31,6 @@ from seawall.models.generate import greedy_batches
 from seawall.shell.model import open_checkpoint
 
 Rows = list[TokenIds]
-CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def our_loop(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Rows, tokens: int) -> Rows:
@@ -89,8 +88,6 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--skip-continuous", action="store_true", help="leave out generate_batch")
     options = parser.parse_args(words)
-    for key, value in CPU.items():
-        os.environ.setdefault(key, value)
     checkpoint = open_checkpoint(ModelConfig(id=options.model, dtype="float32"))
     model, tokenizer = checkpoint.load()
     texts = [prompt.text for prompt in load_benign(BuiltinSource())][: options.prompts]
