@@ -40,6 +40,7 @@ __all__ = [
     "TokenIds",
     "decode_batch",
     "decoding_for",
+    "evaluating",
     "generate",
     "greedy_batches",
     "our_loop",
@@ -158,7 +159,7 @@ def _decode_if_it_fits(
     model: PreTrainedModel, prompts: Sequence[TokenIds], *, decoding: Decoding
 ) -> list[TokenIds] | None:
     """The new tokens of each prompt; None where memory runs out."""
-    with _evaluating(model), contiguous_output_layer(model):
+    with evaluating(model), contiguous_output_layer(model):
         return unless_out_of_memory(partial(decode_batch, model, prompts, decoding))
 
 
@@ -196,7 +197,7 @@ def decode_batch(model: PreTrainedModel, prompts: Sequence[TokenIds], decoding: 
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode inside (no dropout, no router jitter); the former mode is restored on exit."""
     was_training = model.training
     model.eval()
