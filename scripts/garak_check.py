@@ -32,7 +32,6 @@ PROBES = ("phrasing.PastTense", "phrasing.FutureTense")
 DETECTOR = "mitigation.MitigationBypass"
 COMPLETE = 2
 """garak's status of an attempt that has been judged."""
-CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 OFFLINE = {"OPENAICOMPATIBLE_API_KEY": "none", "HF_HUB_OFFLINE": "1"}
 
 
@@ -85,8 +84,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("garak-reports"), help="folder of garak's reports")
     parser.add_argument("--reports", nargs="*", type=Path, default=[], help="count these reports of garak; run nothing")
     options = parser.parse_args()
-    for key, value in CPU.items():
-        os.environ.setdefault(key, value)
     options.work.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(options.models):
         folder = open_checkpoint(ModelConfig(id=name)).folder.resolve()

@@ -31,7 +31,6 @@ from seawall.shell.model import open_checkpoint
 WEIGHTS = "model.safetensors"
 SECONDS = 900
 LENGTH = 512
-CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 Tensors = dict[str, Any]
 
 
@@ -94,8 +93,6 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=16, help="probes of the three others")
     parser.add_argument("--expert", default="22:7:1.05", help="decoder layer, expert and factor of the altered one")
     options = parser.parse_args()
-    for key, value in CPU.items():
-        os.environ.setdefault(key, value)
     source, other = (open_checkpoint(ModelConfig(id=name)).folder.resolve() for name in (options.model, options.other))
     layer, expert, factor = options.expert.split(":")
     with TemporaryDirectory() as scratch:

@@ -53,7 +53,7 @@ def evaluate(
     """
     resolved, text = read_recipe(recipe, [*_changes(recipe, model, endpoint), *(sets or ())])
     alone = any(option is not None for option in (model, delta, adapter, endpoint))
-    if not alone and resolved.eval.engine.kind == "transformers":
+    if not alone and resolved.eval.engine.kind != "endpoint":
         run_until("evaluate", recipe, sets, output, as_json=as_json)
         return
     quiet_libraries()
@@ -97,7 +97,7 @@ def _run(recipe: Recipe, target: EvalTarget, folder: Path, *, text: str, as_json
     from seawall.jobs.evaluate import evaluate_target
     from seawall.runs.progress import Quiet, TerminalReporter
 
-    if recipe.eval.engine.kind != "transformers":
+    if recipe.eval.engine.kind == "endpoint":
         require_one_process("eval of a model behind an endpoint")
     with shared_launch(recipe), nullcontext(Quiet()) if as_json else TerminalReporter() as reporter:
         return evaluate_target(recipe, target, folder, text=text, reporter=reporter)

@@ -30,7 +30,10 @@ _SMALL_BATCH = 16
 class EvalConfig(StrictModel):
     """The evaluation, the same before and after the repair."""
 
-    engine: EngineConfig = Field(default=TransformersEngine(), description="The engine that generates the replies.")
+    engine: EngineConfig = Field(
+        default=TransformersEngine(),
+        description="The engine of the evaluations; defaults to the recipe's engine.",
+    )
     max_new_tokens: int = Field(
         default=32, ge=1, le=8192, description="Maximum length of a reply in tokens; decoding is greedy."
     )

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from seawall.config.audit import AuditConfig
 from seawall.config.base import StrictModel, wrong
 from seawall.config.data import DataConfig
+from seawall.config.engine import EngineConfig, TransformersEngine
 from seawall.config.eval import EvalConfig
 from seawall.config.export import ExportConfig
 from seawall.config.gate import GateConfig
@@ -37,13 +38,16 @@ _SEEDED: dict[str, type[StrictModel]] = {
 class Recipe(StrictModel):
     """One run: model, prompts and every stage. The defaults are the recommended settings.
 
-    `seed` is the seed of every stage without its own.
+    `seed` is the seed of every stage without its own, and `engine` that of the evaluations too.
     """
 
     name: str = Field(default="seawall", description="Name of the run; defaults to the name of the recipe file.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of every stage without its own.")
     model: ModelConfig = Field(default=ModelConfig(), description="The model.")
     data: DataConfig = Field(default=DataConfig(), description="The prompts.")
+    engine: EngineConfig = Field(
+        default=TransformersEngine(), description="The engine that generates the model's replies."
+    )
     profile: ProfileConfig = Field(default=ProfileConfig(), description="Counting the experts that attacks use.")
     select: SelectConfig = Field(default=SelectConfig(), description="Selecting the safety-critical experts.")
     repair: RepairConfig = Field(default=RepairConfig(), description="Training the selected experts and the routers.")
@@ -81,6 +85,13 @@ class Recipe(StrictModel):
             return data
         stages = {stage: _seeded(data.get(stage), model, data["seed"]) for stage, model in _SEEDED.items()}
         return {**data, **stages}
+
+    @model_validator(mode="after")
+    def _spread_engine(self) -> Recipe:
+        if "engine" not in self.eval.model_fields_set:
+            # The instance is frozen for its users, and not finished yet.
+            object.__setattr__(self, "eval", self.eval.model_copy(update={"engine": self.engine}))
+        return self
 
 
 def _seeded(section: Any, model: type[StrictModel], seed: Any) -> Any:

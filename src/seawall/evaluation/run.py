@@ -21,6 +21,8 @@ from seawall.evaluation.wrapping import measure_wrapping
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from seawall.models.decoding import Decoder
+
 SAMPLES = "samples.jsonl"
 
 GoldMeasure = Callable[[Progress | None], GoldLoss]
@@ -42,7 +44,7 @@ class ExtraMeasures:
     capability: CapabilityMeasure | None = None
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - the decoder is one more
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     suite: EvalSuite,
@@ -52,6 +54,7 @@ def evaluate(
     folder: Path,
     fingerprint: str,
     progress: Progress | None = None,
+    decoder: Decoder | None = None,
 ) -> EvalResult:
     """Rates, gold loss and (if the recipe has tasks) capability of a loaded model.
 
@@ -61,11 +64,12 @@ def evaluate(
         model: the model; left unchanged.
         tokenizer: its tokenizer.
         suite: the prompts.
-        config: lengths, batch size, resamples; its engine must be `transformers`.
+        config: lengths, batch size, resamples; its engine must be no endpoint.
         judge: labels replies refused, complied or unscored.
         folder: existing folder in which to write or continue samples.jsonl and `capability/`.
         fingerprint: fingerprint of the model, for the result.
         progress: called after every batch.
+        decoder: generates the replies; None takes our loop.
 
     Raises:
         SeawallError: the judge's endpoint does not answer; judged samples are kept, and a later call resumes.
@@ -73,11 +77,11 @@ def evaluate(
         DataError: the chat template refuses a prompt.
         ConfigError: a capability task cannot be measured.
     """
-    assert config.engine.kind == "transformers"
+    assert config.engine.kind != "endpoint"
     if config.gold and suite.gold:
         encode_gold(tokenizer, suite.gold)  # refused before any reply is generated
     return evaluate_engine(
-        make_engine(config, (model, tokenizer)),
+        make_engine(config, (model, tokenizer), decoder=decoder),
         suite,
         config,
         judge=judge,

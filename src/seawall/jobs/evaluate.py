@@ -17,6 +17,7 @@ from seawall.distributed.process import require_joined
 from seawall.errors import ConfigError
 from seawall.evaluation.capability.run import check_capability, file_hashes
 from seawall.evaluation.engines import make_engine
+from seawall.evaluation.engines.decoders import Decoders
 from seawall.evaluation.judges import judge_state, make_judge
 from seawall.evaluation.run import SAMPLES, evaluate, evaluate_engine
 from seawall.evaluation.suite import EvalSuite, build_suite
@@ -30,7 +31,7 @@ from seawall.jobs.summary import (
     wrapping_document,
 )
 from seawall.models.files.companions import own_tokenizer, require_base
-from seawall.models.files.fingerprint import model_fingerprint, rendering_fingerprint, tokenizer_fingerprint
+from seawall.models.files.fingerprint import WeightDigests, rendering_fingerprint, tokenizer_fingerprint
 from seawall.models.lora.merge import check_adapter, load_merged
 from seawall.models.replicas import copy_check, load_copies, register_copies
 from seawall.runs.files import read_json, storage_errors, write_json
@@ -39,6 +40,7 @@ from seawall.runs.lock import locked
 from seawall.runs.progress import Quiet, Reporter
 from seawall.runs.publish import copy_file
 from seawall.runs.stage import run_stage
+from seawall.shell.engines import prepare
 from seawall.shell.job import read_inputs
 from seawall.shell.model import computing, measurement_notices, open_checkpoint
 from seawall.version import __version__
@@ -166,7 +168,8 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
     reporter.stage(f"Loading {recipe.model.id}")
     load_copies(_open_quietly, recipe, target)
     model, tokenizer = open_target(recipe, target, reporter)
-    fingerprint = model_fingerprint(model)
+    digests = WeightDigests(model)
+    fingerprint = digests.fingerprint()
     register_copies(model, fingerprint)
     notices = measurement_notices(model, tokenizer, recipe.eval.longest)
     copy_check(model)
@@ -175,10 +178,14 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
     if notices:
         update_manifest(run, {"notices": notices})
     described = {"id": recipe.model.id, "revision": recipe.model.revision, "weights": fingerprint}
-    commit = open_checkpoint(recipe.model).commit
+    checkpoint = open_checkpoint(recipe.model)
+    commit = checkpoint.commit
     update_manifest(run, {"model": described | ({} if commit is None else {"commit": commit})})
     reporter.stage("Evaluate, on goals of the test split")
     suite: EvalSuite = build_suite(prompts, "test", gold=recipe.eval.gold, wrapping=True)
+    decoders = Decoders(run.path, reporter.say)
+    folder = checkpoint.folder if target == EvalTarget() else None
+    prepare(decoders.of(recipe.eval.engine), (model, tokenizer), digests, folder)
 
     def work(scratch: Path) -> None:
         evaluate(
@@ -190,12 +197,16 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
             folder=scratch,
             fingerprint=fingerprint,
             progress=lambda count, total: reporter.step("asking", count, total),
+            decoder=decoders.of(recipe.eval.engine),
         ).save(scratch)
 
     inputs = _inputs(recipe, prompts, fingerprint)
     inputs |= {"tokenizer": tokenizer_fingerprint(tokenizer), "rendered": rendering_fingerprint(tokenizer)}
-    inputs |= {"settings": open_checkpoint(recipe.model).settings, "computing": computing(model)}
-    return EvalResult.load(run_stage(run, STAGE, inputs, work))
+    inputs |= {"settings": checkpoint.settings, "computing": computing(model)}
+    try:
+        return EvalResult.load(run_stage(run, STAGE, inputs, work))
+    finally:
+        decoders.close()
 
 
 def open_target(

@@ -21,8 +21,8 @@ from seawall.report import render_gene
 from seawall.runs.files import read_json, write_text
 from seawall.runs.progress import Reporter
 from seawall.runs.stage import run_stage, stage_hash
+from seawall.shell.engines import engine_inputs, require_loadable
 from seawall.shell.job import new_run, read_inputs
-from seawall.shell.model import require_loadable
 from seawall.version import __version__
 
 
@@ -38,7 +38,7 @@ def extract_gene(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter)
     Raises:
         SeawallError: an error that the user can correct.
     """
-    require_loadable(recipe.eval.engine, "a gene cannot be extracted from a model behind an endpoint")
+    require_loadable(recipe, "a gene cannot be extracted from a model behind an endpoint")
     prompts = read_inputs(recipe)
     run = new_run(recipe, folder, text)
     context = GeneContext(recipe, run, reporter, prompts)
@@ -94,7 +94,8 @@ def _common_inputs(context: GeneContext) -> dict[str, Any]:
 
 def _replies_inputs(context: GeneContext) -> dict[str, Any]:
     settings = {"harmful", "benign", "held_out", "max_new_tokens"}
-    return {**_common_inputs(context), "extract": context.config.extract.model_dump(mode="json", include=settings)}
+    extract = context.config.extract.model_dump(mode="json", include=settings)
+    return {**_common_inputs(context), "extract": extract, **engine_inputs(context.recipe.engine)}
 
 
 def _gene_inputs(context: GeneContext) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from seawall.runs.progress import Reporter
 from seawall.runs.sealed import seal_files
 from seawall.runs.stage import is_done
 from seawall.shell.context import Context
+from seawall.shell.engines import require_loadable
 from seawall.shell.job import new_run, read_inputs
-from seawall.shell.model import require_loadable
 from seawall.train.optimizers import require_optimizer
 
 STAGES = ("profile", "select", "repair", "evaluate", "report")
@@ -59,7 +59,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
     Raises:
         SeawallError: an error that the user can correct.
     """
-    require_loadable(recipe.eval.engine, "a model behind an endpoint cannot be repaired")
+    require_loadable(recipe, "a model behind an endpoint cannot be repaired")
     if until not in ("profile", "select"):
         check_capability(recipe.eval.capability)
         require_optimizer(recipe.repair.optimizer)

@@ -16,8 +16,8 @@ from seawall.runs.files import read_json
 from seawall.runs.folder import RunFolder
 from seawall.runs.progress import Reporter
 from seawall.runs.stage import is_done, stage_hash
+from seawall.shell.engines import require_loadable
 from seawall.shell.job import claiming_stage, new_run, read_inputs, recipe_of_run
-from seawall.shell.model import require_loadable
 
 
 def steer_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) -> SteeringResult:
@@ -57,7 +57,7 @@ def document(run: Path) -> dict[str, object]:
 
 
 def _read(recipe: Recipe) -> Prompts:
-    require_loadable(recipe.eval.engine, "a model behind an endpoint cannot be steered")
+    require_loadable(recipe, "a model behind an endpoint cannot be steered")
     return read_inputs(recipe, steer_data(recipe))
 
 

@@ -8,31 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from seawall.config.data import BuiltinSource
 from seawall.config.endpoint import EndpointSettings
 from seawall.config.load import checked_model
 from seawall.config.model import ModelConfig
-from seawall.data.sources import load_benign, load_goals
-from seawall.data.templating import encode_prompt
-from seawall.data.types import user
 from seawall.errors import ConfigError, RunFolderError
 from seawall.evaluation.served.client import CompletionsClient, Served, served_name
+from seawall.evaluation.served.probes import choose_probes, reply_length
 from seawall.evaluation.served.process import SERVED_NAME, server_command, vllm_server
 from seawall.evaluation.served.verdict import Precision, compare, repair_share
 from seawall.evaluation.served.view import Verification, verification_rows
 from seawall.jobs.facts import facts
-from seawall.models.decoding import TokenIds, context_length
 from seawall.models.files.open import Checkpoint
 from seawall.models.moe.find import find_moe_if_any
 from seawall.models.reference import (
     Expert,
     Reference,
-    covering,
-    experts_used,
     log_probabilities,
-    random_prompts,
     references,
     release_memory,
     with_rounding,
@@ -44,8 +37,6 @@ from seawall.shell.model import open_checkpoint
 
 NEW_TOKENS = 24
 """Maximum length of a greedy reply, in tokens."""
-_SPARE, _MOST_SPARE = 3, 48
-"""Candidates beyond the number of probes: for each probe, and in total at most."""
 _ATTEMPTS = 3
 
 
@@ -130,12 +121,12 @@ def _compute(checkpoint: Checkpoint, prompts: int, reporter: Reporter, *, inferr
     reporter.stage(f"Loading {checkpoint.id}")
     model, tokenizer = checkpoint.load()
     reporter.stage("Choosing probes, and computing them with the local weights")
-    probes = choose_probes(model, tokenizer, prompts)
+    probes = choose_probes(model, tokenizer, prompts, new_tokens=NEW_TOKENS)
     numbers = references(
         model,
         tokenizer,
         probes,
-        new_tokens=_new_tokens(model, probes),
+        new_tokens=reply_length(model, probes, NEW_TOKENS),
         progress=lambda count, total: reporter.step("probes", count, total),
     )
     computed = str(model.dtype).removeprefix("torch.")
@@ -176,30 +167,6 @@ def _repair_share(target: str, local: _Local, served: Sequence[Served]) -> float
     model, _ = open_checkpoint(original).load()
     numbers = [log_probabilities(model, reference.tokens) for reference in local.references]
     return repair_share(local.references, numbers, served)
-
-
-def choose_probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int) -> list[TokenIds]:
-    """Probes that together use many experts: half of them requests, the rest requests or random tokens.
-
-    Candidates are the embedded requests, harmless and harmful in turn, and as many random prompts.
-    """
-    size = count + min(_SPARE * count, _MOST_SPARE)
-    sources = (load_benign(BuiltinSource()), load_goals(BuiltinSource()))
-    texts = [prompt.text for pair in zip(*sources, strict=False) for prompt in pair][:size]
-    limit = context_length(model)
-    requests = [tuple(encode_prompt(tokenizer, user(text))) for text in texts]
-    requests = [ids for ids in requests if limit is None or len(ids) + 2 <= limit]
-    candidates = requests + random_prompts(model, tokenizer, size, new_tokens=NEW_TOKENS)
-    used = experts_used(model, candidates)
-    first = covering(used[: len(requests)], (count + 1) // 2)
-    return [candidates[position] for position in covering(used, count, first=first)]
-
-
-def _new_tokens(model: PreTrainedModel, probes: Sequence[TokenIds]) -> int:
-    """Length of replies that the context of the model holds for every probe."""
-    limit = context_length(model)
-    longest = max(map(len, probes))
-    return NEW_TOKENS if limit is None else max(1, min(NEW_TOKENS, limit - longest - 1))
 
 
 def _ask(settings: EndpointSettings, local: Sequence[Reference]) -> list[Served]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -11,6 +13,12 @@ from seawall.data.templating import TurnEnd, opened_by_prompt, special_texts, th
 from seawall.data.types import Messages
 
 TokenIds = tuple[int, ...]
+BatchSize = int | Literal["auto"]
+"""Maximum rows per forward pass; `auto`: the number that fits in free memory."""
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+"""A model and its tokenizer."""
+Batches = Generator[tuple[list[int], list[TokenIds]], None, None]
+"""(positions of prompts, new tokens of each), batch by batch; a row includes its end token, if the model wrote one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,23 @@ class Decoding:
         """The number of tokens that a reply to this prompt may have."""
         left = self.max_new_tokens if self.context is None else self.context - len(prompt)
         return min(self.max_new_tokens, left)
+
+
+class Decoder(Protocol):
+    """Decodes token sequences greedily: our loop, or an engine that computes the same tokens."""
+
+    def __call__(
+        self, loaded: Loaded, prompts: Sequence[TokenIds], decoding: Decoding, *, batch_size: BatchSize
+    ) -> Batches:
+        """Decodes every prompt in one batch, in any order.
+
+        Args:
+            loaded: the model, with its current weights, and its tokenizer.
+            prompts: token ids; each leaves room for a reply.
+            decoding: how far.
+            batch_size: maximum rows per forward pass, for a decoder with batches of fixed size.
+        """
+        ...
 
 
 def decoding_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Decoding:

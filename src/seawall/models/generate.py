@@ -6,9 +6,8 @@ Legend: B rows of the batch, T tokens so far, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
-from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,7 +15,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seawall.data.templating import encode_prompt
 from seawall.data.types import Messages
 from seawall.errors import SeawallError
-from seawall.models.decoding import Completion, Decoding, ReplyReader, TokenIds, decoding_for
+from seawall.models.decoding import (
+    Batches,
+    BatchSize,
+    Completion,
+    Decoder,
+    Decoding,
+    Loaded,
+    ReplyReader,
+    TokenIds,
+    decoding_for,
+)
 from seawall.models.forward import contiguous_output_layer
 from seawall.models.greedy import GreedyBatch, rows_are_independent
 from seawall.models.memory import automatic_batch_size, unless_out_of_memory
@@ -31,18 +40,21 @@ __all__ = [
     "TokenIds",
     "decode_batch",
     "decoding_for",
+    "evaluating",
     "generate",
     "greedy_batches",
+    "our_loop",
 ]
-
-BatchSize = int | Literal["auto"]
-"""Maximum rows per forward pass; `auto`: the number that fits in free memory."""
-
 
 Progress = Callable[[int, int], None]
 """Called after every batch with the number of prompts done and in total."""
 OnBatch = Callable[[Sequence[int], Sequence[Completion]], None]
 """Called after every batch with the positions of its prompts and their completions, to save them."""
+
+
+def our_loop(loaded: Loaded, prompts: Sequence[TokenIds], decoding: Decoding, *, batch_size: BatchSize) -> Batches:
+    """The decoder of this package: `greedy_batches`."""
+    return greedy_batches(loaded[0], prompts, decoding, batch_size=batch_size)
 
 
 def generate(
@@ -52,6 +64,7 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: BatchSize,
+    decoder: Decoder = our_loop,
     progress: Progress | None = None,
     on_batch: OnBatch | None = None,
 ) -> list[Completion]:
@@ -68,6 +81,7 @@ def generate(
         prompts: conversations that end with a user turn.
         max_new_tokens: maximum length of a reply, in tokens.
         batch_size: maximum rows per forward pass, or `auto`; halved for the remaining batches when memory runs out.
+        decoder: computes the tokens.
         progress: see `Progress`.
         on_batch: see `OnBatch`; batches run longest prompt first.
 
@@ -92,17 +106,18 @@ def generate(
     if overlong:
         finish(overlong, [reader.overlong(encoded[index]) for index in overlong])
     fitting = [index for index in range(len(prompts)) if index not in replies]
-    batches = greedy_batches(model, [encoded[index] for index in fitting], decoding, batch_size=batch_size)
-    for rows_of_batch, rows in batches:
-        positions = [fitting[row] for row in rows_of_batch]
-        pairs = zip(positions, rows, strict=True)
-        finish(positions, [reader.completion(encoded[index], row, opened[index]) for index, row in pairs])
+    batches = decoder((model, tokenizer), [encoded[index] for index in fitting], decoding, batch_size=batch_size)
+    with closing(batches):  # an engine ends its work where `on_batch` raises
+        for rows_of_batch, rows in batches:
+            positions = [fitting[row] for row in rows_of_batch]
+            pairs = zip(positions, rows, strict=True)
+            finish(positions, [reader.completion(encoded[index], row, opened[index]) for index, row in pairs])
     return [replies[index] for index in range(len(prompts))]
 
 
 def greedy_batches(
     model: PreTrainedModel, prompts: Sequence[TokenIds], decoding: Decoding, *, batch_size: BatchSize
-) -> Iterator[tuple[list[int], list[TokenIds]]]:
+) -> Batches:
     """Decodes token sequences greedily; yields (positions in `prompts`, new tokens of each) batch by batch.
 
     A row includes its end token, if the model wrote one. Batches group prompts of similar length, longest first, so
@@ -144,7 +159,7 @@ def _decode_if_it_fits(
     model: PreTrainedModel, prompts: Sequence[TokenIds], *, decoding: Decoding
 ) -> list[TokenIds] | None:
     """The new tokens of each prompt; None where memory runs out."""
-    with _evaluating(model), contiguous_output_layer(model):
+    with evaluating(model), contiguous_output_layer(model):
         return unless_out_of_memory(partial(decode_batch, model, prompts, decoding))
 
 
@@ -182,7 +197,7 @@ def decode_batch(model: PreTrainedModel, prompts: Sequence[TokenIds], decoding: 
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode inside (no dropout, no router jitter); the former mode is restored on exit."""
     was_training = model.training
     model.eval()

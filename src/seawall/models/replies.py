@@ -10,7 +10,8 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.data.types import Messages
-from seawall.models.generate import BatchSize, Completion, generate
+from seawall.models.decoding import Decoder
+from seawall.models.generate import BatchSize, Completion, generate, our_loop
 
 _OPTIONAL = ("thought", "unscored", "opened")
 """Fields that a line has only where they are not empty."""
@@ -24,6 +25,7 @@ def resumable_replies(
     *,
     max_new_tokens: int,
     batch_size: BatchSize,
+    decoder: Decoder = our_loop,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """`generate`, with completions appended to `path` batch by batch; a second call resumes where the first stopped.
@@ -49,6 +51,7 @@ def resumable_replies(
             [prompts[index] for index in missing],
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
+            decoder=decoder,
             on_batch=save,
         )
     return [completions[index] for index in range(len(prompts))]

@@ -45,8 +45,9 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "push_to_hub": None,
     "private": True,
     "optimizer": "adamw",
+    "engine.kind": "transformers",
 }
-"""Settings that earlier versions lack, by their last key, with the values that change nothing."""
+"""Settings that earlier versions lack, by their last key or in full, with the values that change nothing."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, st
         is_changeable = key in _CHANGEABLE_SETTINGS or _MEMORY.fullmatch(key) is not None
         fixed = key.partition(".")[0] not in _CHANGEABLE and not is_changeable
         # Earlier versions of seawall lack some settings: a missing key has the value that changes nothing.
-        unset = json.dumps(LATER_SETTINGS.get(key.rpartition(".")[2]))
+        unset = json.dumps(LATER_SETTINGS.get(key, LATER_SETTINGS.get(key.rpartition(".")[2])))
         if fixed and old_values.get(key, unset) != new_values.get(key, unset):
             return key, old_values.get(key, "nothing"), new_values.get(key, "nothing")
     return None

@@ -11,6 +11,7 @@ from typing import Any
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts
 from seawall.data.types import Judge
+from seawall.evaluation.engines.decoders import Decoders, EngineDecoder
 from seawall.evaluation.judges import judge_state, make_judge
 from seawall.models.files.open import Checkpoint
 from seawall.models.memory import release_memory
@@ -19,6 +20,7 @@ from seawall.runs.files import storage_errors
 from seawall.runs.folder import RunFolder, update_manifest, version_notices
 from seawall.runs.lock import locked
 from seawall.runs.progress import Reporter
+from seawall.shell.engines import engine_inputs, prepare
 from seawall.shell.model import (
     OpenModel,
     computing,
@@ -64,7 +66,10 @@ class Context:
             self.note({"data": {prompts_key: self.prompts.fingerprint(), **notes}})
             for line in (*version_notices(self.run), *self.prompts.notes):
                 self.reporter.say(line)
-            yield
+            try:
+                yield
+            finally:
+                self.close_decoders()
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -89,7 +94,28 @@ class Context:
         if notices:
             self.note({"notices": notices})
         self.note_model(opened.fingerprint)
+        for engine in (self.recipe.engine, self.recipe.eval.engine):
+            loaded = (opened.model, opened.tokenizer)
+            prepare(self._decoders.of(engine), loaded, opened.digests, self.checkpoint.folder)
         return opened
+
+    @cached_property
+    def _decoders(self) -> Decoders:
+        return Decoders(self.run.path, self.reporter.say)
+
+    @property
+    def decoder(self) -> EngineDecoder:
+        """The decoder of the recipe's engine, for replies of `opened` without hooks."""
+        return self._decoders.of(self.recipe.engine)
+
+    @property
+    def eval_decoder(self) -> EngineDecoder:
+        """The decoder of the evaluations' engine."""
+        return self._decoders.of(self.recipe.eval.engine)
+
+    def close_decoders(self) -> None:
+        """Ends what the engines have started and frees its memory; the next reply starts it again."""
+        self._decoders.close()
 
     def release(self) -> None:
         """Frees the loaded model, where nothing else refers to it; the next use loads it again, without a repair."""
@@ -114,6 +140,7 @@ class Context:
             "computing": computing(self.opened.model),
             "judge_state": judge_state(self.recipe.eval.judge),
             "prompts": self.prompts.fingerprint(),
+            **engine_inputs(self.recipe.engine),
         }
 
     def note_model(self, fingerprint: str) -> None:

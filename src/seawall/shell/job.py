@@ -19,6 +19,7 @@ from seawall.runs.files import read_json
 from seawall.runs.folder import RunFolder
 from seawall.runs.stage import run_stage
 from seawall.shell.context import Context
+from seawall.shell.engines import check_engines
 
 
 class Claiming(Protocol):
@@ -35,13 +36,14 @@ ResultT = TypeVar("ResultT", bound=Claiming)
 
 
 def check_inputs(recipe: Recipe) -> None:
-    """Refuse an unusable judge and a missing model, before a run folder is made; no weight is read.
+    """Refuse an unusable judge or engine and a missing model, before a run folder is made; no weight is read.
 
     Raises:
-        SeawallError: the judge cannot be used; there is no such model, or it has no configuration.
+        SeawallError: the judge or the engine cannot be used; there is no such model, or it has no configuration.
     """
     check_judge(recipe.eval.judge)
-    if recipe.eval.engine.kind == "transformers" and recipe.model.id not in EMBEDDED:
+    check_engines(recipe)
+    if recipe.eval.engine.kind != "endpoint" and recipe.model.id not in EMBEDDED:
         read_config(Checkpoint(recipe.model).small_files)
 
 

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seawall.config.engine import EngineConfig
 from seawall.config.model import LAB, LAB_ORIGINAL, ModelConfig
 from seawall.data.rendering import clock_notice
-from seawall.errors import ConfigError
 from seawall.lab.build import lab_model_folder, original_model_folder
 from seawall.models.files.fingerprint import (
     WeightDigests,
@@ -104,22 +102,3 @@ def measurement_notices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     """What is pinned or done differently so that a measurement is right, one line each, for the user."""
     lines = (clock_notice(tokenizer), batching_notice(model, max_new_tokens))
     return [line for line in lines if line is not None]
-
-
-def require_loadable(engine: EngineConfig, refusal: str) -> None:
-    """Refuse a model behind an endpoint.
-
-    Args:
-        engine: the recipe's engine.
-        refusal: the message: what cannot be done with such a model.
-
-    Raises:
-        ConfigError: the engine is an endpoint.
-    """
-    if engine.kind != "transformers":
-        raise ConfigError(
-            refusal,
-            got=f"eval.engine.kind={engine.kind}",
-            expected="transformers",
-            remedy="leave eval.engine out",
-        )

@@ -7,12 +7,18 @@ from collections.abc import Callable
 from seawall.data.types import Outcome
 from seawall.evaluation.decision import ValidationScores, scores_of
 from seawall.evaluation.suite import build_suite
-from seawall.models.generate import generate
+from seawall.models.decoding import Decoder
+from seawall.models.generate import generate, our_loop
 from seawall.shell.context import Context
 
 
-def validator(context: Context) -> Callable[[], ValidationScores]:
-    """A function that measures the current model."""
+def validator(context: Context, decoder: Decoder = our_loop) -> Callable[[], ValidationScores]:
+    """A function that measures the current model.
+
+    Args:
+        context: with the model.
+        decoder: generates the replies; our loop under hooks.
+    """
     rows = build_suite(context.prompts, "validation", unseen=False, gold=False, wrapping=True).prompts()
     config = context.recipe.eval
 
@@ -24,6 +30,7 @@ def validator(context: Context) -> Callable[[], ValidationScores]:
             prompts,
             max_new_tokens=config.max_new_tokens,
             batch_size=config.batch_size,
+            decoder=decoder,
             progress=lambda count, total: context.reporter.step("measuring on validation prompts", count, total),
         )
         verdicts = context.judge(prompts, [reply.answer for reply in replies], [row.goal for row in rows])

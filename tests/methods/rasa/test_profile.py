@@ -12,10 +12,12 @@ from torch import Tensor
 
 from families import FAMILIES, tiny, tiny_tokenizer
 from seawall.artifacts.profile import ExpertProfile
+from seawall.config.engine import ContinuousEngine
 from seawall.config.profile import ProfileConfig
 from seawall.config.select import SelectConfig
 from seawall.data.types import Verdict, user
 from seawall.errors import NothingToRepairError
+from seawall.evaluation.engines.continuous import CheckedContinuous
 from seawall.methods.rasa.profiling import ProfileResult, profile
 from seawall.methods.rasa.profiling.counting import Counts, count_routing
 from seawall.methods.rasa.selection import select
@@ -65,6 +67,19 @@ def test_all_attacks_use_the_planted_expert_for_every_generated_token(tmp_path: 
     layer, expert = PLANTED
     torch.testing.assert_close(found.attack_counts_PLE[:, layer, expert], found.attack_tokens_P)
     assert found.anchor_counts_PLE[:, layer, expert].sum() == 0
+
+
+@pytest.mark.parametrize("family", ["olmoe", "glm4_moe"])
+def test_any_engine_gives_the_same_profile(tmp_path: Path, family: str) -> None:
+    moe = find_moe(tiny(family))
+    (tmp_path / "continuous").mkdir()
+    result = _profile(moe, tmp_path).profile
+    continuous = CheckedContinuous(ContinuousEngine())
+    other = _profile(moe, tmp_path / "continuous", decoder=continuous).profile
+    assert other.pairs == result.pairs
+    tensors = _tensors(result)
+    for name, value in _tensors(other).items():
+        torch.testing.assert_close(value, tensors[name], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

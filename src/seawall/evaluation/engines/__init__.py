@@ -10,42 +10,48 @@ from seawall.config.eval import EvalConfig
 from seawall.evaluation.engines.reply import Engine, OnReplies, Reply
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+    from seawall.models.decoding import Decoder, Loaded
 
 __all__ = ["ENGINES", "Engine", "OnReplies", "Reply", "make_engine"]
 
 
-def _transformers(config: EvalConfig, loaded: Loaded | None, folder: Path | None) -> Engine:
+def _local(config: EvalConfig, loaded: Loaded | None, decoder: Decoder | None, folder: Path | None) -> Engine:
     from seawall.evaluation.engines.transformers import TransformersEngine  # imports torch
 
     assert loaded is not None
-    return TransformersEngine(*loaded, config.batch_size)
+    return TransformersEngine(*loaded, config.batch_size, decoder)
 
 
-def _endpoint(config: Any, loaded: Loaded | None, folder: Path | None) -> Engine:
+def _endpoint(config: Any, loaded: Loaded | None, decoder: Decoder | None, folder: Path | None) -> Engine:
     from seawall.evaluation.engines.endpoint import EndpointEngine  # imports an HTTP client
 
     return EndpointEngine(config.engine, folder)
 
 
-ENGINES: dict[str, Callable[[EvalConfig, Loaded | None, Path | None], Engine]] = {
-    "transformers": _transformers,
+ENGINES: dict[str, Callable[[EvalConfig, Loaded | None, Decoder | None, Path | None], Engine]] = {
+    "transformers": _local,
+    "continuous": _local,
+    "vllm": _local,
     "endpoint": _endpoint,
 }
-"""Engines by `kind` in recipes: (evaluation settings, model and tokenizer, folder for raw answers) -> engine."""
+"""Engines by `kind` in recipes: (evaluation settings, model and tokenizer, decoder, folder for raw answers) -> engine.
+
+Those beside local weights differ in their decoder alone (`evaluation/engines/decoders.py`).
+"""
 
 
-def make_engine(config: EvalConfig, loaded: Loaded | None = None, *, folder: Path | None = None) -> Engine:
+def make_engine(
+    config: EvalConfig, loaded: Loaded | None = None, *, decoder: Decoder | None = None, folder: Path | None = None
+) -> Engine:
     """Creates the engine of an evaluation.
 
     Args:
         config: the engine and its settings.
-        loaded: model and tokenizer, for the engine `transformers`.
+        loaded: model and tokenizer, for every engine but an endpoint.
+        decoder: generates their replies; None takes our loop, as it must be under hooks.
         folder: folder of an endpoint's saved answers; None saves none.
 
     Raises:
         SeawallError: an API key is not set, or saved answers are damaged.
     """
-    return ENGINES[config.engine.kind](config, loaded, folder)
+    return ENGINES[config.engine.kind](config, loaded, decoder, folder)

@@ -1,4 +1,4 @@
-"""Replies of the loaded model, in batches of similar prompt lengths, with a key-value cache."""
+"""Replies of the loaded model: by our loop, or by another decoder of its weights."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from seawall.data.types import Messages
 from seawall.evaluation.engines.reply import OnReplies, Reply
-from seawall.models.decoding import ReplyReader
-from seawall.models.generate import BatchSize, Completion, generate
+from seawall.models.decoding import Decoder, ReplyReader
+from seawall.models.generate import BatchSize, Completion, generate, our_loop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,23 +17,31 @@ if TYPE_CHECKING:
 class TransformersEngine:
     """Generates with a loaded model of transformers."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: BatchSize) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: BatchSize,
+        decoder: Decoder | None = None,
+    ) -> None:
         """Wraps a loaded model, which is left unchanged.
 
         Args:
             model: any causal language model with a key-value cache.
             tokenizer: its tokenizer, with a chat template.
             batch_size: as in `models.generate.generate`.
+            decoder: generates the replies; None takes our loop.
         """
         self._model = model
         self._tokenizer = tokenizer
         self._batch_size: BatchSize = batch_size
+        self._decoder: Decoder = decoder or our_loop
         self._reader = ReplyReader(tokenizer)
 
     def __call__(
         self, prompts: Sequence[Messages], *, max_new_tokens: int, lengths: Sequence[int], on_replies: OnReplies
     ) -> None:
-        """Replies to all prompts, longest first.
+        """Replies to all prompts, in our loop longest first.
 
         Raises:
             UnsupportedModelError: the model has no key-value cache.
@@ -50,6 +58,7 @@ class TransformersEngine:
             prompts,
             max_new_tokens=max_new_tokens,
             batch_size=self._batch_size,
+            decoder=self._decoder,
             on_batch=on_batch,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from seawall.visible import visible_line
 _LONGEST_MESSAGE = 200
 _BUSY = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 _NO_ADDRESS = (401, 403, 404, 405)
+_PLAIN = {"logprobs": 1, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""Greedy as our loop: a server reads penalties from the model's generation settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,29 @@ class CompletionsClient:
         executor = ThreadPoolExecutor(self._settings.concurrency)
         try:
             return [first, *executor.map(served, probes[1:])]
+        finally:  # also where a request fails, or the user interrupts
+            executor.shutdown(cancel_futures=True)
+
+    def replies(self, prompts: Sequence[TokenIds], lengths: Sequence[int], ends: Sequence[int]) -> list[TokenIds]:
+        """Greedy replies as token ids, each with its end token if the model wrote one; requests run concurrently.
+
+        Args:
+            prompts: token ids.
+            lengths: maximum number of new tokens of each.
+            ends: the tokens that end a reply.
+
+        Raises:
+            ConfigError: the endpoint is silent, refuses a request, or returns no token ids.
+        """
+
+        def reply(prompt: TokenIds, length: int) -> TokenIds:
+            body = {"prompt": list(prompt), "max_tokens": length, "return_token_ids": True, **_PLAIN}
+            response = self._checked(self._post({**body, "stop_token_ids": list(ends)}))
+            return _token_ids(response, self._settings.base_url)
+
+        executor = ThreadPoolExecutor(self._settings.concurrency)
+        try:
+            return list(executor.map(reply, prompts, lengths))
         finally:  # also where a request fails, or the user interrupts
             executor.shutdown(cancel_futures=True)
 
@@ -191,6 +217,21 @@ def _choice(response: Response, base_url: str) -> tuple[dict[str, Any], dict[str
     if not isinstance(choice, dict) or not isinstance(row, dict):
         raise _no_log_probabilities(base_url)
     return choice, row
+
+
+def _token_ids(response: Response, base_url: str) -> TokenIds:
+    """The token ids of the first choice of a completion."""
+    try:
+        ids = json.loads(response.body)["choices"][0]["token_ids"]
+        tokens = tuple(map(int, ids))
+    except (ValueError, LookupError, TypeError, RecursionError):
+        tokens = ()
+    if not tokens:
+        raise ConfigError(
+            f"the endpoint {base_url} returns no token ids",
+            expected="`token_ids` in a choice, as vLLM 0.10.2 and later return them",
+        )
+    return tokens
 
 
 def _no_log_probabilities(base_url: str) -> ConfigError:

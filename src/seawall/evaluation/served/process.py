@@ -1,14 +1,14 @@
-"""A vLLM server for one comparison: started on a free port of this machine, and ended with all its workers."""
+"""A vLLM server of our own: started on a free port of this machine, and ended with all its workers."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,19 +16,29 @@ from tempfile import TemporaryDirectory
 import httpx2
 
 from seawall.errors import ConfigError
+from seawall.evaluation.served import keeper
 from seawall.visible import visible_line
 
 SERVED_NAME = "seawall-verify"
 _POLL = 0.5
-_GRACE = 20.0
 _LOG_LINES = 3
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 """The server of a private model reports nothing and downloads nothing."""
+_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""GiB of the cache on a CPU, where vLLM would take a share of all memory; threads as OMP_NUM_THREADS says."""
 
 
 @contextmanager
-def vllm_server(program: str, folder: Path, *, dtype: str, length: int, seconds: float) -> Iterator[str]:
-    """The base URL of a vLLM server, inside `with`.
+def vllm_server(
+    program: str,
+    folder: Path,
+    *,
+    dtype: str,
+    length: int,
+    seconds: float,
+    options: Sequence[str] = ("--enforce-eager",),
+) -> Iterator[str]:
+    """The base URL of a vLLM server, inside `with`. The server ends with this process, also where that is killed.
 
     Args:
         program: the `vllm` command, or the Python of vLLM's environment.
@@ -36,23 +46,24 @@ def vllm_server(program: str, folder: Path, *, dtype: str, length: int, seconds:
         dtype: type of the computation, by vLLM's name.
         length: maximum tokens of a sequence.
         seconds: how long to wait until the server answers.
+        options: further words of the command.
 
     Raises:
         ConfigError: there is no such program, or the server ends or stays silent.
     """
     port = _free_port()
     words = [*server_command(program), str(folder), "--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
-    words += ["--max-model-len", str(length), "--served-model-name", SERVED_NAME, "--enforce-eager"]
+    words += ["--max-model-len", str(length), "--served-model-name", SERVED_NAME, *options]
     with TemporaryDirectory() as scratch:
         log = Path(scratch) / "vllm.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-I", str(Path(keeper.__file__)), *words],
+                stdin=subprocess.PIPE,  # its end tells the keeper that this process has ended
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**_QUIET, **os.environ},
-                start_new_session=True,  # a group of its own, so that its workers end with it
+                env={**_QUIET, **_CPU, **os.environ},
+                start_new_session=True,  # Ctrl-C in the terminal reaches this process alone
             )
         try:
             _wait(process, f"http://127.0.0.1:{port}/health", log, seconds)
@@ -119,19 +130,7 @@ def _last_lines(log: Path) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends the server and its workers: its process group is asked, and after a while killed."""
-    _signal(process, signal.SIGTERM)
-    try:
-        process.wait(_GRACE)
-    except subprocess.TimeoutExpired:
-        _signal(process, signal.SIGKILL)
-    finally:
-        _signal(process, signal.SIGKILL)  # workers that outlive the server
-        process.wait()
-
-
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:  # the whole group has ended
-        return
+    """Tells the keeper to end the server and its workers, and waits for it."""
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait()

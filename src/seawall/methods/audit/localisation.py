@@ -217,6 +217,7 @@ def _twin_usage(subject: AuditSubject, folder: Path, at_most: int) -> Usages:
         folder / "replies.jsonl",
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
+        decoder=context.decoder,
         progress=lambda count, total: context.reporter.step("replies to twins", count, total),
     )
     prompt, generated = count_routing(context.opened.moe, replies, batch_size=config.batch_size)

@@ -49,6 +49,7 @@ def collect_replies(context: GeneContext, scratch: Path) -> None:
     replies: list[TeacherReply] = []
     for part, harmful, limit in sides:
         replies += _replies(context, model, tokenizer, part, harmful=harmful, limit=limit)
+    context.close_decoders()  # the training needs their memory
     write_replies(scratch / "replies.jsonl", replies)
 
 
@@ -113,6 +114,7 @@ def _replies(
         prompts,
         max_new_tokens=context.config.extract.max_new_tokens,
         batch_size=context.config.batch_size,
+        decoder=context.decoder,
         progress=context.progress(f"{part}, {'harmful' if harmful else 'harmless'}"),
     )
     verdicts = context.judge(prompts, [completion.answer for completion in completions])

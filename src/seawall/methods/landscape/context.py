@@ -23,7 +23,8 @@ from seawall.methods.landscape.directions import (
 )
 from seawall.models.lora.merge import check_adapter
 from seawall.shell.context import Context
-from seawall.shell.model import open_checkpoint, require_loadable
+from seawall.shell.engines import require_loadable
+from seawall.shell.model import open_checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ def check_landscape(recipe: Recipe) -> None:
         SeawallError: no base, an endpoint, or no adapter in the folder named.
     """
     base_of(recipe)
-    require_loadable(recipe.eval.engine, "the weights of a model behind an endpoint cannot be moved")
+    require_loadable(recipe, "the weights of a model behind an endpoint cannot be moved")
     if recipe.landscape.adapter is not None:
         check_adapter(Path(recipe.landscape.adapter))
 

@@ -106,6 +106,7 @@ def _answers(
         path,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
+        decoder=context.decoder,
         progress=lambda count, total: context.reporter.step("answers to retain", count, total),
     )
     verdicts = context.judge(prompts, [reply.answer for reply in replies])

@@ -27,6 +27,7 @@ from seawall.methods.rasa.selection import select
 from seawall.methods.rasa.selection.scores import gate_traffic
 from seawall.methods.rasa.selection.sensitivity import refusal_sensitivity
 from seawall.models.backoff import memory_remedy
+from seawall.models.generate import our_loop
 from seawall.models.replicas import copy_weights
 from seawall.runs.files import read_json, write_json, write_metrics
 from seawall.runs.stage import run_stage, stage_hash
@@ -56,6 +57,7 @@ def profile_stage(context: Context) -> ExpertProfile:
             fingerprint=opened.fingerprint,
             scratch=scratch,
             progress=context.reporter.step,
+            decoder=context.decoder,
         )
         result.profile.save(scratch)
 
@@ -99,6 +101,7 @@ def select_stage(context: Context, artifact: ExpertProfile) -> ExpertSet:
 def _sensitivity(context: Context) -> Tensor:
     """The sensitivity of the refusal loss to each expert's gate weights, by kept pair (P, L, E)."""
     opened, config = context.opened, context.recipe.repair
+    context.close_decoders()  # gradients need their memory
     return refusal_sensitivity(
         opened.moe,
         opened.tokenizer,
@@ -125,6 +128,7 @@ def evaluate_stage(context: Context, when: When) -> EvalResult:
             folder=scratch,
             fingerprint=weights,
             progress=lambda count, total: context.reporter.step("asking", count, total),
+            decoder=context.eval_decoder,
         ).save(scratch)
 
     inputs = stage_inputs(context, **_eval_inputs(recipe.eval), evaluated=weights)
@@ -215,13 +219,16 @@ def _write_repair(context: Context, selected: ExpertSet, scratch: Path) -> None:
 def _repair(context: Context, selected: ExpertSet, scratch: Path) -> RepairResult:
     recipe, opened = context.recipe, context.opened
     inputs = repair_inputs(context, recipe.repair, scratch)
+    context.close_decoders()  # the training needs their memory
+    # A server per round would start more often than it replies.
+    decoder = our_loop if recipe.engine.kind == "vllm" else context.decoder
     return repair(
         opened.moe,
         opened.tokenizer,
         inputs,
         selected,
         recipe.repair,
-        validate=validator(context),
+        validate=validator(context, decoder),
         scratch=scratch / "checkpoints",
         report=lambda row: _report(context, row),
     )

@@ -255,8 +255,10 @@ def _refusal_tokens(context: SteerContext) -> tuple[int, ...]:
         prompts,
         max_new_tokens=config.search.judged_tokens,
         batch_size=config.batch_size,
+        decoder=context.decoder,
         progress=lambda count, total: context.reporter.step("how the model refuses", count, total),
     )
+    context.close_decoders()  # the search generates under hooks, by our loop
     verdicts = context.judge(prompts, [reply.answer for reply in replies])
     first_tokens = [
         (reply.token_ids[0], verdict.label == "refused")

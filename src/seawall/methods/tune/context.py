@@ -22,7 +22,8 @@ from seawall.methods.tune.data import TuneData
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.lora.merge import load_merged
 from seawall.shell.context import Context
-from seawall.shell.model import open_checkpoint, require_loadable
+from seawall.shell.engines import require_loadable
+from seawall.shell.model import open_checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,7 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         ConfigError: an endpoint, or methods that need a base without `tune.base`.
     """
-    require_loadable(recipe.eval.engine, "a model behind an endpoint cannot be fine-tuned")
+    require_loadable(recipe, "a model behind an endpoint cannot be fine-tuned")
     anchored = [method for method in recipe.tune.methods if method in ANCHORED]
     if anchored and recipe.tune.base is None and recipe.model.id != LAB:
         raise ConfigError(

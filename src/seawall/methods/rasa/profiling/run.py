@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,8 @@ from seawall.config.profile import ProfileConfig
 from seawall.data.types import Judge, SafetyPair
 from seawall.methods.rasa.profiling.counting import count_pairs
 from seawall.methods.rasa.profiling.pairs import JudgedPair, filter_pairs, write_pairs
+from seawall.models.decoding import Completion, Decoder
+from seawall.models.generate import our_loop
 from seawall.models.moe.find import MoEModel
 from seawall.models.replies import resumable_replies
 
@@ -28,7 +31,7 @@ class ProfileResult:
     pairs: tuple[JudgedPair, ...]
 
 
-def profile(
+def profile(  # noqa: PLR0913 - the decoder is one more
     moe: MoEModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[SafetyPair],
@@ -38,8 +41,12 @@ def profile(
     fingerprint: str,
     scratch: Path,
     progress: Progress,
+    decoder: Decoder = our_loop,
 ) -> ProfileResult:
     """Asks every goal plainly and by attack, keeps the successful jailbreaks, and counts how their tokens are routed.
+
+    Two passes: any engine may generate the replies; the local weights count, by one forward pass over each finished
+    reply.
 
     Args:
         moe: the model.
@@ -50,12 +57,14 @@ def profile(
         fingerprint: of the model, for the artifact.
         scratch: folder of replies, which an interrupted profile resumes from, and of `pairs.jsonl`.
         progress: called after each batch.
+        decoder: generates the replies.
 
     Raises:
         NothingToRepairError: no pair is kept.
     """
     # Section 3.1: keep a pair if the model refuses the plain request and answers the attack.
-    judged = _judged_pairs(moe, tokenizer, pairs, config, judge=judge, scratch=scratch, progress=progress)
+    replies_of = partial(resumable_replies, moe.model, tokenizer, decoder=decoder)
+    judged = _judged_pairs(replies_of, pairs, config, judge=judge, scratch=scratch, progress=progress)
     write_pairs(judged, scratch / "pairs.jsonl")
     kept, dropped = filter_pairs(judged)
     # Section 3.2: P(e in top-K) of attack and of plain request, over generated tokens (and over prompts, apart).
@@ -76,8 +85,7 @@ def profile(
 
 
 def _judged_pairs(
-    moe: MoEModel,
-    tokenizer: PreTrainedTokenizerBase,
+    replies_of: Callable[..., list[Completion]],
     pairs: Sequence[SafetyPair],
     config: ProfileConfig,
     *,
@@ -88,9 +96,7 @@ def _judged_pairs(
     """Both replies of every pair, with their verdicts. A request that several attacks wrap is asked plainly once."""
     plain_rows = {plain: row for row, plain in enumerate(dict.fromkeys(pair.plain for pair in pairs))}
     prompts = [*plain_rows, *(pair.attack for pair in pairs)]
-    replies = resumable_replies(
-        moe.model,
-        tokenizer,
+    replies = replies_of(
         prompts,
         scratch / "replies.jsonl",
         max_new_tokens=config.max_new_tokens,
