@@ -9,12 +9,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 from seawall.config.data import DataConfig
-from seawall.data.attacks import ATTACKS, as_command
+from seawall.data.attacks import as_command, attack_of
 from seawall.data.chat import ChatRow, read_chat_jsonl
 from seawall.data.near_duplicates import separate
 from seawall.data.pairs import attack_names, make_pairs, require_unseen
+from seawall.data.plugin_attacks import checked_attacks
+from seawall.data.plugins import PluginRecord
 from seawall.data.prompts import Benign, Borderline, Goal, Gold
-from seawall.data.sources import load_benign, load_borderline, load_goals, load_gold, load_refusals
+from seawall.data.sources import (
+    load_benign,
+    load_borderline,
+    load_goals,
+    load_gold,
+    load_refusals,
+    source_plugins,
+)
 from seawall.data.splits import Split, SplitName, Splittable, split, take
 from seawall.data.types import Messages, SafetyPair
 
@@ -33,6 +42,7 @@ class Prompts:
         notes: lines on near-duplicates between training, validation and test prompts.
         test_wrapped: maximum number of wrapped test requests of each harmless kind; None wraps all.
         unseen_rows: attacks of `data.attacks_unseen_file`.
+        plugins: attacks and sources that are plugins.
     """
 
     goals: Split[Goal]
@@ -49,6 +59,7 @@ class Prompts:
     notes: tuple[str, ...] = ()
     test_wrapped: int | None = None
     unseen_rows: tuple[ChatRow, ...] = ()
+    plugins: tuple[PluginRecord, ...] = ()
 
     @property
     def seen_families(self) -> tuple[str, ...]:
@@ -86,7 +97,7 @@ class Prompts:
         )
         document = asdict(replace(self, attack_rows=seen_rows, unseen_rows=unseen_rows))
         del document["notes"]
-        for name in ("test_wrapped", "unseen_rows"):
+        for name in ("test_wrapped", "unseen_rows", "plugins"):
             if not document[name]:
                 del document[name]  # so that prompts of before this setting have the same fingerprint
         text = json.dumps(document, sort_keys=True)
@@ -105,6 +116,8 @@ def load_prompts(config: DataConfig) -> Prompts:
         tuple(read_chat_jsonl(path)) if path is not None else ()
         for path in (config.attack_file, config.attacks_unseen_file)
     )
+    families = (*config.attacks_seen, *config.attacks_unseen)
+    attack_plugins = checked_attacks(families, [goal.text for goal in all_goals])
     make_pairs((), (), (*rows, *unseen_rows), all_goals=all_goals)
     require_unseen(rows, unseen_rows)
     separated_goals = separate([split(all_goals)], "harmful goals")
@@ -130,6 +143,7 @@ def load_prompts(config: DataConfig) -> Prompts:
         unseen_rows=unseen_rows,
         known_goals=tuple(all_goals),
         test_wrapped=config.test_wrapped,
+        plugins=(*attack_plugins, *source_plugins(config)),
         notes=tuple(note for note in (separated_goals.note, harmless_note) if note),
     )
 
@@ -157,7 +171,7 @@ def _wrapped(requests: Sequence[str], families: Sequence[str]) -> list[tuple[str
     if not families:
         return []
     return [
-        (request, ATTACKS[families[index % len(families)]](as_command(request)))
+        (request, attack_of(families[index % len(families)])(as_command(request)))
         for index, request in enumerate(requests)
     ]
 

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import resources
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from seawall.config.data import BuiltinSource, HubSource, JsonlSource, SourceConfig
-from seawall.data.files import Row, json_lines, json_strings, rows
+from seawall.config.data import (
+    BuiltinSource,
+    DataConfig,
+    HubSource,
+    JsonlSource,
+    PluginSource,
+    RowFields,
+    SourceConfig,
+)
+from seawall.data.files import Row, json_lines, json_strings, rows, short_repr
+from seawall.data.plugins import Plugin, PluginRecord, load_plugin
 from seawall.data.prompts import Benign, Borderline, Goal, Gold
 from seawall.data.public import LAYOUTS, Purpose, read_public
 from seawall.data.splits import NAMES, SplitName, key
 from seawall.errors import DataError
 
+MAX_PROMPTS = 1_000_000
+"""Maximum number of prompts of a plugin, which may be a generator without an end."""
 # Fields tried for the prompt where the recipe leaves `prompt_field` at its default.
 _PROMPT_NAMES = ("prompt", "goal", "question", "instruction")
 _BUILTIN_TEXT: dict[Purpose, str] = {"harmful": "goal", "benign": "prompt", "borderline": "prompt", "gold": "question"}
@@ -74,22 +87,63 @@ def read_jsonl(source: SourceConfig, purpose: Purpose) -> list[Row]:
     the answer), TruthfulQA (`best`) and instruction data (`instruction`, `input`, `output`).
     """
     assert isinstance(source, JsonlSource)
-    plain_rows = []
-    for row in rows(Path(source.path)):
-        text, answer = _gold(row, source) if purpose == "gold" else (_prompt(row, source), "")
-        fields: dict[str, object] = {
-            "id": row.optional(source.id_field) or f"{Path(source.path).stem}-{row.number}",
-            "text": text,
-            "answer": answer,
-            "category": row.optional(source.category_field),
-            "split": row.fields.get(source.split_field),
-            "unsafe_twin": row.optional(source.unsafe_twin_field),
-            "imperative": row.fields.get("imperative"),
-        }
-        plain_rows.append(Row(fields, row.where, row.number))
+    path = Path(source.path)
+    plain_rows = [_plain_row(row, source, purpose, stem=path.stem) for row in rows(path)]
     if not plain_rows:
         raise DataError(f"{source.path}: no {purpose} prompts in the file", got="no lines")
     return plain_rows
+
+
+def _plain_row(row: Row, names: RowFields, purpose: Purpose, *, stem: str) -> Row:
+    """The row with the fields of every source. Rows without an id get the stem and their number."""
+    text, answer = _gold(row, names) if purpose == "gold" else (_prompt(row, names), "")
+    fields: dict[str, object] = {
+        "id": row.optional(names.id_field) or f"{stem}-{row.number}",
+        "text": text,
+        "answer": answer,
+        "category": row.optional(names.category_field),
+        "split": row.fields.get(names.split_field),
+        "unsafe_twin": row.optional(names.unsafe_twin_field),
+        "imperative": row.fields.get("imperative"),
+    }
+    return Row(fields, row.where, row.number)
+
+
+def read_plugin(source: SourceConfig, purpose: Purpose) -> list[Row]:
+    """The rows of a plugin: a function from a purpose and options to texts, or to mappings like the rows of a file.
+
+    Raises:
+        ConfigError: the plugin cannot be imported.
+        DataError: the plugin fails, or yields no prompts.
+    """
+    assert isinstance(source, PluginSource)
+    plugin = load_plugin("source", source.name)
+    with plugin.running() as function:
+        values = function(purpose, **source.options)
+        if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping):
+            raise plugin.error("no list of prompts", got=type(values).__name__, expected="texts or mappings")
+        prompts = list(islice(values, MAX_PROMPTS + 1))
+    if not 0 < len(prompts) <= MAX_PROMPTS:
+        got = f"more than {MAX_PROMPTS}" if prompts else "none"
+        raise plugin.error(f"the number of {purpose} prompts is wrong", got=got, expected="at least one")
+    stem = source.name.replace("/", ".").replace(":", ".")
+    return [
+        _plain_row(_plugin_row(plugin, value, n), RowFields(), purpose, stem=stem) for n, value in enumerate(prompts, 1)
+    ]
+
+
+def _plugin_row(plugin: Plugin, value: Any, number: int) -> Row:
+    fields = {"prompt": value} if isinstance(value, str) else value
+    if not isinstance(fields, Mapping):
+        raise plugin.error(f"prompt {number} is no prompt", got=short_repr(value), expected="text or a mapping")
+    return Row({str(name): entry for name, entry in fields.items()}, f"{plugin.record.label}, prompt {number}", number)
+
+
+def source_plugins(config: DataConfig) -> tuple[PluginRecord, ...]:
+    """A record per plugin among the sources of a recipe."""
+    sources = (config.harmful, config.benign, config.borderline, config.gold)
+    names = dict.fromkeys(source.name for source in sources if isinstance(source, PluginSource))
+    return tuple(load_plugin("source", name).record for name in names)
 
 
 def _read_public(source: SourceConfig, purpose: Purpose, *, kind: str) -> list[Row]:
@@ -100,6 +154,7 @@ def _read_public(source: SourceConfig, purpose: Purpose, *, kind: str) -> list[R
 SOURCES: dict[str, Callable[[SourceConfig, Purpose], list[Row]]] = {
     "builtin": read_builtin,
     "jsonl": read_jsonl,
+    "plugin": read_plugin,
     **{kind: partial(_read_public, kind=kind) for kind in LAYOUTS},
 }
 """Sources by their `kind` in recipes: readers of rows with id, text, category, split and the purpose's own fields."""
@@ -154,20 +209,20 @@ def _imperative(row: Row) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _prompt(row: Row, source: JsonlSource) -> str:
-    column = source.prompt_field
+def _prompt(row: Row, names: RowFields) -> str:
+    column = names.prompt_field
     if column == "prompt":
         column = next((name for name in _PROMPT_NAMES if name in row.fields), column)
     extra = row.optional("input") if column == "instruction" else ""
     return f"{row.text(column)}\n\n{extra}" if extra else row.text(column)
 
 
-def _gold(row: Row, source: JsonlSource) -> tuple[str, str]:
+def _gold(row: Row, names: RowFields) -> tuple[str, str]:
     choices = row.fields.get("choices")
     if isinstance(choices, list):
         return _multiple_choice(row, [str(choice) for choice in choices])
-    question = _prompt(row, source)
-    column = next((name for name in (source.answer_field, "best", "output") if name in row.fields), source.answer_field)
+    question = _prompt(row, names)
+    column = next((name for name in (names.answer_field, "best", "output") if name in row.fields), names.answer_field)
     return question, worked_answer(row.text(column))
 
 
