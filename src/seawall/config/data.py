@@ -75,6 +75,23 @@ class JsonlSource(RowFields):
     path: str = Field(min_length=1, description="The file; relative to the current directory.")
 
 
+class FileSource(RowFields):
+    """A local file of prompts, also in the formats of TRL."""
+
+    kind: Literal["file"] = Field(default="file", description="A local file: JSONL, JSON, CSV or Parquet.")
+    path: str = Field(min_length=1, description="The file; relative to the current directory.")
+
+
+class DatasetSource(RowFields):
+    """A dataset of the Hub, also in the formats of TRL."""
+
+    kind: Literal["dataset"] = Field(default="dataset", description="A dataset of the Hub (needs `datasets`).")
+    id: str = Field(min_length=1, description="The dataset: OWNER/NAME.")
+    subset: str | None = Field(default=None, min_length=1, description="Its configuration; null for the only one.")
+    hub_split: str = Field(default="train", min_length=1, description="Its split; rows may name their own in addition.")
+    revision: str | None = Field(default=None, min_length=1, description="Branch, tag or commit on the Hub.")
+
+
 class PluginSource(StrictModel):
     """Prompts from the code of another package; the function gets the purpose and the options."""
 
@@ -133,6 +150,8 @@ class XSTestSource(HubSource):
 SourceConfig = Annotated[
     BuiltinSource
     | JsonlSource
+    | FileSource
+    | DatasetSource
     | PluginSource
     | JailbreakBenchSource
     | AdvBenchSource

@@ -12,7 +12,7 @@ from seawall.data.chat import ChatRow
 from seawall.data.plugin_attacks import is_loaded
 from seawall.data.prompts import Goal
 from seawall.data.splits import key
-from seawall.data.types import SafetyPair, user
+from seawall.data.types import SafetyPair, framed
 from seawall.errors import DataError
 
 
@@ -41,8 +41,8 @@ def make_pairs(
     by_goal = _rows_by_goal(attack_rows, goals if all_goals is None else all_goals)
     pairs = []
     for goal in goals:
-        plain = user(goal.text)
-        pairs += [SafetyPair(goal.text, plain, opening(name, goal.text), name) for name in names]
+        plain = goal.prompt
+        pairs += [SafetyPair(goal.text, plain, framed(goal.context, opening(name, goal.text)), name) for name in names]
         pairs += [
             SafetyPair(goal.text, plain, row.messages, str(row.attack)) for row in by_goal.get(key(goal.text), ())
         ]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from seawall.data.attacks import as_command, attack_of, goal_forms, rewraps
-from seawall.data.types import Messages, SafetyPair, user
+from seawall.data.types import Messages, SafetyPair, framed, user
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def in_same_wrapping(pair: SafetyPair, request: str) -> Messages | None:
     for old, new in zip(goal_forms(pair.goal), goal_forms(command), strict=True):
         messages = tuple(replace(message, content=message.content.replace(old, new)) for message in messages)
     if messages == pair.attack:
-        return attack_of(pair.attack_name)(command) if rewraps(pair.attack_name) else None
+        return framed(pair.attack, attack_of(pair.attack_name)(command)) if rewraps(pair.attack_name) else None
     _, goal, _ = goal_forms(pair.goal)
     return None if any(goal.casefold() in message.content.casefold() for message in messages) else messages
 
