@@ -153,7 +153,7 @@ class TestJsonl:
     def test_files_that_cannot_be_used(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read"):
             load_goals(JsonlSource(path=str(tmp_path / "absent.jsonl")))
-        with pytest.raises(DataError, match=r"x\.txt: .*; got \.txt; expected \.jsonl, \.csv"):
+        with pytest.raises(DataError, match=r"x\.txt: .*; got \.txt; expected \.jsonl, \.json, \.csv"):
             load_goals(JsonlSource(path=csv(tmp_path, "x", name="x.txt")))
         with pytest.raises(DataError, match="no harmful prompts in the file"):
             load_goals(JsonlSource(path=jsonl(tmp_path)))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from seawall.config.judge import JudgeConfig
+from seawall.config.problems import variants
+from seawall.report.claims import _LIMITS
 from seawall.report.wording import number, percent, percent_range, signed, without_folders
 
 
@@ -32,3 +35,7 @@ def test_what_rounds_to_zero_has_no_sign(value: float) -> None:
 )
 def test_absolute_paths_are_cut_to_their_names(raw: str, shown: str) -> None:
     assert without_folders(raw) == shown
+
+
+def test_every_kind_of_judge_has_its_limit() -> None:
+    assert set(_LIMITS) == set(variants(JudgeConfig))

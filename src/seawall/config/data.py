@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from seawall.config.base import StrictModel, Tuple, wrong
+from seawall.config.plugin import PLUGIN_FORMS, PluginName, PluginOptions
 
 AttackName = Literal[
     "role_play",
@@ -24,17 +32,28 @@ LiveAttackName = Literal["live_escalation"]
 """Families whose conversation the model itself continues: the keys of `seawall.data.attacks.LIVE_ATTACKS`."""
 
 
+def _family(name: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """One message for the three forms of a name, in place of one per form."""
+    try:
+        return validate(name)
+    except ValidationError:
+        families = ", ".join(map(repr, (*get_args(AttackName), *get_args(LiveAttackName))))
+        raise wrong(f"{families}, or {PLUGIN_FORMS}") from None
+
+
+FamilyName = Annotated[AttackName | LiveAttackName | PluginName, WrapValidator(_family)]
+"""A family of attacks: a built-in one, or a plugin."""
+
+
 class BuiltinSource(StrictModel):
     """The prompts shipped with seawall for the embedded model."""
 
     kind: Literal["builtin"] = Field(default="builtin", description="The prompts shipped with seawall.")
 
 
-class JsonlSource(StrictModel):
-    """A local JSONL file with one prompt per line; all fields but the prompt are optional."""
+class RowFields(StrictModel):
+    """The names of a row's fields; all but the prompt are optional."""
 
-    kind: Literal["jsonl"] = Field(default="jsonl", description="A local JSONL file with one JSON object per line.")
-    path: str = Field(min_length=1, description="The file; relative to the current directory.")
     prompt_field: str = Field(default="prompt", min_length=1, description="Field with the request, goal or question.")
     answer_field: str = Field(
         default="answer", min_length=1, description="Field with the reference answer (gold questions)."
@@ -47,6 +66,40 @@ class JsonlSource(StrictModel):
     split_field: str = Field(
         default="split", min_length=1, description="Field with the row's split: train, validation or test."
     )
+
+
+class JsonlSource(RowFields):
+    """A local JSONL file with one prompt per line."""
+
+    kind: Literal["jsonl"] = Field(default="jsonl", description="A local JSONL file with one JSON object per line.")
+    path: str = Field(min_length=1, description="The file; relative to the current directory.")
+
+
+class FileSource(RowFields):
+    """A local file of prompts, also in the formats of TRL."""
+
+    kind: Literal["file"] = Field(default="file", description="A local file: JSONL, JSON, CSV or Parquet.")
+    path: str = Field(min_length=1, description="The file; relative to the current directory.")
+
+
+class DatasetSource(RowFields):
+    """A dataset of the Hub, also in the formats of TRL."""
+
+    kind: Literal["dataset"] = Field(default="dataset", description="A dataset of the Hub (needs `datasets`).")
+    id: str = Field(min_length=1, description="The dataset: OWNER/NAME.")
+    subset: str | None = Field(default=None, min_length=1, description="Its configuration; null for the only one.")
+    hub_split: str = Field(default="train", min_length=1, description="Its split; rows may name their own in addition.")
+    revision: str | None = Field(default=None, min_length=1, description="Branch, tag or commit on the Hub.")
+
+
+class PluginSource(StrictModel):
+    """Prompts from the code of another package; the function gets the purpose and the options."""
+
+    kind: Literal["plugin"] = Field(default="plugin", description="A function of another package.")
+    name: PluginName = Field(
+        description="The function: `package/name` of an entry point of seawall.prompt_sources, or `module:function`."
+    )
+    options: PluginOptions = Field(default={}, description="Keyword arguments of the function.")
 
 
 class HubSource(StrictModel):
@@ -97,6 +150,9 @@ class XSTestSource(HubSource):
 SourceConfig = Annotated[
     BuiltinSource
     | JsonlSource
+    | FileSource
+    | DatasetSource
+    | PluginSource
     | JailbreakBenchSource
     | AdvBenchSource
     | HarmBenchSource
@@ -127,10 +183,11 @@ class DataConfig(StrictModel):
         min_length=1,
         description="Refusals to train towards: `builtin`, or a JSON file with a list of texts.",
     )
-    attacks_seen: Tuple[AttackName | LiveAttackName] = Field(
-        default=("role_play", "nested_fiction"), description="Attack families that the repair trains on."
+    attacks_seen: Tuple[FamilyName] = Field(
+        default=("role_play", "nested_fiction"),
+        description="Attack families that the repair trains on; plugins by name too.",
     )
-    attacks_unseen: Tuple[AttackName | LiveAttackName] = Field(
+    attacks_unseen: Tuple[FamilyName] = Field(
         default=("persuasion", "escalation", "forced_opening", "reversed_text"),
         description="Attack families used in the evaluation alone, to measure transfer.",
     )

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from seawall.config.base import StrictModel, Tuple, wrong
 from seawall.config.endpoint import EndpointSettings
 from seawall.config.model import known_device
+from seawall.config.plugin import PluginName, PluginOptions
 
 GuardFormatName = Literal["llama_guard", "wildguard", "harmbench", "qwen3guard", "shieldgemma"]
 """The prompt formats; a test asserts that they are the keys of `judges.formats.FORMATS`."""
@@ -132,7 +133,17 @@ class RubricJudge(EndpointSettings):
     )
 
 
-MemberConfig = Annotated[KeywordJudge | GuardJudge | RubricJudge, Field(discriminator="kind")]
+class PluginJudge(StrictModel):
+    """Judges by the code of another package."""
+
+    kind: Literal["plugin"] = Field(default="plugin", description="A function of another package.")
+    name: PluginName = Field(
+        description="The function: `package/name` of an entry point of seawall.judges, or `module:function`."
+    )
+    options: PluginOptions = Field(default={}, description="Keyword arguments of the function.")
+
+
+MemberConfig = Annotated[KeywordJudge | GuardJudge | RubricJudge | PluginJudge, Field(discriminator="kind")]
 """A member of an ensemble: any judge but an ensemble."""
 
 
@@ -143,5 +154,7 @@ class EnsembleJudge(StrictModel):
     judges: Tuple[MemberConfig] = Field(min_length=2, description="The voting judges; an odd number has fewer ties.")
 
 
-JudgeConfig = Annotated[KeywordJudge | GuardJudge | RubricJudge | EnsembleJudge, Field(discriminator="kind")]
+JudgeConfig = Annotated[
+    KeywordJudge | GuardJudge | RubricJudge | PluginJudge | EnsembleJudge, Field(discriminator="kind")
+]
 """A judge; `kind` selects the variant."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 
+from seawall.data.plugin_attacks import is_loaded, plugin_attack
 from seawall.data.types import Attack, Message, Messages, user
 
 _ROLE_PLAY = (
@@ -188,9 +189,19 @@ Their prompts depend on the model, so they serve the evaluation alone.
 """
 
 
+def attack_of(name: str) -> Attack:
+    """The attack of a family with fixed prompts: a built-in one, or a plugin."""
+    return ATTACKS[name] if name in ATTACKS else plugin_attack(name)
+
+
+def rewraps(name: str) -> bool:
+    """Whether `attack_of` has the family, so that it can wrap another request; families of attack files cannot."""
+    return name in ATTACKS or is_loaded(name)
+
+
 def opening(name: str, goal: str) -> Messages:
     """The conversation of a family up to where the model answers first."""
-    return ATTACKS[name](goal) if name in ATTACKS else user(LIVE_ATTACKS[name](goal)[0])
+    return user(LIVE_ATTACKS[name](goal)[0]) if name in LIVE_ATTACKS else attack_of(name)(goal)
 
 
 def as_command(request: str) -> str:

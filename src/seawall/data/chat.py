@@ -68,7 +68,7 @@ def to_exchange(row: ChatRow) -> Exchange:
 
 def _chat_row(row: Row, path: str, ending: Ending) -> ChatRow:
     messages = messages_of(row)
-    _check_order(row, messages, ending)
+    check_order(row, messages, ending)
     attack = "attack" if "attack" in row.fields else "attack_name"
     return ChatRow(
         messages=messages,
@@ -80,23 +80,23 @@ def _chat_row(row: Row, path: str, ending: Ending) -> ChatRow:
     )
 
 
-def messages_of(row: Row) -> Messages:
-    """The conversation in the field `messages`.
+def messages_of(row: Row, name: str = "messages") -> Messages:
+    """The conversation in a field.
 
     Raises:
         DataError: the field is missing or holds no conversation.
     """
-    value = row.fields.get("messages")
-    if "messages" not in row.fields:
+    value = row.fields.get(name)
+    if name not in row.fields:
         names = ", ".join(map(repr, row.fields)) or "no fields"
         raise row.error(
-            "field 'messages' is missing",
+            f"field {name!r} is missing",
             got=names,
-            remedy="rename the field that holds the conversation to 'messages'",
+            remedy=f"rename the field that holds the conversation to {name!r}",
         )
     if not isinstance(value, list) or not value:
         raise row.error(
-            "'messages' is not a conversation",
+            f"{name!r} is not a conversation",
             got=short_repr(value),
             expected='[{"role": "user", "content": "..."}, ...]',
         )
@@ -140,7 +140,12 @@ def _refuse_extra_fields(row: Row, message: dict[str, object], number: int) -> N
         )
 
 
-def _check_order(row: Row, messages: Messages, ending: Ending) -> None:
+def check_order(row: Row, messages: Messages, ending: Ending) -> None:
+    """Checks that user and assistant alternate after an optional system message, and who speaks last.
+
+    Raises:
+        DataError: a message is out of turn.
+    """
     first = 1 if messages[0].role == "system" else 0
     for index, message in enumerate(messages[first:], start=first):
         expected = "user" if (index - first) % 2 == 0 else "assistant"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -110,12 +111,56 @@ def csv_rows(path: Path) -> Iterator[Row]:
         ) from None
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": json_lines, ".csv": csv_rows}
+def json_items(path: Path) -> Iterator[Row]:
+    """The objects of a JSON file that holds one list.
+
+    Raises:
+        DataError: the file cannot be read, or is no list of objects.
+    """
+    value = _parse(decode(b"".join(line for _, line in _binary_lines(path)), str(path)), str(path))
+    if not isinstance(value, list):
+        raise DataError(f"{path}: not a list of objects", got=short_repr(value), expected="[{...}, {...}]")
+    for number, item in enumerate(value, start=1):
+        where = f"{path}: item {number}"
+        if not isinstance(item, dict):
+            raise DataError(f"{where}: not a JSON object", got=short_repr(item), expected="objects in the list")
+        yield Row(item, where, number)
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """The rows of a Parquet file, read with pyarrow, which comes with `datasets`.
+
+    Raises:
+        DataError: pyarrow is not installed, or the file cannot be read.
+    """
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise DataError(
+            f"{path}: Parquet needs the library `datasets`, which is not installed",
+            remedy="pip install 'seawall[hub]', or convert the file to JSONL",
+        ) from None
+    try:
+        number = 0
+        for batch in parquet.ParquetFile(regular(path)).iter_batches():
+            for fields in batch.to_pylist():
+                number += 1
+                yield Row(fields, f"{path}: row {number}", number)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable Parquet file", got=f"{type(error).__name__}: {error}") from None
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": json_lines,
+    ".json": json_items,
+    ".csv": csv_rows,
+    ".parquet": parquet_rows,
+}
 """Readers by file name suffix."""
 
 
 def rows(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL or CSV file, by its suffix.
+    """The rows of a JSONL, JSON, CSV or Parquet file, by its suffix.
 
     Raises:
         DataError: another suffix, or as the reader of that format.

@@ -6,11 +6,13 @@ import difflib
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 
+from seawall.config.plugin import is_plugin
 from seawall.data.attacks import ATTACKS, LIVE_ATTACKS, opening
 from seawall.data.chat import ChatRow
+from seawall.data.plugin_attacks import is_loaded
 from seawall.data.prompts import Goal
 from seawall.data.splits import key
-from seawall.data.types import SafetyPair, user
+from seawall.data.types import SafetyPair, framed
 from seawall.errors import DataError
 
 
@@ -25,7 +27,7 @@ def make_pairs(
 
     Args:
         goals: the goals to attack.
-        attacks: names of built-in families; the pair of a live one holds its first turn.
+        attacks: names of built-in families and plugins; the pair of a live family holds its first turn.
         attack_rows: conversations of an attack file; rows for goals outside `goals` are skipped.
         all_goals: all goals of the source, where `goals` is a part of it.
 
@@ -34,13 +36,13 @@ def make_pairs(
     """
     names = list(attacks)
     for name in names:
-        if name not in ATTACKS and name not in LIVE_ATTACKS:
+        if name not in ATTACKS and name not in LIVE_ATTACKS and not is_plugin(name):
             raise DataError("unknown attack family", got=repr(name), expected=", ".join((*ATTACKS, *LIVE_ATTACKS)))
     by_goal = _rows_by_goal(attack_rows, goals if all_goals is None else all_goals)
     pairs = []
     for goal in goals:
-        plain = user(goal.text)
-        pairs += [SafetyPair(goal.text, plain, opening(name, goal.text), name) for name in names]
+        plain = goal.prompt
+        pairs += [SafetyPair(goal.text, plain, framed(goal.context, opening(name, goal.text)), name) for name in names]
         pairs += [
             SafetyPair(goal.text, plain, row.messages, str(row.attack)) for row in by_goal.get(key(goal.text), ())
         ]
@@ -98,9 +100,9 @@ def _check_row(row: ChatRow, texts: dict[str, str]) -> None:
             expected="the fields goal, attack and messages",
             remedy="add the plain goal and the attack family to every row",
         )
-    if row.attack in ATTACKS or row.attack in LIVE_ATTACKS:
+    if row.attack in ATTACKS or row.attack in LIVE_ATTACKS or is_loaded(row.attack):
         raise DataError(
-            f"{row.where}: the attack has the name of a built-in family",
+            f"{row.where}: the attack has the name of a plugin or of a built-in family",
             got=repr(row.attack),
             expected="another name",
             remedy="rename the attack, so that the two families are counted separately",

@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from seawall.data.splits import SplitName
-from seawall.data.types import Exchange, user
+from seawall.data.types import Exchange, Messages, user
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
-    """A harmful goal as a plain request, which should be refused; attacks wrap it."""
+class Request:
+    """What every prompt has.
+
+    Attributes:
+        id: unique in its source.
+        text: the last message of the user.
+        context: the messages before it, mostly none: a system message, earlier turns.
+    """
 
     id: str
     text: str
+    context: Messages = field(default=(), kw_only=True)
+
+    @property
+    def prompt(self) -> Messages:
+        """The conversation that a model is asked."""
+        return (*self.context, *user(self.text))
+
+
+@dataclass(frozen=True, slots=True)
+class Goal(Request):
+    """A harmful goal as a plain request, which should be refused; attacks wrap it."""
+
     category: str = ""
     split: SplitName | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Benign:
+class Benign(Request):
     """A harmless instruction. `imperative`: whether it is a command, which attack wrappings fit; None: unknown."""
 
-    id: str
-    text: str
     category: str = ""
     split: SplitName | None = None
     imperative: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Borderline:
+class Borderline(Request):
     """A prompt that sounds unsafe but is safe; refusing it is over-refusal. `unsafe_twin` may be empty."""
 
-    id: str
-    text: str
     category: str = ""
     split: SplitName | None = None
     unsafe_twin: str = ""
@@ -47,6 +61,7 @@ class Gold:
     id: str
     question: str
     answer: str
+    context: Messages = ()
 
     @property
     def text(self) -> str:
@@ -56,4 +71,4 @@ class Gold:
     @property
     def exchange(self) -> Exchange:
         """Question and answer as a conversation."""
-        return Exchange(user(self.question), self.answer, self.question)
+        return Exchange((*self.context, *user(self.question)), self.answer, self.question)

@@ -136,24 +136,31 @@ def _is_of(row: Row, kind: str) -> bool:
 
 def _from_hub(layout: Layout, source: HubSource, purpose: Purpose) -> Iterator[Row]:
     split = source.split or layout.splits[purpose]
-    for number, fields in enumerate(_download(layout, split), start=1):
+    for number, fields in enumerate(download(layout.hub, layout.subset, split=split), start=1):
         yield Row(dict(fields), f"{layout.hub} row {number}", number)
 
 
-def _download(layout: Layout, split: str) -> Iterable[Mapping[str, object]]:
-    """Downloads a split; every failure of `datasets` is a user error: no network, no access or no such split."""
+def download(
+    name: str, subset: str | None, *, split: str, revision: str | None = None
+) -> Iterable[Mapping[str, object]]:
+    """Downloads a split of a dataset; every failure of `datasets` is a user error: no network, no access or no split.
+
+    Raises:
+        DataError: the library is not installed, or the dataset cannot be downloaded.
+    """
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
         raise DataError(
-            f"{layout.hub} needs the library `datasets`, which is not installed",
+            f"{name} needs the library `datasets`, which is not installed",
             remedy="pip install 'seawall[hub]', or give a local file as `path`",
         ) from None
+    options = {} if revision is None else {"revision": revision}
     try:
-        loaded: Iterable[Mapping[str, object]] = datasets.load_dataset(layout.hub, layout.subset, split=split)
+        loaded: Iterable[Mapping[str, object]] = datasets.load_dataset(name, subset, split=split, **options)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{layout.hub} cannot be downloaded from the Hub",
+            f"{name} cannot be downloaded from the Hub",
             got=f"{type(error).__name__}: {str(error)[:200]}",
             remedy="check the network and the split, log in if the dataset is gated, or give a local file as `path`",
         ) from None

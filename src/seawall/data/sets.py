@@ -6,17 +6,26 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from seawall.config.data import DataConfig
-from seawall.data.attacks import ATTACKS, as_command
+from seawall.data.attacks import as_command, attack_of
 from seawall.data.chat import ChatRow, read_chat_jsonl
 from seawall.data.near_duplicates import separate
 from seawall.data.pairs import attack_names, make_pairs, require_unseen
-from seawall.data.prompts import Benign, Borderline, Goal, Gold
-from seawall.data.sources import load_benign, load_borderline, load_goals, load_gold, load_refusals
+from seawall.data.plugin_attacks import checked_attacks
+from seawall.data.plugins import PluginRecord
+from seawall.data.prompts import Benign, Borderline, Goal, Gold, Request
+from seawall.data.sources import (
+    load_benign,
+    load_borderline,
+    load_goals,
+    load_gold,
+    load_refusals,
+    source_plugins,
+)
 from seawall.data.splits import Split, SplitName, Splittable, split, take
-from seawall.data.types import Messages, SafetyPair
+from seawall.data.types import Messages, SafetyPair, framed
 
 Item = TypeVar("Item", bound=Splittable)
 Kind = TypeVar("Kind", Benign, Borderline)
@@ -33,6 +42,7 @@ class Prompts:
         notes: lines on near-duplicates between training, validation and test prompts.
         test_wrapped: maximum number of wrapped test requests of each harmless kind; None wraps all.
         unseen_rows: attacks of `data.attacks_unseen_file`.
+        plugins: attacks and sources that are plugins.
     """
 
     goals: Split[Goal]
@@ -49,6 +59,7 @@ class Prompts:
     notes: tuple[str, ...] = ()
     test_wrapped: int | None = None
     unseen_rows: tuple[ChatRow, ...] = ()
+    plugins: tuple[PluginRecord, ...] = ()
 
     @property
     def seen_families(self) -> tuple[str, ...]:
@@ -68,15 +79,14 @@ class Prompts:
 
     def wrapped(self, part: SplitName) -> list[tuple[str, Messages]]:
         """(instruction, conversation) of harmless instructions wrapped like the seen built-in attacks."""
-        commands = [item.text for item in self.benign.part(part) if item.imperative is not False]
+        commands = [item for item in self.benign.part(part) if item.imperative is not False]
         return _wrapped(self._limited(commands, part), self.attacks_seen)
 
     def wrapped_borderline(self, part: SplitName) -> list[tuple[str, Messages]]:
         """(request, conversation) of borderline requests wrapped like the seen built-in attacks, as commands."""
-        requests = [item.text for item in self.borderline.part(part)]
-        return _wrapped(self._limited(requests, part), self.attacks_seen)
+        return _wrapped(self._limited(self.borderline.part(part), part), self.attacks_seen)
 
-    def _limited(self, requests: list[str], part: SplitName) -> list[str]:
+    def _limited(self, requests: Sequence[Request], part: SplitName) -> Sequence[Request]:
         return requests[: self.test_wrapped] if part == "test" else requests
 
     def fingerprint(self) -> str:
@@ -86,10 +96,10 @@ class Prompts:
         )
         document = asdict(replace(self, attack_rows=seen_rows, unseen_rows=unseen_rows))
         del document["notes"]
-        for name in ("test_wrapped", "unseen_rows"):
+        for name in ("test_wrapped", "unseen_rows", "plugins"):
             if not document[name]:
                 del document[name]  # so that prompts of before this setting have the same fingerprint
-        text = json.dumps(document, sort_keys=True)
+        text = json.dumps(_without_empty_context(document), sort_keys=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
@@ -105,6 +115,8 @@ def load_prompts(config: DataConfig) -> Prompts:
         tuple(read_chat_jsonl(path)) if path is not None else ()
         for path in (config.attack_file, config.attacks_unseen_file)
     )
+    families = (*config.attacks_seen, *config.attacks_unseen)
+    attack_plugins = checked_attacks(families, [goal.text for goal in all_goals])
     make_pairs((), (), (*rows, *unseen_rows), all_goals=all_goals)
     require_unseen(rows, unseen_rows)
     separated_goals = separate([split(all_goals)], "harmful goals")
@@ -118,7 +130,7 @@ def load_prompts(config: DataConfig) -> Prompts:
         retain_wrapped=tuple(
             prompt
             for _, prompt in _wrapped(
-                [item.text for item in benign.train if item.imperative is not False][: config.retain_wrapped],
+                [item for item in benign.train if item.imperative is not False][: config.retain_wrapped],
                 config.attacks_seen,
             )
         ),
@@ -130,8 +142,16 @@ def load_prompts(config: DataConfig) -> Prompts:
         unseen_rows=unseen_rows,
         known_goals=tuple(all_goals),
         test_wrapped=config.test_wrapped,
+        plugins=(*attack_plugins, *source_plugins(config)),
         notes=tuple(note for note in (separated_goals.note, harmless_note) if note),
     )
+
+
+def _without_empty_context(value: Any) -> Any:
+    """The document without empty contexts, so that prompts of before they had one have the same fingerprint."""
+    if isinstance(value, dict):
+        return {name: _without_empty_context(entry) for name, entry in value.items() if entry or name != "context"}
+    return list(map(_without_empty_context, value)) if isinstance(value, list | tuple) else value
 
 
 def _harmless(config: DataConfig) -> tuple[Split[Benign], Split[Borderline], str]:
@@ -152,13 +172,13 @@ def _of_kind(parts: Split[Benign | Borderline], kind: type[Kind]) -> Split[Kind]
     return Split(train, validation, test)
 
 
-def _wrapped(requests: Sequence[str], families: Sequence[str]) -> list[tuple[str, Messages]]:
+def _wrapped(requests: Sequence[Request], families: Sequence[str]) -> list[tuple[str, Messages]]:
     """Each request wrapped by one family, in turn."""
     if not families:
         return []
     return [
-        (request, ATTACKS[families[index % len(families)]](as_command(request)))
-        for index, request in enumerate(requests)
+        (item.text, framed(item.context, attack_of(families[index % len(families)])(as_command(item.text))))
+        for index, item in enumerate(requests)
     ]
 
 

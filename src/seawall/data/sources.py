@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import resources
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from seawall.config.data import BuiltinSource, HubSource, JsonlSource, SourceConfig
-from seawall.data.files import Row, json_lines, json_strings, rows
+from seawall.config.data import (
+    BuiltinSource,
+    DataConfig,
+    DatasetSource,
+    FileSource,
+    HubSource,
+    JsonlSource,
+    PluginSource,
+    RowFields,
+    SourceConfig,
+)
+from seawall.data.fields import plain_row
+from seawall.data.files import Row, json_lines, json_strings, rows, short_repr
+from seawall.data.plugins import Plugin, PluginRecord, load_plugin
 from seawall.data.prompts import Benign, Borderline, Goal, Gold
-from seawall.data.public import LAYOUTS, Purpose, read_public
+from seawall.data.public import LAYOUTS, Purpose, download, read_public
 from seawall.data.splits import NAMES, SplitName, key
+from seawall.data.types import Messages
 from seawall.errors import DataError
 
-# Fields tried for the prompt where the recipe leaves `prompt_field` at its default.
-_PROMPT_NAMES = ("prompt", "goal", "question", "instruction")
+MAX_PROMPTS = 1_000_000
+"""Maximum number of prompts of a plugin, which may be a generator without an end."""
 _BUILTIN_TEXT: dict[Purpose, str] = {"harmful": "goal", "benign": "prompt", "borderline": "prompt", "gold": "question"}
 
 
@@ -26,13 +40,18 @@ def load_goals(source: SourceConfig) -> list[Goal]:
     Raises:
         DataError: the source cannot be read, has no goals, repeats an id, or has one goal in two splits.
     """
-    return [Goal(_id(row), row.text("text"), row.optional("category"), _split(row)) for row in _load(source, "harmful")]
+    return [
+        Goal(_id(row), row.text("text"), row.optional("category"), _split(row), context=_context(row))
+        for row in _load(source, "harmful")
+    ]
 
 
 def load_benign(source: SourceConfig) -> list[Benign]:
     """The harmless instructions of a source. Raises DataError like `load_goals`."""
     return [
-        Benign(_id(row), row.text("text"), row.optional("category"), _split(row), _imperative(row))
+        Benign(
+            _id(row), row.text("text"), row.optional("category"), _split(row), _imperative(row), context=_context(row)
+        )
         for row in _load(source, "benign")
     ]
 
@@ -40,14 +59,21 @@ def load_benign(source: SourceConfig) -> list[Benign]:
 def load_borderline(source: SourceConfig) -> list[Borderline]:
     """The borderline prompts of a source: they sound unsafe but are safe. Raises DataError like `load_goals`."""
     return [
-        Borderline(_id(row), row.text("text"), row.optional("category"), _split(row), row.optional("unsafe_twin"))
+        Borderline(
+            _id(row),
+            row.text("text"),
+            row.optional("category"),
+            _split(row),
+            row.optional("unsafe_twin"),
+            context=_context(row),
+        )
         for row in _load(source, "borderline")
     ]
 
 
 def load_gold(source: SourceConfig) -> list[Gold]:
     """The gold questions of a source, with reference answers. Raises DataError like `load_goals`."""
-    return [Gold(_id(row), row.text("text"), row.text("answer")) for row in _load(source, "gold")]
+    return [Gold(_id(row), row.text("text"), row.text("answer"), _context(row)) for row in _load(source, "gold")]
 
 
 def load_refusals(refusals: str) -> tuple[str, ...]:
@@ -71,25 +97,75 @@ def read_jsonl(source: SourceConfig, purpose: Purpose) -> list[Row]:
     """The rows of a local file, read with the recipe's field names.
 
     Gold questions may also have the formats of MMLU (`choices` and a letter as answer), GSM8K (`#### 42` at the end of
-    the answer), TruthfulQA (`best`) and instruction data (`instruction`, `input`, `output`).
+    the answer), TruthfulQA (`best`) and instruction data (`instruction`, `input`, `output`). `prompt` may be a list of
+    messages, as in TRL; a row may have `messages` in its place.
     """
     assert isinstance(source, JsonlSource)
-    plain_rows = []
-    for row in rows(Path(source.path)):
-        text, answer = _gold(row, source) if purpose == "gold" else (_prompt(row, source), "")
-        fields: dict[str, object] = {
-            "id": row.optional(source.id_field) or f"{Path(source.path).stem}-{row.number}",
-            "text": text,
-            "answer": answer,
-            "category": row.optional(source.category_field),
-            "split": row.fields.get(source.split_field),
-            "unsafe_twin": row.optional(source.unsafe_twin_field),
-            "imperative": row.fields.get("imperative"),
-        }
-        plain_rows.append(Row(fields, row.where, row.number))
+    return _rows_of_file(source, Path(source.path), purpose)
+
+
+def read_file(source: SourceConfig, purpose: Purpose) -> list[Row]:
+    """The rows of a local file of any format; see `read_jsonl`."""
+    assert isinstance(source, FileSource)
+    return _rows_of_file(source, Path(source.path), purpose)
+
+
+def _rows_of_file(names: RowFields, path: Path, purpose: Purpose) -> list[Row]:
+    plain_rows = [plain_row(row, names, purpose, stem=path.stem) for row in rows(path)]
     if not plain_rows:
-        raise DataError(f"{source.path}: no {purpose} prompts in the file", got="no lines")
+        raise DataError(f"{path}: no {purpose} prompts in the file", got="no lines")
     return plain_rows
+
+
+def read_dataset(source: SourceConfig, purpose: Purpose) -> list[Row]:
+    """The rows of any dataset of the Hub, read with the recipe's field names.
+
+    Raises:
+        DataError: the dataset cannot be downloaded, or has no rows; a row has no prompt.
+    """
+    assert isinstance(source, DatasetSource)
+    loaded = download(source.id, source.subset, split=source.hub_split, revision=source.revision)
+    rows_read = [Row(dict(fields), f"{source.id} row {number}", number) for number, fields in enumerate(loaded, 1)]
+    if not rows_read:
+        raise DataError(f"{source.id}: no {purpose} prompts in the split {source.hub_split}", got="no rows")
+    return [plain_row(row, source, purpose, stem=source.id.replace("/", ".")) for row in rows_read]
+
+
+def read_plugin(source: SourceConfig, purpose: Purpose) -> list[Row]:
+    """The rows of a plugin: a function from a purpose and options to texts, or to mappings like the rows of a file.
+
+    Raises:
+        ConfigError: the plugin cannot be imported.
+        DataError: the plugin fails, or yields no prompts.
+    """
+    assert isinstance(source, PluginSource)
+    plugin = load_plugin("source", source.name)
+    with plugin.running() as function:
+        values = function(purpose, **source.options)
+        if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping):
+            raise plugin.error("no list of prompts", got=type(values).__name__, expected="texts or mappings")
+        prompts = list(islice(values, MAX_PROMPTS + 1))
+    if not 0 < len(prompts) <= MAX_PROMPTS:
+        got = f"more than {MAX_PROMPTS}" if prompts else "none"
+        raise plugin.error(f"the number of {purpose} prompts is wrong", got=got, expected="at least one")
+    stem = source.name.replace("/", ".").replace(":", ".")
+    return [
+        plain_row(_plugin_row(plugin, value, n), RowFields(), purpose, stem=stem) for n, value in enumerate(prompts, 1)
+    ]
+
+
+def _plugin_row(plugin: Plugin, value: Any, number: int) -> Row:
+    fields = {"prompt": value} if isinstance(value, str) else value
+    if not isinstance(fields, Mapping):
+        raise plugin.error(f"prompt {number} is no prompt", got=short_repr(value), expected="text or a mapping")
+    return Row({str(name): entry for name, entry in fields.items()}, f"{plugin.record.label}, prompt {number}", number)
+
+
+def source_plugins(config: DataConfig) -> tuple[PluginRecord, ...]:
+    """A record per plugin among the sources of a recipe."""
+    sources = (config.harmful, config.benign, config.borderline, config.gold)
+    names = dict.fromkeys(source.name for source in sources if isinstance(source, PluginSource))
+    return tuple(load_plugin("source", name).record for name in names)
 
 
 def _read_public(source: SourceConfig, purpose: Purpose, *, kind: str) -> list[Row]:
@@ -100,6 +176,9 @@ def _read_public(source: SourceConfig, purpose: Purpose, *, kind: str) -> list[R
 SOURCES: dict[str, Callable[[SourceConfig, Purpose], list[Row]]] = {
     "builtin": read_builtin,
     "jsonl": read_jsonl,
+    "file": read_file,
+    "dataset": read_dataset,
+    "plugin": read_plugin,
     **{kind: partial(_read_public, kind=kind) for kind in LAYOUTS},
 }
 """Sources by their `kind` in recipes: readers of rows with id, text, category, split and the purpose's own fields."""
@@ -110,7 +189,8 @@ def _load(source: SourceConfig, purpose: Purpose) -> list[Row]:
     ids: dict[str, Row] = {}
     texts: dict[str, Row] = {}
     for row in SOURCES[source.kind](source, purpose):
-        first = texts.setdefault(key(row.text("text")), row)
+        earlier_turns = [message.content for message in _context(row)]
+        first = texts.setdefault("\n".join(map(key, (*earlier_turns, row.text("text")))), row)
         if first is not row and _split(first) == _split(row):
             continue
         if first is not row:
@@ -149,41 +229,11 @@ def _split(row: Row) -> SplitName | None:
     return name
 
 
+def _context(row: Row) -> Messages:
+    value = row.fields.get("context")
+    return value if isinstance(value, tuple) else ()
+
+
 def _imperative(row: Row) -> bool | None:
     value = row.fields.get("imperative")
     return value if isinstance(value, bool) else None
-
-
-def _prompt(row: Row, source: JsonlSource) -> str:
-    column = source.prompt_field
-    if column == "prompt":
-        column = next((name for name in _PROMPT_NAMES if name in row.fields), column)
-    extra = row.optional("input") if column == "instruction" else ""
-    return f"{row.text(column)}\n\n{extra}" if extra else row.text(column)
-
-
-def _gold(row: Row, source: JsonlSource) -> tuple[str, str]:
-    choices = row.fields.get("choices")
-    if isinstance(choices, list):
-        return _multiple_choice(row, [str(choice) for choice in choices])
-    question = _prompt(row, source)
-    column = next((name for name in (source.answer_field, "best", "output") if name in row.fields), source.answer_field)
-    return question, worked_answer(row.text(column))
-
-
-def worked_answer(answer: str) -> str:
-    """GSM8K answers (`<<1+1=2>>` in the steps, `#### 2` at the end) as prose; other answers unchanged."""
-    if "####" not in answer:
-        return answer
-    steps, _, result = re.sub(r"<<[^>]*>>", "", answer).rpartition("####")
-    return f"{steps.strip()}\nThe answer is {result.strip()}."
-
-
-def _multiple_choice(row: Row, choices: list[str]) -> tuple[str, str]:
-    """MMLU: the question followed by its choices; the answer is letter and choice, so that the loss covers the text."""
-    letters = [chr(ord("A") + index) for index in range(len(choices))]
-    letter = row.text("answer").upper()
-    if letter not in letters:
-        raise row.error("the answer is not one of the choices", got=repr(letter), expected=", ".join(letters))
-    listed = "\n".join(f"{name}. {choice}" for name, choice in zip(letters, choices, strict=True))
-    return f"{row.text('question')}\n\n{listed}", f"{letter}. {choices[letters.index(letter)]}"

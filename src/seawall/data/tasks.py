@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from seawall.data.chat import read_chat_jsonl, to_exchange
+from seawall.data.fields import worked_answer
 from seawall.data.files import Row, json_lines
-from seawall.data.sources import worked_answer
 from seawall.data.types import Exchange, user
 
 _NAMES = (("prompt", "completion"), ("question", "answer"))

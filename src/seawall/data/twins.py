@@ -10,8 +10,8 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from seawall.data.attacks import ATTACKS, as_command, goal_forms
-from seawall.data.types import Messages, SafetyPair, user
+from seawall.data.attacks import as_command, attack_of, goal_forms, rewraps
+from seawall.data.types import Messages, SafetyPair, framed, user
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class Twin:
 def in_same_wrapping(pair: SafetyPair, request: str) -> Messages | None:
     """A harmless request inside the wrapping of an attack.
 
-    The goal's text is replaced in the attack, in every form. A built-in family that disguises the text itself wraps the
-    request anew.
+    The goal's text is replaced in the attack, in every form. A built-in family or a plugin that disguises the text
+    itself wraps the request anew.
 
     Returns:
         None where a prepared attack does not contain its goal word for word, or contains it in another case too: the
@@ -36,7 +36,7 @@ def in_same_wrapping(pair: SafetyPair, request: str) -> Messages | None:
     for old, new in zip(goal_forms(pair.goal), goal_forms(command), strict=True):
         messages = tuple(replace(message, content=message.content.replace(old, new)) for message in messages)
     if messages == pair.attack:
-        return ATTACKS[pair.attack_name](command) if pair.attack_name in ATTACKS else None
+        return framed(pair.attack, attack_of(pair.attack_name)(command)) if rewraps(pair.attack_name) else None
     _, goal, _ = goal_forms(pair.goal)
     return None if any(goal.casefold() in message.content.casefold() for message in messages) else messages
 

@@ -119,6 +119,12 @@ class Judge(Protocol):
         ...
 
 
+def framed(context: Messages, prompt: Messages) -> Messages:
+    """A prompt after the system message of a context, unless it has one."""
+    has_system = prompt[0].role == "system"
+    return (*(message for message in context[:1] if message.role == "system" and not has_system), *prompt)
+
+
 def user(content: str) -> Messages:
     """A conversation with a single user turn."""
     return (Message("user", content),)

@@ -11,7 +11,7 @@ from seawall.data.attacks import LIVE_ATTACKS
 from seawall.data.prompts import Gold
 from seawall.data.sets import Prompts
 from seawall.data.splits import SplitName
-from seawall.data.types import Messages, user
+from seawall.data.types import Messages
 
 LIVE_GROUPS = frozenset(map(attack_group, LIVE_ATTACKS))
 
@@ -80,12 +80,12 @@ def build_suite(
         wrapping: include borderline requests in the attacks' wrappings, from which the wrapping gap is measured.
     """
     groups: dict[str, list[tuple[str, Messages]]] = {
-        PLAIN: [(goal.text, user(goal.text)) for goal in prompts.goals.part(part)]
+        PLAIN: [(goal.text, goal.prompt) for goal in prompts.goals.part(part)]
     }
     for pair in prompts.pairs(part, unseen=unseen):
         groups.setdefault(attack_group(pair.attack_name), []).append((pair.goal, pair.attack))
-    groups[BORDERLINE] = [(item.text, user(item.text)) for item in prompts.borderline.part(part)]
-    groups[BENIGN] = [(item.text, user(item.text)) for item in prompts.benign.part(part)]
+    groups[BORDERLINE] = [(item.text, item.prompt) for item in prompts.borderline.part(part)]
+    groups[BENIGN] = [(item.text, item.prompt) for item in prompts.benign.part(part)]
     groups[WRAPPED] = prompts.wrapped(part)
     if wrapping:
         groups[WRAPPED_BORDERLINE] = prompts.wrapped_borderline(part)

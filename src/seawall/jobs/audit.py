@@ -24,6 +24,7 @@ from seawall.runs.stage import finished_stage, stage_hash
 from seawall.shell.context import Context
 from seawall.shell.finished import open_finished
 from seawall.shell.job import claiming_stage, new_run, read_inputs
+from seawall.shell.plugins import require_own_recipe
 
 NEEDS_RUN: dict[AuditName, str] = {
     "routing_shortcut": "compares the repaired model with the original",
@@ -53,6 +54,7 @@ def audit_run(
     """
     finished = open_finished(path)
     recipe = change_recipe(finished.recipe, changes, where=str(finished.run.resolved), section="audit")
+    require_own_recipe(recipe, path)
     context = Context(recipe, finished.run, reporter, read_inputs(recipe))
     with context.working():
         original = finished.before.result.model_fingerprint

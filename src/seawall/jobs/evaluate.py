@@ -43,6 +43,7 @@ from seawall.runs.stage import run_stage
 from seawall.shell.engines import prepare
 from seawall.shell.job import read_inputs
 from seawall.shell.model import computing, measurement_notices, open_checkpoint
+from seawall.shell.plugins import note_plugins
 from seawall.version import __version__
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def evaluate_target(recipe: Recipe, target: EvalTarget, folder: Path, *, text: s
     begun = time.monotonic()
     with storage_errors(folder), locked(run.path):
         update_manifest(run, {"data": {"prompts": prompts.fingerprint()}, "seed": recipe.seed})
+        for line in note_plugins(run, recipe, prompts):
+            reporter.say(line)
         engine = recipe.eval.engine
         if isinstance(engine, EndpointEngine):
             result = _of_endpoint(recipe, engine, run, prompts, reporter)

@@ -101,6 +101,10 @@ _LIMITS = {
         "That every verdict is right: the judge is a language model behind an endpoint, with errors that were not "
         "measured on these replies; another model there, or another day, may judge otherwise."
     ),
+    "plugin": (
+        "That every verdict is right: the judge is a plugin, the user's own code, and its errors were not measured on "
+        "these replies."
+    ),
     "ensemble": (
         "That every verdict is right: judges that agree can share an error, and how often they do was not measured."
     ),

@@ -29,6 +29,7 @@ from seawall.shell.model import (
     open_checkpoint,
     open_model,
 )
+from seawall.shell.plugins import note_plugins
 from seawall.version import __version__
 
 
@@ -64,7 +65,8 @@ class Context:
             key = prompts_key.replace("prompts", "near_duplicates")
             notes = {key: list(self.prompts.notes)} if self.prompts.notes else {}
             self.note({"data": {prompts_key: self.prompts.fingerprint(), **notes}})
-            for line in (*version_notices(self.run), *self.prompts.notes):
+            changed = note_plugins(self.run, self.recipe, self.prompts)
+            for line in (*version_notices(self.run), *changed, *self.prompts.notes):
                 self.reporter.say(line)
             try:
                 yield

@@ -20,6 +20,7 @@ from seawall.runs.folder import RunFolder
 from seawall.runs.stage import run_stage
 from seawall.shell.context import Context
 from seawall.shell.engines import check_engines
+from seawall.shell.plugins import require_own_recipe
 
 
 class Claiming(Protocol):
@@ -70,10 +71,12 @@ def recipe_of_run(path: Path, changes: Sequence[str], *, section: str) -> tuple[
         section: the only section that may be changed.
 
     Raises:
-        SeawallError: no run, or an invalid setting.
+        SeawallError: no run, an invalid setting, or a recipe that names code by `module:function`.
     """
     run = RunFolder.existing(path)
-    return change_recipe(read_json(run.resolved), changes, where=str(run.resolved), section=section), run
+    recipe = change_recipe(read_json(run.resolved), changes, where=str(run.resolved), section=section)
+    require_own_recipe(recipe, path)
+    return recipe, run
 
 
 def new_run(recipe: Recipe, folder: Path, text: str) -> RunFolder:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from seawall.config.judge import EnsembleJudge as EnsembleConfig
 from seawall.config.judge import GuardJudge, JudgeConfig
+from seawall.config.judge import PluginJudge as PluginConfig
 from seawall.config.judge import RubricJudge as RubricConfig
+from seawall.data.plugins import PluginRecord, load_plugin
 from seawall.data.types import Judge
 from seawall.evaluation.judges.ensemble import EnsembleJudge
 from seawall.evaluation.judges.keyword import RULES, KeywordJudge
+from seawall.evaluation.judges.plugin import PluginJudge
 
 
 def _guard(config: GuardJudge, folder: Path | None) -> Judge:
@@ -49,12 +53,14 @@ JUDGES: dict[str, Callable[[Any, Path | None], Judge]] = {
     "keyword": lambda config, folder: KeywordJudge(),
     "guard": _guard,
     "rubric": _rubric,
+    "plugin": lambda config, folder: PluginJudge(config),
     "ensemble": _ensemble,
 }
 """Judges by `kind` in recipes: (settings, folder for raw answers) -> judge."""
-_CHECKS: dict[str, Callable[[Any], None]] = {
+_CHECKS: dict[str, Callable[[Any], object]] = {
     "guard": _check_guard,
     "rubric": _check_rubric,
+    "plugin": PluginJudge,
     "ensemble": _check_ensemble,
 }
 
@@ -71,10 +77,11 @@ def check_judge(config: JudgeConfig) -> None:
 
 
 def judge_state(config: JudgeConfig) -> Any:
-    """What a judge's verdicts depend on beside its settings, as JSON: version of the rules, hashes of a guard's files.
+    """What a judge's verdicts depend on beside its settings, as JSON: version of the rules, hashes of a guard's files,
+    version and hash of a plugin.
 
     Raises:
-        SeawallError: a guard's files cannot be found.
+        SeawallError: a guard's files cannot be found, or a plugin cannot be imported.
     """
     if isinstance(config, EnsembleConfig):
         return [judge_state(member) for member in config.judges]
@@ -82,7 +89,19 @@ def judge_state(config: JudgeConfig) -> Any:
         from seawall.evaluation.judges.guard import guard_files
 
         return {"rules": RULES, **guard_files(config)}
+    if isinstance(config, PluginConfig):
+        return asdict(load_plugin("judge", config.name).record)
     return {"rules": RULES} if config.kind == "keyword" else {}
+
+
+def judge_plugins(config: JudgeConfig) -> list[PluginRecord]:
+    """A record per plugin of a judge.
+
+    Raises:
+        ConfigError: a plugin cannot be imported.
+    """
+    members = config.judges if isinstance(config, EnsembleConfig) else (config,)
+    return [load_plugin("judge", member.name).record for member in members if isinstance(member, PluginConfig)]
 
 
 def make_judge(config: JudgeConfig, folder: Path | None = None) -> Judge:

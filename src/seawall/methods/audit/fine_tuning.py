@@ -17,7 +17,7 @@ from seawall.data.batching import collate, epoch_batches, length_buckets
 from seawall.data.compliance import compliance
 from seawall.data.splits import take
 from seawall.data.templating import Encoded, encode_example, encode_prompt
-from seawall.data.types import Exchange, user
+from seawall.data.types import Exchange
 from seawall.distributed import one_process
 from seawall.errors import DataError
 from seawall.methods.rasa.context import retained_exchanges, retained_prompts
@@ -136,7 +136,7 @@ def tuning_examples(context: Context, folder: Path) -> dict[TamperSweep, TuningE
 def _openings(context: Context, limit: int) -> list[Exchange]:
     """At most `limit` harmful training requests, each with a bare opening of compliance."""
     goals = take(context.prompts.goals.train, limit)
-    return compliance([user(goal.text) for goal in goals])
+    return compliance([goal.prompt for goal in goals])
 
 
 def _encoded(context: Context, exchanges: Sequence[Exchange]) -> TuningExamples:

@@ -10,7 +10,7 @@ from typing import Any
 from seawall.artifacts.adapter import GenePoint
 from seawall.config.gene import GeneConfig
 from seawall.data.splits import SplitName, take
-from seawall.data.types import Exchange, Messages, user
+from seawall.data.types import Exchange, Messages
 from seawall.methods.gene.replies import read_replies
 from seawall.models.files.open import Checkpoint
 from seawall.models.lora.attach import find_points
@@ -43,7 +43,7 @@ class GeneContext(Context):
     def requests(self, part: SplitName, *, harmful: bool, limit: int) -> list[Messages]:
         """At most `limit` plain requests of one split, harmful or harmless."""
         items: Sequence[Any] = self.prompts.goals.part(part) if harmful else self.prompts.benign.part(part)
-        return [user(item.text) for item in take(items, limit)]
+        return [item.prompt for item in take(items, limit)]
 
     def exchanges(self, part: SplitName, *, harmful: bool) -> list[Exchange]:
         """The aligned model's replies of one kind and split, from the finished stage `gene-replies`."""

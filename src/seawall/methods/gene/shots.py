@@ -108,7 +108,7 @@ def refusal_shots(data: DataConfig, path: Path | None, count: int, *, seed: int)
     if not prompts.refusals:
         raise DataError("there are no refusals to train towards", expected="some text in data.refusals")
     return [
-        Exchange(user(goal.text), prompts.refusals[index % len(prompts.refusals)], goal.text)
+        Exchange(goal.prompt, prompts.refusals[index % len(prompts.refusals)], goal.text)
         for index, goal in enumerate(goals)
     ]
 

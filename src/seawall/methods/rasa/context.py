@@ -11,7 +11,7 @@ from typing import Any
 from seawall.config.repair import RepairConfig
 from seawall.data.pairs import refusal_for
 from seawall.data.twins import Twin, twins_of
-from seawall.data.types import Exchange, Message, Messages, SafetyPair, user
+from seawall.data.types import Exchange, Message, Messages, SafetyPair
 from seawall.methods.rasa.repair import RepairInputs
 from seawall.models.generate import Completion
 from seawall.models.replies import resumable_replies
@@ -76,7 +76,7 @@ def _kept(profile_folder: Path) -> Iterator[tuple[SafetyPair, Exchange]]:
 
 def retained_prompts(context: Context) -> list[Messages]:
     """Harmless training prompts, plain and in attacks' wrappings, whose answers a repair must keep."""
-    return [*[user(item.text) for item in context.prompts.retain], *context.prompts.retain_wrapped]
+    return [*[item.prompt for item in context.prompts.retain], *context.prompts.retain_wrapped]
 
 
 def retained_exchanges(context: Context, path: Path) -> list[Exchange]:

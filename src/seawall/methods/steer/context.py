@@ -32,13 +32,13 @@ class SteerContext(Context):
 
     def harmful(self, part: SplitName) -> list[Messages]:
         """Plain harmful requests of a split."""
-        return [user(goal.text) for goal in self.prompts.goals.part(part)]
+        return [goal.prompt for goal in self.prompts.goals.part(part)]
 
     def harmless(self, part: SplitName) -> list[Messages]:
         """Harmless instructions of a split."""
         limit = {"train": self.config.train_prompts, "validation": self.config.validation_prompts, "test": None}[part]
         items: tuple[Benign, ...] = take(self.prompts.benign.part(part), limit)
-        return [user(item.text) for item in items]
+        return [item.prompt for item in items]
 
     def attacks(self, part: SplitName) -> list[Messages]:
         """Attacks of the seen families on a split's goals, at most `steer.validation_prompts`."""

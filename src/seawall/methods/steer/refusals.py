@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.config.data import BuiltinSource
 from seawall.data.sources import load_goals
-from seawall.data.types import Messages, user
+from seawall.data.types import Messages
 from seawall.errors import ArtifactError
 from seawall.evaluation.engines.reply import Reply
 from seawall.evaluation.engines.transformers import TransformersEngine
@@ -23,7 +23,7 @@ _CHANCE = 1
 def probe_prompts() -> list[Messages]:
     """Plain harmful requests from all parts of the built-in list."""
     goals = load_goals(BuiltinSource(kind="builtin"))
-    return [user(goal.text) for goal in goals[:: len(goals) // _PROMPTS]][:_PROMPTS]
+    return [goal.prompt for goal in goals[:: len(goals) // _PROMPTS]][:_PROMPTS]
 
 
 def count_refusals(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
