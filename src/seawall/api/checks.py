@@ -64,16 +64,20 @@ def gate(run: PathText, **bounds: float | None) -> Result:
     return Result(Path(run), gate_run(Path(run), recipe_bounds(Path(run), **bounds)).document())
 
 
-def diff(a: PathText, b: PathText) -> Result:
-    """What differs between two runs, or between two checkpoints.
+def diff(a: PathText, b: PathText, *, across_templates: bool = False) -> Result:
+    """What differs between two evaluations, two runs, or two checkpoints.
+
+    Args:
+        a, b: the folders, both of one kind.
+        across_templates: of evaluations: compare models whose chat templates or tokenizers differ.
 
     Raises:
-        SeawallError: a run and a checkpoint, or damaged files.
+        SeawallError: folders of two kinds, evaluations of different prompts, or damaged files.
     """
     from seawall.jobs.diff import diff as compare
     from seawall.jobs.diff import document
 
-    return Result(None, document(compare(Path(a), Path(b))))
+    return Result(None, document(compare(Path(a), Path(b), across_templates=across_templates)))
 
 
 def doctor(
