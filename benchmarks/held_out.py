@@ -24,8 +24,9 @@ from seawall.config import load_recipe
 from seawall.evaluation.rates import refusal_rates
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
-from seawall.jobs.evaluate import STAGE, EvalTarget, evaluate_target
+from seawall.jobs.evaluate import EvalTarget, evaluate_target
 from seawall.runs.progress import Quiet
+from seawall.shell.evaluated import STAGE
 
 TAUGHT = 80
 """First AdvBench goals, which `scripts/lab_delta.py` teaches the embedded model to refuse."""

@@ -20,5 +20,5 @@ def test_runs_and_checkpoints(planted: Path, planted_run: Path) -> None:
 
 
 def test_wrong_input(planted_run: Path, tmp_path: Path) -> None:
-    refused("diff", planted_run, tmp_path, saying="is neither a run nor a checkpoint; got a folder without either file")
-    refused("diff", planted_run, planted_run / "model", saying="expected two runs or two checkpoints")
+    refused("diff", planted_run, tmp_path, saying="is neither an evaluation nor a run nor a checkpoint; got a folder")
+    refused("diff", planted_run, planted_run / "model", saying="expected two evaluations, two runs or two checkpoints")

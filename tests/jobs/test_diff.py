@@ -138,9 +138,9 @@ def test_what_cannot_be_compared_is_refused(planted: Path, planted_run: Path, tm
         (tmp_path, "a folder without either file"),
         (planted, "a file"),
     ):
-        with pytest.raises(RunFolderError, match=f"is neither a run nor a checkpoint; got {got}"):
+        with pytest.raises(RunFolderError, match=f"is neither an evaluation nor a run nor a checkpoint; got {got}"):
             diff(planted_run, folder)
-    with pytest.raises(RunFolderError, match=r"is a run and .* a checkpoint; expected two runs or two checkpoints"):
+    with pytest.raises(RunFolderError, match=r"is a run and .* a checkpoint; expected two evaluations, two runs"):
         diff(planted_run, planted_run / "model")
     begun = tmp_path / "begun"
     run_recipe(load_recipe(planted), begun, text="", reporter=Quiet(), until="select")

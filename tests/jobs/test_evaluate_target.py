@@ -18,11 +18,12 @@ from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, ConfigError, RunFolderError, SeawallError
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
-from seawall.jobs.evaluate import STAGE, EvalTarget, Evaluation, evaluate_target
+from seawall.jobs.evaluate import EvalTarget, Evaluation, evaluate_target
 from seawall.jobs.run import run_recipe
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
 from seawall.models.generate import generate
+from seawall.shell.evaluated import STAGE
 from seawall.shell.finished import open_finished
 
 BASE = EvalTarget()

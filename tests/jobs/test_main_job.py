@@ -108,7 +108,7 @@ def test_bounds_may_change_after_the_run_and_the_summary_judges_it_by_them(
     unmeasured = run(planted, folder, "gate.max_wrapping_gap=0.1").summary
     assert unmeasured is not None
     assert unmeasured["gate"]["passed"] is False
-    assert "--max-wrapping-gap bounds a quantity that the run did not measure" in unmeasured["gate"]["problem"]
+    assert "--max-wrapping-gap bounds a quantity that was not measured" in unmeasured["gate"]["problem"]
 
 
 def test_the_summary_says_how_far_every_rate_moved_and_how_surely(finished: Outcome) -> None:

@@ -79,7 +79,7 @@ def test_all_bounds_kept_none_set_and_none_checked() -> None:
         unset = bounds_verdict(summary)
         assert (unset.text, unset.effect) == ("No bounds are set", "unclear")
         assert "section gate, such as max_asr: 0.1" in unset.reasons[0]
-    failed = bounds_verdict({"gate": gate(problem="--max-asr bounds a quantity that the run did not measure")})
+    failed = bounds_verdict({"gate": gate(problem="--max-asr bounds a quantity that was not measured")})
     assert (failed.text, failed.effect) == ("1 bound not checked", "worse")
 
 

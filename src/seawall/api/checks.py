@@ -43,11 +43,15 @@ def load(
     return load_hardened(config, None if steering is None else Path(steering))
 
 
-def gate(run: PathText, **bounds: float | None) -> Result:
-    """Checks a finished run against bounds; `summary["passed"]` is whether every interval is within its bound.
+def gate(
+    run: PathText, *, against: PathText | None = None, across_templates: bool = False, **bounds: float | None
+) -> Result:
+    """Checks a run or an evaluation against bounds; `summary["passed"]` is whether every interval is within its bound.
 
     Args:
-        run: the folder of a finished run.
+        run: the folder of a finished run or evaluation.
+        against: for an evaluation: that of the model before, for bounds on changes.
+        across_templates: compare models whose chat templates or tokenizers differ.
         **bounds: `max_asr`, `max_asr_unseen`, `max_over_refusal_increase`, `max_benign_drop`, `max_wrapping_gap`,
             `max_capability_drop`, `min_plain_refusal`: shares between 0 and 1, in place of those of the recipe's
             section `gate`.
@@ -56,24 +60,30 @@ def gate(run: PathText, **bounds: float | None) -> Result:
         SeawallError: no finished run, no such bound, or a bound on a rate that was not measured.
     """
     from seawall.evaluation.gate import Bounds
-    from seawall.jobs.gate import gate_run, recipe_bounds
+    from seawall.jobs.gate import gate_folder, recipe_bounds
 
     unknown = sorted(set(bounds) - set(Bounds.__dataclass_fields__))
     if unknown:
         raise ConfigError("unknown bound", got=unknown[0], expected=", ".join(Bounds.__dataclass_fields__))
-    return Result(Path(run), gate_run(Path(run), recipe_bounds(Path(run), **bounds)).document())
+    base = None if against is None else Path(against)
+    limits = recipe_bounds(Path(run), **bounds)
+    return Result(Path(run), gate_folder(Path(run), limits, against=base, across_templates=across_templates).document())
 
 
-def diff(a: PathText, b: PathText) -> Result:
-    """What differs between two runs, or between two checkpoints.
+def diff(a: PathText, b: PathText, *, across_templates: bool = False) -> Result:
+    """What differs between two evaluations, two runs, or two checkpoints.
+
+    Args:
+        a, b: the folders, both of one kind.
+        across_templates: of evaluations: compare models whose chat templates or tokenizers differ.
 
     Raises:
-        SeawallError: a run and a checkpoint, or damaged files.
+        SeawallError: folders of two kinds, evaluations of different prompts, or damaged files.
     """
     from seawall.jobs.diff import diff as compare
     from seawall.jobs.diff import document
 
-    return Result(None, document(compare(Path(a), Path(b))))
+    return Result(None, document(compare(Path(a), Path(b), across_templates=across_templates)))
 
 
 def doctor(

@@ -43,6 +43,13 @@ OutputOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--output", "-o", help="Run folder; default: the recipe's `output`, else runs/NAME."),
 ]
+AcrossTemplatesOption = Annotated[
+    bool,
+    typer.Option(
+        "--across-templates",
+        help="Compare evaluations of models that render prompts differently (template, tokenizer).",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object; no progress.")]
 
 

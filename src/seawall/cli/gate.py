@@ -1,4 +1,4 @@
-"""`seawall gate RUN --max-asr 0.05 ...`: exit code 0 if every bound holds, else 1."""
+"""`seawall gate RUN|EVAL --max-asr 0.05 ...`: exit code 0 if every bound holds, else 1."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from typing import Annotated, Optional
 
 import typer
 
-from seawall.cli.common import JsonOption, print_json, quiet_libraries, results_console
+from seawall.cli.common import AcrossTemplatesOption, JsonOption, print_json, quiet_libraries, results_console
 
+_Folder = Optional[Path]  # noqa: UP045 - typer reads these annotations
 _Share = Optional[float]  # noqa: UP045 - typer reads these annotations
 
 
 def gate(  # noqa: PLR0913 - a parameter for each option
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN|EVAL", help="Folder of a finished run or evaluation.")],
     *,
+    against: Annotated[
+        _Folder,
+        typer.Option(metavar="EVAL", help="For an evaluation: that of the model before, to bound changes."),
+    ] = None,
     max_asr: Annotated[_Share, typer.Option(help="Maximum attack success rate of every family.")] = None,
     max_asr_unseen: Annotated[
         _Share, typer.Option(help="Maximum for families that the repair did not train on, in place of --max-asr.")
@@ -34,15 +39,16 @@ def gate(  # noqa: PLR0913 - a parameter for each option
         typer.Option(help="Maximum drop of a capability score; without scores, increase of the loss on gold answers."),
     ] = None,
     min_plain_refusal: Annotated[_Share, typer.Option(help="Minimum refusal rate of plain harmful requests.")] = None,
+    across_templates: AcrossTemplatesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a finished run against bounds, by the ends of intervals, and its exports against the evaluated weights.
+    """Check a run or an evaluation against bounds, by the ends of intervals; a run's exports too.
 
     Without a bound on the command line, those of the recipe's section `gate`
     hold; a bound on the command line takes the place of the recipe's.
     """
     with quiet_libraries():
-        from seawall.jobs.gate import gate_run, gate_table, recipe_bounds
+        from seawall.jobs.gate import gate_folder, gate_table, recipe_bounds
 
     bounds = recipe_bounds(
         run,
@@ -54,7 +60,7 @@ def gate(  # noqa: PLR0913 - a parameter for each option
         max_capability_drop=max_capability_drop,
         min_plain_refusal=min_plain_refusal,
     )
-    result = gate_run(run, bounds)
+    result = gate_folder(run, bounds, against=against, across_templates=across_templates)
     if as_json:
         print_json(result.document())
     else:

@@ -39,6 +39,9 @@ _MEASURES = {
     "min_plain_refusal": "plain requests",
 }
 
+CHANGES = frozenset({"max_over_refusal_increase", "max_benign_drop", "max_capability_drop"})
+"""Bounds on a change, which need an evaluation before and one after."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -84,6 +87,11 @@ class Bounds:
     def limits(self) -> dict[str, float]:
         """The bounds that are not None, by name."""
         return {name: limit for name, limit in asdict(self).items() if limit is not None}
+
+    def part(self, *, changes: bool) -> Bounds | None:
+        """The bounds on changes, or the bounds on one evaluation alone; None where there is none."""
+        chosen = {name: limit for name, limit in self.limits().items() if (name in CHANGES) == changes}
+        return Bounds(**chosen) if chosen else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +172,9 @@ def check_bounds(bounds: Bounds, evidence: Evidence) -> list[Check]:
     for name in bounds.limits():
         if name not in checked:
             raise ArtifactError(
-                f"{option(name)} bounds a quantity that the run did not measure",
-                got=f"no {_MEASURES[name]} in its evaluation",
-                remedy="leave out the option, or run a recipe that measures the quantity",
+                f"{option(name)} bounds a quantity that was not measured",
+                got=f"no {_MEASURES[name]} in the evaluation",
+                remedy="leave out the option, or measure the quantity: name it in the recipe",
             )
     return checks
 

@@ -12,6 +12,7 @@ gate.py       seawall gate
 export.py     delta and checkpoint of a run
 apply.py      seawall apply
 facts.py      tables of seawall plan, doctor and diff
+compared.py   tables of two compared evaluations
 doctor.py     seawall doctor
 plan.py       seawall plan
 report.py     seawall report, and the inputs of every page

@@ -1,4 +1,4 @@
-"""`seawall diff`: two runs or two checkpoints side by side."""
+"""`seawall diff`: two evaluations, two runs or two checkpoints side by side."""
 
 from __future__ import annotations
 
@@ -11,51 +11,70 @@ from typing import Any, Literal
 from rich.markup import escape
 from rich.table import Table
 
-from seawall.artifacts.evaluation import SIGNIFICANT, Rate
+from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.groups import GOLD, NONE_SCORED, group_name, not_counted
 from seawall.errors import RunFolderError
-from seawall.evaluation.view import p_text
+from seawall.jobs.compared import change_text, evaluation_tables, interval_text
 from seawall.jobs.facts import facts
 from seawall.models.files.abliteration import SharedDirection
 from seawall.models.files.difference import CheckpointDifference, compare_checkpoints
-from seawall.shell.difference import GroupDifference, RunDifference, compare_runs
+from seawall.shell.comparison import EvaluationDifference, compare_evaluations
+from seawall.shell.difference import RunDifference, compare_runs
+from seawall.shell.evaluated import is_evaluation, open_evaluation
 from seawall.shell.finished import open_finished
 
-FolderKind = Literal["run", "checkpoint"]
+FolderKind = Literal["evaluation", "run", "checkpoint"]
+Differences = EvaluationDifference | RunDifference | CheckpointDifference
 _MARKS: dict[FolderKind, str] = {"run": "resolved.json", "checkpoint": "config.json"}
+_REMEDIES: dict[frozenset[FolderKind], str] = {
+    frozenset(("evaluation", "run")): "name an evaluation of the run: RUN/eval-before or RUN/eval-after",
+    frozenset(("run", "checkpoint")): "name the checkpoint of a run as RUN/model",
+    frozenset(("evaluation", "checkpoint")): "evaluate the checkpoint with `seawall eval --model FOLDER`",
+}
+"""How to compare folders of two kinds."""
+_ARTICLES: dict[FolderKind, str] = {"evaluation": "an evaluation", "run": "a run", "checkpoint": "a checkpoint"}
 _NAMED = 20
 """Names of a kind in a table; `--json` has all of them."""
 
 
-def diff(a: Path, b: Path) -> RunDifference | CheckpointDifference:
-    """What differs between two run folders, or between two checkpoint folders.
+def diff(a: Path, b: Path, *, across_templates: bool = False) -> Differences:
+    """What differs between two evaluations, two run folders, or two checkpoint folders.
+
+    Args:
+        a, b: the folders.
+        across_templates: of evaluations: compare models that render prompts differently.
 
     Raises:
-        RunFolderError: a folder is missing, is neither, or holds an unfinished run; a run and a checkpoint.
-        ArtifactError: damaged files, or models of different shapes.
+        RunFolderError: a folder is missing, is none of these, or is unfinished; folders of two kinds.
+        ArtifactError: damaged files, models of different shapes, or evaluations of different prompts.
         UnsupportedModelError: checkpoints without experts.
     """
     kinds = [_kind(path) for path in (a, b)]
     if kinds[0] != kinds[1]:
         raise RunFolderError(
-            f"{a} is a {kinds[0]} and {b} a {kinds[1]}",
-            expected="two runs or two checkpoints",
-            remedy="name the checkpoint of a run as RUN/model",
+            f"{a} is {_ARTICLES[kinds[0]]} and {b} {_ARTICLES[kinds[1]]}",
+            expected="two evaluations, two runs or two checkpoints",
+            remedy=_REMEDIES[frozenset(kinds)],
         )
+    if kinds[0] == "evaluation":
+        return compare_evaluations(open_evaluation(a), open_evaluation(b), across_templates=across_templates)
     if kinds[0] == "checkpoint":
         return compare_checkpoints(a, b)
     return compare_runs(open_finished(a), open_finished(b))
 
 
-def document(difference: RunDifference | CheckpointDifference) -> dict[str, Any]:
-    """The JSON document, with `kind` `runs` or `checkpoints`; NaN and infinity become null."""
-    kind = "runs" if isinstance(difference, RunDifference) else "checkpoints"
-    plain: dict[str, Any] = _plain({"kind": kind, **asdict(difference)})
+def document(difference: Differences) -> dict[str, Any]:
+    """The JSON document, with `kind` `evaluations`, `runs` or `checkpoints`; NaN and infinity become null."""
+    kinds = {EvaluationDifference: "evaluations", RunDifference: "runs", CheckpointDifference: "checkpoints"}
+    plain: dict[str, Any] = _plain({"kind": kinds[type(difference)], **asdict(difference)})
     return plain
 
 
-def difference_tables(difference: RunDifference | CheckpointDifference) -> Iterator[Table]:
+def difference_tables(difference: Differences) -> Iterator[Table]:
     """The terminal tables."""
+    if isinstance(difference, EvaluationDifference):
+        yield from evaluation_tables(difference)
+        return
     if isinstance(difference, RunDifference):
         yield _run_facts(difference)
         yield _rates(difference)
@@ -74,14 +93,16 @@ def _plain(value: Any) -> Any:
 
 
 def _kind(path: Path) -> FolderKind:
+    if is_evaluation(path):
+        return "evaluation"
     for kind, mark in _MARKS.items():
         if (path / mark).is_file():
             return kind
     got = "a folder without either file" if path.is_dir() else "a file" if path.exists() else "no such folder"
     raise RunFolderError(
-        f"{path} is neither a run nor a checkpoint",
+        f"{path} is neither an evaluation nor a run nor a checkpoint",
         got=got,
-        expected="a run folder (resolved.json) or a checkpoint folder (config.json)",
+        expected="a folder of `seawall eval` or a run (resolved.json), or a checkpoint folder (config.json)",
         remedy="check the path; name a Hub model by the folder of its snapshot",
     )
 
@@ -115,11 +136,11 @@ def _rates(difference: RunDifference) -> Table:
     for name in ("A", "B", "B - A"):
         table.add_column(name, justify="right")
     for row in difference.groups:
-        table.add_row(group_name(row.group), _rate(row.a), _rate(row.b), _change(row))
+        table.add_row(group_name(row.group), _rate(row.a), _rate(row.b), change_text(row.change))
     gold = difference.gold
     if gold is not None:
         moved = gold.change
-        text = "other questions, or not kept" if moved is None else _interval(moved.increase, moved.low, moved.high)
+        text = "other questions, or not kept" if moved is None else interval_text(moved.increase, moved.low, moved.high)
         table.add_row(group_name(GOLD), f"{gold.a:.4f}", f"{gold.b:.4f}", text)
     return table
 
@@ -129,18 +150,6 @@ def _rate(rate: Rate) -> str:
         return NONE_SCORED
     apart = not_counted(rate)
     return f"{rate.rate:.1%}" + (f" ({apart})" if apart else "")
-
-
-def _change(row: GroupDifference) -> str:
-    change = row.change
-    if change is None:
-        return "other prompts"
-    moved = f"{_interval(change.difference, change.low, change.high)}, {p_text(change.p)}"
-    return moved if change.is_clear or change.p >= SIGNIFICANT else f"{moved}, unclear"
-
-
-def _interval(middle: float, low: float, high: float) -> str:
-    return f"{middle:+z.1%} [{low:+z.1%}, {high:+z.1%}]"
 
 
 def _checkpoint_facts(difference: CheckpointDifference) -> Table:

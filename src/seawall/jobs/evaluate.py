@@ -39,8 +39,10 @@ from seawall.runs.folder import RunFolder, update_manifest
 from seawall.runs.lock import locked
 from seawall.runs.progress import Quiet, Reporter
 from seawall.runs.publish import copy_file
+from seawall.runs.sealed import seal_files
 from seawall.runs.stage import run_stage
 from seawall.shell.engines import prepare
+from seawall.shell.evaluated import STAGE
 from seawall.shell.job import read_inputs
 from seawall.shell.model import computing, measurement_notices, open_checkpoint
 from seawall.shell.plugins import note_plugins
@@ -48,8 +50,6 @@ from seawall.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-STAGE = "eval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ def evaluate_target(recipe: Recipe, target: EvalTarget, folder: Path, *, text: s
         earlier = read_json(run.summary).get("seconds") if run.summary.is_file() else None
         summary = _summary(recipe, target, result, seconds=earlier or round(time.monotonic() - begun, 1))
         write_json(run.summary, summary)
+        seal_files(run)
     return Evaluation(run, result, summary)
 
 

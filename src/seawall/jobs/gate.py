@@ -1,4 +1,4 @@
-"""`seawall gate`: check a finished run against bounds."""
+"""`seawall gate`: check a finished run, or an evaluation, against bounds."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import Any
 from rich.table import Table
 
 from seawall.artifacts.groups import NONE_SCORED, group_name
-from seawall.errors import ArtifactError
+from seawall.errors import ArtifactError, ConfigError
 from seawall.evaluation.gate import Bounds, Check, Evidence, check_bounds, option
 from seawall.runs.files import read_json
 from seawall.runs.folder import RunFolder
+from seawall.shell.comparison import shared_samples
+from seawall.shell.conditions import require_comparable
+from seawall.shell.evaluated import FinishedEvaluation, is_evaluation, open_evaluation
 from seawall.shell.exports import Export, check_exports
 from seawall.shell.finished import open_finished
 
@@ -29,6 +32,8 @@ class Gate:
         checks: a check per bound and group.
         exports: a check per exported folder.
         unrepaired: the reason why the run kept the original model; empty for a repaired one.
+        against: the evaluation that changes are measured from; None without one.
+        of_run: whether a run is checked; otherwise an evaluation alone.
     """
 
     run: str
@@ -36,6 +41,8 @@ class Gate:
     checks: tuple[Check, ...]
     exports: tuple[Export, ...] = ()
     unrepaired: str = ""
+    against: str | None = None
+    of_run: bool = True
 
     @property
     def passed(self) -> bool:
@@ -44,11 +51,12 @@ class Gate:
 
     def document(self) -> dict[str, Any]:
         """The JSON document; NaN and infinity (the loss of a broken model) become null."""
+        own = {"repaired": not self.unrepaired} if self.of_run else {"against": self.against}
         return {
-            "run": self.run,
+            "run" if self.of_run else "evaluation": self.run,
             "model": self.model,
             "passed": self.passed,
-            "repaired": not self.unrepaired,
+            **own,
             "checks": list(map(_row, self.checks)),
             "exports": [asdict(export) | {"passed": export.passed} for export in self.exports],
         }
@@ -59,6 +67,24 @@ class Gate:
         if self.unrepaired:
             lines.append(f"not repaired, these are the weights of the original model: {self.unrepaired}")
         return [*lines, f"{'passed' if self.passed else 'FAILED'}  weights {self.model}"]
+
+
+def gate_folder(path: Path, bounds: Bounds, *, against: Path | None = None, across_templates: bool = False) -> Gate:
+    """`gate_evaluation` of an evaluation, `gate_run` of a run.
+
+    Raises:
+        ConfigError: an evaluation to measure changes from, for a run, which has its own.
+        SeawallError: as these.
+    """
+    if is_evaluation(path):
+        return gate_evaluation(path, bounds, against=against, across_templates=across_templates)
+    if against is not None:
+        raise ConfigError(
+            f"{path} is no evaluation",
+            got="--against",
+            remedy="leave out --against: a run is compared with its own evaluation before the repair",
+        )
+    return gate_run(path, bounds)
 
 
 def gate_run(path: Path, bounds: Bounds) -> Gate:
@@ -84,16 +110,67 @@ def gate_run(path: Path, bounds: Bounds) -> Gate:
     return Gate(str(path), finished.after.result.model_fingerprint, checks, check_exports(finished), unrepaired)
 
 
+def gate_evaluation(path: Path, bounds: Bounds, *, against: Path | None = None, across_templates: bool = False) -> Gate:
+    """Checks one evaluation against bounds; changes are measured from another evaluation of the same prompts.
+
+    Args:
+        path: the evaluation: a folder of `seawall eval`.
+        bounds: the bounds.
+        against: the evaluation of the model before, such as a fine-tune's base; None leaves changes unmeasured.
+        across_templates: compare models that render prompts differently.
+
+    Raises:
+        RunFolderError: no evaluation, or an unfinished one.
+        ConfigError: a bound on a change without an evaluation to measure it from, or on families of a repair.
+        ArtifactError: damaged files, other prompts, or a bound on a rate that was not measured.
+    """
+    _require_measurable(bounds, against)
+    after = open_evaluation(path)
+    before = after if against is None else open_evaluation(against)
+    if against is not None:
+        require_comparable(before, after, across_templates=across_templates)
+    alone = Evidence(after.samples, after.samples, (after.result, after.result), frozenset(), *_draws(after))
+    paired = Evidence(*shared_samples(before, after), (before.result, after.result), frozenset(), *_draws(before))
+    checks: list[Check] = []
+    for evidence, changes in ((alone, False), (paired, True)):
+        part = bounds.part(changes=changes)
+        checks += [] if part is None else check_bounds(part, evidence)
+    base = None if against is None else str(against)
+    return Gate(str(path), after.result.model_fingerprint, tuple(checks), against=base, of_run=False)
+
+
+def _draws(evaluation: FinishedEvaluation) -> tuple[int, int]:
+    return evaluation.resamples, evaluation.seed
+
+
+def _require_measurable(bounds: Bounds, against: Path | None) -> None:
+    if bounds.max_asr_unseen is not None:
+        raise ConfigError(
+            "--max-asr-unseen bounds families that a repair did not train on",
+            got="an evaluation, which belongs to no repair",
+            remedy="bound every family with --max-asr, or name the folder of a run",
+        )
+    changes = bounds.part(changes=True)
+    if against is None and changes is not None:
+        raise ConfigError(
+            f"{', '.join(map(option, changes.limits()))} bounds a change",
+            got="one evaluation",
+            expected="an evaluation to measure the change from",
+            remedy="add --against BASE, the folder of a `seawall eval` of the model before, on the same prompts",
+        )
+
+
 def recipe_bounds(path: Path, **bounds: float | None) -> Bounds:
     """The bounds of a run's recipe, with those given in their place.
 
-    The bounds are those of the run's last summary, since a recipe's section `gate` may change after the repair.
+    The bounds are those of the run's last summary, since a recipe's section `gate` may change after the repair. An
+    evaluation has none of its own.
 
     Raises:
         RunFolderError: no run.
         ConfigError: neither the recipe nor the caller sets a bound, or a bound is out of range.
     """
-    summary = RunFolder.existing(path).summary
+    summary = (RunFolder(path) if is_evaluation(path) else RunFolder.existing(path)).summary
     gate = read_json(summary).get("gate") if summary.is_file() else None
     given = {name: limit for name, limit in bounds.items() if limit is not None}
     return Bounds(**{**(gate["bounds"] if gate else {}), **given})
@@ -123,7 +200,7 @@ def gate_table(gate: Gate) -> Table:
         table.add_column(name, justify="right")
     table.add_column("result")
     for check in gate.checks:
-        measured = NONE_SCORED if check.measured is None else f"{check.measured:.2%}"
+        measured = NONE_SCORED if check.measured is None else f"{check.measured:z.2%}"
         counts = ((check.evades, "evade"), (check.unscored, "unscored"))
         apart = "".join(f", {count} {word}" for count, word in counts if count)
         row = (
@@ -131,7 +208,7 @@ def gate_table(gate: Gate) -> Table:
             group_name(check.group),
             f"{check.limit:.2%}",
             measured,
-            f"{check.decisive:.2%}",
+            f"{check.decisive:z.2%}",
             f"{check.n}{apart}",
             _result(check),
         )

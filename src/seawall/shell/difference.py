@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seawall.artifacts.delta import DeltaOutline
-from seawall.artifacts.evaluation import Difference, Rate, Sample
+from seawall.artifacts.evaluation import Difference, EvalResult, Rate, Sample
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.errors import ArtifactError
 from seawall.evaluation.compare import compare, gold_increase
@@ -59,7 +59,7 @@ class GroupDifference:
 
 @dataclass(frozen=True, slots=True)
 class GoldDifference:
-    """Losses after each run's repair; the increase from A to B only where both have the same questions."""
+    """Losses of A and of B; the increase from A to B only where both have the same questions."""
 
     a: float
     b: float
@@ -94,7 +94,7 @@ def compare_runs(a: FinishedRun, b: FinishedRun) -> RunDifference:
         experts=compare_experts(*selections),
         repairs=(_repair(a), _repair(b)),
         groups=tuple(_groups(a, b)),
-        gold=_gold(a, b),
+        gold=gold_difference(a.after.result, b.after.result, resamples=a.resamples, seed=a.seed),
     )
 
 
@@ -159,14 +159,11 @@ def _prompts(samples: Sequence[Sample]) -> dict[str, Any]:
     return {sample.id: asked(sample) for sample in samples}
 
 
-def _gold(a: FinishedRun, b: FinishedRun) -> GoldDifference | None:
-    result_a, result_b = a.after.result, b.after.result
-    if result_a.gold_loss is None or result_b.gold_loss is None:
+def gold_difference(a: EvalResult, b: EvalResult, *, resamples: int, seed: int) -> GoldDifference | None:
+    """Losses of two evaluations on gold answers; None where one lacks them."""
+    if a.gold_loss is None or b.gold_loss is None:
         return None
-    questions = [[(answer.id, answer.tokens) for answer in result.gold] for result in (result_a, result_b)]
+    questions = [[(answer.id, answer.tokens) for answer in result.gold] for result in (a, b)]
     comparable = questions[0] == questions[1] and len(questions[0]) > 1
-    return GoldDifference(
-        result_a.gold_loss,
-        result_b.gold_loss,
-        gold_increase(result_a, result_b, resamples=a.resamples, seed=a.seed) if comparable else None,
-    )
+    change = gold_increase(a, b, resamples=resamples, seed=seed) if comparable else None
+    return GoldDifference(a.gold_loss, b.gold_loss, change)
