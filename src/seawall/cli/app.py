@@ -23,6 +23,7 @@ from seawall.cli import (
     diff,
     doctor,
     evaluate,
+    export,
     gate,
     gene,
     judge,
@@ -71,6 +72,7 @@ app.command("steer")(steer.steer)
 app.command("landscape")(landscape.landscape)
 app.command("tune")(tune.tune)
 app.add_typer(gene.app, name="gene")
+app.add_typer(export.app, name="export")
 app.command("gate")(gate.gate)
 app.command("verify")(verify.verify)
 app.command("diff")(diff.diff)
