@@ -30,6 +30,7 @@ from seawall.cli import (
     landscape,
     plan,
     settings,
+    sign,
     stages,
     steer,
     tune,
@@ -74,6 +75,7 @@ app.command("tune")(tune.tune)
 app.add_typer(gene.app, name="gene")
 app.add_typer(export.app, name="export")
 app.command("gate")(gate.gate)
+app.command("sign")(sign.sign)
 app.command("verify")(verify.verify)
 app.command("diff")(diff.diff)
 
