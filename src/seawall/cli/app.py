@@ -23,12 +23,14 @@ from seawall.cli import (
     diff,
     doctor,
     evaluate,
+    export,
     gate,
     gene,
     judge,
     landscape,
     plan,
     settings,
+    sign,
     stages,
     steer,
     tune,
@@ -71,7 +73,9 @@ app.command("steer")(steer.steer)
 app.command("landscape")(landscape.landscape)
 app.command("tune")(tune.tune)
 app.add_typer(gene.app, name="gene")
+app.add_typer(export.app, name="export")
 app.command("gate")(gate.gate)
+app.command("sign")(sign.sign)
 app.command("verify")(verify.verify)
 app.command("diff")(diff.diff)
 
