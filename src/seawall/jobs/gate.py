@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from seawall.artifacts.groups import NONE_SCORED, group_name
+from seawall.config.data import limited_note
 from seawall.errors import ArtifactError
 from seawall.evaluation.gate import Bounds, Check, Evidence, check_bounds, option
 from seawall.runs.files import read_json
@@ -29,6 +30,7 @@ class Gate:
         checks: a check per bound and group.
         exports: a check per exported folder.
         unrepaired: the reason why the run kept the original model; empty for a repaired one.
+        limit: maximum number of prompts of every group, where the run is of a limited sample.
     """
 
     run: str
@@ -36,6 +38,7 @@ class Gate:
     checks: tuple[Check, ...]
     exports: tuple[Export, ...] = ()
     unrepaired: str = ""
+    limit: int | None = None
 
     @property
     def passed(self) -> bool:
@@ -49,6 +52,7 @@ class Gate:
             "model": self.model,
             "passed": self.passed,
             "repaired": not self.unrepaired,
+            **({} if self.limit is None else {"limit": self.limit}),
             "checks": list(map(_row, self.checks)),
             "exports": [asdict(export) | {"passed": export.passed} for export in self.exports],
         }
@@ -56,6 +60,8 @@ class Gate:
     def verdict(self) -> list[str]:
         """One line per export, and one that names the weights that passed or failed."""
         lines = [f"{export.name}/  {'pass' if export.passed else f'FAIL: {export.problem}'}" for export in self.exports]
+        if self.limit is not None:
+            lines.append(limited_note(self.limit))
         if self.unrepaired:
             lines.append(f"not repaired, these are the weights of the original model: {self.unrepaired}")
         return [*lines, f"{'passed' if self.passed else 'FAILED'}  weights {self.model}"]
@@ -81,7 +87,8 @@ def gate_run(path: Path, bounds: Bounds) -> Gate:
     checks = tuple(check_bounds(bounds, evidence))
     choice = finished.summary.get("repair") or {}
     unrepaired = str(choice["reason"]) if choice.get("chosen_round") == 0 else ""
-    return Gate(str(path), finished.after.result.model_fingerprint, checks, check_exports(finished), unrepaired)
+    exports, limit = check_exports(finished), finished.summary.get("limit")
+    return Gate(str(path), finished.after.result.model_fingerprint, checks, exports, unrepaired, limit)
 
 
 def recipe_bounds(path: Path, **bounds: float | None) -> Bounds:
