@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from seawall.cli.common import JsonOption, SetOption, print_json, quiet_libraries, read_recipe
+from seawall.cli.common import (
+    JsonOption,
+    QuietOption,
+    SetOption,
+    print_json,
+    quiet_libraries,
+    read_recipe,
+    reporting,
+)
 
 if TYPE_CHECKING:
     from seawall.artifacts.audit import AuditResult
@@ -28,6 +36,7 @@ def audit(
     sets: SetOption = None,
     recipe: Annotated[_Path, typer.Option(help="For a model: the recipe that gives the prompts.")] = None,
     output: Annotated[_Path, typer.Option("--output", "-o", help="For a model: folder for the results.")] = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Audit a finished run and update its report, or audit a model without a repair."""
@@ -35,18 +44,17 @@ def audit(
     folder = _folder(target, recipe, output, is_run=is_run)
     with quiet_libraries():
         from seawall.jobs.audit import document
-        from seawall.runs.progress import Quiet, TerminalReporter
 
     def work(reporter: Reporter) -> list[AuditResult]:
         if is_run:
             return _audit_run(folder, reporter, only=only, sets=sets)
         return _audit_model(target, folder, reporter, only=only, sets=sets, recipe=recipe)
 
-    if as_json:
-        print_json(document(folder, work(Quiet())))
-        return
-    with TerminalReporter() as reporter:
+    with reporting(quiet=quiet or as_json) as reporter:
         results = work(reporter)
+    if as_json:
+        print_json(document(folder, results))
+        return
     _show(results, folder, is_run=is_run)
 
 

@@ -6,7 +6,7 @@ import gc
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -17,6 +17,7 @@ from seawall.launcher import is_launched, launched_processes
 if TYPE_CHECKING:
     from seawall.config.recipe import Recipe
     from seawall.runs.console import PlainConsole
+    from seawall.runs.progress import Reporter
 
 LOG_WIDTH = 140
 """Width of tables outside a terminal, such as in a job's log, where numbers must not be cut."""
@@ -50,6 +51,20 @@ AcrossTemplatesOption = Annotated[
         help="Compare evaluations of models that render prompts differently (template, tokenizer).",
     ),
 ]
+LimitOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--limit",
+        min=1,
+        metavar="N",
+        help="Maximum number of prompts of every group, for a first look; a run of its own (data.limit).",
+        show_default=False,
+    ),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result and errors alone.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print what `seawall plan` prints for this command; run and write nothing.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object; no progress.")]
 
 
@@ -63,6 +78,26 @@ def read_recipe(path: Path | None, changes: Sequence[str] | None) -> tuple[Recip
     if overrides:
         text = text.rstrip("\n") + "\n" + "".join(f"# --set {change}\n" for change in overrides)
     return recipe, text
+
+
+def with_limit(sets: Sequence[str] | None, limit: int | None) -> list[str]:
+    """The settings of --set, and that of --limit."""
+    return [*(sets or ()), *(() if limit is None else (f"data.limit={limit}",))]
+
+
+def reporting(*, quiet: bool) -> AbstractContextManager[Reporter]:
+    """The reporter of a command: the terminal's, or none."""
+    from seawall.runs.progress import Quiet, TerminalReporter
+
+    return nullcontext(Quiet()) if quiet else TerminalReporter()
+
+
+def print_limit(console: PlainConsole, limit: int | None) -> None:
+    """Prints that the numbers are those of a limited sample."""
+    from seawall.config.data import limited_note
+
+    if limit is not None:
+        console.print(limited_note(limit), soft_wrap=True)
 
 
 def run_folder(recipe: Recipe, output: Path | None) -> Path:
@@ -86,6 +121,21 @@ def open_target(
     if output is not None:
         raise ConfigError(f"{target} is a run", got="--output", remedy="leave out --output: a run has its own folder")
     return target, None
+
+
+def planned_recipe(folder: Path, recipe: tuple[Recipe, str] | None) -> Recipe:
+    """The recipe of `open_target`, for --dry-run.
+
+    Raises:
+        ConfigError: the target is a run.
+    """
+    from seawall.errors import ConfigError
+
+    if recipe is None:
+        raise ConfigError(
+            f"{folder} is a run", got="--dry-run", expected="a recipe", remedy=f"name {folder / 'recipe.yaml'}"
+        )
+    return recipe[0]
 
 
 def results_console() -> PlainConsole:

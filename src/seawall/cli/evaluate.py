@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from seawall.cli.common import (
+    DryRunOption,
     JsonOption,
+    LimitOption,
     OutputOption,
+    QuietOption,
     RecipeArgument,
     SetOption,
     print_json,
+    print_limit,
     quiet_libraries,
     read_recipe,
+    reporting,
     require_one_process,
     shared_launch,
+    with_limit,
 )
+from seawall.cli.plan import show_plan
 from seawall.cli.stages import require_scored, run_until
 
 if TYPE_CHECKING:
@@ -30,7 +36,7 @@ _Folder = Optional[Path]  # noqa: UP045 - typer reads these annotations
 _Name = Optional[str]  # noqa: UP045
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - each option of the command is a parameter
     recipe: RecipeArgument = None,
     *,
     model: Annotated[
@@ -42,7 +48,10 @@ def evaluate(
         _Name, typer.Option(metavar="URL", help="Address of an OpenAI-compatible endpoint, with /v1.")
     ] = None,
     sets: SetOption = None,
+    limit: LimitOption = None,
     output: OutputOption = None,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate the recipe's model on its test prompts, and the repaired model if the run folder has one.
@@ -51,20 +60,24 @@ def evaluate(
     as engine: evaluate that model alone, on the recipe's prompts, in a run
     folder of its own (default: runs/NAME-eval).
     """
-    resolved, text = read_recipe(recipe, [*_changes(recipe, model, endpoint), *(sets or ())])
+    changes = with_limit(sets, limit)
+    resolved, text = read_recipe(recipe, [*_changes(recipe, model, endpoint), *changes])
+    if dry_run:
+        show_plan(resolved, "eval", as_json=as_json)
+        return
     alone = any(option is not None for option in (model, delta, adapter, endpoint))
     if not alone and resolved.eval.engine.kind != "endpoint":
-        run_until("evaluate", recipe, sets, output, as_json=as_json)
+        run_until("evaluate", recipe, changes, output, quiet=quiet, as_json=as_json)
         return
     quiet_libraries()
     from seawall.jobs.evaluate import EvalTarget
 
     folder = output or Path(f"runs/{resolved.name}-eval")
-    evaluation = _run(resolved, EvalTarget(delta, adapter), folder, text=text, as_json=as_json)
+    evaluation = _run(resolved, EvalTarget(delta, adapter), folder, text=text, quiet=quiet or as_json)
     if as_json:
         print_json(evaluation.summary)
     else:
-        _show(evaluation)
+        _show(evaluation, resolved.data.limit)
     require_scored((("rate", evaluation.result),))
 
 
@@ -93,17 +106,16 @@ def _changes(recipe: Path | None, model: str | None, endpoint: str | None) -> li
     return [f"model.id={json.dumps(model)}", *own]
 
 
-def _run(recipe: Recipe, target: EvalTarget, folder: Path, *, text: str, as_json: bool) -> Evaluation:
+def _run(recipe: Recipe, target: EvalTarget, folder: Path, *, text: str, quiet: bool) -> Evaluation:
     from seawall.jobs.evaluate import evaluate_target
-    from seawall.runs.progress import Quiet, TerminalReporter
 
     if recipe.eval.engine.kind == "endpoint":
         require_one_process("eval of a model behind an endpoint")
-    with shared_launch(recipe), nullcontext(Quiet()) if as_json else TerminalReporter() as reporter:
+    with shared_launch(recipe), reporting(quiet=quiet) as reporter:
         return evaluate_target(recipe, target, folder, text=text, reporter=reporter)
 
 
-def _show(evaluation: Evaluation) -> None:
+def _show(evaluation: Evaluation, limit: int | None) -> None:
     from seawall.evaluation.view import headline_table, length_table
     from seawall.runs.console import PlainConsole
 
@@ -111,4 +123,5 @@ def _show(evaluation: Evaluation) -> None:
     console.print(headline_table((("rate", evaluation.result),), {}))
     if evaluation.result.lengths:
         console.print(length_table(evaluation.result))
+    print_limit(console, limit)
     console.print(str(evaluation.run.path), soft_wrap=True)

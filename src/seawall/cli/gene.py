@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from seawall.cli.common import (
+    DryRunOption,
     JsonOption,
+    LimitOption,
     OutputOption,
+    QuietOption,
     RecipeArgument,
     SetOption,
     print_json,
     quiet_libraries,
     read_recipe,
+    reporting,
     results_console,
     run_folder,
+    with_limit,
 )
+from seawall.cli.plan import show_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +50,10 @@ def extract(
     recipe: RecipeArgument = None,
     *,
     sets: SetOption = None,
+    limit: LimitOption = None,
     output: OutputOption = None,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Distil the safety that a degraded model lacks from an aligned model into an adapter, RUN/gene.
@@ -52,7 +61,10 @@ def extract(
     The recipe's model is the aligned one. `gene.degraded` names the degraded
     one; by default a short LoRA trains it.
     """
-    resolved, text = read_recipe(recipe, sets)
+    resolved, text = read_recipe(recipe, with_limit(sets, limit))
+    if dry_run:
+        show_plan(resolved, "gene extract", as_json=as_json)
+        return
     folder = run_folder(resolved, output)
     with quiet_libraries():
         from seawall.jobs.gene import extract_gene
@@ -65,7 +77,7 @@ def extract(
             print_json({"gene": str(folder / GENE), **gene_document(extracted)})
         return gene_table(extracted)
 
-    _run(work, folder / GENE, folder / "gene.html", as_json=as_json)
+    _run(work, folder / GENE, folder / "gene.html", quiet=quiet, as_json=as_json)
 
 
 @app.command("select")
@@ -212,14 +224,11 @@ def revert(
     _run(work, output, as_json=as_json)
 
 
-def _run(work: Callable[[Reporter], RenderableType], *places: Path, as_json: bool) -> None:
-    from seawall.runs.progress import Quiet, TerminalReporter
-
-    if as_json:
-        work(Quiet())
-        return
-    with TerminalReporter() as reporter:
+def _run(work: Callable[[Reporter], RenderableType], *places: Path, quiet: bool = False, as_json: bool) -> None:
+    with reporting(quiet=quiet or as_json) as reporter:
         table = work(reporter)
+    if as_json:
+        return
     console = results_console()
     console.print(table)
     for place in places:

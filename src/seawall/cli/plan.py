@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from seawall.cli.common import JsonOption, RecipeArgument, SetOption, print_json, quiet_libraries, read_recipe
+
+if TYPE_CHECKING:
+    from seawall.config.recipe import Recipe
 
 
 def plan(
@@ -41,10 +44,19 @@ def plan(
 ) -> None:
     """Estimate memory, disk and (with --measure or --tflops) time of a verb, and whether it fits; loads no weights."""
     resolved, _ = read_recipe(recipe, sets)
+    show_plan(resolved, verb, memory=memory, devices=devices, tflops=tflops, measure=measure, as_json=as_json)
+
+
+def show_plan(recipe: Recipe, verb: str | None, *, as_json: bool, **options: Any) -> None:
+    """Prints the plan of a verb; the options are those of `plan_recipe`.
+
+    Raises:
+        SeawallError: the verb cannot be planned with this recipe.
+    """
     with quiet_libraries():
         from seawall.jobs.plan import plan_recipe
 
-    estimate = plan_recipe(resolved, verb=verb, memory=memory, devices=devices, tflops=tflops, measure=measure)
+    estimate = plan_recipe(recipe, verb=verb, **options)
     if as_json:
         print_json(estimate.as_document())
         return

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seawall.cli.common import (
+    DryRunOption,
     JsonOption,
+    LimitOption,
     OutputOption,
+    QuietOption,
     RecipeArgument,
     SetOption,
     print_json,
+    print_limit,
     quiet_libraries,
     read_recipe,
+    reporting,
     results_console,
     run_folder,
     shared_launch,
+    with_limit,
 )
+from seawall.cli.plan import show_plan
 from seawall.visible import visible_line
 
 if TYPE_CHECKING:
@@ -27,35 +33,80 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
+    recipe: RecipeArgument = None,
+    *,
+    sets: SetOption = None,
+    limit: LimitOption = None,
+    output: OutputOption = None,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run all stages of a repair: profile, select, evaluate, repair, evaluate, export, report."""
-    run_until("report", recipe, sets, output, as_json=as_json)
+    if dry_run:
+        show_plan(read_recipe(recipe, with_limit(sets, limit))[0], "run", as_json=as_json)
+        return
+    run_until("report", recipe, with_limit(sets, limit), output, quiet=quiet, as_json=as_json)
 
 
 def profile(
-    recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
+    recipe: RecipeArgument = None,
+    *,
+    sets: SetOption = None,
+    limit: LimitOption = None,
+    output: OutputOption = None,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Collect successful attacks, and count the experts that they use."""
-    run_until("profile", recipe, sets, output, as_json=as_json)
+    if dry_run:
+        show_plan(read_recipe(recipe, with_limit(sets, limit))[0], "profile", as_json=as_json)
+        return
+    run_until("profile", recipe, with_limit(sets, limit), output, quiet=quiet, as_json=as_json)
 
 
 def select(
-    recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
+    recipe: RecipeArgument = None,
+    *,
+    sets: SetOption = None,
+    limit: LimitOption = None,
+    output: OutputOption = None,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Select the safety-critical experts, after unfinished earlier stages."""
-    run_until("select", recipe, sets, output, as_json=as_json)
+    if dry_run:
+        show_plan(read_recipe(recipe, with_limit(sets, limit))[0], "select", as_json=as_json)
+        return
+    run_until("select", recipe, with_limit(sets, limit), output, quiet=quiet, as_json=as_json)
 
 
 def repair(
-    recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
+    recipe: RecipeArgument = None,
+    *,
+    sets: SetOption = None,
+    limit: LimitOption = None,
+    output: OutputOption = None,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train the selected experts and the routers, after unfinished earlier stages."""
-    run_until("repair", recipe, sets, output, as_json=as_json)
+    if dry_run:
+        show_plan(read_recipe(recipe, with_limit(sets, limit))[0], "repair", as_json=as_json)
+        return
+    run_until("repair", recipe, with_limit(sets, limit), output, quiet=quiet, as_json=as_json)
 
 
 def report(
-    recipe: RecipeArgument = None, sets: SetOption = None, output: OutputOption = None, as_json: JsonOption = False
+    recipe: RecipeArgument = None,
+    *,
+    sets: SetOption = None,
+    output: OutputOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write report, summary and samples of a run, after unfinished earlier stages.
 
@@ -73,7 +124,7 @@ def report(
     if recipe is not None and recipe.is_dir():
         _rewrite(recipe, sets, output, as_json=as_json)
         return
-    run_until("report", recipe, sets, output, as_json=as_json)
+    run_until("report", recipe, sets, output, quiet=quiet, as_json=as_json)
 
 
 def _rewrite(run: Path, sets: list[str] | None, output: Path | None, *, as_json: bool) -> None:
@@ -95,20 +146,21 @@ def _rewrite(run: Path, sets: list[str] | None, output: Path | None, *, as_json:
         typer.echo(visible_line(str(path)))
 
 
-def run_until(last: str, path: Path | None, sets: list[str] | None, output: Path | None, *, as_json: bool) -> None:
+def run_until(
+    last: str, path: Path | None, sets: list[str] | None, output: Path | None, *, quiet: bool, as_json: bool
+) -> None:
     """Runs the stages of a recipe up to `last`, and shows the result."""
     recipe, text = read_recipe(path, sets)
     with quiet_libraries():
         from seawall.jobs.run import Outcome, run_recipe
-        from seawall.runs.progress import Quiet, TerminalReporter
 
     folder = run_folder(recipe, output)
-    with shared_launch(recipe), nullcontext(Quiet()) if as_json else TerminalReporter() as reporter:
+    with shared_launch(recipe), reporting(quiet=quiet or as_json) as reporter:
         outcome: Outcome = run_recipe(recipe, folder, text=text, reporter=reporter, until=last)
     if as_json:
         print_json(_result(outcome, last))
     else:
-        _show(outcome, last)
+        _show(outcome, last, recipe.data.limit)
     require_scored(outcome.rates)
 
 
@@ -147,13 +199,14 @@ def _plain(records: Mapping[str, Any]) -> dict[str, Any]:
     return {name: asdict(record) for name, record in records.items()}
 
 
-def _show(outcome: Any, last: str) -> None:
+def _show(outcome: Any, last: str, limit: int | None) -> None:
     """The headline on standard output, ending with the path that people want next."""
     from seawall.evaluation.view import headline_table
 
     console = results_console()
     if outcome.rates:
         console.print(headline_table(outcome.rates, outcome.changes))
+        print_limit(console, limit)
     choice = (outcome.summary or {}).get("repair", {})
     if choice.get("chosen_round") == 0:
         console.print(f"Not repaired: {choice['reason']}")

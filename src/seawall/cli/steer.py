@@ -6,15 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seawall.cli.common import (
+    DryRunOption,
     JsonOption,
+    LimitOption,
     OutputOption,
+    QuietOption,
     SetOption,
     TargetArgument,
     open_target,
+    planned_recipe,
     print_json,
+    print_limit,
     quiet_libraries,
+    reporting,
     results_console,
+    with_limit,
 )
+from seawall.cli.plan import show_plan
 
 if TYPE_CHECKING:
     from seawall.artifacts.steering import SteeringResult
@@ -25,33 +33,39 @@ def steer(
     target: TargetArgument = None,
     *,
     sets: SetOption = None,
+    limit: LimitOption = None,
     output: OutputOption = None,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how far a direction, a single expert or attention moves refusal (steer.mode: suppress or induce).
 
     A run need not be finished. No model is written; `steer.mode=induce` writes steer/hardening for `seawall.load`.
     """
-    folder, recipe = open_target(target, sets, output)
+    changes = with_limit(sets, limit)
+    folder, recipe = open_target(target, changes, output)
+    if dry_run:
+        show_plan(planned_recipe(folder, recipe), "steer", as_json=as_json)
+        return
     with quiet_libraries():
         from seawall.jobs.steer import document
-        from seawall.runs.progress import Quiet, TerminalReporter
 
     def work(reporter: Reporter) -> SteeringResult:
         from seawall.jobs.steer import steer_recipe, steer_run
 
         if recipe is None:
-            return steer_run(folder, sets or (), reporter=reporter)
+            return steer_run(folder, changes, reporter=reporter)
         resolved, text = recipe
         return steer_recipe(resolved, folder, text=text, reporter=reporter)
 
+    with reporting(quiet=quiet or as_json) as reporter:
+        result = work(reporter)
     if as_json:
-        work(Quiet())
         print_json(document(folder))
         return
-    with TerminalReporter() as reporter:
-        result = work(reporter)
     _show(result, folder)
+    print_limit(results_console(), None if recipe is None else recipe[0].data.limit)
 
 
 def _show(result: SteeringResult, folder: Path) -> None:

@@ -165,6 +165,16 @@ SourceConfig = Annotated[
 Cap = Annotated[int, Field(ge=1)]
 
 
+def limited_note(limit: int | None) -> str:
+    """The sentence that stands beside every number of a limited sample; empty without a limit."""
+    if limit is None:
+        return ""
+    return (
+        f"Limited sample: at most {limit} prompts of every group (data.limit). These are not the numbers of the whole "
+        "test set."
+    )
+
+
 class DataConfig(StrictModel):
     """The prompts of a run, split by goal, so that no goal is both trained on and tested."""
 
@@ -234,7 +244,16 @@ class DataConfig(StrictModel):
         description="Maximum number of benign, and of borderline, requests to report on inside the wrappings of the "
         "seen attacks; null wraps all test prompts.",
     )
+    limit: Cap | None = Field(
+        default=None,
+        description="Maximum number of prompts of every group, in every split, for a first look (`--limit`): the "
+        "numbers are then those of a limited sample, and reports say so; null takes all.",
+    )
     gold_examples: Cap | None = Field(default=None, description="Maximum number of gold questions; null takes all.")
+
+    def capped(self, cap: int | None) -> int | None:
+        """A maximum number of prompts under the limit of every group."""
+        return min((number for number in (cap, self.limit) if number is not None), default=None)
 
     @field_validator("attacks_seen", "attacks_unseen")
     @classmethod

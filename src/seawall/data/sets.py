@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -43,6 +44,7 @@ class Prompts:
         test_wrapped: maximum number of wrapped test requests of each harmless kind; None wraps all.
         unseen_rows: attacks of `data.attacks_unseen_file`.
         plugins: attacks and sources that are plugins.
+        limit: maximum number of prompts of every group; None takes all.
     """
 
     goals: Split[Goal]
@@ -60,6 +62,7 @@ class Prompts:
     test_wrapped: int | None = None
     unseen_rows: tuple[ChatRow, ...] = ()
     plugins: tuple[PluginRecord, ...] = ()
+    limit: int | None = None
 
     @property
     def seen_families(self) -> tuple[str, ...]:
@@ -75,7 +78,8 @@ class Prompts:
         """The safety pairs of one part under every seen family; with `unseen`, under the unseen families too."""
         built_in = self.attacks_seen + (self.attacks_unseen if unseen else ())
         rows = self.attack_rows + (self.unseen_rows if unseen else ())
-        return make_pairs(self.goals.part(part), built_in, rows, all_goals=self.known_goals)
+        pairs = make_pairs(self.goals.part(part), built_in, rows, all_goals=self.known_goals)
+        return pairs if self.limit is None else _limited_pairs(pairs, self.limit)
 
     def wrapped(self, part: SplitName) -> list[tuple[str, Messages]]:
         """(instruction, conversation) of harmless instructions wrapped like the seen built-in attacks."""
@@ -87,7 +91,7 @@ class Prompts:
         return _wrapped(self._limited(self.borderline.part(part), part), self.attacks_seen)
 
     def _limited(self, requests: Sequence[Request], part: SplitName) -> Sequence[Request]:
-        return requests[: self.test_wrapped] if part == "test" else requests
+        return requests[: self.test_wrapped] if part == "test" else requests[: self.limit]
 
     def fingerprint(self) -> str:
         """sha256 over all prompts, for the manifest; independent of file paths and line numbers."""
@@ -96,7 +100,7 @@ class Prompts:
         )
         document = asdict(replace(self, attack_rows=seen_rows, unseen_rows=unseen_rows))
         del document["notes"]
-        for name in ("test_wrapped", "unseen_rows", "plugins"):
+        for name in ("test_wrapped", "unseen_rows", "plugins", "limit"):
             if not document[name]:
                 del document[name]  # so that prompts of before this setting have the same fingerprint
         text = json.dumps(_without_empty_context(document), sort_keys=True)
@@ -123,25 +127,26 @@ def load_prompts(config: DataConfig) -> Prompts:
     (goals,) = separated_goals.splits
     benign, borderline, harmless_note = _harmless(config)
     return Prompts(
-        goals=_capped(goals, config.train_goals, config.validation_goals, config.test_goals),
-        benign=_capped(benign, None, config.validation_benign, config.test_benign),
-        borderline=_capped(borderline, None, config.validation_benign, config.test_borderline),
-        retain=take((*benign.train, *borderline.train), config.retain_examples),
+        goals=_capped(goals, *map(config.capped, (config.train_goals, config.validation_goals, config.test_goals))),
+        benign=_capped(benign, *map(config.capped, (None, config.validation_benign, config.test_benign))),
+        borderline=_capped(borderline, *map(config.capped, (None, config.validation_benign, config.test_borderline))),
+        retain=take((*benign.train, *borderline.train), config.capped(config.retain_examples)),
         retain_wrapped=tuple(
             prompt
             for _, prompt in _wrapped(
-                [item for item in benign.train if item.imperative is not False][: config.retain_wrapped],
+                [item for item in benign.train if item.imperative is not False][: config.capped(config.retain_wrapped)],
                 config.attacks_seen,
             )
         ),
-        gold=take(load_gold(config.gold), config.gold_examples),
+        gold=take(load_gold(config.gold), config.capped(config.gold_examples)),
         refusals=load_refusals(config.refusals),
         attacks_seen=config.attacks_seen,
         attacks_unseen=config.attacks_unseen,
         attack_rows=rows,
         unseen_rows=unseen_rows,
         known_goals=tuple(all_goals),
-        test_wrapped=config.test_wrapped,
+        test_wrapped=config.capped(config.test_wrapped),
+        limit=config.limit,
         plugins=(*attack_plugins, *source_plugins(config)),
         notes=tuple(note for note in (separated_goals.note, harmless_note) if note),
     )
@@ -180,6 +185,17 @@ def _wrapped(requests: Sequence[Request], families: Sequence[str]) -> list[tuple
         (item.text, framed(item.context, attack_of(families[index % len(families)])(as_command(item.text))))
         for index, item in enumerate(requests)
     ]
+
+
+def _limited_pairs(pairs: Sequence[SafetyPair], limit: int) -> list[SafetyPair]:
+    """At most `limit` pairs of every family; an attack file may hold several of one family for a goal."""
+    counts: Counter[str] = Counter()
+    limited = []
+    for pair in pairs:
+        counts[pair.attack_name] += 1
+        if counts[pair.attack_name] <= limit:
+            limited.append(pair)
+    return limited
 
 
 def _capped(parts: Split[Item], train: int | None, validation: int | None, test: int | None) -> Split[Item]:

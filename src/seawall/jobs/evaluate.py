@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from seawall.artifacts.delta import Delta, DeltaOutline
 from seawall.artifacts.evaluation import EvalResult
 from seawall.artifacts.groups import GROUPS
+from seawall.config.data import limited_note
 from seawall.config.engine import EndpointEngine
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts
@@ -100,7 +101,7 @@ def evaluate_target(recipe: Recipe, target: EvalTarget, folder: Path, *, text: s
     begun = time.monotonic()
     with storage_errors(folder), locked(run.path):
         update_manifest(run, {"data": {"prompts": prompts.fingerprint()}, "seed": recipe.seed})
-        for line in note_plugins(run, recipe, prompts):
+        for line in filter(None, (limited_note(prompts.limit), *note_plugins(run, recipe, prompts))):
             reporter.say(line)
         engine = recipe.eval.engine
         if isinstance(engine, EndpointEngine):
@@ -266,6 +267,7 @@ def _summary(recipe: Recipe, target: EvalTarget, result: EvalResult, *, seconds:
         "target": target.document(),
         "fingerprint": result.model_fingerprint,
         "recipe": recipe.name,
+        **({} if recipe.data.limit is None else {"limit": recipe.data.limit}),
         "seconds": seconds,
         "attacks": {family: rate(group) for family, group in families(result).items()},
         **{group.summary: rate(name) for name, group in GROUPS.items()},

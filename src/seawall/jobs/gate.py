@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from seawall.artifacts.groups import NONE_SCORED, group_name
+from seawall.config.data import limited_note
 from seawall.errors import ArtifactError, ConfigError
 from seawall.evaluation.gate import Bounds, Check, Evidence, check_bounds, option
 from seawall.runs.files import read_json
@@ -34,6 +35,7 @@ class Gate:
         unrepaired: the reason why the run kept the original model; empty for a repaired one.
         against: the evaluation that changes are measured from; None without one.
         of_run: whether a run is checked; otherwise an evaluation alone.
+        limit: maximum number of prompts of every group, where they are a limited sample.
     """
 
     run: str
@@ -43,6 +45,7 @@ class Gate:
     unrepaired: str = ""
     against: str | None = None
     of_run: bool = True
+    limit: int | None = None
 
     @property
     def passed(self) -> bool:
@@ -57,6 +60,7 @@ class Gate:
             "model": self.model,
             "passed": self.passed,
             **own,
+            **({} if self.limit is None else {"limit": self.limit}),
             "checks": list(map(_row, self.checks)),
             "exports": [asdict(export) | {"passed": export.passed} for export in self.exports],
         }
@@ -64,6 +68,8 @@ class Gate:
     def verdict(self) -> list[str]:
         """One line per export, and one that names the weights that passed or failed."""
         lines = [f"{export.name}/  {'pass' if export.passed else f'FAIL: {export.problem}'}" for export in self.exports]
+        if self.limit is not None:
+            lines.append(limited_note(self.limit))
         if self.unrepaired:
             lines.append(f"not repaired, these are the weights of the original model: {self.unrepaired}")
         return [*lines, f"{'passed' if self.passed else 'FAILED'}  weights {self.model}"]
@@ -107,7 +113,8 @@ def gate_run(path: Path, bounds: Bounds) -> Gate:
     checks = tuple(check_bounds(bounds, evidence))
     choice = finished.summary.get("repair") or {}
     unrepaired = str(choice["reason"]) if choice.get("chosen_round") == 0 else ""
-    return Gate(str(path), finished.after.result.model_fingerprint, checks, check_exports(finished), unrepaired)
+    exports, limit = check_exports(finished), finished.summary.get("limit")
+    return Gate(str(path), finished.after.result.model_fingerprint, checks, exports, unrepaired, limit=limit)
 
 
 def gate_evaluation(path: Path, bounds: Bounds, *, against: Path | None = None, across_templates: bool = False) -> Gate:
@@ -136,7 +143,8 @@ def gate_evaluation(path: Path, bounds: Bounds, *, against: Path | None = None, 
         part = bounds.part(changes=changes)
         checks += [] if part is None else check_bounds(part, evidence)
     base = None if against is None else str(against)
-    return Gate(str(path), after.result.model_fingerprint, tuple(checks), against=base, of_run=False)
+    fingerprint = after.result.model_fingerprint
+    return Gate(str(path), fingerprint, tuple(checks), against=base, of_run=False, limit=after.limit)
 
 
 def _draws(evaluation: FinishedEvaluation) -> tuple[int, int]:

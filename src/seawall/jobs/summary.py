@@ -81,6 +81,7 @@ def summarize(
         "schema": 1,
         "model": context.recipe.model.id,
         "recipe": context.recipe.name,
+        **({} if context.prompts.limit is None else {"limit": context.prompts.limit}),
         "seconds": 0.0,
         "peak_memory_bytes": 0,
         "selected_experts": selected.count,

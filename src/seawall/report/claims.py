@@ -8,7 +8,7 @@ from typing import Any
 from seawall.artifacts.evaluation import SIGNIFICANT
 from seawall.report.inputs import GroupRow, ReportInputs, ScoreRow
 from seawall.report.verdict import span_of_change
-from seawall.report.wording import amount, group_name, number, percent
+from seawall.report.wording import amount, group_name, limit_of, number, percent
 
 
 def allowed(inputs: ReportInputs) -> list[str]:
@@ -53,6 +53,11 @@ def not_allowed(inputs: ReportInputs) -> list[str]:
         f"That the model is safe. It was tested with these attacks, in fixed wordings: {names or 'none'}. An attack "
         "that is searched for against this very model, or comes in another language or form, was not tried."
     )
+    limit = limit_of(inputs.recipe)
+    if limit is not None:
+        statements.append(
+            f"That these are the rates of all prompts: at most {limit} of every group were asked (data.limit)."
+        )
     statements.append(_LIMITS[_judge_kind(inputs)])
     statements += _unscored(inputs)
     statements.append(

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from seawall.artifacts.groups import group_of
+from seawall.config.data import limited_note
 from seawall.report import claims, wording
 from seawall.report.bounds import bounds_verdict
 from seawall.report.charts import audits, curves, drift, genes, heatmap, intervals, landscape, pairs, steering, tuning
@@ -26,6 +27,7 @@ from seawall.report.marked import visible_markup
 from seawall.report.steering import SteeringView
 from seawall.report.tuning import TuningView
 from seawall.report.verdict import figures, headline, warnings
+from seawall.report.wording import limit_of
 from seawall.report.wrapping import contrast_text, wrapping_rows
 from seawall.visible import visible
 
@@ -100,6 +102,7 @@ def _own_page(template: str, manifest: Mapping[str, Any], recipe: Mapping[str, A
             style=Markup(style),
             policy=_policy(style, ""),
             facts=list(flattened({key: manifest[key] for key in manifest if key != "stages"})),
+            limited=limited_note(limit_of(recipe)),
             recipe=yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True),
             **context,
         )

@@ -9,9 +9,20 @@ from typing import Any
 
 from seawall.artifacts.evaluation import Difference
 from seawall.artifacts.groups import BENIGN, BORDERLINE
+from seawall.config.data import limited_note
 from seawall.report.costs import worst_cost
 from seawall.report.inputs import GroupRow, ReportInputs
-from seawall.report.wording import amount, group_name, number, percent, percent_range, points, points_range, signed
+from seawall.report.wording import (
+    amount,
+    group_name,
+    limit_of,
+    number,
+    percent,
+    percent_range,
+    points,
+    points_range,
+    signed,
+)
 from seawall.report.wrapping import contrast_text, wrapping_rows
 
 _MIN_SCORED = 30
@@ -194,8 +205,15 @@ def _gold(gold: Mapping[str, Any]) -> Figure:
 
 
 def warnings(inputs: ReportInputs) -> list[str]:
-    """Caveats of the headline: a failed parity certificate, a clear loss, thin evidence."""
-    return [*_unrepaired(inputs), *_parity(inputs), *_losses(inputs), *_thin_evidence(inputs)]
+    """Caveats of the headline: a limited sample, a failed parity certificate, a clear loss, thin evidence."""
+    limited = limited_note(limit_of(inputs.recipe))
+    return [
+        *([limited] if limited else ()),
+        *_unrepaired(inputs),
+        *_parity(inputs),
+        *_losses(inputs),
+        *_thin_evidence(inputs),
+    ]
 
 
 def _unrepaired(inputs: ReportInputs) -> list[str]:

@@ -12,6 +12,13 @@ from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.groups import ATTACK, group_of, is_attack
 from seawall.visible import visible
 
+
+def limit_of(recipe: Mapping[str, Any]) -> int | None:
+    """Maximum number of prompts of every group in a resolved recipe; None for all, and for earlier versions."""
+    limit = (recipe.get("data") or {}).get("limit")
+    return None if limit is None else int(limit)
+
+
 _COLUMNS = {
     "generated": "Generated tokens",
     "prompt": "Prompt tokens",

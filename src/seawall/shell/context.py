@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from seawall.config.data import limited_note
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts
 from seawall.data.types import Judge
@@ -66,7 +67,8 @@ class Context:
             notes = {key: list(self.prompts.notes)} if self.prompts.notes else {}
             self.note({"data": {prompts_key: self.prompts.fingerprint(), **notes}})
             changed = note_plugins(self.run, self.recipe, self.prompts)
-            for line in (*version_notices(self.run), *changed, *self.prompts.notes):
+            limited = [line for line in (limited_note(self.prompts.limit),) if line]
+            for line in (*limited, *version_notices(self.run), *changed, *self.prompts.notes):
                 self.reporter.say(line)
             try:
                 yield

@@ -52,6 +52,12 @@ class FinishedEvaluation:
         return " + ".join([name, *parts]) + (f" ({self.stage})" if self.stage != STAGE else "")
 
     @property
+    def limit(self) -> int | None:
+        """Maximum number of prompts of every group, where they are a limited sample."""
+        limit = self.recipe["data"].get("limit")
+        return None if limit is None else int(limit)
+
+    @property
     def resamples(self) -> int:
         """Number of resamples of its intervals."""
         return int(self.recipe["eval"]["bootstrap"])
