@@ -184,7 +184,7 @@ def _gold(gold: Mapping[str, Any]) -> Figure:
 
 def warnings(inputs: ReportInputs) -> list[str]:
     """Caveats of the headline: a failed parity certificate, a clear loss, thin evidence."""
-    return [*_unrepaired(inputs), *_parity(inputs), *_losses(inputs), *_thin_evidence(inputs)]
+    return [*_unrepaired(inputs), *_parity(inputs), *_losses(inputs), *thin_evidence(inputs.groups)]
 
 
 def _unrepaired(inputs: ReportInputs) -> list[str]:
@@ -222,8 +222,9 @@ def span_of_change(change: Difference) -> str:
     return f"{points(change.difference)} points ({points(change.low)} to {points(change.high)})"
 
 
-def _thin_evidence(inputs: ReportInputs) -> list[str]:
-    sides = [(row, side) for row in inputs.groups for side in (row.before, row.after) if side is not None]
+def thin_evidence(groups: Sequence[GroupRow]) -> list[str]:
+    """Caveats about groups with few scored replies, or many that could not be scored."""
+    sides = [(row, side) for row in groups for side in (row.before, row.after) if side is not None]
     small = dict.fromkeys(group_name(row.group) for row, side in sides if side.scored < _MIN_SCORED)
     unscored = dict.fromkeys(group_name(row.group) for row, side in sides if side.unscored > _MAX_UNSCORED * side.n)
     caveats = []
