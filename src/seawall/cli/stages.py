@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
 
 from seawall.cli.common import (
+    AcrossTemplatesOption,
     DryRunOption,
     JsonOption,
     LimitOption,
@@ -29,6 +32,7 @@ from seawall.cli.plan import show_plan
 from seawall.visible import visible_line
 
 if TYPE_CHECKING:
+    from seawall.errors import SeawallError
     from seawall.evaluation.view import NamedResults
 
 
@@ -103,6 +107,11 @@ def repair(
 def report(
     recipe: RecipeArgument = None,
     *,
+    against: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads this annotation
+        typer.Option(metavar="EVAL", help="With the folder of an evaluation: compare it with this one."),
+    ] = None,
+    across_templates: AcrossTemplatesOption = False,
     sets: SetOption = None,
     output: OutputOption = None,
     quiet: QuietOption = False,
@@ -110,7 +119,8 @@ def report(
 ) -> None:
     """Write report, summary and samples of a run, after unfinished earlier stages.
 
-    With the folder of a finished run in place of the recipe, only its report is written again.
+    With the folder of a finished run in place of the recipe, only its report is written again; with that of an
+    evaluation, its page, and with --against the page of both.
     """
     from seawall.errors import ConfigError
 
@@ -122,12 +132,33 @@ def report(
             remedy="name it (seawall report runs/lab); `seawall run` starts a repair of the embedded model",
         )
     if recipe is not None and recipe.is_dir():
-        _rewrite(recipe, sets, output, as_json=as_json)
+        _rewrite(recipe, sets, output, as_json=as_json, against=against, across_templates=across_templates)
         return
+    if against is not None:
+        raise _not_compared(recipe)
     run_until("report", recipe, sets, output, quiet=quiet, as_json=as_json)
 
 
-def _rewrite(run: Path, sets: list[str] | None, output: Path | None, *, as_json: bool) -> None:
+def _not_compared(path: Path | None) -> SeawallError:
+    from seawall.errors import ConfigError
+
+    return ConfigError(
+        f"{path} is no evaluation",
+        got="--against",
+        expected="the folder of a `seawall eval`",
+        remedy="leave out --against: the report of a run has its own before and after",
+    )
+
+
+def _rewrite(
+    run: Path,
+    sets: list[str] | None,
+    output: Path | None,
+    *,
+    as_json: bool,
+    against: Path | None,
+    across_templates: bool,
+) -> None:
     from seawall.errors import ConfigError
 
     if sets or output:
@@ -135,11 +166,16 @@ def _rewrite(run: Path, sets: list[str] | None, output: Path | None, *, as_json:
             f"{run} is a run", got="--set or --output", remedy="leave out these options, or name a recipe file"
         )
     with quiet_libraries():
-        import typer
-
+        from seawall.jobs.evaluated import write_evaluation_page
         from seawall.jobs.report import rewrite_report
+        from seawall.shell.evaluated import is_evaluation
 
-    path = rewrite_report(run)
+    if is_evaluation(run):
+        path = write_evaluation_page(run, against=against, across_templates=across_templates)
+    elif against is not None:
+        raise _not_compared(run)
+    else:
+        path = rewrite_report(run)
     if as_json:
         print_json({"run": str(run), "report": str(path)})
     else:
@@ -166,8 +202,6 @@ def run_until(
 
 def require_scored(rates: NamedResults) -> None:
     """Ends with exit code 1 and one line where a group has nothing scored; the numbers are written all the same."""
-    import typer
-
     from seawall.evaluation.view import nothing_scored
 
     problem = nothing_scored(rates)

@@ -13,6 +13,7 @@ export.py     delta and checkpoint of a run
 apply.py      seawall apply
 facts.py      tables of seawall plan, doctor and diff
 compared.py   tables of two compared evaluations
+evaluated.py  the page of an evaluation, alone or against another
 doctor.py     seawall doctor
 plan.py       seawall plan
 report.py     seawall report, and the inputs of every page

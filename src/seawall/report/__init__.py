@@ -2,12 +2,20 @@
 
 from seawall.report.card import render_model_card
 from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
-from seawall.report.page import render_gene, render_landscape, render_report, render_steering, render_tuning
+from seawall.report.page import (
+    render_evaluation,
+    render_gene,
+    render_landscape,
+    render_report,
+    render_steering,
+    render_tuning,
+)
 
 __all__ = [
     "GroupRow",
     "ReportInputs",
     "SampleRow",
+    "render_evaluation",
     "render_gene",
     "render_landscape",
     "render_model_card",

@@ -20,6 +20,7 @@ from seawall.report import claims, wording
 from seawall.report.bounds import bounds_verdict
 from seawall.report.charts import audits, curves, drift, genes, heatmap, intervals, landscape, pairs, steering, tuning
 from seawall.report.check import check
+from seawall.report.evaluation import EvaluationView
 from seawall.report.gene import BEST_EXPERTS, GeneView
 from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
 from seawall.report.landscape import LandscapeView
@@ -84,6 +85,13 @@ def render_tuning(view: TuningView, *, model: str, recipe: Mapping[str, Any], ma
     """The page of a fine-tuning run; escaped as in `render_report`."""
     charts = {"audit": audits.audit_chart, "tuning_curves": tuning.tuning_curves}
     return _own_page("tuning.html.j2", manifest, recipe, view=view, model=model, charts=charts)
+
+
+def render_evaluation(view: EvaluationView, *, recipe: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """The page of one evaluation, or of two compared; escaped as in `render_report`."""
+    charts = {"dumbbell": intervals.dumbbell, "axis": intervals.axis()}
+    model = " against ".join(reversed(view.models))
+    return _own_page("evaluation.html.j2", manifest, recipe, view=view, model=model, charts=charts)
 
 
 def render_gene(view: GeneView, *, model: str, recipe: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:

@@ -212,7 +212,7 @@ def warnings(inputs: ReportInputs) -> list[str]:
         *_unrepaired(inputs),
         *_parity(inputs),
         *_losses(inputs),
-        *_thin_evidence(inputs),
+        *thin_evidence(inputs.groups),
     ]
 
 
@@ -251,8 +251,9 @@ def span_of_change(change: Difference) -> str:
     return f"{points(change.difference)} points ({points(change.low)} to {points(change.high)})"
 
 
-def _thin_evidence(inputs: ReportInputs) -> list[str]:
-    sides = [(row, side) for row in inputs.groups for side in (row.before, row.after) if side is not None]
+def thin_evidence(groups: Sequence[GroupRow]) -> list[str]:
+    """Caveats about groups with few scored replies, or many that could not be scored."""
+    sides = [(row, side) for row in groups for side in (row.before, row.after) if side is not None]
     small = dict.fromkeys(group_name(row.group) for row, side in sides if side.scored < _MIN_SCORED)
     unscored = dict.fromkeys(group_name(row.group) for row, side in sides if side.unscored > _MAX_UNSCORED * side.n)
     caveats = []

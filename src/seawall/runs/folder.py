@@ -86,6 +86,11 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def comparison(self) -> Path:
+        """The page of an evaluation against another."""
+        return self.path / "comparison.html"
+
+    @property
     def steering_report(self) -> Path:
         """The steering report of a run without a repair."""
         return self.path / "steering.html"

@@ -15,8 +15,8 @@ _QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _LINES = {"before": 15.0, "after": 31.0}
 
 
-def dumbbell(row: GroupRow) -> Markup:
-    """The row's two rates with a line between them: before above, after below.
+def dumbbell(row: GroupRow, names: tuple[str, str] = ("before", "after")) -> Markup:
+    """The row's two rates with a line between them: the first above, the second below.
 
     The grid lines reach beyond the drawing to meet those of neighbouring table rows; the cell cuts them off.
     """
@@ -24,11 +24,11 @@ def dumbbell(row: GroupRow) -> Markup:
     if row.after is not None and row.before.rate is not None and row.after.rate is not None:
         ends = ((_X(row.before.rate), _LINES["before"]), (_X(row.after.rate), _LINES["after"]))
         parts.append(line(*ends, class_="joint"))
-    parts.append(_mark("before", row.before))
-    label = f"{group_name(row.group)}: before {rate_range(row.before)}"
+    parts.append(_mark("before", row.before, names[0]))
+    label = f"{group_name(row.group)}: {names[0]} {rate_range(row.before)}"
     if row.after is not None:
-        parts.append(_mark("after", row.after))
-        label += f", after {rate_range(row.after)}"
+        parts.append(_mark("after", row.after, names[1]))
+        label += f", {names[1]} {rate_range(row.after)}"
     return drawing(_WIDTH, _HEIGHT, label, parts, class_="chart dumbbell")
 
 
@@ -43,13 +43,13 @@ def axis() -> Markup:
     return drawing(_WIDTH, 16, "scale from 0 to 100 percent", parts, class_="chart dumbbell")
 
 
-def _mark(kind: str, rate: Rate) -> Markup:
+def _mark(kind: str, rate: Rate, name: str) -> Markup:
     y = _LINES[kind]
     dot = [] if rate.rate is None else [tag("circle", cx=_X(rate.rate), cy=y, r=5.5)]
     low, high = _X(rate.low), _X(rate.high)
     return tag(
         "g",
-        tag("title", f"{kind}: {rate_range(rate)}"),
+        tag("title", f"{name}: {rate_range(rate)}"),
         line((low, y), (high, y), "whisker"),
         line((low, y - 4), (low, y + 4), "whisker"),
         line((high, y - 4), (high, y + 4), "whisker"),
