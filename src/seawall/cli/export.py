@@ -1,4 +1,4 @@
-"""`seawall export inspect`: what a folder holds, in the formats of other tools."""
+"""`seawall export inspect|tasks`: what a folder or a recipe holds, in the formats of other tools."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from seawall.cli.common import JsonOption, print_json, quiet_libraries
+from seawall.cli.common import JsonOption, RecipeArgument, SetOption, print_json, quiet_libraries, read_recipe
 from seawall.visible import visible_line
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Write a run for other tools: Inspect logs.",
+    help="Write runs and recipes for other tools: Inspect logs, tasks of lm-eval and Inspect.",
 )
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or of `seawall eval`.")]
 NewFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the files; must be new or empty.")]
@@ -30,6 +30,31 @@ def inspect(run: RunArgument, output: NewFolder, *, as_json: JsonOption = False)
         from seawall.formats.inspect_log import write_inspect_logs
 
     _print_paths(write_inspect_logs(run, output), as_json=as_json)
+
+
+@app.command("tasks")
+def tasks(
+    output: NewFolder, recipe: RecipeArgument = None, *, sets: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Write the recipe's test prompts and judge as tasks of lm-evaluation-harness and of Inspect.
+
+    `lm_eval --include_path OUTPUT --tasks seawall,seawall_harmful,seawall_harmless
+    --apply_chat_template`; `inspect eval OUTPUT/inspect_task.py`. Both measure
+    the harmful and the harmless side, their difference, and what is unscored.
+    """
+    resolved, _ = read_recipe(recipe, sets)
+    with quiet_libraries():
+        from dataclasses import asdict
+
+        from seawall.formats.task_folder import write_tasks
+
+    folder = write_tasks(resolved, output)
+    if as_json:
+        print_json(asdict(folder))
+        return
+    left_out = f"; {folder.live} of live attacks in Inspect's task alone" if folder.live else ""
+    typer.echo(f"{folder.prompts} prompts{left_out}")
+    typer.echo(visible_line(folder.path))
 
 
 def _print_paths(paths: tuple[Path, ...], *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Runs tasks of lm-evaluation-harness; the only module that imports it.
+"""Runs tasks of lm-evaluation-harness; the only module of an evaluation that imports it.
 
 Written for lm-eval 0.4.13 (Gao et al., EleutherAI, MIT licence).
 """
