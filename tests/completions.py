@@ -55,7 +55,7 @@ class Completions:
         if body.get("echo") and not self.echoes:
             return 400, {"error": {"message": "echo is not supported"}}
         assert body["temperature"] == 0
-        assert body["logprobs"] == 1
+        assert body.get("logprobs", 1) == 1
         with self.lock:
             reply, values = self._greedy(prompt, body["max_tokens"])
             given = self._given(prompt) if body.get("echo") else []

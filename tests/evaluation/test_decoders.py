@@ -50,6 +50,8 @@ def test_equal_settings_share_a_decoder(tmp_path: Path) -> None:
     first = decoders.of(ContinuousEngine())
     assert decoders.of(ContinuousEngine()) is first
     assert decoders.of(TransformersEngine()) is not first
+    with pytest.raises(ConfigError, match=r"got engine\.kind=endpoint"):
+        decoders.of(EndpointEngine(base_url="http://127.0.0.1:9/v1", model="m"))
 
 
 @pytest.mark.parametrize("model", [tiny("olmoe"), dense("llama")], ids=["moe", "dense"])

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from seawall.artifacts.delta import Delta
+from seawall.artifacts.expert_set import ExpertSet
 from seawall.config import load_recipe
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, RunFolderError
@@ -44,6 +46,18 @@ def test_attacks_succeed_before_and_fail_after(finished: Outcome) -> None:
     assert story["after"]["rate"] < 0.5
     assert finished.summary["plain_refusal"]["before"]["rate"] == 1.0
     assert finished.summary["plain_refusal"]["after"]["rate"] == 1.0
+
+
+def test_continuous_batching_selects_the_same_experts(planted: Path, finished: Outcome, tmp_path: Path) -> None:
+    other = run(planted, tmp_path / "run", "engine.kind=continuous", until="select").run
+    profiles = [load_file(folder.stage("profile") / "profile.safetensors") for folder in (finished.run, other)]
+    assert profiles[0].keys() == profiles[1].keys()
+    assert all(torch.equal(tensor, profiles[1][name]) for name, tensor in profiles[0].items())
+    selected = [ExpertSet.load(folder.stage("select")).layers for folder in (finished.run, other)]
+    assert selected[0] == selected[1]
+    assert read_json(other.stage("profile") / "DONE")["inputs"]["engine"] == "continuous"
+    with pytest.raises(RunFolderError, match=r"engine\.kind differs"):
+        run(planted, other.path, until="select")
 
 
 def test_summary_has_the_documented_keys(finished: Outcome) -> None:

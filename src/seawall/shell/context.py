@@ -98,9 +98,9 @@ class Context:
         if notices:
             self.note({"notices": notices})
         self.note_model(opened.fingerprint)
-        for engine in (self.recipe.engine, self.recipe.eval.engine):
-            loaded = (opened.model, opened.tokenizer)
-            prepare(self._decoders.of(engine), loaded, opened.digests, self.checkpoint.folder)
+        loaded = (opened.model, opened.tokenizer)
+        for decoder in (self.decoder, self.eval_decoder):
+            prepare(decoder, loaded, opened.digests, self.checkpoint.folder)
         return opened
 
     @cached_property

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from seawall.config.engine import EngineConfig
+from seawall.errors import ConfigError
 from seawall.evaluation.engines.continuous import CheckedContinuous
 from seawall.evaluation.engines.vllm import VllmDecoder
 from seawall.models.decoding import Batches, BatchSize, Decoding, Loaded, TokenIds
@@ -86,8 +87,15 @@ class Decoders:
         """The decoder of an engine beside local weights.
 
         Raises:
-            ConfigError: there is no vLLM to start.
+            ConfigError: the engine is an endpoint, or there is no vLLM to start.
         """
+        if config.kind == "endpoint":
+            raise ConfigError(
+                "this work needs the weights, which an endpoint does not give",
+                got="engine.kind=endpoint",
+                expected=", ".join(DECODERS),
+                remedy="leave engine and eval.engine out",
+            )
         if config not in self._decoders:
             self._decoders[config] = DECODERS[config.kind](config, self._scratch, self._say)
         return self._decoders[config]

@@ -22,7 +22,7 @@ from seawall.visible import visible_line
 _LONGEST_MESSAGE = 200
 _BUSY = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 _NO_ADDRESS = (401, 403, 404, 405)
-_PLAIN = {"logprobs": 1, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+_PLAIN = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """Greedy as our loop: a server reads penalties from the model's generation settings."""
 
 
@@ -66,7 +66,11 @@ class CompletionsClient:
             ConfigError: the environment variable of the key is not set.
         """
         self._settings = settings
-        self._client = httpx2.Client(headers=request_headers(settings, "--key-env"), timeout=settings.timeout)
+        self._client = httpx2.Client(
+            headers=request_headers(settings, "--key-env"),
+            timeout=settings.timeout,
+            trust_env=not settings.base_url.startswith("http://127.0.0.1:"),  # no proxy reaches this machine's servers
+        )
         self._url = httpx2.URL(f"{settings.base_url}/completions")
 
     def __enter__(self) -> CompletionsClient:
