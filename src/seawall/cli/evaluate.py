@@ -30,7 +30,7 @@ _Folder = Optional[Path]  # noqa: UP045 - typer reads these annotations
 _Name = Optional[str]  # noqa: UP045
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - a parameter for each option
     recipe: RecipeArgument = None,
     *,
     model: Annotated[
@@ -41,18 +41,22 @@ def evaluate(
     endpoint: Annotated[
         _Name, typer.Option(metavar="URL", help="Address of an OpenAI-compatible endpoint, with /v1.")
     ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Ask harmful, borderline and benign requests as they are, without attacks.")
+    ] = False,
     sets: SetOption = None,
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate the recipe's model on its test prompts, and the repaired model if the run folder has one.
 
-    With --model, --delta, --adapter or --endpoint, or a recipe with an endpoint
-    as engine: evaluate that model alone, on the recipe's prompts, in a run
-    folder of its own (default: runs/NAME-eval).
+    With --model, --delta, --adapter, --endpoint or --plain, or a recipe with an
+    endpoint as engine or with eval.groups: evaluate that model alone, on the
+    recipe's prompts, in a run folder of its own (default: runs/NAME-eval).
     """
-    resolved, text = read_recipe(recipe, [*_changes(recipe, model, endpoint), *(sets or ())])
+    resolved, text = read_recipe(recipe, [*_changes(recipe, model, endpoint), *_plain(plain), *(sets or ())])
     alone = any(option is not None for option in (model, delta, adapter, endpoint))
+    alone = alone or resolved.eval.groups is not None
     if not alone and resolved.eval.engine.kind == "transformers":
         run_until("evaluate", recipe, sets, output, as_json=as_json)
         return
@@ -91,6 +95,13 @@ def _changes(recipe: Path | None, model: str | None, endpoint: str | None) -> li
     # The recipe of the embedded model sets an implementation for its small experts, unsuitable for other models.
     own = ["model.experts_implementation=null"] if recipe is None and model not in EMBEDDED else []
     return [f"model.id={json.dumps(model)}", *own]
+
+
+def _plain(plain: bool) -> list[str]:
+    """The recipe settings of --plain."""
+    from seawall.config.eval import PLAIN_GROUPS
+
+    return [f"eval.groups={json.dumps(PLAIN_GROUPS)}"] if plain else []
 
 
 def _run(recipe: Recipe, target: EvalTarget, folder: Path, *, text: str, as_json: bool) -> Evaluation:

@@ -45,6 +45,7 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "push_to_hub": None,
     "private": True,
     "optimizer": "adamw",
+    "groups": None,
 }
 """Settings that earlier versions lack, by their last key, with the values that change nothing."""
 
