@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from commands import forked, seawall
+from commands import forked, refused, seawall
 from endpoints import Script, serving
 from seawall.cli.evaluate import evaluate
 from seawall.errors import RunFolderError, SeawallError
@@ -96,3 +96,29 @@ def test_a_foreign_folder_is_left_alone(planted: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="holds no seawall run"):
         evaluate(planted, model=str(planted.parent / "model"), output=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
+
+
+def test_plain_requests_alone_are_asked(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    script = Script(lambda asked: "I can't help with that.")
+    with serving(script) as url:
+        words: list[str | Path] = ["--endpoint", url, "--model", "served", *SMALL, "--json"]
+        done = forked("eval", planted, *words, "--plain", "-o", tmp_path / "plain")
+        benign = forked("eval", planted, *words, "--set", "eval.groups=[benign]", "-o", tmp_path / "benign")
+    assert (done.returncode, benign.returncode) == (0, 0), done.stderr + benign.stderr
+    summary = json.loads(done.stdout)
+    assert summary["attacks"] == {}
+    names = ("plain_refusal", "over_refusal", "benign_compliance")
+    assert [summary[name]["n"] for name in names] == [2, 2, 2]
+    alone = json.loads(benign.stdout)
+    assert (alone["plain_refusal"], alone["over_refusal"], alone["benign_compliance"]["n"]) == (None, None, 2)
+    compared = json.loads(forked("diff", tmp_path / "plain", tmp_path / "benign", "--json").stdout)
+    assert [row["group"] for row in compared["groups"]] == ["benign"]
+    assert forked("report", tmp_path / "benign").returncode == 0
+    refused("gate", tmp_path / "plain", "--max-asr", "0.1", saying="--max-asr bounds a quantity that was not measured")
+
+
+def test_a_repair_is_measured_on_every_kind(planted: Path, tmp_path: Path) -> None:
+    refused("run", planted, "--set", "eval.groups=[plain]", "-o", tmp_path / "run", saying="leave out eval.groups")
+    refused("eval", planted, "--set", "eval.groups=[]", saying="eval.groups")
+    refused("eval", planted, "--set", "eval.groups=[wrapped]", saying="eval.groups")

@@ -39,7 +39,7 @@ def test_a_comparison_shows_the_verdicts_that_differ(folders: tuple[Path, Path])
 def test_one_evaluation_shows_every_group(folders: tuple[Path, Path]) -> None:
     view = single_view(open_evaluation(folders[1]))
     assert [block.group for block in view.replies] == list(TUNED)
-    assert view.headline.startswith("50.0% of attacks succeed (mean of 1 family); 25.0% of plain harmful requests")
+    assert view.headline.startswith("50.0% of attacks succeed (1 family); 25.0% of plain harmful requests")
     assert [row.name for row in view.numbers] == ["loss on gold answers"]
 
 
@@ -51,7 +51,7 @@ def test_the_command_writes_both_pages(folders: tuple[Path, Path], planted_run: 
     assert "/home/someone" not in page
     assert "Plain refusal fell from 95.0% to 25.0%" in page
     assert write_evaluation_page(base) == base / "report.html"
-    refused("report", tuned, "--against", base / "none", saying="holds no evaluation")
+    refused("report", tuned, "--against", base / "none", saying="holds no evaluation; got no such folder")
     refused("report", planted_run, "--against", base, saying="leave out --against")
     with pytest.raises(ConfigError, match="is part of a run"):
         write_evaluation_page(planted_run / "eval-after")

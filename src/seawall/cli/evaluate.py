@@ -47,6 +47,9 @@ def evaluate(  # noqa: PLR0913 - each option of the command is a parameter
     endpoint: Annotated[
         _Name, typer.Option(metavar="URL", help="Address of an OpenAI-compatible endpoint, with /v1.")
     ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Ask harmful, borderline and benign requests as they are, without attacks.")
+    ] = False,
     sets: SetOption = None,
     limit: LimitOption = None,
     output: OutputOption = None,
@@ -56,16 +59,17 @@ def evaluate(  # noqa: PLR0913 - each option of the command is a parameter
 ) -> None:
     """Evaluate the recipe's model on its test prompts, and the repaired model if the run folder has one.
 
-    With --model, --delta, --adapter or --endpoint, or a recipe with an endpoint
-    as engine: evaluate that model alone, on the recipe's prompts, in a run
-    folder of its own (default: runs/NAME-eval).
+    With --model, --delta, --adapter, --endpoint or --plain, or a recipe with an
+    endpoint as engine or with eval.groups: evaluate that model alone, on the
+    recipe's prompts, in a run folder of its own (default: runs/NAME-eval).
     """
     changes = with_limit(sets, limit)
-    resolved, text = read_recipe(recipe, [*_changes(recipe, model, endpoint), *changes])
+    resolved, text = read_recipe(recipe, [*_changes(recipe, model, endpoint), *_plain(plain), *changes])
     if dry_run:
         show_plan(resolved, "eval", as_json=as_json)
         return
     alone = any(option is not None for option in (model, delta, adapter, endpoint))
+    alone = alone or resolved.eval.groups is not None
     if not alone and resolved.eval.engine.kind != "endpoint":
         run_until("evaluate", recipe, changes, output, quiet=quiet, as_json=as_json)
         return
@@ -104,6 +108,13 @@ def _changes(recipe: Path | None, model: str | None, endpoint: str | None) -> li
     # The recipe of the embedded model sets an implementation for its small experts, unsuitable for other models.
     own = ["model.experts_implementation=null"] if recipe is None and model not in EMBEDDED else []
     return [f"model.id={json.dumps(model)}", *own]
+
+
+def _plain(plain: bool) -> list[str]:
+    """The recipe settings of --plain."""
+    from seawall.config.eval import PLAIN_GROUPS
+
+    return [f"eval.groups={json.dumps(PLAIN_GROUPS)}"] if plain else []
 
 
 def _run(recipe: Recipe, target: EvalTarget, folder: Path, *, text: str, quiet: bool) -> Evaluation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -25,6 +25,10 @@ __all__ = [
 ]
 
 _SMALL_BATCH = 16
+EvalGroup = Literal["plain", "attacks", "borderline", "benign"]
+"""Kinds of requests that an evaluation can leave out."""
+PLAIN_GROUPS: tuple[EvalGroup, ...] = ("plain", "borderline", "benign")
+"""Every kind but the attacks."""
 
 
 class EvalConfig(StrictModel):
@@ -33,6 +37,12 @@ class EvalConfig(StrictModel):
     engine: EngineConfig = Field(
         default=TransformersEngine(),
         description="The engine of the evaluations; defaults to the recipe's engine.",
+    )
+    groups: Tuple[EvalGroup] | None = Field(
+        default=None,
+        min_length=1,
+        description="Kinds of requests that `seawall eval` asks: `plain` (harmful, without an attack), `attacks` "
+        "(harmful and harmless, in the attacks' wrappings), `borderline`, `benign`; null asks all.",
     )
     max_new_tokens: int = Field(
         default=32, ge=1, le=8192, description="Maximum length of a reply in tokens; decoding is greedy."

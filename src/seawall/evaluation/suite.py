@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from seawall.artifacts.evaluation import Sample
-from seawall.artifacts.groups import ATTACK, BENIGN, BORDERLINE, PLAIN, WRAPPED, WRAPPED_BORDERLINE, attack_group
+from seawall.artifacts.groups import (
+    ATTACK,
+    BENIGN,
+    BORDERLINE,
+    PLAIN,
+    WRAPPED,
+    WRAPPED_BORDERLINE,
+    attack_group,
+    is_attack,
+)
 from seawall.data.attacks import LIVE_ATTACKS
 from seawall.data.prompts import Gold
 from seawall.data.sets import Prompts
 from seawall.data.splits import SplitName
 from seawall.data.types import Messages
 
+_ATTACKS = "attacks"
+"""The kind of requests of every attack family, in `eval.groups`."""
 LIVE_GROUPS = frozenset(map(attack_group, LIVE_ATTACKS))
 
 
@@ -68,7 +79,13 @@ def prompt_of(sample: Sample) -> EvalPrompt:
 
 
 def build_suite(
-    prompts: Prompts, part: SplitName = "test", *, unseen: bool = True, gold: bool = True, wrapping: bool = False
+    prompts: Prompts,
+    part: SplitName = "test",
+    *,
+    unseen: bool = True,
+    gold: bool = True,
+    wrapping: bool = False,
+    kinds: Collection[str] | None = None,
 ) -> EvalSuite:
     """The suite of one part of the prompts.
 
@@ -78,6 +95,7 @@ def build_suite(
         unseen: include the attack families that the repair does not train on.
         gold: include the gold questions.
         wrapping: include borderline requests in the attacks' wrappings, from which the wrapping gap is measured.
+        kinds: the kinds of requests of `eval.groups` to include; None includes all.
     """
     groups: dict[str, list[tuple[str, Messages]]] = {
         PLAIN: [(goal.text, goal.prompt) for goal in prompts.goals.part(part)]
@@ -89,5 +107,15 @@ def build_suite(
     groups[WRAPPED] = prompts.wrapped(part)
     if wrapping:
         groups[WRAPPED_BORDERLINE] = prompts.wrapped_borderline(part)
-    filled = {name: rows for name, rows in groups.items() if rows}
+    filled = {name: rows for name, rows in groups.items() if rows and _is_included(name, kinds)}
     return EvalSuite(filled, prompts.gold if gold else (), prompts.attacks_seen)
+
+
+def _is_included(group: str, kinds: Collection[str] | None) -> bool:
+    """Whether a group's prompts are of the kinds; harmless requests in a wrapping need their own kind and attacks."""
+    if kinds is None:
+        return True
+    harmless = {WRAPPED: BENIGN, WRAPPED_BORDERLINE: BORDERLINE}.get(group)
+    if harmless is not None:
+        return harmless in kinds and _ATTACKS in kinds
+    return (_ATTACKS if is_attack(group) else group) in kinds

@@ -15,7 +15,7 @@ from seawall.config.engine import EndpointEngine
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts
 from seawall.distributed.process import require_joined
-from seawall.errors import ConfigError
+from seawall.errors import ConfigError, DataError
 from seawall.evaluation.capability.run import check_capability, file_hashes
 from seawall.evaluation.engines import make_engine
 from seawall.evaluation.engines.decoders import Decoders
@@ -153,7 +153,7 @@ def _of_endpoint(
         reporter.say("the loss on gold answers is left out: an endpoint does not give it")
     name = f"endpoint:{engine.base_url}#{engine.model}"
     update_manifest(run, {"model": {"id": engine.model, "endpoint": engine.base_url}})
-    suite = build_suite(prompts, "test", gold=False, wrapping=True)
+    suite = _suite(recipe, prompts, gold=False)
 
     def work(scratch: Path) -> None:
         evaluate_engine(
@@ -187,7 +187,7 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
     commit = checkpoint.commit
     update_manifest(run, {"model": described | ({} if commit is None else {"commit": commit})})
     reporter.stage("Evaluate, on goals of the test split")
-    suite: EvalSuite = build_suite(prompts, "test", gold=recipe.eval.gold, wrapping=True)
+    suite = _suite(recipe, prompts, gold=recipe.eval.gold)
     decoders = Decoders(run.path, reporter.say)
     folder = checkpoint.folder if target == EvalTarget() else None
     prepare(decoders.of(recipe.eval.engine), (model, tokenizer), digests, folder)
@@ -243,6 +243,17 @@ def open_target(
 def _open_quietly(recipe: Recipe, target: EvalTarget) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """`open_target` in a process that only computes."""
     return open_target(recipe, target, Quiet())
+
+
+def _suite(recipe: Recipe, prompts: Prompts, *, gold: bool) -> EvalSuite:
+    suite = build_suite(prompts, "test", gold=gold, wrapping=True, kinds=recipe.eval.groups)
+    if not suite.groups:
+        raise DataError(
+            "there is nothing to ask",
+            got=f"no test prompt of eval.groups={list(recipe.eval.groups or ())}",
+            remedy="add another kind of requests to eval.groups, or prompts to its source",
+        )
+    return suite
 
 
 def _inputs(recipe: Recipe, prompts: Prompts, evaluated: str) -> dict[str, Any]:

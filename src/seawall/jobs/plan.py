@@ -223,15 +223,16 @@ def _sizes(recipe: Recipe, checkpoint: Checkpoint, summary: ModelSummary) -> Dat
     """Numbers of the recipe's prompts, and their lengths where the model has a tokenizer with a chat template."""
     prompts = load_prompts(recipe.data)
     validation = build_suite(prompts, "validation", unseen=False, gold=False)
-    plain = (prompts.benign.test, prompts.borderline.test)
+    with_attacks = recipe.eval.groups is None or "attacks" in recipe.eval.groups
+    wrapped = (prompts.wrapped("test"), prompts.wrapped_borderline("test")) if with_attacks else ()
     task = recipe.tune.task.train
     sizes = DataSizes(
         train_goals=len(prompts.goals.train),
         validation_prompts=len(validation.prompts()),
         test_goals=len(prompts.goals.test),
-        test_prompts=sum(map(len, (*plain, prompts.wrapped("test"), prompts.wrapped_borderline("test")))),
-        seen_families=len(prompts.seen_families),
-        unseen_families=len(prompts.unseen_families),
+        test_prompts=sum(map(len, (prompts.benign.test, prompts.borderline.test, *wrapped))),
+        seen_families=len(prompts.seen_families) if with_attacks else 0,
+        unseen_families=len(prompts.unseen_families) if with_attacks else 0,
         retained=len(prompts.retain) + len(prompts.retain_wrapped),
         gold=len(prompts.gold),
         task_rows=len(customer_messages().train) if task is None or not Path(task).is_file() else len(load_task(task)),

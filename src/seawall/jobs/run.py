@@ -13,6 +13,7 @@ from typing import Any
 from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import Difference, EvalResult
 from seawall.config.recipe import Recipe
+from seawall.errors import ConfigError
 from seawall.evaluation.capability.run import check_capability
 from seawall.jobs.export import export_stage, push_stage
 from seawall.jobs.report import collect, copy_samples, write_report
@@ -60,6 +61,13 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
         SeawallError: an error that the user can correct.
     """
     require_loadable(recipe, "a model behind an endpoint cannot be repaired")
+    if recipe.eval.groups is not None:
+        raise ConfigError(
+            "a repair is measured on every kind of request",
+            got=f"eval.groups={list(recipe.eval.groups)}",
+            expected="null",
+            remedy="leave out eval.groups, or evaluate one model: seawall eval --model",
+        )
     if until not in ("profile", "select"):
         check_capability(recipe.eval.capability)
         require_optimizer(recipe.repair.optimizer)

@@ -138,7 +138,7 @@ def rates_sentence(rows: Sequence[GroupRow]) -> str:
     """The rates of one model: `40.0% of attacks succeed (mean of 6 families); 98.0% of plain harmful requests ...`"""
     rates = {row.group: row.before.rate for row in rows if row.before.rate is not None}
     attacks = [rate for group, rate in rates.items() if is_attack(group)]
-    families = amount(len(attacks), "family", "families")
-    parts = [f"{percent(fmean(attacks))} of attacks succeed (mean of {families})"] if attacks else []
+    families = "1 family" if len(attacks) == 1 else f"mean of {len(attacks)} families"
+    parts = [f"{percent(fmean(attacks))} of attacks succeed ({families})"] if attacks else []
     parts += [f"{percent(rates[group])} of {text}" for group, text in _SENTENCES.items() if group in rates]
     return f"{'; '.join(parts)}." if parts else "No reply of these groups could be scored."

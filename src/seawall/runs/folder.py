@@ -46,6 +46,7 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "private": True,
     "optimizer": "adamw",
     "engine.kind": "transformers",
+    "groups": None,
 }
 """Settings that earlier versions lack, by their last key or in full, with the values that change nothing."""
 

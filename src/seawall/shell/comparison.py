@@ -158,7 +158,7 @@ def _notes(a: FinishedEvaluation, b: FinishedEvaluation) -> Iterator[str]:
         yield "A and B render prompts differently (chat template, its options or tokenizer)."
     elif rendering == "unknown":
         yield "How a prompt was rendered is not known on both sides (a model behind an endpoint, or an old evaluation)."
-    computed = [_told(side.inputs.get("computing")) for side in (a, b)]
+    computed = [_computing_text(side.inputs.get("computing")) for side in (a, b)]
     if computed[0] != computed[1]:
         yield f"A was computed with {computed[0]}, B with {computed[1]}."
     versions = [side.manifest.get("environment", {}).get("packages", {}) for side in (a, b)]
@@ -168,7 +168,7 @@ def _notes(a: FinishedEvaluation, b: FinishedEvaluation) -> Iterator[str]:
         yield f"Versions differ: {', '.join(pairs)}."
 
 
-def _told(computing: Mapping[str, str] | None) -> str:
+def _computing_text(computing: Mapping[str, str] | None) -> str:
     """`device cpu, dtype torch.float32`; experts only where a model has them."""
     if computing is None:
         return "settings that are not known"

@@ -84,9 +84,10 @@ def open_evaluation(path: Path) -> FinishedEvaluation:
         ArtifactError: a file is damaged or was changed.
     """
     if not is_evaluation(path):
+        is_run = RunFolder(path).resolved.is_file()
         raise RunFolderError(
             f"{path} holds no evaluation",
-            got="a run" if RunFolder(path).resolved.is_file() else "no resolved.json in it",
+            got="a run" if is_run else "no resolved.json in it" if path.is_dir() else "no such folder",
             remedy="name a folder that `seawall eval` wrote, or RUN/eval-before or RUN/eval-after",
         )
     in_stage = (path / NAME).is_file()
