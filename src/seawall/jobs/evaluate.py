@@ -163,7 +163,7 @@ def _of_endpoint(
             progress=lambda count, total: reporter.step("asking", count, total),
         ).save(scratch)
 
-    return EvalResult.load(run_stage(run, STAGE, _inputs(recipe, prompts, name), work))
+    return EvalResult.load(run_stage(run, STAGE, _inputs(recipe, prompts, name), work, skipped=reporter.say))
 
 
 def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Prompts, reporter: Reporter) -> EvalResult:
@@ -199,7 +199,7 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
     inputs = _inputs(recipe, prompts, fingerprint)
     inputs |= {"tokenizer": tokenizer_fingerprint(tokenizer), "rendered": rendering_fingerprint(tokenizer)}
     inputs |= {"settings": open_checkpoint(recipe.model).settings, "computing": computing(model)}
-    return EvalResult.load(run_stage(run, STAGE, inputs, work))
+    return EvalResult.load(run_stage(run, STAGE, inputs, work, skipped=reporter.say))
 
 
 def open_target(
