@@ -272,7 +272,7 @@ def test_a_finished_run_says_what_it_skips_and_its_stages_are_those_expected(
     shutil.copytree(planted_run, tmp_path / "run")
     run_recipe(load_recipe(planted), tmp_path / "run", text=planted.read_text(), reporter=Recorder())
     stages = ("profile", "select", "eval-before", "repair", "eval-after", "delta", "model")
-    assert [line for line in lines if "skipped" in line] == [f"{name}: done, skipped" for name in stages]
+    assert [line for line in lines if line.endswith("done, skipped")] == [f"{name}: done, skipped" for name in stages]
     assert [stage.title for stage in expected] == list(STAGE_TITLES.values())
     remaining = RemainingTime(expected)
     assert [remaining.place for title in titles if remaining.begin(title)] == [f"stage {n} of 6" for n in range(1, 7)]
