@@ -109,17 +109,17 @@ class TerminalReporter:
     def step(self, what: str, done: int, total: int) -> None:
         """Advances the bar, or prints a line once a minute."""
         self._remaining.step()
-        left = self._remaining.text
+        text = self._remaining.text
         if what != self._what:
             self._clear()
             self._what = what
             self._task = self._bar.add_task(visible_line(what), total=total, run="")
         if self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, run=f"run: {left}" if left else "")
+            self._bar.update(self._task, completed=done, total=total, run=f"run: {text}" if text else "")
         due = time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES
         if not self._console.is_terminal and due and done < total:
             self._last_line = time.monotonic()
-            self._console.print(f"  {what}: {done} of {total}" + (f"; run: {left}" if left else ""))
+            self._console.print(f"  {what}: {done} of {total}" + (f"; run: {text}" if text else ""))
 
     def say(self, text: str) -> None:
         """Prints the message."""

@@ -38,11 +38,11 @@ class RemainingTime:
         index = next((index for index in later if title.startswith(self._stages[index].title)), None)
         if index is None:
             return False
-        now = self._clock()
+        begun = self._clock()
         if self._has_steps:
-            self._seconds += now - self._begun
+            self._seconds += begun - self._begun
             self._cost += self._stages[self._index].cost
-        self._index, self._begun, self._has_steps = index, now, False
+        self._index, self._begun, self._has_steps = index, begun, False
         return True
 
     def step(self) -> None:
