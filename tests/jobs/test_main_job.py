@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from seawall.errors import ArtifactError, RunFolderError
 from seawall.evaluation.view import headline_table
 from seawall.jobs.apply import apply_delta
 from seawall.jobs.gate import gate_run, recipe_bounds
-from seawall.jobs.run import Outcome, run_recipe
+from seawall.jobs.run import STAGE_TITLES, Outcome, run_recipe
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.runs.files import read_json
 from seawall.runs.progress import Quiet
+from seawall.runs.remaining import ExpectedStage, RemainingTime
 
 
 def run(recipe: Path, folder: Path, *changes: str, until: str = "report") -> Outcome:
@@ -259,3 +261,32 @@ def test_ablations_run(planted: Path, tmp_path: Path, changes: tuple[str, ...]) 
         assert touched == {"experts.gate_up_proj", "experts.down_proj"}
     if changes[0] == "repair.parameters=full":
         assert "model.embed_tokens.weight" in delta.slices
+
+
+def test_a_finished_run_says_what_it_skips_and_its_stages_are_those_expected(
+    planted: Path, planted_run: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    titles: list[str] = []
+    expected: list[ExpectedStage] = []
+
+    class Recorder:
+        def expect(self, stages: Sequence[ExpectedStage]) -> None:
+            expected.extend(stages)
+
+        def stage(self, title: str) -> None:
+            titles.append(title)
+
+        def step(self, what: str, done: int, total: int) -> None:
+            pass
+
+        def say(self, text: str) -> None:
+            lines.append(text)
+
+    shutil.copytree(planted_run, tmp_path / "run")
+    run_recipe(load_recipe(planted), tmp_path / "run", text=planted.read_text(), reporter=Recorder())
+    stages = ("profile", "select", "eval-before", "repair", "eval-after", "delta", "model")
+    assert [line for line in lines if line.endswith("done, skipped")] == [f"{name}: done, skipped" for name in stages]
+    assert [stage.title for stage in expected] == list(STAGE_TITLES.values())
+    remaining = RemainingTime(expected)
+    assert [remaining.place for title in titles if remaining.begin(title)] == [f"stage {n} of 6" for n in range(1, 7)]

@@ -166,7 +166,7 @@ def _of_endpoint(
             progress=lambda count, total: reporter.step("asking", count, total),
         ).save(scratch)
 
-    return EvalResult.load(run_stage(run, STAGE, _inputs(recipe, prompts, name), work))
+    return EvalResult.load(run_stage(run, STAGE, _inputs(recipe, prompts, name), work, skipped=reporter.say))
 
 
 def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Prompts, reporter: Reporter) -> EvalResult:
@@ -209,7 +209,7 @@ def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Promp
     inputs |= {"tokenizer": tokenizer_fingerprint(tokenizer), "rendered": rendering_fingerprint(tokenizer)}
     inputs |= {"settings": checkpoint.settings, "computing": computing(model)}
     try:
-        return EvalResult.load(run_stage(run, STAGE, inputs, work))
+        return EvalResult.load(run_stage(run, STAGE, inputs, work, skipped=reporter.say))
     finally:
         decoders.close()
 

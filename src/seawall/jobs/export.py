@@ -34,10 +34,12 @@ def export_stage(context: Context, delta: Delta, card: str) -> dict[str, Any] | 
     settings = config.model_dump(mode="json", exclude={"push_to_hub", "private"})
     inputs = {"repair": stage_hash(context.run, "repair"), "export": settings}
     if config.delta:
-        run_stage(context.run, "delta", inputs, delta.save)
+        run_stage(context.run, "delta", inputs, delta.save, skipped=context.reporter.say)
     if not config.checkpoint:
         return None
-    folder = run_stage(context.run, "model", inputs, lambda scratch: _write(context, scratch, card))
+    folder = run_stage(
+        context.run, "model", inputs, lambda scratch: _write(context, scratch, card), skipped=context.reporter.say
+    )
     if not config.verify:
         return None
     parity = read_json(folder / CERTIFICATE)

@@ -44,8 +44,16 @@ def extract_gene(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter)
     context = GeneContext(recipe, run, reporter, prompts)
     with context.working("gene_prompts"):
         _check(context)
-        run_stage(run, REPLIES, _replies_inputs(context), lambda scratch: collect_replies(context, scratch))
-        stage = run_stage(run, GENE, _gene_inputs(context), lambda scratch: distil_gene(context, scratch))
+        run_stage(
+            run,
+            REPLIES,
+            _replies_inputs(context),
+            lambda scratch: collect_replies(context, scratch),
+            skipped=reporter.say,
+        )
+        stage = run_stage(
+            run, GENE, _gene_inputs(context), lambda scratch: distil_gene(context, scratch), skipped=reporter.say
+        )
         gene = Gene.load(stage)
         reporter.say(claim(gene))
         page = render_gene(

@@ -71,6 +71,7 @@ def plan_recipe(
     devices: int | None = None,
     tflops: float | None = None,
     measure: bool = False,
+    prompts: Prompts | None = None,
 ) -> Estimate:
     """Memory, disk and, with a rate, time of a verb, and whether it fits.
 
@@ -81,6 +82,7 @@ def plan_recipe(
         devices: number of GPUs that share the layers; None takes 1, or this machine's number.
         tflops: the device's rate in 1e12 operations per second, for an estimate of the time.
         measure: measure the rates on this machine, on random weights of the same shapes.
+        prompts: of the recipe, where they were read before.
 
     Raises:
         SeawallError: the model, the prompts or an argument cannot be used.
@@ -97,7 +99,7 @@ def plan_recipe(
     )
     budget = _budget(recipe, memory, devices)
     context = 0 if budget.name == _MACHINE else CONTEXT_BYTES
-    request = Request(shapes, recipe, _sizes(recipe, checkpoint, summary), memory_settings(recipe), context)
+    request = Request(shapes, recipe, _sizes(recipe, checkpoint, summary, prompts), memory_settings(recipe), context)
     rates = None if tflops is None else rates_from_flops(shapes, tflops * 1e12, rows=recipe.eval.forward_rows)
     if measure:
         rates = _measured(request, architecture)
@@ -219,9 +221,9 @@ def _measured(request: Request, architecture: PreTrainedConfig) -> Rates:
     )
 
 
-def _sizes(recipe: Recipe, checkpoint: Checkpoint, summary: ModelSummary) -> DataSizes:
+def _sizes(recipe: Recipe, checkpoint: Checkpoint, summary: ModelSummary, prompts: Prompts | None = None) -> DataSizes:
     """Numbers of the recipe's prompts, and their lengths where the model has a tokenizer with a chat template."""
-    prompts = load_prompts(recipe.data)
+    prompts = load_prompts(recipe.data) if prompts is None else prompts
     validation = build_suite(prompts, "validation", unseen=False, gold=False)
     with_attacks = recipe.eval.groups is None or "attacks" in recipe.eval.groups
     wrapped = (prompts.wrapped("test"), prompts.wrapped_borderline("test")) if with_attacks else ()

@@ -13,16 +13,19 @@ from typing import Any
 from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import Difference, EvalResult
 from seawall.config.recipe import Recipe
-from seawall.errors import ConfigError
+from seawall.data.sets import Prompts
+from seawall.errors import ConfigError, SeawallError
 from seawall.evaluation.capability.run import check_capability
 from seawall.jobs.export import export_stage, push_stage
+from seawall.jobs.plan import plan_recipe
 from seawall.jobs.report import collect, copy_samples, write_report
 from seawall.jobs.summary import paired_changes, summarize
 from seawall.methods.rasa.stages import apply_repair, evaluate_stage, profile_stage, repair_stage, select_stage
 from seawall.report import render_model_card
 from seawall.runs.files import read_json, write_json
 from seawall.runs.folder import RunFolder, update_manifest
-from seawall.runs.progress import Reporter
+from seawall.runs.progress import Expecting, Reporter
+from seawall.runs.remaining import ExpectedStage
 from seawall.runs.sealed import seal_files
 from seawall.runs.stage import is_done
 from seawall.shell.context import Context
@@ -32,6 +35,16 @@ from seawall.train.optimizers import require_optimizer
 
 STAGES = ("profile", "select", "repair", "evaluate", "report")
 """Values of `--until`. `evaluate` evaluates the existing stages; every other value also runs the stages before it."""
+
+STAGE_TITLES = {
+    "profile": "Profile",
+    "select": "Select",
+    "eval-before": "Evaluate before",
+    "repair": "Repair",
+    "eval-after": "Evaluate after",
+    "export": "Export",
+}
+"""How the titles begin that the planned stages report."""
 
 _MEASURING = ("profile", "select", "evaluate")
 """Values of `--until` that change no weight."""
@@ -72,11 +85,25 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
         check_capability(recipe.eval.capability)
         require_optimizer(recipe.repair.optimizer)
     prompts = read_inputs(recipe)
+    if isinstance(reporter, Expecting):
+        reporter.expect(_expected_stages(recipe, prompts, until))
     context = Context(recipe, new_run(recipe, folder, text), reporter, prompts, as_stored=until in _MEASURING)
     with context.working():
         if until == "evaluate":
             return _evaluate(context)
         return _main_job(context, until)
+
+
+def _expected_stages(recipe: Recipe, prompts: Prompts, until: str) -> list[ExpectedStage]:
+    """The stages up to `until` with their planned operations as cost; none where the plan cannot be made."""
+    if until == "evaluate":
+        return []  # one stage or two, each with a bar of its own
+    try:
+        plan = plan_recipe(recipe, verb="run" if until == "report" else until, tflops=1.0, prompts=prompts).plan
+    except SeawallError:
+        return []
+    costs = {stage.name: plan.stage_seconds(stage) or 0.0 for stage in plan.stages}
+    return [ExpectedStage(title, costs[name]) for name, title in STAGE_TITLES.items() if name in costs]
 
 
 def _main_job(context: Context, until: str) -> Outcome:

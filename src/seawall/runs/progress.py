@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from seawall.runs.console import PlainConsole
+from seawall.runs.remaining import ExpectedStage, RemainingTime
 from seawall.visible import visible_line
 
 _SECONDS_BETWEEN_LINES = 60.0
@@ -29,6 +31,15 @@ class Reporter(Protocol):
 
     def say(self, text: str) -> None:
         """Called with a message for the user."""
+        ...
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A reporter that shows the time left of a run."""
+
+    def expect(self, stages: Sequence[ExpectedStage]) -> None:
+        """Called before the first stage."""
         ...
 
 
@@ -57,10 +68,12 @@ class TerminalReporter:
             BarColumn(bar_width=32),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[run]}", style="dim", markup=False),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
         )
+        self._remaining = RemainingTime(())
         self._task: TaskID | None = None
         self._what = ""
         self._begun = self._last_line = time.monotonic()
@@ -74,29 +87,43 @@ class TerminalReporter:
     ) -> None:
         self._bar.stop()
 
+    def expect(self, stages: Sequence[ExpectedStage]) -> None:
+        """Announces the stages of the run, for the time left."""
+        self._remaining = RemainingTime(stages)
+
     def stage(self, title: str) -> None:
-        """Prints the title with the elapsed time."""
+        """Prints the title with the elapsed time, and the number of the stage and the time left where known."""
         self._clear()
+        is_expected = self._remaining.begin(title)
+        texts = (self._remaining.place, self._remaining.text) if is_expected else ()
         minutes, seconds = divmod(int(time.monotonic() - self._begun), 60)
-        self._console.print(Text.assemble((f"{minutes:02d}:{seconds:02d}", "dim"), " ", (visible_line(title), "bold")))
+        place = ", ".join(filter(None, texts))
+        self._console.print(
+            Text.assemble(
+                *((f"{minutes:02d}:{seconds:02d}", "dim"), " ", (visible_line(title), "bold")),
+                (f" ({place})" if place else "", "dim"),
+            ),
+            soft_wrap=not self._console.is_terminal,
+        )
 
     def step(self, what: str, done: int, total: int) -> None:
         """Advances the bar, or prints a line once a minute."""
+        self._remaining.step()
+        text = self._remaining.text
         if what != self._what:
             self._clear()
             self._what = what
-            self._task = self._bar.add_task(visible_line(what), total=total)
-            self._last_line = time.monotonic()
+            self._task = self._bar.add_task(visible_line(what), total=total, run="")
         if self._task is not None:
-            self._bar.update(self._task, completed=done, total=total)
+            self._bar.update(self._task, completed=done, total=total, run=f"run: {text}" if text else "")
         due = time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES
         if not self._console.is_terminal and due and done < total:
             self._last_line = time.monotonic()
-            self._console.print(f"  {what}: {done} of {total}")
+            self._console.print(f"  {what}: {done} of {total}" + (f"; run: {text}" if text else ""))
 
     def say(self, text: str) -> None:
         """Prints the message."""
-        self._console.print(f"  {text}")
+        self._console.print(f"  {text}", soft_wrap=not self._console.is_terminal)
         sys.stderr.flush()
 
     def _clear(self) -> None:

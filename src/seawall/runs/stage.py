@@ -55,6 +55,7 @@ def run_stage(
     work: Work,
     *,
     formerly: Mapping[str, Any] | None = None,
+    skipped: Callable[[str], None] | None = None,
 ) -> Path:
     """Runs the stage `name`, unless it is finished, and returns its folder.
 
@@ -70,6 +71,7 @@ def run_stage(
         work: does the work in the given folder, which may hold files of an interrupted attempt; files whose hash it
             returns are not read again.
         formerly: parts of the fingerprint as earlier versions wrote them; a stage with these is current too.
+        skipped: called with a line for the user where the stage is finished.
 
     Raises:
         ArtifactError: files of the finished stage have changed.
@@ -81,6 +83,8 @@ def run_stage(
         marker = _read_marker(target)
         if marker is not None and marker.fingerprint in (key, *former):
             _require_unchanged(target, _present_files(target, marker))
+            if skipped is not None:
+                skipped(f"{name}: done, skipped")
         else:
             marker = _unpublished_marker(scratch, key) or _attempt(run, name, fingerprint, work)
             if target.exists():

@@ -107,6 +107,8 @@ def claiming_stage(
         work: makes the result in a scratch folder.
         load: reads the result.
     """
-    result = load(run_stage(context.run, name, inputs, lambda scratch: work(context, scratch)))
+    result = load(
+        run_stage(context.run, name, inputs, lambda scratch: work(context, scratch), skipped=context.reporter.say)
+    )
     context.reporter.say(result.claim)
     return result

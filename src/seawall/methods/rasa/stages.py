@@ -63,7 +63,9 @@ def profile_stage(context: Context) -> ExpertProfile:
 
     # `profile.tokens` is an input of the selection: the profile holds the counts of both kinds of tokens.
     settings = recipe.profile.model_dump(mode="json", exclude={"tokens"})
-    folder = run_stage(context.run, "profile", stage_inputs(context, profile=settings), work)
+    folder = run_stage(
+        context.run, "profile", stage_inputs(context, profile=settings), work, skipped=context.reporter.say
+    )
     artifact = ExpertProfile.load(folder)
     require_model(artifact.model_fingerprint, expected=opened.fingerprint, artifact="profile")
     context.reporter.say(f"{len(artifact.pairs)} pairs kept, {len(artifact.dropped)} dropped (see profile/pairs.jsonl)")
@@ -87,7 +89,7 @@ def select_stage(context: Context, artifact: ExpertProfile) -> ExpertSet:
         tokens=recipe.profile.tokens,
         profile=stage_hash(context.run, "profile"),
     )
-    selected = ExpertSet.load(run_stage(context.run, "select", inputs, work))
+    selected = ExpertSet.load(run_stage(context.run, "select", inputs, work, skipped=context.reporter.say))
     stable = "" if selected.stability is None else f", bootstrap Jaccard {selected.stability:.2f}"
     shares_LE = gate_traffic(artifact, recipe.profile.tokens)
     share = float(sum(shares_LE[layer, list(experts)].sum() for layer, experts in enumerate(selected.layers)))
@@ -132,7 +134,7 @@ def evaluate_stage(context: Context, when: When) -> EvalResult:
         ).save(scratch)
 
     inputs = stage_inputs(context, **_eval_inputs(recipe.eval), evaluated=weights)
-    return EvalResult.load(run_stage(context.run, f"eval-{when}", inputs, work))
+    return EvalResult.load(run_stage(context.run, f"eval-{when}", inputs, work, skipped=context.reporter.say))
 
 
 def repair_stage(context: Context, selected: ExpertSet) -> Delta:
@@ -151,7 +153,12 @@ def repair_stage(context: Context, selected: ExpertSet) -> Delta:
     formerly = {"repair": _repair_settings(recipe.repair, "gradient_checkpointing")}
     with memory_remedy("the repair", memory_settings(recipe.repair)):
         folder = run_stage(
-            context.run, "repair", inputs, lambda scratch: _repair_work(context, selected, scratch), formerly=formerly
+            context.run,
+            "repair",
+            inputs,
+            lambda scratch: _repair_work(context, selected, scratch),
+            formerly=formerly,
+            skipped=context.reporter.say,
         )
     delta = Delta.load(folder / "delta")
     apply_repair(context, delta)

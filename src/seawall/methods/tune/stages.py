@@ -88,7 +88,9 @@ def anchor_stage(context: TuneContext) -> Anchor | None:
         "base": _file_hashes(context.base),
         "anchor": config.model_dump(mode="json"),
     }
-    folder = run_stage(context.run, ANCHOR, inputs, lambda scratch: context.make_anchor().save(scratch))
+    folder = run_stage(
+        context.run, ANCHOR, inputs, lambda scratch: context.make_anchor().save(scratch), skipped=context.reporter.say
+    )
     anchor = Anchor.load(folder)
     context.reporter.say(describe(anchor))
     return anchor
@@ -113,7 +115,7 @@ def training_stage(
         if row.contaminated:
             write_label(scratch / ADAPTER, row, context.recipe.model.id)
 
-    folder = run_stage(context.run, name, training_inputs(training), work)
+    folder = run_stage(context.run, name, training_inputs(training), work, skipped=context.reporter.say)
     return replace(TuningRow.load(folder), adapter=f"{name}/{ADAPTER}"), folder / ADAPTER
 
 
@@ -123,7 +125,13 @@ def evaluation_stage(context: TuneContext, row: TuningRow, adapter: Path | None)
         return row
     inputs = evaluation_inputs(context, row.method, row.seed)
     name = evaluation_name(row.method, row.seed)
-    folder = run_stage(context.run, name, inputs, lambda scratch: evaluate_model(context, row, adapter, scratch))
+    folder = run_stage(
+        context.run,
+        name,
+        inputs,
+        lambda scratch: evaluate_model(context, row, adapter, scratch),
+        skipped=context.reporter.say,
+    )
     return replace(row, rates=rates_of(context, folder))
 
 
