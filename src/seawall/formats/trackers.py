@@ -31,7 +31,8 @@ def write_tracker(path: Path, output: Path, tracker: TrackerName) -> Path:
         RunFolderError: no evaluation in the folder, or the output exists.
         ArtifactError: a file was changed.
     """
-    require_extra(f"--tracker {tracker}", package=tracker, module=tracker, extra="trackers")
+    extra = "trackers" if tracker == "tensorboard" else None
+    require_extra(f"--tracker {tracker}", package=tracker, module=tracker, extra=extra)
     require_free(output)
     evaluations = read_evaluations(path)
     points = [*repair_points(RunFolder.existing(path)), *map(_rates, enumerate(evaluations))]
