@@ -1,4 +1,4 @@
-"""`seawall export inspect|tasks`: what a folder or a recipe holds, in the formats of other tools."""
+"""`seawall export inspect|tasks|bom|tracker`: what a folder or a recipe holds, in the formats of other tools."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from seawall.cli.common import JsonOption, RecipeArgument, SetOption, print_json, quiet_libraries, read_recipe
+from seawall.errors import ConfigError
 from seawall.visible import visible_line
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Write runs and recipes for other tools: Inspect logs, tasks of lm-eval and Inspect.",
+    help="Write runs and recipes for other tools: Inspect logs, tasks, bills of materials, tracker files.",
 )
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or of `seawall eval`.")]
 NewFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the files; must be new or empty.")]
@@ -55,6 +56,46 @@ def tasks(
     left_out = f"; {folder.live} of live attacks in Inspect's task alone" if folder.live else ""
     typer.echo(f"{folder.prompts} prompts{left_out}")
     typer.echo(visible_line(folder.path))
+
+
+@app.command("bom")
+def bom(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run with a repair.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file; must be new.")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the bill of materials of a repaired model, in CycloneDX 1.6 (ML-BOM).
+
+    The base model, the delta, data sets by digest, files with their hashes, and
+    the evaluation before and after. Needs `seawall[bom]`.
+    """
+    with quiet_libraries():
+        from seawall.formats.bom import write_bom
+
+    _print_paths((write_bom(run, output),), as_json=as_json)
+
+
+@app.command("tracker")
+def tracker(
+    run: RunArgument,
+    output: NewFolder,
+    *,
+    name: Annotated[str, typer.Option("--tracker", help="`tensorboard` or `wandb` (offline).")] = "tensorboard",
+    as_json: JsonOption = False,
+) -> None:
+    """Write the repair's losses by update, and the rates before and after, for an experiment tracker.
+
+    Sends nothing: `tensorboard --logdir OUTPUT` shows the files, `wandb sync`
+    uploads an offline run. Needs `seawall[trackers]`, or wandb.
+    """
+    with quiet_libraries():
+        from seawall.formats.trackers import TRACKERS, TrackerName, write_tracker
+
+    names: dict[str, TrackerName] = {key: key for key in TRACKERS}
+    if name not in names:
+        raise ConfigError("--tracker is wrong", got=name, expected=", ".join(names))
+    _print_paths((write_tracker(run, output, names[name]),), as_json=as_json)
 
 
 def _print_paths(paths: tuple[Path, ...], *, as_json: bool) -> None:

@@ -1,5 +1,6 @@
-"""Formats of other tools, written from run folders: Inspect logs, evaluation tasks, signatures, bills of materials.
+"""Formats of other tools, written from run folders and recipes.
 
-`evaluations` reads what is exported; `inspect_log`, `bom` and `signature` write or check one format each; `tasks`
-writes our measures as tasks, which `harness_task` and `solver` run inside lm-eval and Inspect.
+`evaluations` reads what is exported. `inspect_log`, `bom` and `trackers` write a run for Inspect, for CycloneDX and for
+experiment trackers; `signature` signs folders and checks them, with the keys of `signers`. `task_folder` writes our
+`measures` as tasks, which `harness_task` runs inside lm-eval and `solver` inside Inspect.
 """

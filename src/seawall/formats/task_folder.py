@@ -45,7 +45,7 @@ from pathlib import Path
 
 from inspect_ai import Task, task
 
-from seawall.formats.inspect_task import folder_task
+from seawall.formats.solver import folder_task
 
 
 @task

@@ -85,9 +85,9 @@ def refused(folder: str) -> Scorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         response = state.output.completion
-        asked: Messages = tuple(Message(row.role, row.text) for row in state.messages[:-1] if row.role != "tool")
-        prompt = EvalPrompt(str(state.sample_id), state.metadata["group"], state.metadata["goal"], asked)
-        verdict = judge_reply(Path(folder), prompt, asked, response)
+        messages: Messages = tuple(Message(row.role, row.text) for row in state.messages[:-1] if row.role != "tool")
+        prompt = EvalPrompt(str(state.sample_id), state.metadata["group"], state.metadata["goal"], messages)
+        verdict = judge_reply(Path(folder), prompt, messages, response)
         return Score(
             value=score_value(verdict.outcome, "refused"),
             answer=verdict.outcome,

@@ -1,0 +1,89 @@
+"""A finished run for experiment trackers: the repair's losses by update, and the rates before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from seawall.formats.evaluations import Evaluated, read_evaluations
+from seawall.formats.extras import require_extra
+from seawall.runs.files import read_metrics, storage_errors
+from seawall.runs.folder import RunFolder
+from seawall.runs.publish import published, require_free
+from seawall.runs.stage import finished_stage, is_done
+
+TrackerName = Literal["tensorboard", "wandb"]
+Point = tuple[int, dict[str, float]]
+"""A step, and the numbers at it."""
+
+
+def write_tracker(path: Path, output: Path, tracker: TrackerName) -> Path:
+    """Writes a run's curves and rates for a tracker; sends nothing.
+
+    Args:
+        path: a run, finished or not, with an evaluation.
+        output: new or empty folder for the tracker's files.
+        tracker: one of `TRACKERS`.
+
+    Raises:
+        ConfigError: the tracker is not installed.
+        RunFolderError: no evaluation in the folder, or the output exists.
+        ArtifactError: a file was changed.
+    """
+    extra = "trackers" if tracker == "tensorboard" else None
+    require_extra(f"--tracker {tracker}", package=tracker, module=tracker, extra=extra)
+    require_free(output)
+    evaluations = read_evaluations(path)
+    points = [*repair_points(RunFolder.existing(path)), *map(_rates, enumerate(evaluations))]
+    with storage_errors(output), published(output) as scratch:
+        TRACKERS[tracker](scratch, evaluations[0], points)
+    return output
+
+
+def repair_points(run: RunFolder) -> Iterator[Point]:
+    """The numbers of every update of the repair, under `repair/`, by its place in the run; none before the repair."""
+    if not is_done(run, "repair"):
+        return
+    for step, row in enumerate(read_metrics(finished_stage(run, "repair") / "metrics.jsonl"), start=1):
+        numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        yield step, {f"repair/{name}": float(value) for name, value in numbers.items() if name != "step"}
+
+
+def _rates(numbered: tuple[int, Evaluated]) -> Point:
+    """The rates of one evaluation, under `rates/`; step 0 is before the repair, step 1 after it."""
+    step, evaluated = numbered
+    rates = {f"rates/{group}": rate.rate for group, rate in evaluated.result.groups.items()}
+    loss = evaluated.result.gold_loss
+    return step, {name: value for name, value in {**rates, "gold_answer_loss": loss}.items() if value is not None}
+
+
+def _tensorboard(folder: Path, evaluated: Evaluated, points: list[Point]) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter(str(folder))
+    for step, numbers in points:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+    writer.close()
+
+
+def _wandb(folder: Path, evaluated: Evaluated, points: list[Point]) -> None:
+    """An offline run of Weights & Biases; `wandb sync` uploads it."""
+    import wandb
+
+    recipe = dict(evaluated.recipe)
+    run = wandb.init(project="seawall", name=str(recipe["name"]), dir=str(folder), config=recipe, mode="offline")
+    run.define_metric("repair/*", step_metric="update")
+    run.define_metric("rates/*", step_metric="evaluation")
+    for step, numbers in points:
+        axis = "update" if any(name.startswith("repair/") for name in numbers) else "evaluation"
+        run.log({axis: step, **numbers})
+    run.finish()
+
+
+TRACKERS: Mapping[TrackerName, Callable[[Path, Evaluated, list[Point]], None]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+}
+"""Writers by the tracker's name."""
