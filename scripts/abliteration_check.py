@@ -69,7 +69,7 @@ def abliterix_words(model: Path, prompts: list[Path], options: argparse.Namespac
     lines = ["non_interactive = true", "seed = 0"]
     lines += ["[model]", f"model_id = {json.dumps(str(model))}", 'dtype_fallback_order = ["float32"]']
     lines += ["[inference]", f"batch_size = {options.batch}", f"max_gen_tokens = {options.tokens}"]
-    lines += ["[steering]", 'steering_mode = "direct"']  # its LoRA mode does not reach stacked experts
+    lines += ["[steering]", 'steering_mode = "direct"']  # edits stacked experts in memory; no adapter
     lines += ["[optimization]", f"num_trials = {options.trials}", f"num_warmup_trials = {WARMUP}"]
     for name, folder in zip(SOURCES["abliterix"], prompts, strict=True):
         lines += [f"[{name}]", f"dataset = {json.dumps(str(folder))}", 'split = "train"', 'column = "text"']
