@@ -53,10 +53,12 @@ def write_evaluation(
     settings: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Any] | None = None,
     losses: Sequence[float] = (),
+    limit: int | None = None,
 ) -> Path:
     """The folder of a `seawall eval` with these verdicts; `settings` are of the section `eval`."""
     section = {**EVAL, **(settings or {})}
     resolved = {"target": {"delta": None, "adapter": None}, "name": "x", "model": {"id": model}, "eval": section}
+    resolved |= {"data": {"limit": limit}}
     run = RunFolder.open(folder, resolved=resolved, text="")
     update_manifest(run, {"model": {"id": model, "weights": weights}})
     stage_inputs = {"judge_state": {"rules": 2}, "rendered": "sha256:r", "eval": section, **(inputs or {})}

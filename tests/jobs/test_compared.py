@@ -12,7 +12,10 @@ import pytest
 from evaluations import samples, verdicts, write_evaluation
 from seawall.errors import ArtifactError, RunFolderError
 from seawall.evaluation.compare import compare
+from seawall.evaluation.gate import Bounds
 from seawall.jobs.diff import diff, difference_tables, document
+from seawall.jobs.evaluated import write_evaluation_page
+from seawall.jobs.gate import gate_evaluation
 from seawall.shell.comparison import EvaluationDifference
 from seawall.shell.evaluated import open_evaluation
 
@@ -140,3 +143,14 @@ def test_a_changed_verdict_is_refused(base: Path, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("complied", "refused"))
     with pytest.raises(ArtifactError, match="was changed or damaged"):
         diff(base, tuned(tmp_path))
+
+
+def test_a_limited_sample_is_named_in_diff_page_and_gate(tmp_path: Path) -> None:
+    groups = {"plain": verdicts(30, 10)}
+    limited = write_evaluation(tmp_path / "a", groups, limit=40)
+    whole = write_evaluation(tmp_path / "b", groups, weights="sha256:b")
+    difference = compared(limited, whole)
+    assert difference.notes[0].startswith("Limited sample: at most 40 prompts of every group")
+    assert "Limited sample: at most 40" in write_evaluation_page(limited).read_text()
+    assert "Limited sample" not in write_evaluation_page(whole).read_text()
+    assert gate_evaluation(limited, Bounds(min_plain_refusal=0.5)).document()["limit"] == 40

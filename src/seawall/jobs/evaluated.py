@@ -7,6 +7,7 @@ from pathlib import Path
 
 from seawall.artifacts.evaluation import Sample
 from seawall.artifacts.groups import GOLD, group_name
+from seawall.config.data import limited_note
 from seawall.errors import ConfigError
 from seawall.report import render_evaluation
 from seawall.report.evaluation import EvaluationView, PlainRow, ReplyGroup
@@ -68,6 +69,7 @@ def single_view(evaluation: FinishedEvaluation) -> EvaluationView:
         groups=[GroupRow(group, None, rate) for group, rate in result.groups.items()],
         numbers=numbers,
         replies=[_replies(group, pairs) for group in result.groups],
+        notes=tuple(filter(None, [limited_note(evaluation.limit)])),
         facts=tuple(_facts(evaluation)),
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from seawall.artifacts.evaluation import Contrast, Difference, Sample
+from seawall.config.data import limited_note
 from seawall.evaluation.compare import capability_changes, compare
 from seawall.evaluation.wrapping import wrapping_changes
 from seawall.shell.conditions import renderings, require_comparable, shared_groups
@@ -151,6 +152,7 @@ def _moves(a: Sequence[Sample], b: Sequence[Sample]) -> dict[str, dict[str, int]
 
 
 def _notes(a: FinishedEvaluation, b: FinishedEvaluation) -> Iterator[str]:
+    yield from dict.fromkeys(filter(None, (limited_note(side.limit) for side in (a, b))))
     if a.result.model_fingerprint == b.result.model_fingerprint:
         yield "A and B have the same weights."
     rendering = renderings(a, b)

@@ -54,7 +54,7 @@ class FinishedEvaluation:
     @property
     def limit(self) -> int | None:
         """Maximum number of prompts of every group, where they are a limited sample."""
-        limit = self.recipe["data"].get("limit")
+        limit = self.recipe.get("data", {}).get("limit")
         return None if limit is None else int(limit)
 
     @property
