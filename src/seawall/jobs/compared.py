@@ -21,15 +21,20 @@ def evaluation_tables(difference: EvaluationDifference) -> Iterator[Table]:
 
 
 def change_text(change: Difference | None) -> str:
-    """`-12.0% [-20.0%, -3.0%], p=.012`; `unclear` where the interval holds 0 despite a small p-value."""
+    """`-12.0 points [-20.0, -3.0], p=.012`; `unclear` where the interval holds 0 despite a small p-value."""
     if change is None:
         return "other prompts"
-    moved = f"{interval_text(change.difference, change.low, change.high)}, {p_text(change.p)}"
+    moved = f"{points_text(change.difference, change.low, change.high)}, {p_text(change.p)}"
     return moved if change.is_clear or change.p >= SIGNIFICANT else f"{moved}, unclear"
 
 
-def interval_text(middle: float, low: float, high: float) -> str:
-    """A difference with the ends of its interval, signed."""
+def points_text(middle: float, low: float, high: float) -> str:
+    """A difference of rates in points, with the ends of its interval."""
+    return f"{100 * middle:+z.1f} points [{100 * low:+z.1f}, {100 * high:+z.1f}]"
+
+
+def relative_text(middle: float, low: float, high: float) -> str:
+    """A relative change in percent, with the ends of its interval."""
     return f"{middle:+z.1%} [{low:+z.1%}, {high:+z.1%}]"
 
 
@@ -70,12 +75,12 @@ def _paired(change: Difference | None) -> str:
 def _contrast(contrast: Contrast) -> str:
     if contrast.difference is None:
         return "none scored"
-    return interval_text(contrast.difference, contrast.low, contrast.high)
+    return points_text(contrast.difference, contrast.low, contrast.high)
 
 
 def _gold(difference: EvaluationDifference) -> Sequence[str]:
     gold = difference.gold
     assert gold is not None
     moved = gold.change
-    text = "other questions" if moved is None else interval_text(moved.increase, moved.low, moved.high)
+    text = "other questions" if moved is None else relative_text(moved.increase, moved.low, moved.high)
     return f"{gold.a:.4f}", f"{gold.b:.4f}", text

@@ -14,7 +14,7 @@ from rich.table import Table
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.groups import GOLD, NONE_SCORED, group_name, not_counted
 from seawall.errors import RunFolderError
-from seawall.jobs.compared import change_text, evaluation_tables, interval_text
+from seawall.jobs.compared import change_text, evaluation_tables, relative_text
 from seawall.jobs.facts import facts
 from seawall.models.files.abliteration import SharedDirection
 from seawall.models.files.difference import CheckpointDifference, compare_checkpoints
@@ -140,7 +140,7 @@ def _rates(difference: RunDifference) -> Table:
     gold = difference.gold
     if gold is not None:
         moved = gold.change
-        text = "other questions, or not kept" if moved is None else interval_text(moved.increase, moved.low, moved.high)
+        text = "other questions, or not kept" if moved is None else relative_text(moved.increase, moved.low, moved.high)
         table.add_row(group_name(GOLD), f"{gold.a:.4f}", f"{gold.b:.4f}", text)
     return table
 
