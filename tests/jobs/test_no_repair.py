@@ -33,7 +33,7 @@ def unrepaired(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> RunOu
         return scores_of(next(scripted))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "validator", lambda context: measure)
+        patch.setattr(stages, "validator", lambda context, decoder: measure)
         text = planted.read_text()
         return run_recipe(load_recipe(planted, changes), folder, text=text, reporter=Quiet())
 

@@ -93,6 +93,7 @@ ALLOWED = {
     "report_defect": "through visible_line",
     "apply": "through visible_line",
     "_rewrite": "through visible_line",
+    "_check_signature": "through visible_line",
     "require_scored": "through visible_line",
     "main": "JSON to the process that started this one",
 }
