@@ -94,6 +94,9 @@ ALLOWED = {
     "apply": "through visible_line",
     "_rewrite": "through visible_line",
     "_check_signature": "through visible_line",
+    "_print_paths": "through visible_line",
+    "tasks": "through visible_line, and two numbers",
+    "sign": "through visible_line",
     "require_scored": "through visible_line",
     "main": "JSON to the process that started this one",
 }
