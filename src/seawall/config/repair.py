@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from seawall.config.base import BatchSize, StrictModel, wrong
+from seawall.config.base import BatchSize, StrictModel, Tuple, wrong
 
 OptimizerName = Literal["adamw", "adamw_8bit", "adamw_offload"]
 MEMORY_SETTINGS = ("micro_batch_size", "gradient_checkpointing")
@@ -154,6 +154,11 @@ class RepairConfig(StrictModel):
         description="`adamw`; `adamw_8bit` keeps AdamW's two moments in 8 bits (2 bytes per trained parameter in place "
         "of 8); `adamw_offload` keeps them in 32 bits and pages them to the CPU's memory (CUDA). Both need "
         "`seawall[memory]`.",
+    )
+    trackers: Tuple[str] = Field(
+        default=(),
+        description="Trackers of Accelerate that get every update and validation, such as `tensorboard`, `trackio` or "
+        "`wandb`; files go to RUN/tracker.",
     )
     opening_tokens: int = Field(
         default=2,

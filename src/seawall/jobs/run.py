@@ -32,6 +32,7 @@ from seawall.shell.context import Context
 from seawall.shell.engines import require_loadable
 from seawall.shell.job import new_run, read_inputs
 from seawall.train.optimizers import require_optimizer
+from seawall.train.trackers import require_trackers
 
 STAGES = ("profile", "select", "repair", "evaluate", "report")
 """Values of `--until`. `evaluate` evaluates the existing stages; every other value also runs the stages before it."""
@@ -84,6 +85,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
     if until not in ("profile", "select"):
         check_capability(recipe.eval.capability)
         require_optimizer(recipe.repair.optimizer)
+        require_trackers(recipe.repair.trackers)
     prompts = read_inputs(recipe)
     if isinstance(reporter, Expecting):
         reporter.expect(_expected_stages(recipe, prompts, until))

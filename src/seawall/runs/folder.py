@@ -20,8 +20,8 @@ MARKER = "DONE"
 """Name of the marker file of a finished stage."""
 _CHANGEABLE = frozenset({"output", "name", "audit", "steer", "landscape", "tune", "gene", "gate"})
 """Keys and sections of a recipe that may change in an existing run: they do not affect its repair or evaluation."""
-_CHANGEABLE_SETTINGS = frozenset({"export.push_to_hub", "export.private"})
-"""Settings that may change as well: they act on finished files."""
+_CHANGEABLE_SETTINGS = frozenset({"export.push_to_hub", "export.private", "repair.trackers"})
+"""Settings that may change as well: they act on finished files, or report what is done."""
 _MEMORY = re.compile(r"repair\.(micro_batch_size|gradient_checkpointing)|model\.(device_map|max_memory)(\..*)?")
 """Settings that may change too, because they decide how much memory the same numbers take."""
 LATER_SETTINGS: Mapping[str, Any] = {
@@ -46,6 +46,7 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "private": True,
     "optimizer": "adamw",
     "engine.kind": "transformers",
+    "repair.trackers": [],
     "groups": None,
 }
 """Settings that earlier versions lack, by their last key or in full, with the values that change nothing."""
@@ -90,6 +91,11 @@ class RunFolder:
     def comparison(self) -> Path:
         """The page of an evaluation against another."""
         return self.path / "comparison.html"
+
+    @property
+    def tracker(self) -> Path:
+        """Files of the experiment trackers of a repair; not sealed."""
+        return self.path / "tracker"
 
     @property
     def steering_report(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from seawall.runs.stage import run_stage, stage_hash
 from seawall.shell.context import Context
 from seawall.shell.validation import validator
 from seawall.train.optimizers import require_optimizer
+from seawall.train.trackers import tracking
 
 When = Literal["before", "after"]
 _OUTCOME = "outcome.json"
@@ -181,8 +183,9 @@ def apply_repair(context: Context, delta: Delta) -> None:
 
 
 def _repair_settings(config: RepairConfig, *without: str) -> dict[str, Any]:
-    """The section as JSON; without the optimizer where it is the only one that earlier versions had."""
-    return config.model_dump(mode="json", exclude={*without, *(["optimizer"] if config.optimizer == "adamw" else [])})
+    """The section as JSON, without what changes no number; nor the optimizer where earlier versions had no other."""
+    earlier = ["optimizer"] if config.optimizer == "adamw" else []
+    return config.model_dump(mode="json", exclude={"trackers", *without, *earlier})
 
 
 def _eval_inputs(config: EvalConfig) -> dict[str, Any]:
@@ -229,19 +232,21 @@ def _repair(context: Context, selected: ExpertSet, scratch: Path) -> RepairResul
     context.close_decoders()  # the training needs their memory
     # A server per round would start more often than it replies.
     decoder = our_loop if recipe.engine.kind == "vllm" else context.decoder
-    return repair(
-        opened.moe,
-        opened.tokenizer,
-        inputs,
-        selected,
-        recipe.repair,
-        validate=validator(context, decoder),
-        scratch=scratch / "checkpoints",
-        report=lambda row: _report(context, row),
-    )
+    with tracking(recipe.repair.trackers, recipe.name, context.run.tracker) as track:
+        return repair(
+            opened.moe,
+            opened.tokenizer,
+            inputs,
+            selected,
+            recipe.repair,
+            validate=validator(context, decoder),
+            scratch=scratch / "checkpoints",
+            report=lambda row: _report(context, track, row),
+        )
 
 
-def _report(context: Context, row: dict[str, Any]) -> None:
+def _report(context: Context, track: Callable[[Mapping[str, Any]], None], row: dict[str, Any]) -> None:
+    track(row)
     if row["phase"] == "validation":
         scores = ValidationScores(**{name: row[name] for name in ValidationScores.__dataclass_fields__})
         context.reporter.say(f"round {row['round']} of {context.recipe.repair.rounds}: {scores}")
