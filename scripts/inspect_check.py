@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -70,6 +71,7 @@ def count(name: str, group: str, log: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the program that was started, too
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="`lab`, folders or Hub ids")
     parser.add_argument("--inspect", default="inspect", help="the command `inspect` of Inspect's environment")
