@@ -1,6 +1,7 @@
 """Tokens per second of the engines beside local weights, which generate the same greedy replies.
 
     SEAWALL_VLLM=vllm-env/bin/vllm python benchmarks/serving.py [--model lab] [--prompts 48] [--tokens 32]
+        [--experts eager] [--cache-tokens 2048]
 
 One after the other, on the prompts of the package; loading, starting and the probes are left out. `processor` is the
 processor time of this process, which other work on the machine changes less; vLLM computes in processes of its own.
@@ -65,8 +66,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
+    parser.add_argument("--experts", help="model.experts_implementation, such as eager; default: transformers' own")
+    parser.add_argument("--cache-tokens", type=int, default=ContinuousEngine().cache_tokens, help="of continuous")
     options = parser.parse_args(words)
-    checkpoint = open_checkpoint(ModelConfig(id=options.model, dtype="float32"))
+    engines = {**ENGINES, "continuous": ContinuousEngine(cache_tokens=options.cache_tokens)}
+    config = ModelConfig(id=options.model, dtype="float32", experts_implementation=options.experts)
+    checkpoint = open_checkpoint(config)
     loaded = model, tokenizer = checkpoint.load()
     digests = WeightDigests(model)
     texts = [prompt.text for prompt in load_benign(BuiltinSource())][: options.prompts]
@@ -77,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> None:
         decoders = Decoders(Path(scratch), print)
         try:
             for name in options.engines:
-                decoder = decoders.of(ENGINES[name])
+                decoder = decoders.of(engines[name])
                 prepare(decoder, loaded, digests, checkpoint.folder)
                 rows = measure(name, decoder, loaded, prompts, options.tokens)
                 reference = reference or rows
