@@ -93,6 +93,16 @@ def test_groups_with_other_prompts_have_no_difference(planted_run: Path) -> None
     assert [table.row_count for table in difference_tables(bare)][1] == len(bare.groups)
 
 
+def test_a_run_of_a_limited_sample_is_named(planted_run: Path) -> None:
+    one = open_finished(planted_run)
+    limited = compare_runs(replace(one, summary={**one.summary, "limit": 20}), one)
+    assert limited.limits == (20, None)
+    facts, _ = difference_tables(limited)
+    assert any("Limited sample: at most 20" in str(cell) for cell in facts.columns[1].cells)
+    whole = next(difference_tables(runs(planted_run, planted_run)))
+    assert not any("Limited" in str(cell) for cell in whole.columns[1].cells)
+
+
 def test_base_and_repaired_checkpoint_differ_where_the_repair_was(planted: Path, planted_run: Path) -> None:
     found = diff(planted.parent / "model", planted_run / "model")
     assert isinstance(found, CheckpointDifference)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -36,72 +36,37 @@ if TYPE_CHECKING:
     from seawall.evaluation.view import NamedResults
 
 
-def run(
-    recipe: RecipeArgument = None,
-    *,
-    sets: SetOption = None,
-    limit: LimitOption = None,
-    output: OutputOption = None,
-    dry_run: DryRunOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Run all stages of a repair: profile, select, evaluate, repair, evaluate, export, report."""
-    if dry_run:
-        show_plan(read_recipe(recipe, with_limit(sets, limit))[0], "run", as_json=as_json)
-        return
-    run_until("report", recipe, with_limit(sets, limit), output, quiet=quiet, as_json=as_json)
+def _stages_until(last: str, verb: str, description: str) -> Callable[..., None]:
+    """The command `verb`, which runs the stages of a recipe up to `last`."""
+
+    def command(
+        recipe: RecipeArgument = None,
+        *,
+        sets: SetOption = None,
+        limit: LimitOption = None,
+        output: OutputOption = None,
+        dry_run: DryRunOption = False,
+        quiet: QuietOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        changes = with_limit(sets, limit)
+        if dry_run:
+            show_plan(read_recipe(recipe, changes)[0], verb, as_json=as_json)
+            return
+        run_until(last, recipe, changes, output, quiet=quiet, as_json=as_json)
+
+    command.__doc__ = description
+    return command
 
 
-def profile(
-    recipe: RecipeArgument = None,
-    *,
-    sets: SetOption = None,
-    limit: LimitOption = None,
-    output: OutputOption = None,
-    dry_run: DryRunOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Collect successful attacks, and count the experts that they use."""
-    if dry_run:
-        show_plan(read_recipe(recipe, with_limit(sets, limit))[0], "profile", as_json=as_json)
-        return
-    run_until("profile", recipe, with_limit(sets, limit), output, quiet=quiet, as_json=as_json)
-
-
-def select(
-    recipe: RecipeArgument = None,
-    *,
-    sets: SetOption = None,
-    limit: LimitOption = None,
-    output: OutputOption = None,
-    dry_run: DryRunOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Select the safety-critical experts, after unfinished earlier stages."""
-    if dry_run:
-        show_plan(read_recipe(recipe, with_limit(sets, limit))[0], "select", as_json=as_json)
-        return
-    run_until("select", recipe, with_limit(sets, limit), output, quiet=quiet, as_json=as_json)
-
-
-def repair(
-    recipe: RecipeArgument = None,
-    *,
-    sets: SetOption = None,
-    limit: LimitOption = None,
-    output: OutputOption = None,
-    dry_run: DryRunOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Train the selected experts and the routers, after unfinished earlier stages."""
-    if dry_run:
-        show_plan(read_recipe(recipe, with_limit(sets, limit))[0], "repair", as_json=as_json)
-        return
-    run_until("repair", recipe, with_limit(sets, limit), output, quiet=quiet, as_json=as_json)
+run = _stages_until(
+    "report", "run", "Run all stages of a repair: profile, select, evaluate, repair, evaluate, export, report."
+)
+profile = _stages_until("profile", "profile", "Collect successful attacks, and count the experts that they use.")
+select = _stages_until("select", "select", "Select the safety-critical experts, after unfinished earlier stages.")
+repair = _stages_until(
+    "repair", "repair", "Train the selected experts and the routers, after unfinished earlier stages."
+)
 
 
 def report(

@@ -90,7 +90,7 @@ def inspect_log(evaluated: Evaluated) -> EvalLog:
         eval=spec,
         results=results,
         stats=EvalStats(started_at=started, completed_at=ended),
-        samples=[_sample(row, evaluated) for row in samples],
+        samples=[_sample(row, evaluated.model, digest) for row in samples],
     )
 
 
@@ -128,14 +128,14 @@ def _facts(evaluated: Evaluated) -> dict[str, Any]:
     }
 
 
-def _sample(row: Sample, evaluated: Evaluated) -> EvalSample:
-    """One reply: the conversation as Inspect's messages, and its scores."""
+def _sample(row: Sample, model: str, digest: str) -> EvalSample:
+    """One reply: the conversation as Inspect's messages, and its scores; the evaluation's digest makes its id."""
     from inspect_ai.log import EvalSample
     from inspect_ai.model import ChatCompletionChoice, ModelOutput
 
     messages = [_message(message.role, message.content) for message in row.prompt]
     reply = _message("assistant", row.response, thought=row.thought)
-    output = ModelOutput(model=evaluated.model, choices=[ChatCompletionChoice(message=reply, stop_reason="unknown")])
+    output = ModelOutput(model=model, choices=[ChatCompletionChoice(message=reply, stop_reason="unknown")])
     group = group_of(row.group)
     return EvalSample(
         id=row.id,
@@ -151,7 +151,7 @@ def _sample(row: Sample, evaluated: Evaluated) -> EvalSample:
             "side": "harmful" if group.is_harmful else "harmless",
             **({"attack": row.group.removeprefix(ATTACK)} if is_attack(row.group) else {}),
         },
-        uuid=hashlib.sha256(f"{_digest(evaluated)} {row.id}".encode()).hexdigest()[:22],
+        uuid=hashlib.sha256(f"{digest} {row.id}".encode()).hexdigest()[:22],
     )
 
 

@@ -83,7 +83,7 @@ def sign_folder(folder: Path, signer: SigningKey, output: Path | None = None) ->
     """
     require_signing()
     require_folder(folder)
-    path = folder.resolve().with_suffix(folder.resolve().suffix + SUFFIX) if output is None else output
+    path = folder.resolve().with_name(f"{folder.resolve().name}{SUFFIX}") if output is None else output
     if path.exists():
         raise ArtifactError(f"{path} already exists", remedy="remove it, or name another file with --output")
     if not path.parent.is_dir():

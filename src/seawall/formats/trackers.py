@@ -12,7 +12,10 @@ from seawall.runs.files import read_metrics, storage_errors
 from seawall.runs.folder import RunFolder
 from seawall.runs.publish import published, require_free
 from seawall.runs.stage import finished_stage, is_done
+from seawall.train.trackers import numbers_of
 
+_PHASES = ("expert", "router")
+"""Steps of a round, which name the numbers of their updates."""
 TrackerName = Literal["tensorboard", "wandb"]
 Point = tuple[int, dict[str, float]]
 """A step, and the numbers at it."""
@@ -42,12 +45,11 @@ def write_tracker(path: Path, output: Path, tracker: TrackerName) -> Path:
 
 
 def repair_points(run: RunFolder) -> Iterator[Point]:
-    """The numbers of every update of the repair, under `repair/`, by its place in the run; none before the repair."""
+    """The numbers of every update, as `repair.trackers` reports them, by its place in the run; none before a repair."""
     if not is_done(run, "repair"):
         return
     for step, row in enumerate(read_metrics(finished_stage(run, "repair") / "metrics.jsonl"), start=1):
-        numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
-        yield step, {f"repair/{name}": float(value) for name, value in numbers.items() if name != "step"}
+        yield step, numbers_of(row)
 
 
 def _rates(numbered: tuple[int, Evaluated]) -> Point:
@@ -74,10 +76,11 @@ def _wandb(folder: Path, evaluated: Evaluated, points: list[Point]) -> None:
 
     recipe = dict(evaluated.recipe)
     run = wandb.init(project="seawall", name=str(recipe["name"]), dir=str(folder), config=recipe, mode="offline")
-    run.define_metric("repair/*", step_metric="update")
+    for phase in _PHASES:
+        run.define_metric(f"{phase}/*", step_metric="update")
     run.define_metric("rates/*", step_metric="evaluation")
     for step, numbers in points:
-        axis = "update" if any(name.startswith("repair/") for name in numbers) else "evaluation"
+        axis = "update" if any(name.partition("/")[0] in _PHASES for name in numbers) else "evaluation"
         run.log({axis: step, **numbers})
     run.finish()
 

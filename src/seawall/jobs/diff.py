@@ -11,8 +11,8 @@ from typing import Any, Literal
 from rich.markup import escape
 from rich.table import Table
 
-from seawall.artifacts.evaluation import Rate
-from seawall.artifacts.groups import GOLD, NONE_SCORED, group_name, not_counted
+from seawall.artifacts.groups import GOLD, group_name, rate_text
+from seawall.config.data import limited_note
 from seawall.errors import RunFolderError
 from seawall.jobs.compared import change_text, evaluation_tables, relative_text
 from seawall.jobs.facts import facts
@@ -122,6 +122,7 @@ def _run_facts(difference: RunDifference) -> Table:
             (f"delta of {name}", f"{side.tensors} tensors, {side.slices} expert slices"),
             (f"routing drift of {name}", ", ".join(f"{value:.3f}" for value in side.drift)),
         ]
+    rows += [("note", note) for note in dict.fromkeys(filter(None, map(limited_note, difference.limits)))]
     return facts(rows)
 
 
@@ -136,20 +137,13 @@ def _rates(difference: RunDifference) -> Table:
     for name in ("A", "B", "B - A"):
         table.add_column(name, justify="right")
     for row in difference.groups:
-        table.add_row(group_name(row.group), _rate(row.a), _rate(row.b), change_text(row.change))
+        table.add_row(group_name(row.group), rate_text(row.a), rate_text(row.b), change_text(row.change))
     gold = difference.gold
     if gold is not None:
         moved = gold.change
         text = "other questions, or not kept" if moved is None else relative_text(moved.increase, moved.low, moved.high)
         table.add_row(group_name(GOLD), f"{gold.a:.4f}", f"{gold.b:.4f}", text)
     return table
-
-
-def _rate(rate: Rate) -> str:
-    if rate.rate is None:
-        return NONE_SCORED
-    apart = not_counted(rate)
-    return f"{rate.rate:.1%}" + (f" ({apart})" if apart else "")
 
 
 def _checkpoint_facts(difference: CheckpointDifference) -> Table:

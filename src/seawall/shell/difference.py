@@ -75,12 +75,14 @@ class RunDifference:
         repairs: the changes of A and of B.
         groups: evaluation groups of both, after the repair.
         gold: loss on gold answers after the repair; None where a run has none.
+        limits: maximum number of prompts of every group in A and in B; None for all.
     """
 
     experts: ExpertsDifference
     repairs: tuple[RepairFacts, RepairFacts]
     groups: tuple[GroupDifference, ...]
     gold: GoldDifference | None
+    limits: tuple[int | None, int | None] = (None, None)
 
 
 def compare_runs(a: FinishedRun, b: FinishedRun) -> RunDifference:
@@ -95,6 +97,7 @@ def compare_runs(a: FinishedRun, b: FinishedRun) -> RunDifference:
         repairs=(_repair(a), _repair(b)),
         groups=tuple(_groups(a, b)),
         gold=gold_difference(a.after.result, b.after.result, resamples=a.resamples, seed=a.seed),
+        limits=(a.summary.get("limit"), b.summary.get("limit")),
     )
 
 

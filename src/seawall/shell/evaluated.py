@@ -10,6 +10,7 @@ from seawall.artifacts.evaluation import NAME, EvalResult, Sample
 from seawall.errors import RunFolderError
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
+from seawall.report.wording import limit_of
 from seawall.runs.files import read_json
 from seawall.runs.folder import MARKER, RunFolder
 from seawall.runs.sealed import require_sealed
@@ -54,8 +55,7 @@ class FinishedEvaluation:
     @property
     def limit(self) -> int | None:
         """Maximum number of prompts of every group, where they are a limited sample."""
-        limit = self.recipe.get("data", {}).get("limit")
-        return None if limit is None else int(limit)
+        return limit_of(self.recipe)
 
     @property
     def resamples(self) -> int:

@@ -41,7 +41,7 @@ def require_trackers(names: Sequence[str]) -> None:
 def tracking(names: Sequence[str], project: str, folder: Path) -> Iterator[Track]:
     """Inside, rows go to the trackers, with the number of updates so far as step.
 
-    Numbers are named `PHASE/NAME`: `expert/loss`, `router/lr`, `validation/attack_success`.
+    Numbers are named as by `numbers_of`: `expert/loss`, `router/lr`, `validation/attack_success`.
 
     Args:
         names: trackers by Accelerate's names; none makes no folder and loads no package.
@@ -63,11 +63,15 @@ def tracking(names: Sequence[str], project: str, folder: Path) -> Iterator[Track
             phase = str(row["phase"])
             if "step" in row:
                 updates[phase] = int(row["step"])
-            numbers = {f"{phase}/{name}": float(value) for name, value in row.items() if _is_number(name, value)}
             for tracker in started:
-                tracker.log(numbers, step=sum(updates.values()))
+                tracker.log(numbers_of(row), step=sum(updates.values()))
 
         yield track
+
+
+def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row for a tracker, as `PHASE/NAME`; without the round and the step, which place it."""
+    return {f"{row['phase']}/{name}": float(value) for name, value in row.items() if _is_number(name, value)}
 
 
 def _is_number(name: str, value: object) -> bool:

@@ -160,9 +160,11 @@ class VllmDecoder:
         stored = self._stored.get(loaded[0])
         if stored is not None and stored.fingerprint == fingerprint:
             return stored.folder.resolve()
-        for remnant in self._scratch.glob(f"{_PREFIX}*"):  # of a process that was killed
-            shutil.rmtree(remnant)
-        folder = Path(mkdtemp(prefix=_PREFIX, dir=self._scratch)).resolve()
+        own = f"{_PREFIX}{os.getpid()}-"
+        for remnant in self._scratch.glob(f"{_PREFIX}*"):
+            if not remnant.name.startswith(own):  # of a process that was killed, since a run has one at a time
+                shutil.rmtree(remnant)
+        folder = Path(mkdtemp(prefix=own, dir=self._scratch)).resolve()
         self._open.callback(shutil.rmtree, folder)
         write_model(*loaded, folder)
         return folder
