@@ -15,7 +15,7 @@ from seawall.evaluation.judges.patterns import GIVES, INSTEAD, OTHER_HELP, SAYS_
 from seawall.evaluation.judges.refusal import answers_after_all, late_refusal, refusal_in, refusal_in_speech
 from seawall.evaluation.judges.wording import after_reasoning, plain
 
-RULES = 2
+RULES = 3
 """Version of the rules: stages whose verdicts come from another are made anew."""
 _QUOTED = 60
 """Characters of a refusal in a verdict's reason."""
