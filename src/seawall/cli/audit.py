@@ -9,75 +9,70 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from seawall.cli.common import (
+    DryRunOption,
     JsonOption,
+    LimitOption,
     QuietOption,
     SetOption,
     print_json,
+    print_limit,
     quiet_libraries,
     read_recipe,
     reporting,
+    results_console,
+    shared_launch,
+    with_limit,
 )
+from seawall.cli.plan import show_plan
 
 if TYPE_CHECKING:
     from seawall.artifacts.audit import AuditResult
-    from seawall.runs.progress import Reporter
 
 _LOG_WIDTH = 160
 _Path = Optional[Path]  # noqa: UP045 - typer reads these annotations
 _Text = Optional[str]  # noqa: UP045
 
 
-def audit(
+def audit(  # noqa: PLR0913 - each option of the command is a parameter
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Folder of a finished run, or a model.")],
     *,
     only: Annotated[
         _Text, typer.Option(help="Audits to run, separated by commas; default: all.", metavar="A,B")
     ] = None,
     sets: SetOption = None,
+    limit: LimitOption = None,
     recipe: Annotated[_Path, typer.Option(help="For a model: the recipe that gives the prompts.")] = None,
     output: Annotated[_Path, typer.Option("--output", "-o", help="For a model: folder for the results.")] = None,
+    dry_run: DryRunOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Audit a finished run and update its report, or audit a model without a repair."""
     is_run = _is_run(target)
-    folder = _folder(target, recipe, output, is_run=is_run)
+    folder = _folder(target, recipe, output, is_run=is_run, dry_run=dry_run)
+    changes = with_limit(sets, limit)
     with quiet_libraries():
-        from seawall.jobs.audit import document
+        from seawall.jobs.audit import audit_model, audit_run, document, parse_names
+        from seawall.shell.job import recipe_of_run
 
-    def work(reporter: Reporter) -> list[AuditResult]:
+    names = parse_names(only)
+    if is_run:
+        resolved, text = recipe_of_run(folder, changes, section="audit")[0], ""
+    else:
+        resolved, text = read_recipe(recipe, [*changes, f"model.id={json.dumps(target)}"])
+    if dry_run:
+        show_plan(resolved, "audit", as_json=as_json)
+        return
+    with shared_launch(resolved), reporting(quiet=quiet or as_json) as reporter:
         if is_run:
-            return _audit_run(folder, reporter, only=only, sets=sets)
-        return _audit_model(target, folder, reporter, only=only, sets=sets, recipe=recipe)
-
-    with reporting(quiet=quiet or as_json) as reporter:
-        results = work(reporter)
+            results = audit_run(folder, only=names, changes=changes, reporter=reporter)
+        else:
+            results = audit_model(resolved, folder, text=text, only=names, reporter=reporter)
     if as_json:
         print_json(document(folder, results))
         return
     _show(results, folder, is_run=is_run)
-
-
-def _audit_run(folder: Path, reporter: Reporter, *, only: str | None, sets: list[str] | None) -> list[AuditResult]:
-    from seawall.jobs.audit import audit_run, parse_names
-
-    return audit_run(folder, only=parse_names(only), changes=sets or (), reporter=reporter)
-
-
-def _audit_model(
-    model: str,
-    folder: Path,
-    reporter: Reporter,
-    *,
-    only: str | None,
-    sets: list[str] | None,
-    recipe: Path | None,
-) -> list[AuditResult]:
-    from seawall.jobs.audit import audit_model, parse_names
-
-    names = parse_names(only)
-    resolved, text = read_recipe(recipe, [*(sets or ()), f"model.id={json.dumps(model)}"])
-    return audit_model(resolved, folder, text=text, only=names, reporter=reporter)
+    print_limit(results_console(), limit)
 
 
 def _is_run(target: str) -> bool:
@@ -94,7 +89,7 @@ def _is_run(target: str) -> bool:
     return (path / "resolved.json").is_file()
 
 
-def _folder(target: str, recipe: Path | None, output: Path | None, *, is_run: bool) -> Path:
+def _folder(target: str, recipe: Path | None, output: Path | None, *, is_run: bool, dry_run: bool) -> Path:
     from seawall.errors import ConfigError
 
     if is_run and (recipe or output):
@@ -105,19 +100,18 @@ def _folder(target: str, recipe: Path | None, output: Path | None, *, is_run: bo
         )
     if is_run:
         return Path(target)
-    if output is None:
+    if output is None and not dry_run:
         raise ConfigError(
             f"{target} is no run folder, and the audit of a model needs --output",
             remedy="name a new folder with --output, or name the folder of a finished run",
         )
-    return output
+    return output or Path()
 
 
 def _show(results: list[AuditResult], folder: Path, *, is_run: bool) -> None:
     from seawall.methods.audit.view import audit_table
-    from seawall.runs.console import PlainConsole
 
-    console = PlainConsole()
+    console = results_console()
     if not console.is_terminal:
         console.width = _LOG_WIDTH
     for result in results:

@@ -11,6 +11,7 @@ from seawall.artifacts.store import require_model
 from seawall.config.audit import AuditName
 from seawall.config.load import change_recipe
 from seawall.config.recipe import Recipe
+from seawall.distributed.process import require_joined
 from seawall.errors import ConfigError
 from seawall.evaluation.suite import build_suite
 from seawall.jobs.report import audit_stage, write_report
@@ -52,6 +53,7 @@ def audit_run(
     Raises:
         SeawallError: no finished run, another model than the run's, or an invalid setting.
     """
+    require_joined()
     finished = open_finished(path)
     recipe = change_recipe(finished.recipe, changes, where=str(finished.run.resolved), section="audit")
     require_own_recipe(recipe, path)

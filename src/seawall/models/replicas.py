@@ -1,13 +1,14 @@
 """Copies of one model in all processes of a launch: the first process orders, every process computes its share.
 
 A model without copies (a judge's, or any model without a launch) computes in its own process alone. A change of the
-first process's weights reaches the copies by `copy_weights`; hooks do not, so a method that steers by hooks shares
-nothing.
+first process's weights reaches the copies by `copy_weights`; hooks and passing changes by `models.everywhere`. A copy
+with other hooks than the first process's model computes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -37,11 +38,13 @@ class Replica:
         processes: of the launch.
         loaded: model and tokenizer; None before the first is loaded.
         training: what a shared training keeps between two orders.
+        changes: the changes of the model that were entered and not left, the latest last (`models.everywhere`).
     """
 
     processes: Processes
     loaded: Loaded | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    changes: list[ExitStack] = field(default_factory=list)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -105,7 +108,7 @@ def register_copies(model: PreTrainedModel, fingerprint: str) -> None:
     processes = current_launch()
     if processes.count == 1:
         return
-    for rank, weights in enumerate(_require(processes.gather(fingerprint))):
+    for rank, weights in enumerate(require_success(processes.gather(fingerprint))):
         if weights != fingerprint:
             raise ArtifactError(
                 f"process {rank} of the launch has loaded other weights than the first",
@@ -133,14 +136,14 @@ def shared_results(
         function: a function of a module, or a `partial` of one; its result can be sent to another process.
         items: the arguments; those of one round are sent to all processes.
     """
-    processes = holders(_model_of(subject))
+    processes = holders(model_of(subject))
     if processes.count == 1 or len(items) == 1:
         yield from (function(subject, item) for item in items)
         return
     for start in range(0, len(items), processes.count):
         share = items[start : start + processes.count]
-        processes.order([_compute, function, share, isinstance(subject, MoEModel)])
-        yield from _require(processes.gather(function(subject, share[0])))[: len(share)]
+        processes.order([_compute, function, share, isinstance(subject, MoEModel), _hooks(model_of(subject))])
+        yield from require_success(processes.gather(function(subject, share[0])))[: len(share)]
 
 
 def shared_buckets(
@@ -162,7 +165,7 @@ def shared_buckets(
     Raises:
         SeawallError: one row alone exceeds memory.
     """
-    if holders(_model_of(subject)).count == 1:
+    if holders(model_of(subject)).count == 1:
         yield from in_buckets(buckets, lambda positions: function(subject, item_of(positions)))
         return
     shares = [list(bucket) for bucket in buckets]
@@ -183,7 +186,13 @@ def release_copies(model: PreTrainedModel) -> None:
     processes.order([_release])
 
 
-def _model_of(subject: PreTrainedModel | MoEModel) -> PreTrainedModel:
+def forget_copies(model: PreTrainedModel) -> None:
+    """Shares the model no longer, and tells the other processes nothing: after an error they may not listen."""
+    _shared.pop(model, None)
+
+
+def model_of(subject: PreTrainedModel | MoEModel) -> PreTrainedModel:
+    """The model of a subject."""
     return subject.model if isinstance(subject, MoEModel) else subject
 
 
@@ -213,26 +222,39 @@ def _load(replica: Replica, load: Callable[..., Loaded], arguments: Sequence[Any
         replica.loaded = load(*arguments)
         return model_fingerprint(replica.model)
 
-    replica.processes.gather(_attempt(work))
+    replica.processes.gather(attempted(work))
 
 
-def _compute(replica: Replica, function: Callable[[Any, Any], Any], share: Sequence[Any], takes_moe: bool) -> None:
+def _hooks(model: PreTrainedModel) -> int:
+    """Number of hooks and replaced forwards of the model, by which a copy with other changes is told."""
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) + ("forward" in vars(module))
+        for module in model.modules()
+    )
+
+
+def _compute(
+    replica: Replica, function: Callable[[Any, Any], Any], share: Sequence[Any], takes_moe: bool, hooks: int
+) -> None:
     rank = replica.processes.rank
 
     def work() -> Any:
+        if (own := _hooks(replica.model)) != hooks:
+            raise SeawallError("the copy of the model is not changed as the first", got=f"{own} hooks", expected=hooks)
         return function(replica.moe if takes_moe else replica.model, share[rank]) if rank < len(share) else None
 
-    replica.processes.gather(_attempt(work))
+    replica.processes.gather(attempted(work))
 
 
-def _attempt(work: Callable[[], Result]) -> Result | _Failure:
+def attempted(work: Callable[[], Result]) -> Result | _Failure:
+    """The result of `work` for the first process, or the error for users in its place."""
     try:
         return work()
     except SeawallError as error:
         return _Failure(str(error))
 
 
-def _require(values: list[Any]) -> list[Any]:
+def require_success(values: list[Any]) -> list[Any]:
     """The values, none of which is a failure.
 
     Raises:

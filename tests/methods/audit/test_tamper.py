@@ -41,9 +41,11 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_replies(micro_batch_size: int
         for at in (4, 0, 2):
             ids, labels = (torch.tensor([part]) for part in (examples.rows[at].input_ids, examples.rows[at].labels))
             alone.append(float(moe.model(ids, labels=labels).loss))
-        pieces = [float(piece) for piece, _ in examples.loss(moe, [4, 0, 2])]
+        pieces = [float(piece) for piece, _ in examples.loss(moe, [4, 0, 2], [4, 0, 2])]
+        shares = [float(piece) for share in ([4, 2], [0], []) for piece, _ in examples.loss(moe, [4, 0, 2], share)]
     assert len(pieces) == -(-3 // (micro_batch_size or 3))
     assert sum(pieces) == pytest.approx(sum(alone) / 3, rel=1e-4)
+    assert sum(shares) == pytest.approx(sum(alone) / 3, rel=1e-4)
 
 
 def _moved(middle: float, half: float = 0.02) -> AuditChange:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,10 @@ from seawall.evaluation.pooled import Samples, paired_changes, with_pooled
 from seawall.evaluation.rates import group_rates
 from seawall.evaluation.samples import SampleLog
 from seawall.evaluation.suite import EvalPrompt
-from seawall.methods.audit.context import AuditSubject
+from seawall.methods.audit.context import REPAIRED_TENSORS, AuditSubject
+from seawall.models.everywhere import Change, everywhere
+from seawall.models.moe.exchange import exchanged
+from seawall.models.moe.find import MoEModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +31,16 @@ class ConditionRunner:
     prompts: Sequence[EvalPrompt]
     folder: Path
 
-    def measure(self, name: str, condition: AbstractContextManager[object], place: tuple[int, int]) -> list[Sample]:
-        """Samples under a condition; `place` is (its number, number of conditions), for the progress."""
+    def measure(self, name: str, change: Change[object], place: tuple[int, int]) -> list[Sample]:
+        """Samples under a change, which every process of a launch enters.
+
+        Args:
+            name: of the condition.
+            change: of the MoE layers; `unchanged` for none.
+            place: (number of the condition, number of conditions), for the progress.
+        """
         context = self.subject.context
-        with condition:
+        with everywhere(context.opened.moe, change):
             return generate_and_judge(
                 context.opened.model,
                 context.opened.tokenizer,
@@ -84,6 +93,16 @@ class ConditionRunner:
         path = self.folder / "samples" / f"{name}.jsonl"
         path.parent.mkdir(exist_ok=True)
         return path
+
+
+def unchanged(moe: MoEModel) -> AbstractContextManager[None]:
+    """The condition of the model as it is."""
+    return nullcontext()
+
+
+def repaired(moe: MoEModel) -> AbstractContextManager[object]:
+    """Inside, the model has the repaired parameters that its process holds."""
+    return exchanged(moe.model, REPAIRED_TENSORS.value)
 
 
 def attacked(samples: Samples) -> list[Sample]:

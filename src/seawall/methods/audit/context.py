@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -14,8 +15,12 @@ from seawall.config.audit import AuditName
 from seawall.data.splits import hash_fraction
 from seawall.evaluation.pooled import Samples
 from seawall.evaluation.suite import EvalPrompt, prompt_of
+from seawall.models.everywhere import Held, tensors_everywhere
 from seawall.runs.stage import finished_stage
 from seawall.shell.context import Context
+
+REPAIRED_TENSORS = Held[Mapping[str, Tensor]]("repaired tensors")
+"""The subject's `repaired`, in every process of a launch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +43,10 @@ class AuditSubject:
     suite: tuple[EvalPrompt, ...] = ()
     repaired: Mapping[str, Tensor] = field(default_factory=dict)
     repaired_fingerprint: str | None = None
+
+    def holding_repaired(self) -> AbstractContextManager[None]:
+        """Inside, every process of a launch has the repaired parameters, as `REPAIRED_TENSORS`."""
+        return tensors_everywhere(self.context.opened.model, REPAIRED_TENSORS, self.repaired)
 
     def prompts(self, goals: int | None, groups: Callable[[str], bool] = lambda group: True) -> list[EvalPrompt]:
         """The evaluation's prompts on at most `goals` goals per group; the same goals in every attack family."""

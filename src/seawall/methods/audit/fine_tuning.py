@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import final
-
-from torch import nn
 
 from seawall.config.audit import TamperConfig, TamperSweep
 from seawall.data.batching import collate, epoch_batches, length_buckets
@@ -18,19 +16,22 @@ from seawall.data.compliance import compliance
 from seawall.data.splits import take
 from seawall.data.templating import Encoded, encode_example, encode_prompt
 from seawall.data.types import Exchange
-from seawall.distributed import one_process
+from seawall.distributed.process import training_accelerator
 from seawall.errors import DataError
 from seawall.methods.rasa.context import retained_exchanges, retained_prompts
 from seawall.models.backoff import RowLimit
 from seawall.models.checkpointing import gradient_checkpointing
+from seawall.models.everywhere import Held, together
 from seawall.models.forward import run
-from seawall.models.lora.low_rank import trainable_low_rank
-from seawall.models.moe.experts import trainable_experts
+from seawall.models.lora.low_rank import LowRankUpdate, trainable_low_rank
+from seawall.models.moe.experts import TrainableExperts, trainable_experts
 from seawall.models.moe.find import MoEModel
+from seawall.models.replicas import Replica
 from seawall.runs.files import read_metrics
 from seawall.shell.context import Context
-from seawall.train.loop import Losses, Row, Settings, Trainer
+from seawall.train.loop import BatchLoss, Losses, Row, Settings, Trainer
 from seawall.train.losses import response_cross_entropy
+from seawall.train.peers import LaunchPeers
 
 LORA_LR = 1e-4
 """Learning rate of TamperBench's LoRA attacks (github.com/criticalml-uw/TamperBench, configs/whitebox/attacks)."""
@@ -63,11 +64,11 @@ class TuningExamples:
         )
         return list(islice(endless, updates))
 
-    def loss(self, moe: MoEModel, batch: Sequence[int]) -> Iterator[Losses]:
-        """Mean cross-entropy of the replies of a batch, as one part per forward pass."""
-        lengths = [len(self.rows[position].input_ids) for position in batch]
-        for bucket in length_buckets(lengths, self.limit.of(len(batch))):
-            rows = [self.rows[batch[index]] for index in bucket]
+    def loss(self, moe: MoEModel, batch: Sequence[int], share: Sequence[int]) -> Iterator[Losses]:
+        """The part of some rows in the mean cross-entropy of a batch's replies, as one piece per forward pass."""
+        lengths = [len(self.rows[position].input_ids) for position in share]
+        for bucket in length_buckets(lengths, self.limit.of(len(share))) if share else ():
+            rows = [self.rows[share[index]] for index in bucket]
             width = max(row.response_tokens for row in rows) + 1
             collated = collate(rows, self.pad, side="left")
             logits_BTV = run(moe, collated, keep=width)
@@ -75,44 +76,85 @@ class TuningExamples:
             yield response_cross_entropy(logits_BTV, labels_BT).sum() / len(batch), {}
 
 
+@dataclass(frozen=True)
+class TuningSettings:
+    """How the audit trains.
+
+    Attributes:
+        config: the section `audit.tamper`.
+        lr: the learning rate.
+        seed: of the audit.
+    """
+
+    config: TamperConfig
+    lr: float
+    seed: int
+
+
 @dataclass(frozen=True, eq=False)
 class Tuning:
-    """A model in training.
+    """A model in training, in every process of a launch; each computes some rows of every update.
 
     Attributes:
         trainer: steps the trainable parameters.
         written: context in which the model computes with them as plain weights, for the evaluation.
+        loss: this process's part of the loss of a batch.
+        examples: the rows, and their order.
     """
 
     trainer: Trainer[list[int]]
     written: Callable[[], AbstractContextManager[None]]
+    loss: BatchLoss[list[int]]
+    examples: TuningExamples
 
-    def fit(self, moe: MoEModel, examples: TuningExamples, updates: int, log: Callable[[Row], None]) -> None:
+    def fit(self, updates: int, log: Callable[[Row], None]) -> None:
         """Trains up to a number of updates since the start."""
-        batches = examples.batches(updates)[self.trainer.steps :]
-        self.trainer.back_off = examples.limit.halve
-        self.trainer.fit(batches, lambda batch: examples.loss(moe, batch), log)
+        self.trainer.fit(self.examples.batches(updates)[self.trainer.steps :], self.loss, log)
+
+
+TUNING = Held[Tuning]("tuning of the tamper audit")
 
 
 @contextmanager
-def tuning(context: Context) -> Iterator[Tuning]:
+def tuning(settings: TuningSettings, examples: TuningExamples, moe: MoEModel) -> Iterator[Tuning]:
     """Inside, the current model trains as `audit.tamper` says; on exit it has its own bits again."""
-    recipe, moe = context.recipe, context.opened.moe
-    config = recipe.audit.tamper
-    checkpointed = gradient_checkpointing(moe.model, enabled=config.gradient_checkpointing)
-    if config.trained == "lora":
-        settings = Settings(lr=LORA_LR if config.lr is None else config.lr)
-        low_rank = trainable_low_rank(moe.model, rank=config.lora_rank, seed=recipe.audit.seed)
-        with low_rank as update, checkpointed:
-            yield Tuning(_trainer(dict(update.named_parameters()), settings), update.written)
-        return
-    settings = Settings(lr=recipe.repair.expert.lr if config.lr is None else config.lr)
-    with trainable_experts(moe, [range(moe.num_experts)] * moe.num_layers) as copies, checkpointed:
-        yield Tuning(_trainer(dict(copies.named_parameters()), settings), copies.written)
+    config, processes = settings.config, together(moe.model)
+
+    def loss(batch: Sequence[int]) -> Iterator[Losses]:
+        return examples.loss(moe, batch, batch[processes.rank :: processes.count])
+
+    with ExitStack() as stack:
+        copies: LowRankUpdate | TrainableExperts
+        if config.trained == "lora":
+            low_rank = trainable_low_rank(moe.model, rank=config.lora_rank, seed=settings.seed)
+            copies = stack.enter_context(low_rank)
+        else:
+            copies = stack.enter_context(trainable_experts(moe, [range(moe.num_experts)] * moe.num_layers))
+        stack.enter_context(gradient_checkpointing(moe.model, enabled=config.gradient_checkpointing))
+        trainer = Trainer[list[int]](
+            dict(copies.named_parameters()),
+            Settings(lr=settings.lr),
+            training_accelerator(),
+            back_off=examples.limit.halve,
+            peers=LaunchPeers(processes, (_update,)) if processes.count > 1 else None,
+        )
+        yield Tuning(trainer, copies.written, loss, examples)
 
 
-def _trainer(parameters: dict[str, nn.Parameter], settings: Settings) -> Trainer[list[int]]:
-    return Trainer[list[int]](parameters, settings, one_process())
+def written(moe: MoEModel) -> AbstractContextManager[None]:
+    """Inside, the model of the current `TUNING` computes with what it has trained as plain weights."""
+    return TUNING.value.written()
+
+
+def _update(replica: Replica, batch: list[int]) -> None:
+    TUNING.value.trainer.fit([batch], TUNING.value.loss, lambda row: None)
+
+
+def tuning_settings(context: Context) -> TuningSettings:
+    """The settings of the recipe."""
+    recipe, config = context.recipe, context.recipe.audit.tamper
+    default = LORA_LR if config.trained == "lora" else recipe.repair.expert.lr
+    return TuningSettings(config, default if config.lr is None else config.lr, recipe.audit.seed)
 
 
 def tuning_examples(context: Context, folder: Path) -> dict[TamperSweep, TuningExamples]:

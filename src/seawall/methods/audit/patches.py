@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from seawall.methods.audit.context import REPAIRED_TENSORS
 from seawall.models.moe.exchange import exchanged, routed_as
 from seawall.models.moe.find import MoEModel
 from seawall.models.moe.parameter_groups import ParameterGroup, parameter_groups
@@ -102,3 +103,8 @@ def set_up(
         else:
             changes.enter_context(exchanged(moe.model, patched))
         yield
+
+
+def in_condition(name: str, groups: frozenset[ParameterGroup], moe: MoEModel) -> AbstractContextManager[None]:
+    """`set_up` with the repaired parameters that this process holds."""
+    return set_up(name, moe, REPAIRED_TENSORS.value, groups)

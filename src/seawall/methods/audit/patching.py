@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from seawall.artifacts.audit import AuditChange, AuditCondition, AuditFigure, AuditResult
@@ -26,8 +27,8 @@ from seawall.methods.audit.patches import (
     ROUTING,
     Part,
     PatchPlan,
+    in_condition,
     patch_plan,
-    set_up,
 )
 from seawall.models.moe.parameter_groups import ParameterGroup, parameter_groups
 from seawall.report.audits import AuditView
@@ -133,10 +134,11 @@ def patching_audit(subject: AuditSubject, folder: Path) -> AuditResult:
         ORIGINAL: runner.reuse(ORIGINAL, subject.before),
         REPAIRED: runner.reuse(REPAIRED, subject.after),
     }
-    for number, name in enumerate(plan.conditions, 1):
-        if name not in samples:
-            condition = set_up(name, moe, subject.repaired, plan.patches.get(name, frozenset()))
-            samples[name] = runner.measure(name, condition, (number, len(plan.conditions)))
+    with subject.holding_repaired():
+        for number, name in enumerate(plan.conditions, 1):
+            if name not in samples:
+                change = partial(in_condition, name, plan.patches.get(name, frozenset()))
+                samples[name] = runner.measure(name, change, (number, len(plan.conditions)))
     return patching_result(runner, plan, samples)
 
 

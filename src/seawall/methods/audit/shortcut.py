@@ -6,7 +6,8 @@ Safety that lies in new routing is lost as soon as tokens are routed as before.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from seawall.artifacts.audit import AuditChange, AuditFigure, AuditResult
 from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN, POOLED, WRAPPED
 from seawall.methods.audit.conditions import ConditionRunner
-from seawall.methods.audit.context import AuditSubject
+from seawall.methods.audit.context import REPAIRED_TENSORS, AuditSubject
 from seawall.models.moe.exchange import exchanged, routed_as
 from seawall.models.moe.find import MoEModel
 from seawall.models.moe.routers import router_parameters
@@ -57,6 +58,10 @@ def set_up(name: str, moe: MoEModel, repaired: Mapping[str, Tensor]) -> Iterator
         yield
 
 
+def _in_condition(name: str, moe: MoEModel) -> AbstractContextManager[None]:
+    return set_up(name, moe, REPAIRED_TENSORS.value)
+
+
 def claim(gain: AuditChange, lost: Mapping[str, AuditChange], shares: Mapping[str, AuditFigure]) -> str:
     """What may be said of the gain under the original routing.
 
@@ -97,15 +102,15 @@ def _share(figure: AuditFigure | None) -> str:
 
 def shortcut_audit(subject: AuditSubject, folder: Path) -> AuditResult:
     """Rates of the repaired model with its original routing."""
-    names, moe = CONDITIONS, subject.context.opened.moe
+    names = CONDITIONS
     original, repaired = ORIGINAL, REPAIRED
     prompts = subject.prompts(subject.context.recipe.audit.routing_shortcut.goals)
     runner = ConditionRunner(subject, prompts, folder)
     samples = {original: runner.reuse(original, subject.before), repaired: runner.reuse(repaired, subject.after)}
-    for number, name in enumerate(names, 1):
-        if name not in samples:
-            condition = set_up(name, moe, subject.repaired)
-            samples[name] = runner.measure(name, condition, (number, len(names)))
+    with subject.holding_repaired():
+        for number, name in enumerate(names, 1):
+            if name not in samples:
+                samples[name] = runner.measure(name, partial(_in_condition, name), (number, len(names)))
     pairs = [
         (repaired, original),
         *((name, repaired) for name in LOST),

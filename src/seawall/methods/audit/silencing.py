@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -14,11 +14,11 @@ from seawall.artifacts.groups import ATTACK, PLAIN, POOLED
 from seawall.artifacts.profile import ExpertProfile
 from seawall.errors import NothingToRepairError
 from seawall.evaluation.pooled import Samples
-from seawall.methods.audit.conditions import ConditionRunner
+from seawall.methods.audit.conditions import ConditionRunner, repaired, unchanged
 from seawall.methods.audit.context import AuditSubject
 from seawall.methods.rasa.selection.controls import CONTROLS, Control
 from seawall.methods.rasa.selection.scores import LayerExpert, by_layer, count, frequency_gap, top_positive, traffic
-from seawall.models.moe.exchange import exchanged
+from seawall.models.everywhere import everywhere
 from seawall.models.moe.switch import steered
 from seawall.report.audits import AuditView
 from seawall.report.changes import points
@@ -112,15 +112,15 @@ def silencing_audit(subject: AuditSubject, folder: Path) -> AuditResult:
     runner = ConditionRunner(subject, prompts, folder)
     masks = _masks(subject)
     samples: dict[str, Samples] = {}
-    with exchanged(moe.model, subject.repaired):
+    with subject.holding_repaired(), everywhere(moe, repaired):
         steps = len(masks) + 1
         samples[REFERENCE] = (
             runner.reuse(REFERENCE, subject.after)
             if subject.after
-            else runner.measure(REFERENCE, nullcontext(), (1, steps))
+            else runner.measure(REFERENCE, unchanged, (1, steps))
         )
         for number, mask in enumerate(masks, 2):
-            samples[mask.name] = runner.measure(mask.name, steered(moe, off=mask.layers), (number, steps))
+            samples[mask.name] = runner.measure(mask.name, partial(steered, off=mask.layers), (number, steps))
     return _result(subject, runner, masks, samples)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from seawall.artifacts.audit import AuditChange, AuditCondition, AuditFigure, AuditResult
@@ -19,7 +19,7 @@ from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN, POOLED, WRAPPED
 from seawall.errors import NothingToRepairError
 from seawall.evaluation.pooled import Samples
-from seawall.methods.audit.conditions import ConditionRunner
+from seawall.methods.audit.conditions import ConditionRunner, unchanged
 from seawall.methods.audit.context import AuditSubject
 from seawall.methods.rasa.selection.scores import LayerExpert, by_layer, frequency_gap, top_positive
 from seawall.models.moe.switch import steered
@@ -213,19 +213,19 @@ def _label(result: AuditResult, name: str) -> str:
 def switches_audit(subject: AuditSubject, folder: Path) -> AuditResult:
     """Rates of the original model with experts switched on and off; no weight changes."""
     runner = ConditionRunner(subject, subject.prompts(subject.context.recipe.audit.steering.goals), folder)
-    settings, moe = _settings(subject), subject.context.opened.moe
+    settings = _settings(subject)
     steps = len(settings) + 1
     samples: dict[str, Samples] = {
         ORIGINAL: runner.reuse(ORIGINAL, subject.before)
         if subject.before
-        else runner.measure(ORIGINAL, nullcontext(), (1, steps))
+        else runner.measure(ORIGINAL, unchanged, (1, steps))
     }
     if subject.after:
         samples[REPAIRED] = runner.reuse(REPAIRED, subject.after)
     references = list(samples)
     for number, setting in enumerate(settings, 2):
-        condition = steered(moe, off=setting.off, on=setting.on)
-        samples[setting.name] = runner.measure(setting.name, condition, (number, steps))
+        change = partial(steered, off=setting.off, on=setting.on)
+        samples[setting.name] = runner.measure(setting.name, change, (number, steps))
     conditions = [
         *(runner.condition(name, samples[name], series=name) for name in references),
         *(

@@ -8,19 +8,26 @@ the same order, and both are evaluated after several numbers of updates.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from seawall.artifacts.audit import AuditChange, AuditFigure, AuditResult
 from seawall.artifacts.groups import ATTACK, BORDERLINE, PLAIN, POOLED
 from seawall.config.audit import TamperSweep
 from seawall.evaluation.pooled import Samples
-from seawall.methods.audit.conditions import ConditionRunner
+from seawall.methods.audit.conditions import ConditionRunner, repaired, unchanged
 from seawall.methods.audit.context import AuditSubject
-from seawall.methods.audit.fine_tuning import TuningExamples, tuning, tuning_examples
+from seawall.methods.audit.fine_tuning import (
+    TUNING,
+    TuningExamples,
+    tuning,
+    tuning_examples,
+    tuning_settings,
+    written,
+)
 from seawall.models.backoff import memory_remedy
-from seawall.models.moe.exchange import exchanged
+from seawall.models.everywhere import Change, everywhere
 from seawall.report.audits import AuditView
 from seawall.report.changes import points
 from seawall.train.loop import Row
@@ -143,10 +150,10 @@ def tamper_audit(subject: AuditSubject, folder: Path) -> AuditResult:
     config, moe = subject.context.recipe.audit.tamper, subject.context.opened.moe
     runner = ConditionRunner(subject, subject.prompts(config.goals, _is_evaluated), folder)
     examples = tuning_examples(subject.context, folder)
-    sides = {ORIGINAL: (subject.before, {}), REPAIRED: (subject.after, subject.repaired)}
+    sides = {ORIGINAL: (subject.before, unchanged), REPAIRED: (subject.after, repaired)}
     samples: dict[str, Samples] = {}
-    for side, (evaluated, tensors) in sides.items():
-        with exchanged(moe.model, tensors):
+    for side, (evaluated, change) in sides.items():
+        with subject.holding_repaired(), everywhere(moe, change):
             for sweep in config.sweeps:
                 samples[condition(side, 0, sweep)] = runner.reuse(condition(side, 0, sweep), evaluated)
                 samples |= _FineTuning(runner, examples[sweep], sweep).measure(side)
@@ -221,18 +228,18 @@ class _FineTuning:
         samples = {names[updates]: self._samples(side, updates) for updates in evaluated if updates not in missing}
         if not missing:
             return samples
-        with memory_remedy("the tamper audit", _MEMORY_REMEDY), tuning(context) as current:
+        moe, training = context.opened.moe, partial(tuning, tuning_settings(context), self.examples)
+        with memory_remedy("the tamper audit", _MEMORY_REMEDY), everywhere(moe, training, held=TUNING) as current:
             for updates in missing:
-                current.fit(context.opened.moe, self.examples, updates, lambda row: self._log(side, row, missing[-1]))
-                with current.written():
-                    samples[names[updates]] = self._samples(side, updates)
+                current.fit(updates, lambda row: self._log(side, row, missing[-1]))
+                samples[names[updates]] = self._samples(side, updates, written)
         return samples
 
-    def _samples(self, side: str, updates: int) -> Samples:
+    def _samples(self, side: str, updates: int, change: Change[object] = unchanged) -> Samples:
         config = self.runner.subject.context.recipe.audit.tamper
         row = _SIDES.index(side) * len(config.sweeps) + config.sweeps.index(self.sweep)
         place = (row * len(config.steps) + config.steps.index(updates) + 1, 2 * len(config.sweeps) * len(config.steps))
-        return self.runner.measure(condition(side, updates, self.sweep), nullcontext(), place)
+        return self.runner.measure(condition(side, updates, self.sweep), change, place)
 
     def _log(self, side: str, row: Row, updates: int) -> None:
         reporter = self.runner.subject.context.reporter

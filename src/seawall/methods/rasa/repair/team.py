@@ -7,13 +7,12 @@ so the sum of all shares is the loss of one process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seawall.config.repair import RepairConfig
 from seawall.distributed.process import Processes
@@ -25,43 +24,11 @@ from seawall.models.checkpointing import gradient_checkpointing
 from seawall.models.moe.find import MoEModel
 from seawall.models.replicas import Replica, holders
 from seawall.train.loop import Trainer
+from seawall.train.peers import LaunchPeers
 
 Layers = Sequence[Sequence[int]]
 """Selected experts by MoE layer."""
 _WEIGHTS, _STATE = "weights/", "state/"
-
-
-@final
-@dataclass(frozen=True)
-class PhasePeers:
-    """The processes that make the updates of one phase together (`train.loop.Peers`)."""
-
-    phase: str
-    processes: Processes
-
-    def begin(self, batch: object) -> None:
-        """Orders the update from the other processes; nothing in these themselves."""
-        self.processes.order([_update, self.phase, batch])
-
-    def totals(self, value: float, parts: Mapping[str, float]) -> tuple[float, Mapping[str, float]]:
-        """The sums over all processes, in the order of ranks."""
-        shares = self.processes.gather_everywhere((value, dict(parts)))
-        names = dict.fromkeys(name for _, terms in shares for name in terms)
-        return sum(share for share, _ in shares), {
-            name: sum(terms.get(name, 0.0) for _, terms in shares) for name in names
-        }
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sums the gradients; AdamW leaves a parameter without a gradient as it is, so such a parameter gets none."""
-        trained = list(parameters)
-        flags = self.processes.gather_everywhere([parameter.grad is not None for parameter in trained])
-        moving = [
-            parameter for parameter, present in zip(trained, zip(*flags, strict=True), strict=True) if any(present)
-        ]
-        for parameter in moving:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self.processes.sum_in_place([parameter.grad for parameter in moving if parameter.grad is not None])
 
 
 @final
@@ -71,9 +38,9 @@ class Team:
 
     processes: Processes
 
-    def peers(self, phase: str) -> PhasePeers | None:
+    def peers(self, phase: str) -> LaunchPeers | None:
         """The processes that train this phase together; None for a single one."""
-        return PhasePeers(phase, self.processes) if self.processes.count > 1 else None
+        return LaunchPeers(self.processes, (_update, phase)) if self.processes.count > 1 else None
 
     def prepare(self, inputs: RepairInputs, config: RepairConfig, first_changed: int) -> None:
         """Tells the others to record the original model, as this process does next."""
