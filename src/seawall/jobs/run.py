@@ -47,6 +47,15 @@ STAGE_TITLES = {
 }
 """How the titles begin that the planned stages report."""
 
+VERBS_UNTIL: dict[str, tuple[str, ...]] = {
+    "profile": ("profile",),
+    "select": ("profile", "select"),
+    "repair": ("profile", "select", "eval", "repair"),
+    "evaluate": ("eval",),
+    "report": ("run",),
+}
+"""The planned verbs whose stages a value of `--until` runs with the model in memory."""
+
 _MEASURING = ("profile", "select", "evaluate")
 """Values of `--until` that change no weight."""
 
@@ -89,7 +98,14 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
     prompts = read_inputs(recipe)
     if isinstance(reporter, Expecting):
         reporter.expect(_expected_stages(recipe, prompts, until))
-    context = Context(recipe, new_run(recipe, folder, text), reporter, prompts, as_stored=until in _MEASURING)
+    context = Context(
+        recipe,
+        new_run(recipe, folder, text),
+        reporter,
+        prompts,
+        as_stored=until in _MEASURING,
+        verbs=VERBS_UNTIL[until],
+    )
     with context.working():
         if until == "evaluate":
             return _evaluate(context)

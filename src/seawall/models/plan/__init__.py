@@ -12,4 +12,5 @@ training.py  each training of a verb: what trains, and how much of it is in memo
 rates.py     tokens per second: from operations per second, or measured
 slices.py    a model of one or two layers at the real shapes, measured and extrapolated
 verdict.py   the plan of a verb, whether it fits a device, and the settings with which it does
+placement.py one GPU or several, and the limits of each, for `model.device_map: auto`
 """

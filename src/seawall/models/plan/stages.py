@@ -97,6 +97,11 @@ class Moment:
     terms: Mapping[str, int]
     settings: tuple[str, ...] = ()
 
+    @property
+    def fixed(self) -> dict[str, int]:
+        """The terms that several devices do not share."""
+        return {name: size for name, size in self.terms.items() if name in ON_ONE_DEVICE}
+
     def on_device(self, devices: int, layers: int) -> dict[str, int]:
         """The terms of the fullest of several devices, each of which holds whole layers."""
         share = -(-layers // devices) / layers
