@@ -17,6 +17,7 @@ from seawall.errors import ConfigError
 from seawall.models.files.inspect import ModelSummary, inspect_model
 from seawall.models.files.placement import requested_device
 from seawall.models.memory import total_memory
+from seawall.models.plan.engines import VLLM_SHARE
 from seawall.models.plan.memory import CONTEXT_BYTES
 from seawall.models.plan.methods import VERBS
 from seawall.models.plan.rates import Rates, rates_from_flops
@@ -82,6 +83,7 @@ def plan_recipe(
     budget = _budget(recipe, memory, devices)
     context = 0 if budget.name == _MACHINE else CONTEXT_BYTES
     request, architecture = plan_request(recipe, summary, checkpoint, context=context, prompts=prompts)
+    request = replace(request, device_memory=budget.memory)
     rates = None if tflops is None else rates_from_flops(request.shapes, tflops * 1e12, rows=recipe.eval.forward_rows)
     if measure:
         rates = _measured(request, architecture)
@@ -89,7 +91,8 @@ def plan_recipe(
     if memory is None and devices is None and plan.peak > budget.memory:
         budget = replace(budget, devices=_sharing(recipe))
         plan = replace(plan, devices=budget.devices)
-    verdict = judge_plan(plan, budget, partial(_changed, request, verb, budget.devices), partial(_ladder, request))
+    changed, ladder = partial(_changed, request, verb, budget.devices), partial(_ladder, request, verb)
+    verdict = judge_plan(plan, budget, changed, ladder)
     return Estimate(plan, verdict)
 
 
@@ -134,14 +137,20 @@ def _sharing(recipe: Recipe) -> int:
     return max(1, torch.cuda.device_count()) if recipe.model.device == "auto" else 1
 
 
+def _document(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a document; the evaluations' engine follows the recipe's where it is the same."""
+    excluded: Any = {"eval": {"engine"}} if recipe.eval.engine == recipe.engine else None
+    return recipe.model_dump(mode="json", exclude=excluded)
+
+
 def _changed(request: Request, verb: str, devices: int, changes: Changes) -> Plan:
     """The plan under changes of the recipe."""
-    document, settings = request.recipe.model_dump(mode="json"), [f"{key}={value}" for key, value in changes]
+    document, settings = _document(request.recipe), [f"{key}={value}" for key, value in changes]
     recipe = change_recipe(document, settings, where="the recipe", section=None)
     return _plan(replace(request, recipe=recipe, memory=memory_settings(recipe)), verb, devices)
 
 
-def _ladder(request: Request, key: str) -> list[str]:
+def _ladder(request: Request, verb: str, key: str) -> list[str]:
     """Values of a setting that take ever less memory, gentlest first."""
     section, _, name = key.rpartition(".")
     document: Any = request.recipe.model_dump()
@@ -155,19 +164,24 @@ def _ladder(request: Request, key: str) -> list[str]:
         return list(fixed[fixed.index(current) + 1 :] if current in fixed else fixed)
     if name == "micro_batch_size":
         value = value or request.recipe.repair.batch_size * 2
-    powers = [str(2**power) for power in range(12, -1, -1) if isinstance(value, int) and 2**power < value]
-    return [power for power in powers if _is_valid(request, key, power)]
+    if section.endswith("engine") and name == "memory":
+        shares = [share for share in _SHARES if float(share) < (value or VLLM_SHARE)]
+        return [share for share in shares if _is_valid(request, verb, key, share)]
+    powers = [str(2**power) for power in range(23, -1, -1) if isinstance(value, int) and 2**power < value]
+    return [power for power in powers if _is_valid(request, verb, key, power)]
 
 
-def _is_valid(request: Request, key: str, value: str) -> bool:
-    """Whether a setting may have this value: some batches have a minimum."""
+def _is_valid(request: Request, verb: str, key: str, value: str) -> bool:
+    """Whether a setting may have this value: some batches have a minimum, and vLLM needs room for the weights."""
     try:
-        change_recipe(request.recipe.model_dump(mode="json"), [f"{key}={value}"], where="the recipe", section=None)
+        _changed(request, verb, 1, ((key, value),))
     except ConfigError:
         return False
     return True
 
 
+_SHARES = ("0.8", "0.7", "0.6", "0.5", "0.4", "0.3", "0.2")
+"""Shares of a GPU for vLLM."""
 _FIXED: dict[str, tuple[str, ...]] = {
     "gradient_checkpointing": ("true",),
     "optimizer": ("adamw", "adamw_8bit", "adamw_offload"),

@@ -106,7 +106,7 @@ def place_model(
     """`placed_model` on GPUs with so many free bytes."""
     config = recipe.model
     try:
-        placement = place(_plan(recipe, verbs, prompts), free)
+        placement = place(_plan(recipe, verbs, prompts, memory=max(free)), free)
     except SeawallError as error:
         say(f"placed by the size of its weights, because there is no plan of {verbs[-1]}: {error}")
         return config
@@ -114,13 +114,14 @@ def place_model(
     return config.model_copy(update={"device_map": placement.device_map, "max_memory": placement.max_memory})
 
 
-def _plan(recipe: Recipe, verbs: Sequence[str], prompts: Prompts | None) -> Plan:
-    """The plan of several verbs that one process runs on one loaded model."""
+def _plan(recipe: Recipe, verbs: Sequence[str], prompts: Prompts | None, *, memory: int) -> Plan:
+    """The plan of several verbs that one process runs on one loaded model, on GPUs of so many bytes."""
     checkpoint = open_checkpoint(recipe.model)
     summary = inspect_model(checkpoint.config)
     for verb in verbs:
         require_planned(summary, verb)
     request, _ = plan_request(recipe, summary, checkpoint, context=CONTEXT_BYTES, prompts=prompts)
+    request = replace(request, device_memory=memory)
     return Plan(verbs[-1], tuple(stage for verb in verbs for stage in VERBS[verb](request)), request.shapes)
 
 

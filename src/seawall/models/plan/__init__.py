@@ -3,6 +3,7 @@
 shapes.py    sizes of a model, read from its modules on the meta device
 memory.py    bytes of each term: activations, logits, cache, optimizer; the formulas
 stages.py    stages of a verb, their moments (terms of memory that exist at once) and their work
+engines.py   the moments of replies by each engine
 request.py   what is planned for: model, recipe, prompts, memory settings
 verbs.py     the verbs of the main job as stages: run, profile, select, eval, export
 repair.py    the repair as a stage

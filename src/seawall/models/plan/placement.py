@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seawall.models.plan.stages import Moment
+from seawall.models.plan.stages import VLLM, Moment
 from seawall.models.plan.verdict import GIB, Plan
 
 
@@ -46,7 +46,7 @@ def place(plan: Plan, free: Sequence[int]) -> Placement:
         return Placement({"": 0}, {}, f"placed on one GPU: by its plan {verb} {_of(plan.peak, free[0])}")
     moments = [moment for stage in plan.stages for moment in stage.moments]
     reason = f"by its plan {verb} {_of(plan.peak, free[0])} of one"
-    parts = [min(_part(moment, amount) for moment in moments) for amount in free]
+    parts = [min(_part(moment, amount, first=index == 0) for moment in moments) for index, amount in enumerate(free)]
     if sum(parts) * layers < layers + count - 1:
         shared = Plan(verb, plan.stages, plan.shapes, count)
         little = f"{_of(shared.peak, min(free))} of the fullest; `seawall plan` names settings that take less"
@@ -63,10 +63,12 @@ def place(plan: Plan, free: Sequence[int]) -> Placement:
     )
 
 
-def _part(moment: Moment, free: int) -> float:
-    """The part of the layers, at most all, with which a moment fits a GPU."""
-    fixed = sum(moment.fixed.values())
-    return min(1.0, max(0.0, (free - fixed) / (sum(moment.terms.values()) - fixed)))
+def _part(moment: Moment, free: int, *, first: bool) -> float:
+    """The part of the layers, at most all, with which a moment fits a GPU; a vLLM server is on the first alone."""
+    fixed = moment.fixed
+    shared = sum(moment.terms.values()) - sum(fixed.values())
+    own = sum(size for name, size in fixed.items() if first or name != VLLM)
+    return min(1.0, max(0.0, (free - own) / shared))
 
 
 def _of(peak: int, free: int) -> str:
