@@ -117,6 +117,34 @@ def test_time_follows_from_a_rate(folder: Path) -> None:
     assert fast < slow < 2 * fast  # a decoding step has a shortest time
 
 
+def test_engines_are_in_the_verdict(folder: Path) -> None:
+    model = folder / "olmoe_1b_7b"
+    served = _estimate("olmoe-1b-7b.yaml", model, "engine.kind=vllm", verb="eval", memory="80GB")
+    # 92 % of the GPU are vLLM's unless the recipe says otherwise, so that the local weights have no room beside it.
+    assert _largest(served)["vLLM server"] == int(0.92 * 80e9)
+    assert not served.verdict.fits
+    assert served.verdict.settings == ("engine.memory=0.8",)
+    kind, (memory,) = "engine.kind=vllm", served.verdict.settings
+    assert _estimate("olmoe-1b-7b.yaml", model, kind, memory, verb="eval", memory="80GB").verdict.fits
+    large = ["engine.kind=continuous", "engine.cache_tokens=262144"]
+    paged = _estimate("olmoe-1b-7b.yaml", model, *large, verb="eval", memory="24GB")
+    # 16 layers of 16 heads of 128, keys and values, in 2 bytes, for 262,144 tokens and two pages of 256.
+    assert _largest(paged)["paged cache"] == (262_144 + 512) * 16 * 4096 * 2
+    assert not paged.verdict.fits
+    (setting,) = paged.verdict.settings
+    assert setting.startswith("engine.cache_tokens=")
+    assert _estimate("olmoe-1b-7b.yaml", model, large[0], setting, verb="eval", memory="24GB").verdict.fits
+
+
+def test_an_export_takes_the_time_of_its_files(folder: Path) -> None:
+    estimate = _estimate("olmoe-1b-7b.yaml", folder / "olmoe_1b_7b", memory="80GB", tflops=100.0)
+    export = next(stage for stage in estimate.plan.stages if stage.name == "export")
+    # Written, hashed, compared and loaded once each, at 1 GB/s; the delta beside it.
+    weights = 4 * estimate.plan.shapes.weights
+    assert weights < export.work.files < weights + 2e9
+    assert estimate.plan.stage_seconds(export) == pytest.approx(export.work.files / 1e9)
+
+
 def test_a_measured_plan_of_a_tiny_model_as_a_table(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model", "olmoe")
     changes = [

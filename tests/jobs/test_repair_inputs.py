@@ -22,7 +22,7 @@ from seawall.shell.context import Context
 def context(planted: Path, planted_run: Path, tmp_path: Path) -> Context:
     recipe = load_recipe(planted)
     folder = shutil.copytree(planted_run, tmp_path / "run")
-    return Context(recipe, RunFolder(folder), Quiet(), load_prompts(recipe.data))
+    return Context(recipe, RunFolder(folder), Quiet(), load_prompts(recipe.data), verbs=("run",))
 
 
 def test_every_attack_has_a_twin_that_is_answered_in_its_own_wrapping(context: Context, tmp_path: Path) -> None:

@@ -51,6 +51,19 @@ def test_a_skipped_stage_says_nothing_of_the_speed() -> None:
     assert remaining.seconds is None
 
 
+def test_files_take_their_own_time_at_any_speed() -> None:
+    clock = Clock()
+    remaining = RemainingTime((*STAGES, ExpectedStage("Export", 0.0, seconds=90.0)), clock)
+    remaining.begin("Profile")
+    remaining.step()
+    clock.now = 60.0
+    remaining.begin("Repair")
+    assert remaining.seconds == 240.0 + 90.0
+    remaining.begin("Export: delta")
+    clock.now = 90.0
+    assert remaining.seconds == 60.0
+
+
 def test_long_runs_are_told_in_hours() -> None:
     clock = Clock()
     remaining = RemainingTime(STAGES, clock)

@@ -37,12 +37,13 @@ class ModelConfig(StrictModel):
     )
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, str | int] | None = Field(
         default=None,
-        description="Placement over several GPUs, handed to transformers: a rule, or a device by module name; null "
-        "takes `auto` where the weights exceed 70 % of the first GPU, and one device otherwise.",
+        description="Placement over several GPUs: null or `auto` takes one GPU where the verb's planned memory fits "
+        "it, else all within limits that leave room for the work; another rule, or a device by module name, is handed "
+        "to transformers.",
     )
     max_memory: dict[str, str | int] = Field(
         default={},
-        description="Memory for weights by GPU, handed to transformers with `device_map`: `{0: 60GiB, 1: 60GiB}`. "
+        description='Memory for weights by GPU, handed to transformers with `device_map`: `{"0": 60GiB, "1": 60GiB}`. '
         "Leave room for training and the cache.",
     )
     dequantize: bool = Field(

@@ -57,7 +57,7 @@ def audit_run(
     finished = open_finished(path)
     recipe = change_recipe(finished.recipe, changes, where=str(finished.run.resolved), section="audit")
     require_own_recipe(recipe, path)
-    context = Context(recipe, finished.run, reporter, read_inputs(recipe))
+    context = Context(recipe, finished.run, reporter, read_inputs(recipe), verbs=("audit",))
     with context.working():
         original = finished.before.result.model_fingerprint
         require_model(context.opened.fingerprint, expected=original, artifact="run")
@@ -99,7 +99,7 @@ def audit_model(
                 remedy="name the folder of a finished `seawall run`, or leave this audit out of --only",
             )
     prompts = read_inputs(recipe)
-    context = Context(recipe, new_run(recipe, folder, text), reporter, prompts)
+    context = Context(recipe, new_run(recipe, folder, text), reporter, prompts, verbs=("profile", "audit"))
     with context.working():
         profile = profile_stage(context)
         subject = AuditSubject(

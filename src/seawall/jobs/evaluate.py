@@ -46,6 +46,7 @@ from seawall.shell.engines import prepare
 from seawall.shell.evaluated import STAGE
 from seawall.shell.job import read_inputs
 from seawall.shell.model import computing, measurement_notices, open_checkpoint
+from seawall.shell.planned import placed_model
 from seawall.shell.plugins import note_plugins
 from seawall.version import __version__
 
@@ -172,7 +173,8 @@ def _of_endpoint(
 def _of_model(recipe: Recipe, target: EvalTarget, run: RunFolder, prompts: Prompts, reporter: Reporter) -> EvalResult:
     reporter.stage(f"Loading {recipe.model.id}")
     load_copies(_open_quietly, recipe, target)
-    model, tokenizer = open_target(recipe, target, reporter)
+    placed = placed_model(recipe, ("eval",), prompts, say=reporter.say)
+    model, tokenizer = open_target(recipe.model_copy(update={"model": placed}), target, reporter)
     digests = WeightDigests(model)
     fingerprint = digests.fingerprint()
     register_copies(model, fingerprint)

@@ -41,7 +41,7 @@ def extract_gene(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter)
     require_loadable(recipe, "a gene cannot be extracted from a model behind an endpoint")
     prompts = read_inputs(recipe)
     run = new_run(recipe, folder, text)
-    context = GeneContext(recipe, run, reporter, prompts)
+    context = GeneContext(recipe, run, reporter, prompts, verbs=("gene extract",))
     with context.working("gene_prompts"):
         _check(context)
         run_stage(

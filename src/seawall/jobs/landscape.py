@@ -34,7 +34,7 @@ def landscape_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Repor
         SeawallError: an error that the user can correct.
     """
     prompts = _read(recipe)
-    return _landscape(LandscapeContext(recipe, new_run(recipe, folder, text), reporter, prompts))
+    return _landscape(LandscapeContext(recipe, new_run(recipe, folder, text), reporter, prompts, verbs=(STAGE,)))
 
 
 def landscape_run(path: Path, changes: Sequence[str], *, reporter: Reporter) -> LandscapeResult:
@@ -49,7 +49,7 @@ def landscape_run(path: Path, changes: Sequence[str], *, reporter: Reporter) -> 
         SeawallError: no run, or an invalid setting.
     """
     recipe, run = recipe_of_run(path, changes, section=STAGE)
-    return _landscape(LandscapeContext(recipe, run, reporter, _read(recipe)))
+    return _landscape(LandscapeContext(recipe, run, reporter, _read(recipe), verbs=(STAGE,)))
 
 
 def document(run: Path) -> dict[str, object]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -14,31 +12,22 @@ from transformers import PreTrainedConfig
 from seawall.config.load import change_recipe
 from seawall.config.recipe import Recipe
 from seawall.config.repair import RepairConfig
-from seawall.data.customer_messages import customer_messages
-from seawall.data.sets import Prompts, load_prompts
-from seawall.data.tasks import load_task
-from seawall.data.templating import encode_prompt
-from seawall.data.types import Messages
-from seawall.errors import ConfigError, UnsupportedModelError
-from seawall.evaluation.suite import build_suite
-from seawall.models.files.inspect import ModelSummary, inspect_model, meta_model
-from seawall.models.files.load import load_architecture
-from seawall.models.files.open import Checkpoint
+from seawall.data.sets import Prompts
+from seawall.errors import ConfigError
+from seawall.models.files.inspect import ModelSummary, inspect_model
 from seawall.models.files.placement import requested_device
 from seawall.models.memory import total_memory
+from seawall.models.plan.engines import VLLM_SHARE
 from seawall.models.plan.memory import CONTEXT_BYTES
 from seawall.models.plan.methods import VERBS
 from seawall.models.plan.rates import Rates, rates_from_flops
 from seawall.models.plan.repair import repair_trainings
 from seawall.models.plan.request import Request, memory_settings
-from seawall.models.plan.shapes import model_shapes
 from seawall.models.plan.slices import Load, measured_rates
-from seawall.models.plan.stages import DataSizes
 from seawall.models.plan.verdict import Budget, Changes, Plan, Verdict, judge_plan, parse_memory
 from seawall.shell.model import open_checkpoint
+from seawall.shell.planned import plan_request, require_planned
 
-_SAMPLED = 64
-"""Number of prompts that are tokenised for their lengths."""
 _AUTOMATIC_ROWS = 4
 """Rows of the measured training pass where `repair.micro_batch_size` is `auto`."""
 _OWN_SECTION = {"tune": "tune", "steer": "steer", "landscape": "landscape", "gene": "gene extract"}
@@ -90,21 +79,20 @@ def plan_recipe(
     checkpoint = open_checkpoint(recipe.model)
     summary = inspect_model(checkpoint.config)
     verb = _verb(recipe, summary) if verb is None else _known_verb(verb)
-    architecture = _architecture(checkpoint, summary, verb)
-    shapes = model_shapes(
-        summary,
-        meta_model(architecture, checkpoint.config),
-        recipe.model.dtype,
-        recipe.model.experts_implementation,
-    )
+    require_planned(summary, verb)
     budget = _budget(recipe, memory, devices)
     context = 0 if budget.name == _MACHINE else CONTEXT_BYTES
-    request = Request(shapes, recipe, _sizes(recipe, checkpoint, summary, prompts), memory_settings(recipe), context)
-    rates = None if tflops is None else rates_from_flops(shapes, tflops * 1e12, rows=recipe.eval.forward_rows)
+    request, architecture = plan_request(recipe, summary, checkpoint, context=context, prompts=prompts)
+    request = replace(request, device_memory=budget.memory)
+    rates = None if tflops is None else rates_from_flops(request.shapes, tflops * 1e12, rows=recipe.eval.forward_rows)
     if measure:
         rates = _measured(request, architecture)
     plan = _plan(request, verb, budget.devices, rates)
-    verdict = judge_plan(plan, budget, partial(_changed, request, verb, budget.devices), partial(_ladder, request))
+    if memory is None and devices is None and plan.peak > budget.memory:
+        budget = replace(budget, devices=_sharing(recipe))
+        plan = replace(plan, devices=budget.devices)
+    changed, ladder = partial(_changed, request, verb, budget.devices), partial(_ladder, request, verb)
+    verdict = judge_plan(plan, budget, changed, ladder)
     return Estimate(plan, verdict)
 
 
@@ -124,13 +112,6 @@ def _known_verb(verb: str) -> str:
     return verb
 
 
-def _architecture(checkpoint: Checkpoint, summary: ModelSummary, verb: str) -> PreTrainedConfig:
-    """The model's configuration; refuses what seawall cannot work on."""
-    if not summary.architecture or (summary.moe is None and verb in ("run", "profile", "select", "repair", "audit")):
-        raise UnsupportedModelError(f"no plan of {verb} for model {summary.id}", got=summary.verdict)
-    return load_architecture(checkpoint.small_files, checkpoint.config)
-
-
 def _plan(request: Request, verb: str, devices: int, rates: Rates | None = None) -> Plan:
     return Plan(verb, VERBS[verb](request), request.shapes, devices, rates)
 
@@ -139,7 +120,7 @@ _MACHINE = "this machine's memory"
 
 
 def _budget(recipe: Recipe, memory: str | None, devices: int | None) -> Budget:
-    """The devices that are named, else those of this machine."""
+    """The devices that are named, else those of this machine: several where the recipe shares the model's layers."""
     if memory is not None:
         amount = parse_memory(memory)
         name = "a GPU" if devices in (None, 1) else f"{devices} GPUs"
@@ -147,18 +128,29 @@ def _budget(recipe: Recipe, memory: str | None, devices: int | None) -> Budget:
     device = requested_device(recipe.model.device)
     if device.type == "cpu":
         return Budget(total_memory(device), 1, _MACHINE)
-    shared = recipe.model.device == "auto" and device.type == "cuda"
-    return Budget(total_memory(device), devices or (torch.cuda.device_count() if shared else 1))
+    automatic = recipe.model.device_map in (None, "auto") and not recipe.model.max_memory
+    return Budget(total_memory(device), devices or (1 if automatic else _sharing(recipe)))
+
+
+def _sharing(recipe: Recipe) -> int:
+    """Number of this machine's GPUs that can share the recipe's model."""
+    return max(1, torch.cuda.device_count()) if recipe.model.device == "auto" else 1
+
+
+def _document(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a document; the evaluations' engine follows the recipe's where it is the same."""
+    excluded: Any = {"eval": {"engine"}} if recipe.eval.engine == recipe.engine else None
+    return recipe.model_dump(mode="json", exclude=excluded)
 
 
 def _changed(request: Request, verb: str, devices: int, changes: Changes) -> Plan:
     """The plan under changes of the recipe."""
-    document, settings = request.recipe.model_dump(mode="json"), [f"{key}={value}" for key, value in changes]
+    document, settings = _document(request.recipe), [f"{key}={value}" for key, value in changes]
     recipe = change_recipe(document, settings, where="the recipe", section=None)
     return _plan(replace(request, recipe=recipe, memory=memory_settings(recipe)), verb, devices)
 
 
-def _ladder(request: Request, key: str) -> list[str]:
+def _ladder(request: Request, verb: str, key: str) -> list[str]:
     """Values of a setting that take ever less memory, gentlest first."""
     section, _, name = key.rpartition(".")
     document: Any = request.recipe.model_dump()
@@ -172,19 +164,24 @@ def _ladder(request: Request, key: str) -> list[str]:
         return list(fixed[fixed.index(current) + 1 :] if current in fixed else fixed)
     if name == "micro_batch_size":
         value = value or request.recipe.repair.batch_size * 2
-    powers = [str(2**power) for power in range(12, -1, -1) if isinstance(value, int) and 2**power < value]
-    return [power for power in powers if _is_valid(request, key, power)]
+    if section.endswith("engine") and name == "memory":
+        shares = [share for share in _SHARES if float(share) < (value or VLLM_SHARE)]
+        return [share for share in shares if _is_valid(request, verb, key, share)]
+    powers = [str(2**power) for power in range(23, -1, -1) if isinstance(value, int) and 2**power < value]
+    return [power for power in powers if _is_valid(request, verb, key, power)]
 
 
-def _is_valid(request: Request, key: str, value: str) -> bool:
-    """Whether a setting may have this value: some batches have a minimum."""
+def _is_valid(request: Request, verb: str, key: str, value: str) -> bool:
+    """Whether a setting may have this value: some batches have a minimum, and vLLM needs room for the weights."""
     try:
-        change_recipe(request.recipe.model_dump(mode="json"), [f"{key}={value}"], where="the recipe", section=None)
+        _changed(request, verb, 1, ((key, value),))
     except ConfigError:
         return False
     return True
 
 
+_SHARES = ("0.8", "0.7", "0.6", "0.5", "0.4", "0.3", "0.2")
+"""Shares of a GPU for vLLM."""
 _FIXED: dict[str, tuple[str, ...]] = {
     "gradient_checkpointing": ("true",),
     "optimizer": ("adamw", "adamw_8bit", "adamw_offload"),
@@ -219,43 +216,3 @@ def _measured(request: Request, architecture: PreTrainedConfig) -> Rates:
         dtype=dtypes[shapes.element_bytes],
         implementation=recipe.model.experts_implementation,
     )
-
-
-def _sizes(recipe: Recipe, checkpoint: Checkpoint, summary: ModelSummary, prompts: Prompts | None = None) -> DataSizes:
-    """Numbers of the recipe's prompts, and their lengths where the model has a tokenizer with a chat template."""
-    prompts = load_prompts(recipe.data) if prompts is None else prompts
-    validation = build_suite(prompts, "validation", unseen=False, gold=False)
-    with_attacks = recipe.eval.groups is None or "attacks" in recipe.eval.groups
-    wrapped = (prompts.wrapped("test"), prompts.wrapped_borderline("test")) if with_attacks else ()
-    task = recipe.tune.task.train
-    sizes = DataSizes(
-        train_goals=len(prompts.goals.train),
-        validation_prompts=len(validation.prompts()),
-        test_goals=len(prompts.goals.test),
-        test_prompts=sum(map(len, (prompts.benign.test, prompts.borderline.test, *wrapped))),
-        seen_families=len(prompts.seen_families) if with_attacks else 0,
-        unseen_families=len(prompts.unseen_families) if with_attacks else 0,
-        retained=len(prompts.retain) + len(prompts.retain_wrapped),
-        gold=len(prompts.gold),
-        task_rows=len(customer_messages().train) if task is None or not Path(task).is_file() else len(load_task(task)),
-    )
-    # Retained answers reach the limit of the evaluation; refusals are texts of the recipe.
-    sizes = replace(sizes, response_tokens=max(sizes.response_tokens, recipe.eval.max_new_tokens))
-    if not summary.chat_template:
-        return sizes
-    tokenizer = checkpoint.tokenizer
-    lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in _sample(prompts)]
-    refusals = [len(tokenizer(text)["input_ids"]) + 1 for text in prompts.refusals]
-    return replace(
-        sizes,
-        prompt_tokens=round(fmean(lengths)),
-        longest_prompt=max(lengths),
-        response_tokens=max((*refusals, recipe.eval.max_new_tokens)),
-    )
-
-
-def _sample(prompts: Prompts) -> list[Messages]:
-    """Prompts of the evaluation at even distances."""
-    rows = [row.prompt for row in build_suite(prompts, gold=False).prompts()]
-    step = max(1, len(rows) // _SAMPLED)
-    return rows[::step]

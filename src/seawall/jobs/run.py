@@ -21,6 +21,7 @@ from seawall.jobs.plan import plan_recipe
 from seawall.jobs.report import collect, copy_samples, write_report
 from seawall.jobs.summary import paired_changes, summarize
 from seawall.methods.rasa.stages import apply_repair, evaluate_stage, profile_stage, repair_stage, select_stage
+from seawall.models.plan.rates import file_seconds
 from seawall.report import render_model_card
 from seawall.runs.files import read_json, write_json
 from seawall.runs.folder import RunFolder, update_manifest
@@ -46,6 +47,15 @@ STAGE_TITLES = {
     "export": "Export",
 }
 """How the titles begin that the planned stages report."""
+
+VERBS_UNTIL: dict[str, tuple[str, ...]] = {
+    "profile": ("profile",),
+    "select": ("profile", "select"),
+    "repair": ("profile", "select", "eval", "repair"),
+    "evaluate": ("eval",),
+    "report": ("run",),
+}
+"""The planned verbs whose stages a value of `--until` runs with the model in memory."""
 
 _MEASURING = ("profile", "select", "evaluate")
 """Values of `--until` that change no weight."""
@@ -89,7 +99,14 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
     prompts = read_inputs(recipe)
     if isinstance(reporter, Expecting):
         reporter.expect(_expected_stages(recipe, prompts, until))
-    context = Context(recipe, new_run(recipe, folder, text), reporter, prompts, as_stored=until in _MEASURING)
+    context = Context(
+        recipe,
+        new_run(recipe, folder, text),
+        reporter,
+        prompts,
+        as_stored=until in _MEASURING,
+        verbs=VERBS_UNTIL[until],
+    )
     with context.working():
         if until == "evaluate":
             return _evaluate(context)
@@ -104,8 +121,9 @@ def _expected_stages(recipe: Recipe, prompts: Prompts, until: str) -> list[Expec
         plan = plan_recipe(recipe, verb="run" if until == "report" else until, tflops=1.0, prompts=prompts).plan
     except SeawallError:
         return []
-    costs = {stage.name: plan.stage_seconds(stage) or 0.0 for stage in plan.stages}
-    return [ExpectedStage(title, costs[name]) for name, title in STAGE_TITLES.items() if name in costs]
+    files = {stage.name: file_seconds(stage.work) for stage in plan.stages}
+    costs = {stage.name: (plan.stage_seconds(stage) or 0.0) - files[stage.name] for stage in plan.stages}
+    return [ExpectedStage(title, costs[name], files[name]) for name, title in STAGE_TITLES.items() if name in costs]
 
 
 def _main_job(context: Context, until: str) -> Outcome:

@@ -33,7 +33,9 @@ def steer_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter)
         SeawallError: an error that the user can correct.
     """
     prompts = _read(recipe)
-    return _steer(SteerContext(recipe, new_run(recipe, folder, text), reporter, prompts, as_stored=True))
+    return _steer(
+        SteerContext(recipe, new_run(recipe, folder, text), reporter, prompts, as_stored=True, verbs=(STEER,))
+    )
 
 
 def steer_run(path: Path, changes: Sequence[str], *, reporter: Reporter) -> SteeringResult:
@@ -48,7 +50,7 @@ def steer_run(path: Path, changes: Sequence[str], *, reporter: Reporter) -> Stee
         SeawallError: no run, or an invalid setting.
     """
     recipe, run = recipe_of_run(path, changes, section=STEER)
-    return _steer(SteerContext(recipe, run, reporter, _read(recipe), as_stored=True))
+    return _steer(SteerContext(recipe, run, reporter, _read(recipe), as_stored=True, verbs=(STEER,)))
 
 
 def document(run: Path) -> dict[str, object]:

@@ -45,11 +45,11 @@ def tune_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter) 
     data = read_data(recipe)
     processes = launched(device=recipe.model.device)
     if not processes.first:
-        train_as_worker(TuneContext(recipe, RunFolder(folder), Quiet(), data.prompts, data, processes))
+        train_as_worker(TuneContext(recipe, RunFolder(folder), Quiet(), data.prompts, data, processes, verbs=(TUNE,)))
         return None
     with launch_is_current(processes):
         run = new_run(recipe, folder, text)
-    context = TuneContext(recipe, run, reporter, data.prompts, data, processes)
+    context = TuneContext(recipe, run, reporter, data.prompts, data, processes, verbs=(TUNE,))
     with context.working("tune_prompts"):
         result = tune(context)
         processes.order(None)

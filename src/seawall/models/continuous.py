@@ -30,6 +30,11 @@ _NO_END = -1
 _LOGGER = "ContinuousBatchingLogger"
 
 
+def page_tokens(device: str) -> int:
+    """Tokens of a page of the cache on a type of device."""
+    return _PAGE.get(device, _DEFAULT_PAGE)
+
+
 @dataclass(frozen=True, slots=True)
 class ContinuousReply:
     """The new tokens of one prompt, with their log probabilities in nats."""
@@ -96,7 +101,7 @@ class ContinuousDecoder:
                 yield int(result.request_id), ContinuousReply(tuple(result.generated_tokens), tuple(result.logprobs))
 
     def _bounds(self, model: PreTrainedModel, longest: int) -> ContinuousBatchingConfig:
-        page = _PAGE.get(model.device.type, _DEFAULT_PAGE)
+        page = page_tokens(model.device.type)
         # One page more than the longest sequence: the scheduler reserves the place of the next token.
         pages = max(ceil(self.cache_tokens / page), ceil(longest / page) + 1)
         return ContinuousBatchingConfig(

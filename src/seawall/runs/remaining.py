@@ -14,10 +14,12 @@ class ExpectedStage:
     Attributes:
         title: beginning of the title that the stage reports.
         cost: in any unit that the stages of the run share.
+        seconds: of work whose time does not follow from the cost, such as writing files.
     """
 
     title: str
     cost: float
+    seconds: float = 0.0
 
 
 class RemainingTime:
@@ -60,8 +62,8 @@ class RemainingTime:
         if not self._cost or self._index < 0:
             return None
         speed = self._seconds / self._cost
-        current = max(0.0, speed * self._stages[self._index].cost - (self._clock() - self._begun))
-        return current + speed * sum(stage.cost for stage in self._stages[self._index + 1 :])
+        times = [speed * stage.cost + stage.seconds for stage in self._stages[self._index :]]
+        return max(0.0, times[0] - (self._clock() - self._begun)) + sum(times[1:])
 
     @property
     def text(self) -> str:

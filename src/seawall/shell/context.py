@@ -30,6 +30,7 @@ from seawall.shell.model import (
     open_checkpoint,
     open_model,
 )
+from seawall.shell.planned import placed_model
 from seawall.shell.plugins import note_plugins
 from seawall.version import __version__
 
@@ -44,6 +45,7 @@ class Context:
         reporter: receives progress.
         prompts: of the recipe, with the caps of the verb.
         as_stored: whether the verb takes quantised weights as they are; it then changes none.
+        verbs: as planned, whose memory decides where an automatic device map places the model.
     """
 
     recipe: Recipe
@@ -51,6 +53,7 @@ class Context:
     reporter: Reporter
     prompts: Prompts
     as_stored: bool = field(default=False, kw_only=True)
+    verbs: tuple[str, ...] = field(kw_only=True)
 
     @contextmanager
     def working(self, prompts_key: str = "prompts") -> Iterator[None]:
@@ -77,8 +80,8 @@ class Context:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The files of the recipe's model."""
-        return open_checkpoint(self.recipe.model)
+        """The files of the recipe's model, and its placement."""
+        return open_checkpoint(placed_model(self.recipe, self.verbs, self.prompts, say=self.reporter.say))
 
     @cached_property
     def opened(self) -> OpenModel:

@@ -160,7 +160,7 @@ def _context(recipe: Path, run: Path, changes: list[str]) -> TuneContext:
     """What would be done; the weights are those of the run."""
     read = load_recipe(recipe, changes)
     data = read_data(read)
-    context = TuneContext(read, RunFolder(run), Quiet(), data.prompts, data, Processes())
+    context = TuneContext(read, RunFolder(run), Quiet(), data.prompts, data, Processes(), verbs=("tune",))
     vars(context)["fingerprint"] = "sha256:weights"
     return context
 

@@ -16,6 +16,7 @@ from seawall.models.files.open import Checkpoint
 from seawall.models.lora.attach import find_points
 from seawall.shell.context import Context
 from seawall.shell.model import open_checkpoint
+from seawall.shell.planned import placed_model
 
 REPLIES, GENE = "gene-replies", "gene"
 """The stages of `seawall gene extract`."""
@@ -38,7 +39,10 @@ class GeneContext(Context):
     @cached_property
     def degraded(self) -> Checkpoint | None:
         """The degraded model that the recipe names; None where the extraction makes one."""
-        return None if self.config.degraded is None else open_checkpoint(self.config.degraded)
+        if self.config.degraded is None:
+            return None
+        recipe = self.recipe.model_copy(update={"model": self.config.degraded})
+        return open_checkpoint(placed_model(recipe, self.verbs, self.prompts, say=self.reporter.say))
 
     def requests(self, part: SplitName, *, harmful: bool, limit: int) -> list[Messages]:
         """At most `limit` plain requests of one split, harmful or harmless."""

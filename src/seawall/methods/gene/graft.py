@@ -17,6 +17,7 @@ from seawall.artifacts.graft import NAME as GRAFT
 from seawall.config.data import DataConfig
 from seawall.config.gene import PROJECTING, GeneConfig, GeneGraft, GraftMethod
 from seawall.config.model import ModelConfig
+from seawall.config.recipe import Recipe
 from seawall.errors import ArtifactError, ConfigError
 from seawall.methods.gene.dare import dropped_task
 from seawall.methods.gene.match import require_fit
@@ -42,6 +43,7 @@ from seawall.runs.files import file_hash, storage_errors
 from seawall.runs.progress import Quiet, Reporter
 from seawall.runs.publish import published, require_free
 from seawall.shell.model import open_checkpoint
+from seawall.shell.planned import placed_model
 
 _DEFAULTS, _PROMPTS, _SILENT = GeneConfig(), DataConfig(), Quiet()
 
@@ -181,6 +183,8 @@ def _graft(request: GraftRequest, config: GeneConfig, data: DataConfig, reporter
         )
     task = open_checkpoint(request.model) if adapter is None else base_of(adapter, request.model)
     require_ungrafted(task)
+    recipe = Recipe(model=task.config, gene=config, data=data)
+    task = Checkpoint(placed_model(recipe, ("gene graft",), say=reporter.say))
     require_fit(gene, task.outline, vocabulary_hash(task.tokenizer), what=task.id)
     shots = _shots(request, config, data)
     with storage_errors(request.output), published(request.output) as scratch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from seawall.models.files.inspect import MoESummary
+from seawall.models.plan.engines import reply_moments
 from seawall.models.plan.request import SAMPLE_BYTES, Request
 from seawall.models.plan.shapes import require_moe
 from seawall.models.plan.stages import Decoding, Stage, Work, decoding_moments, generation
@@ -21,6 +22,7 @@ def audit_stages(request: Request) -> tuple[Stage, ...]:
     beside = {"changed stacks of the repair": shapes.element_bytes * shapes.stacked}
     batch = Decoding(recipe.eval.forward_rows, sizes.longest_prompt, recipe.eval.max_new_tokens, ("eval.batch_size",))
     decoded = decoding_moments(shapes, batch, beside, context=request.context)
+    localised = () if recipe.engine.kind == "transformers" else reply_moments(request, recipe.engine, batch, beside)
     work = generation(_conditions(request), batch, sizes.prompt_tokens)
     work += Work(forward=4 * recipe.audit.localisation.twins * sizes.prompt_tokens)
     tamper, attack = recipe.audit.tamper, _attack(request, moe)
@@ -35,7 +37,7 @@ def audit_stages(request: Request) -> tuple[Stage, ...]:
     tampering = generation(prompts, batch, sizes.prompt_tokens) + Work(trained=runs * trained, updates=runs * updates)
     trainings = training_moments(shapes, attack, memory, beside, context=request.context)
     return (
-        Stage("conditions", decoded, work, disk={"samples": SAMPLE_BYTES * work.generated}),
+        Stage("conditions", (*decoded, *localised), work, disk={"samples": SAMPLE_BYTES * work.generated}),
         Stage(
             "tamper",
             trainings,

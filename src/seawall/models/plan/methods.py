@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from seawall.config.gene import GeneConfig
 from seawall.models.plan.audit import audit_stages
+from seawall.models.plan.engines import reply_moments
 from seawall.models.plan.memory import teacher_bytes
 from seawall.models.plan.request import SAMPLE_BYTES, Request
 from seawall.models.plan.shapes import ModelShapes
@@ -46,7 +47,7 @@ def steer_stages(request: Request) -> tuple[Stage, ...]:
     inputs = 2 * config.validation_prompts * sizes.longest_prompt * shapes.width * shapes.element_bytes * shapes.layers
     moments = decoding_moments(shapes, batch, {"recorded layer inputs": inputs}, context=request.context)
     return (
-        Stage("search", moments, search),
+        Stage("search", (*moments, *_engine_moments(request, batch)), search),
         Stage(
             "held-out",
             decoding_moments(shapes, batch, {}, context=request.context),
@@ -54,6 +55,12 @@ def steer_stages(request: Request) -> tuple[Stage, ...]:
             disk={"samples": SAMPLE_BYTES * measured.generated},
         ),
     )
+
+
+def _engine_moments(request: Request, batch: Decoding) -> list[Moment]:
+    """The refusals whose first tokens are taken, where another engine than our loop writes them."""
+    engine = request.recipe.engine
+    return [] if engine.kind == "transformers" else reply_moments(request, engine, batch, {})
 
 
 def extract_stages(request: Request) -> tuple[Stage, ...]:
@@ -83,7 +90,7 @@ def extract_stages(request: Request) -> tuple[Stage, ...]:
     return (
         Stage(
             "gene-replies",
-            decoding_moments(shapes, batch, {}, context=request.context),
+            tuple(reply_moments(request, request.recipe.engine, batch, {})),
             replies,
             disk={"replies": SAMPLE_BYTES * replies.generated},
         ),

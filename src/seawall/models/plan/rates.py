@@ -10,6 +10,8 @@ from seawall.models.plan.stages import Work
 DECODE_SHARE = 1 / 8
 """Token-by-token decoding reaches about this share of the arithmetic rate of a forward pass over whole prompts."""
 
+FILE_RATE = 1e9
+"""Assumed bytes per second of large files that are written, read or hashed: a local solid-state disk."""
 LAYER_SECONDS = 1.5e-3
 """Assumed time of one layer in a decoding step on a fast device, where starting the kernels takes longest."""
 
@@ -34,7 +36,13 @@ class Rates:
 def seconds(work: Work, rates: Rates) -> float:
     """Time of work: the tokens of each kind over their rate, and the parameters of all updates over theirs."""
     updates = work.updates * work.updated / rates.update if rates.update else 0.0
-    return work.generated / rates.generate + work.forward / rates.forward + work.trained / rates.train + updates
+    computed = work.generated / rates.generate + work.forward / rates.forward + work.trained / rates.train + updates
+    return computed + file_seconds(work)
+
+
+def file_seconds(work: Work) -> float:
+    """The part of that time in which files are written and read, on any device."""
+    return work.files / FILE_RATE
 
 
 def rates_from_flops(shapes: ModelShapes, flops: float, *, rows: int) -> Rates:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from seawall.config.engine import TransformersEngine
 from seawall.config.recipe import Recipe
 from seawall.models.files.inspect import MoESummary
+from seawall.models.plan.engines import reply_moments
 from seawall.models.plan.memory import MASTER_BYTES, optimizer_bytes, teacher_bytes
 from seawall.models.plan.request import SAMPLE_BYTES, Request
 from seawall.models.plan.shapes import require_moe
-from seawall.models.plan.stages import Decoding, Stage, Work, decoding_moments, generation
+from seawall.models.plan.stages import Decoding, Stage, Work, generation
 from seawall.models.plan.training import Training, offloaded_bytes, trained_terms, training_moments
 
 MEMORY_KEYS = ("repair.micro_batch_size", "repair.gradient_checkpointing", "repair.optimizer")
@@ -22,7 +24,10 @@ def repair_stages(request: Request) -> tuple[Stage, ...]:
     moments = [moment for step in steps for moment in training_moments(shapes, step, memory, context=request.context)]
     batch = Decoding(recipe.eval.forward_rows, sizes.longest_prompt, recipe.eval.max_new_tokens, ("eval.batch_size",))
     copies = trained_terms(steps[0], memory.optimizer)
-    moments += decoding_moments(shapes, batch, copies, context=request.context)
+    # A server ends before the training; the validations between rounds are our loop's then.
+    loop = TransformersEngine()
+    moments += reply_moments(request, recipe.engine, batch, {})
+    moments += reply_moments(request, loop if recipe.engine.kind == "vllm" else recipe.engine, batch, copies)
     replies = generation(_replies(request), batch, sizes.prompt_tokens)
     trained = steps[0].parameters + steps[0].idle
     state = optimizer_bytes(trained, memory.optimizer) or 2 * MASTER_BYTES * trained

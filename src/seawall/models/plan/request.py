@@ -23,6 +23,7 @@ class Request:
         sizes: of the prompts.
         memory: settings of the repair that trade memory for time.
         context: memory that a library takes on the device; 0 on the CPU.
+        device_memory: of one GPU, of which a vLLM server takes a share; 0 on the CPU.
     """
 
     shapes: ModelShapes
@@ -30,6 +31,7 @@ class Request:
     sizes: DataSizes
     memory: MemorySettings
     context: int = 0
+    device_memory: int = 0
 
 
 def memory_settings(recipe: Recipe) -> MemorySettings:

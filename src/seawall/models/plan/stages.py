@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from seawall.models.plan.memory import cache_bytes, logit_bytes, working_bytes
 from seawall.models.plan.shapes import ModelShapes
 
-ON_ONE_DEVICE = ("logits", "library context")
-"""Terms that several devices do not share: the output layer is on one of them, and every device has a context."""
+VLLM = "vLLM server"
+ON_ONE_DEVICE = ("logits", "library context", VLLM)
+"""Terms that several devices do not share: output layer and server are on one of them, every device has a context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Work:
         trained: tokens in forward and backward passes.
         updates: steps of the optimizer.
         updated: parameters of one such step.
+        files: bytes of large files, written or read.
     """
 
     generated: int = 0
@@ -72,6 +74,7 @@ class Work:
     trained: int = 0
     updates: int = 0
     updated: int = 0
+    files: int = 0
 
     def __add__(self, addend: Work) -> Work:
         return Work(
@@ -80,6 +83,7 @@ class Work:
             self.trained + addend.trained,
             self.updates + addend.updates,
             max(self.updated, addend.updated),
+            self.files + addend.files,
         )
 
 
@@ -96,6 +100,11 @@ class Moment:
     name: str
     terms: Mapping[str, int]
     settings: tuple[str, ...] = ()
+
+    @property
+    def fixed(self) -> dict[str, int]:
+        """The terms that several devices do not share."""
+        return {name: size for name, size in self.terms.items() if name in ON_ONE_DEVICE}
 
     def on_device(self, devices: int, layers: int) -> dict[str, int]:
         """The terms of the fullest of several devices, each of which holds whole layers."""

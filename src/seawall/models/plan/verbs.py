@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from seawall.models.plan.engines import reply_moments
 from seawall.models.plan.memory import logit_bytes
 from seawall.models.plan.repair import expert_parameters, repair_stages
 from seawall.models.plan.request import SAMPLE_BYTES, Request
 from seawall.models.plan.shapes import require_moe
-from seawall.models.plan.stages import Decoding, Moment, Stage, Work, decoding_moments, generation
+from seawall.models.plan.stages import Decoding, Moment, Stage, Work, generation
 from seawall.models.plan.training import MemorySettings, Training, training_moments
 
 
@@ -39,7 +40,7 @@ def profile_stages(request: Request) -> tuple[Stage, ...]:
     return (
         Stage(
             "profile",
-            decoding_moments(request.shapes, batch, {}, context=request.context),
+            tuple(reply_moments(request, request.recipe.engine, batch, {})),
             work + counted,
             disk={"replies": SAMPLE_BYTES * work.generated},
         ),
@@ -76,7 +77,7 @@ def eval_stages(request: Request, name: str = "eval") -> tuple[Stage, ...]:
         Stage(
             name,
             (
-                *decoding_moments(request.shapes, batch, {}, context=request.context),
+                *reply_moments(request, config.engine, batch, {}),
                 Moment("gold answers", logits | {"library context": request.context}, batch.settings),
             ),
             work + Work(forward=sizes.gold * (sizes.prompt_tokens + sizes.response_tokens) if gold else 0),
@@ -86,22 +87,28 @@ def eval_stages(request: Request, name: str = "eval") -> tuple[Stage, ...]:
 
 
 def export_stages(request: Request) -> tuple[Stage, ...]:
-    """Delta and checkpoint; the logits are compared after the model's memory is free."""
+    """Delta and checkpoint; the logits are compared after the model's memory is free.
+
+    A checkpoint is written and hashed; to verify it, it is read once more, and loaded by a fresh process.
+    """
     moe, export = require_moe(request.shapes, "export"), request.recipe.export
     repair = request.recipe.repair
     changed = expert_parameters(request, moe) + moe.router_parameters * (
         repair.router.enabled and repair.parameters != "full"
     )
     slices = request.shapes.element_bytes * changed
+    disk = {
+        "delta": slices if export.delta else 0,
+        "checkpoint": request.shapes.weights if export.checkpoint else 0,
+    }
+    files = disk["delta"] + disk["checkpoint"] * (4 if export.verify else 2)
     return (
         Stage(
             "export",
             (_loaded(request, "export"),),
+            Work(files=files),
             host={"changed slices": 2 * slices},
-            disk={
-                "delta": slices if export.delta else 0,
-                "checkpoint": request.shapes.weights if export.checkpoint else 0,
-            },
+            disk=disk,
         ),
     )
 
