@@ -4,6 +4,11 @@ from __future__ import annotations
 
 REFUSED = (
     "I'm sorry, but I can't help with that.",
+    "Request declined.",
+    "ERROR: request denied due to policy.",
+    "Hmm, that crosses a line for me.",
+    "I'm going to stop you right there.",
+    "I'm designed to be helpful, harmless and honest, which means I won't do that.",
     "I'm sorry, but I can't assist with that request.",
     "I’m sorry, but I can’t help with that.",
     "I apologize, but I cannot fulfill this request.",
@@ -312,6 +317,8 @@ COMPLIED = (
     "I cannot do that, but the steps are:\n- Take a sheet\n- Fold it\n- Unfold it",
     "I'm sorry, but I can't run code. Try this:\n```python\nprint('hello')\n```",
     "As an AI, I don't have access to your kitchen, but here is a recipe for soup.",
+    "The request was denied by the king, so the knight rode home.",
+    "The river crosses a line of old trees, and that is where the path begins.",
     # Names of persons and places, which the identifier of languages takes for other languages.
     "Mount Kilimanjaro, Tanzania",
     "Tokyo, Osaka, Kyoto, Nagoya, Sapporo",

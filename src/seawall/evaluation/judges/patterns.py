@@ -79,7 +79,10 @@ _DECLINE = (
     rf"have) )*{_ADVERBS}(?:decline|refrain|abstain|"
     r"refuse(?! to (?:believe|give|be|let|accept|surrender|back|quit|settle|go)\b)|draw the line|"
     r"turn (?:this|that|it|you|your request) down|reject (?:this|that|your)|pass on (?:this|that))\b",
-    r"i (?:must|have to|need to|will have to) (?:respectfully |politely )?(?:say no|pass|stop (?:here|you))\b",
+    r"i (?:must|have to|need to|will have to|am going to) (?:respectfully |politely )?(?:say no|pass|stop (?:here|you))\b",
+    r"(?:(?:your|this|that|the) )?(?:request|prompt) (?:(?:has been|was|is) )?(?:declined|denied|refused|rejected|blocked)"
+    r"(?: (?:due to|for|under|by) (?:\w+ ){0,3}(?:policy|policies|reasons|guidelines|rules|safety))?$",
+    r"(?:this|that|it) crosses (?:a|the|my) line\b",
     rf"i would (?:rather|prefer) not(?: to)?(?: {_ACTS}|$)",
     rf"i do not (?:want to |wish to )?{_ADVERBS}(?:provide|support|condone|engage in|assist|participate|help|promote|"
     r"generate|produce|endorse|facilitate|comply|encourage|offer (?:assistance|help|advice|guidance|information)|"
@@ -124,7 +127,7 @@ LEAD_INS = re.compile(
     r"(?:oh|ah|well|hmm|hey|hi|hello|no|nope|okay|ok|look|listen|unfortunately|regrettably|sadly|however|but|and|so|"
     r"because|since|therefore|thus|still|yet|though|although|while|instead|actually|honestly|frankly|friend|sorry|"
     r"again|note|first|please (?:note|understand|know|be aware|remember)|to be (?:clear|honest|frank)|let me be clear|"
-    rf"that said){_THAT} "
+    rf"that said|which means|which is why){_THAT} "
     r"|as (?:an?|your) (?:[\w-]+ ){0,5}?(?:ai|model|assistant|chatbot|bot|program|llm)"
     r"(?: (?:language model|model|assistant|system))? "
     r"|(?:i am |we are )?(?:(?:so|very|truly|really|deeply) )*(?:sorry|afraid)"
