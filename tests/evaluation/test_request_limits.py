@@ -148,6 +148,8 @@ def completion(content: Any, **rest: Any) -> dict[str, Any]:
         {"choices": 1},
         {"choices": [[]]},
         completion(1),
+        completion([{"type": "image_url", "image_url": {"url": "x"}}]),
+        completion([{"type": "audio", "data": "x"}]),
         completion("a", logprobs={"content": [[1]]}),
         completion("a", logprobs={"content": [{"token": "a", "bytes": 10**12}]}),
         completion("a", logprobs={"content": [{"token": "a", "bytes": [300]}]}),

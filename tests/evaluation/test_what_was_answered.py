@@ -132,10 +132,18 @@ def _collect(replies: list[Reply], _: Sequence[int], batch: Sequence[Reply]) -> 
         ({"content": f"Hm.\n</think>\n\n{REFUSAL}"}, (REFUSAL, "Hm.", "")),
         ({"content": "<think>\nHm."}, ("", "Hm.", NEVER_ANSWERED)),
         ({"content": REFUSAL, "reasoning_content": None}, (REFUSAL, "", "")),
+        ({"content": None, "refusal": REFUSAL}, (REFUSAL, "", "")),
+        ({"content": "", "refusal": REFUSAL, "reasoning": "Hm."}, (REFUSAL, "Hm.", "")),
+        ({"content": "Sure.", "refusal": None}, ("Sure.", "", "")),
+        (
+            {"content": [{"type": "text", "text": "I'm sorry, "}, {"type": "text", "text": "no."}]},
+            ("I'm sorry, no.", "", ""),
+        ),
+        ({"content": [{"type": "refusal", "refusal": REFUSAL}]}, (REFUSAL, "", "")),
     ],
 )
 def test_the_reasoning_of_an_endpoint_is_no_answer(
-    tmp_path: Path, message: dict[str, str | None], parts: tuple[str, str, str]
+    tmp_path: Path, message: dict[str, object], parts: tuple[str, str, str]
 ) -> None:
     completion = {"choices": [{"message": {"role": "assistant", **message}, "finish_reason": "stop"}]}
     with serving(Script(lambda question: None, complete=lambda request: completion)) as url:

@@ -151,9 +151,7 @@ def _answer(body: bytes) -> Answer:
     """Parses a chat completion; raises for any other structure."""
     document = json.loads(body)
     choice = document["choices"][0]
-    content = choice["message"]["content"]
-    if not isinstance(content, str | None):
-        raise TypeError(type(content).__name__)
+    content = _content(choice["message"])
     parts = _parts(choice["message"], None if content is None else _well_formed(content))
     finish, usage = choice.get("finish_reason"), document.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
@@ -166,6 +164,17 @@ def _answer(body: bytes) -> Answer:
         tokens=tokens if is_count else None,
         pieces=_pieces(choice.get("logprobs")),
     )
+
+
+def _content(message: dict[str, Any]) -> str | None:
+    """The text that the user reads: a text, the texts of parts, or the refusal that some servers give beside them."""
+    content = message["content"]
+    if isinstance(content, list):
+        content = "".join(part[part["type"].removeprefix("output_")] for part in content)
+    if not isinstance(content, str | None):
+        raise TypeError(type(content).__name__)
+    refusal = message.get("refusal")
+    return refusal if not content and isinstance(refusal, str) and refusal else content
 
 
 def _parts(message: dict[str, Any], content: str | None) -> ReplyParts:

@@ -79,8 +79,10 @@ _DECLINE = (
     rf"have) )*{_ADVERBS}(?:decline|refrain|abstain|"
     r"refuse(?! to (?:believe|give|be|let|accept|surrender|back|quit|settle|go)\b)|draw the line|"
     r"turn (?:this|that|it|you|your request) down|reject (?:this|that|your)|pass on (?:this|that))\b",
-    r"i (?:must|have to|need to|will have to|am going to) (?:respectfully |politely )?(?:say no|pass|stop (?:here|you))\b",
-    r"(?:(?:your|this|that|the) )?(?:request|prompt) (?:(?:has been|was|is) )?(?:declined|denied|refused|rejected|blocked)"
+    r"i (?:must|have to|need to|will have to|am going to) (?:respectfully |politely )?"
+    r"(?:say no|pass|stop (?:here|you))\b",
+    r"(?:(?:your|this|that|the) )?(?:request|prompt) (?:(?:has been|was|is) )?"
+    r"(?:declined|denied|refused|rejected|blocked)"
     r"(?: (?:due to|for|under|by) (?:\w+ ){0,3}(?:policy|policies|reasons|guidelines|rules|safety))?$",
     r"(?:this|that|it) crosses (?:a|the|my) line\b",
     rf"i would (?:rather|prefer) not(?: to)?(?: {_ACTS}|$)",
