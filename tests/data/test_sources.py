@@ -167,6 +167,13 @@ class TestJsonl:
         with pytest.raises(DataError, match=r"prompts.csv:3: more fields"):
             load_goals(JsonlSource(path=path))
 
+    def test_repeated_columns_and_fields_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"prompts.csv:1: two columns are named 'prompt'"):
+            load_goals(JsonlSource(path=csv(tmp_path, "id,prompt,prompt\n1,One,Two\n")))
+        lines = '{"prompt": "One"}\n{"prompt": "Two", "prompt": "Three"}\n'
+        with pytest.raises(DataError, match=r"prompts.jsonl:2: two fields are named 'prompt'"):
+            load_goals(JsonlSource(path=csv(tmp_path, lines, name="prompts.jsonl")))
+
     def test_csv_with_an_open_quote_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="not CSV"):
             load_goals(JsonlSource(path=csv(tmp_path, 'id,prompt\n1,"One\n')))

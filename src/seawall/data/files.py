@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,10 +92,12 @@ def csv_rows(path: Path) -> Iterator[Row]:
     """The rows of a CSV file whose first line names the columns; a quoted field may span lines.
 
     Raises:
-        DataError: the file cannot be read or is not UTF-8, or a row has more fields than the first line.
+        DataError: the file cannot be read or is not UTF-8, two columns have one name, or a row has more fields than
+            the first line.
     """
     reader = csv.DictReader((decode(raw, f"{path}:{number}") for number, raw in _binary_lines(path)), strict=True)
     try:
+        _require_different(reader.fieldnames or (), f"{path}:1", "columns")
         for fields in reader:
             where = f"{path}:{reader.line_num}"
             if None in fields:
@@ -229,10 +231,24 @@ def _parse_object(text: str, where: str) -> dict[str, object]:
     return value
 
 
+def _require_different(names: Sequence[str], where: str, kind: str) -> None:
+    """Refuses a repeated name, of which the last would win without a word."""
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise DataError(f"{where}: two {kind} are named {repeated!r}", remedy="rename or remove one")
+
+
 def _parse(text: str, where: str) -> object:
-    """Parses JSON. Multi-line JSON read as JSONL, and truncated files, fail here too."""
+    """Parses JSON. Multi-line JSON read as JSONL, truncated files and repeated fields fail here too."""
+
+    def fields_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        _require_different([name for name, _ in pairs], where, "fields")
+        return dict(pairs)
+
     try:
-        value: object = json.loads(text)
+        value: object = json.loads(text, object_pairs_hook=fields_of)
+    except DataError:
+        raise
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where}: not JSON",
