@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers import GenerationConfig, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from dependent_rows import DEPENDENT, dependent
-from families import FAMILIES, VOCABULARY, tiny
+from families import FAMILIES, VOCABULARY, tiny, tiny_tokenizer
 from seawall.models import greedy
+from seawall.models.decoding import greedy_notice
 from seawall.models.generate import Decoding, decode_batch
 from seawall.models.greedy import batching_notice, rows_are_independent
+from seawall.shell.model import measurement_notices
 
 
 def prompts_of(*lengths: int) -> list[tuple[int, ...]]:
@@ -57,3 +59,15 @@ def test_a_model_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_without_a_cache_is_not_checked() -> None:
     model = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, state_size=4))
     assert batching_notice(model) is None
+
+
+def test_settings_that_change_the_likeliest_tokens_are_said() -> None:
+    model = tiny("llama")
+    config = GenerationConfig(temperature=0.7, do_sample=True, num_beams=1, min_length=0, repetition_penalty=1.0)
+    model.generation_config = config
+    assert greedy_notice(model) is None
+    config.repetition_penalty, config.suppress_tokens = 1.05, [7]
+    notice = greedy_notice(model)
+    assert notice is not None
+    assert "repetition_penalty=1.05, suppress_tokens=[7]" in notice
+    assert notice in measurement_notices(model, tiny_tokenizer(), 8)

@@ -112,6 +112,42 @@ def context_length(model: PreTrainedModel) -> int | None:
     return next((positions for positions in stated if isinstance(positions, int) and positions > 0), None)
 
 
+_WITHOUT_EFFECT = (None, 0, 1, [], {})
+_CHANGES_GREEDY = (
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "sequence_bias",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "min_length",
+    "min_new_tokens",
+    "exponential_decay_length_penalty",
+    "guidance_scale",
+    "num_beams",
+)
+"""Settings of a generation config that choose other tokens than the likeliest, also without sampling."""
+
+
+def greedy_notice(model: PreTrainedModel) -> str | None:
+    """One line where the model's generation config asks for more than the likeliest token; None without such a setting.
+
+    Replies are measured without these settings. Servers apply them unless a request or an option says otherwise.
+    """
+    config = model.generation_config
+    values = {name: getattr(config, name, None) for name in _CHANGES_GREEDY}
+    changes = [f"{name}={value}" for name, value in values.items() if value not in _WITHOUT_EFFECT]
+    if not changes:
+        return None
+    return (
+        f"replies are the likeliest tokens: {', '.join(changes)} of the model's generation config is left out, "
+        "which servers apply unless told otherwise"
+    )
+
+
 class ReplyReader:
     """Splits token ids into thought and answer, while the special tokens that mark the thought are still there."""
 

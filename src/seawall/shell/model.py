@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seawall.config.model import LAB, LAB_ORIGINAL, ModelConfig
 from seawall.data.rendering import clock_notice
 from seawall.lab.build import lab_model_folder, original_model_folder
+from seawall.models.decoding import greedy_notice
 from seawall.models.files.fingerprint import (
     WeightDigests,
     rendering_fingerprint,
@@ -100,5 +101,5 @@ def computing(model: PreTrainedModel) -> dict[str, str]:
 
 def measurement_notices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> list[str]:
     """What is pinned or done differently so that a measurement is right, one line each, for the user."""
-    lines = (clock_notice(tokenizer), batching_notice(model, max_new_tokens))
+    lines = (clock_notice(tokenizer), batching_notice(model, max_new_tokens), greedy_notice(model))
     return [line for line in lines if line is not None]
