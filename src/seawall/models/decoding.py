@@ -112,7 +112,7 @@ def context_length(model: PreTrainedModel) -> int | None:
     return next((positions for positions in stated if isinstance(positions, int) and positions > 0), None)
 
 
-_WITHOUT_EFFECT = (None, 0, 1, [], {})
+_WITHOUT_EFFECT: tuple[object, ...] = (None, 0, 1, [], {})
 _CHANGES_GREEDY = (
     "repetition_penalty",
     "encoder_repetition_penalty",
