@@ -7,9 +7,8 @@ target.py         the target model and its prompts
 score.py          the refusal score
 extract.py        directions as differences in means
 experts.py        mean outputs of experts alone
-interventions.py  a candidate as a change of the running model
+interventions.py  a candidate as a change of the running model, and forward passes under it
 evaluator.py      scores of candidates on validation prompts, many in one forward pass
-passes.py         forward passes of the search, in any process of a launch
 layer.py          selection of a layer's direction
 search.py         the two-stage search for experts
 choose.py         everything that is searched: layer, experts, controls, groups

@@ -17,9 +17,8 @@ from seawall.data.batching import Batch
 from seawall.errors import ConfigError
 from seawall.methods.steer.choose import CONSTRAINED, EXPERT, LAYER, STRENGTH, SearchOutcome
 from seawall.methods.steer.controls import random_directions, shared_directions
-from seawall.methods.steer.interventions import SIGN, Additions, additions
+from seawall.methods.steer.interventions import SIGN, Additions, ablated_in, additions
 from seawall.methods.steer.logits import logits_alone, without_logits
-from seawall.methods.steer.passes import ablated_in
 from seawall.methods.steer.score import divergence
 from seawall.methods.steer.target import Prompt, TargetModel, last_logits, measured, shared
 from seawall.models.everywhere import Change, everywhere

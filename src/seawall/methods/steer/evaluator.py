@@ -17,8 +17,16 @@ import torch
 from seawall.artifacts.directions import Directions, PromptSide
 from seawall.artifacts.steering import SteeringCandidate, SteeringMode
 from seawall.methods.steer.extract import prompts_of_side, require_prompts
-from seawall.methods.steer.interventions import additions_in_rows
-from seawall.methods.steer.passes import EVALUATORS, CandidatePass, Recorded, ablated_in, computed, record, unchanged
+from seawall.methods.steer.interventions import (
+    EVALUATORS,
+    CandidatePass,
+    Recorded,
+    ablated_in,
+    additions_in_rows,
+    computed,
+    record,
+    unchanged,
+)
 from seawall.methods.steer.score import refusal_score
 from seawall.methods.steer.target import Prompt, TargetModel, measured
 from seawall.models.everywhere import Change

@@ -156,11 +156,11 @@ class _Means:
         shapes: tuple[tuple[int, ...], ...] = ((target.num_layers, positions, width), experts, ())
         return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
-    def add(self, other: _Means) -> None:
-        """Adds the sums over other prompts."""
-        self.hidden_NPD += other.hidden_NPD
-        self.chosen_LE += other.chosen_LE
-        self.count += other.count
+    def add(self, sums: _Means) -> None:
+        """Adds the sums over further prompts."""
+        self.hidden_NPD += sums.hidden_NPD
+        self.chosen_LE += sums.chosen_LE
+        self.count += sums.count
 
     def minus(self, subtrahend: _Means) -> tuple[Tensor, Tensor]:
         """Differences of the means."""
