@@ -2,7 +2,8 @@
 
 Usage: launch.py PROCESSES FOLDER, then one command a line on standard input, as a JSON list of words. The streams of
 process R of command C are FOLDER/C-R.out and FOLDER/C-R.err; the exit statuses are printed as JSON, one list a command.
-A first word `kill:N` ends process 1 for real at its N-th update of a repair. The processes are forked: importing torch
+A first word `kill:N` ends process 1 for real at its N-th update of a repair, and `kill:N:MODULE:FUNCTION` at the N-th
+order of this function. The processes are forked: importing torch
 takes seconds. Each waits at most five minutes for the others, so a launch that hangs ends, with other statuses.
 """
 
@@ -23,10 +24,10 @@ from typing import Any, NoReturn
 import seawall.cli.app
 import seawall.distributed.process
 import seawall.methods.rasa.repair.run
-import seawall.methods.rasa.repair.team
 from seawall.cli.common import quiet_libraries
 
 IMPORTED_BY_COMMANDS = (
+    "seawall.jobs.audit",
     "seawall.jobs.evaluate",
     "seawall.jobs.run",
     "torch.distributed",
@@ -40,18 +41,19 @@ def free_port() -> int:
         return int(opened.getsockname()[1])
 
 
-def end_at_update(number: int) -> None:
-    """Lets this process end itself, for real, at its N-th update of a repair."""
-    update, updates = seawall.methods.rasa.repair.team._update, 0
+def end_at_order(number: int, module: str = "seawall.methods.rasa.repair.team", function: str = "_update") -> None:
+    """Lets this process end itself, for real, at its N-th order of a function."""
+    members = vars(importlib.import_module(module))
+    obey, orders = members[function], 0
 
-    def update_or_end(*arguments: Any) -> None:
-        nonlocal updates
-        updates += 1
-        if updates == number:
+    def obey_or_end(*arguments: Any) -> None:
+        nonlocal orders
+        orders += 1
+        if orders == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        update(*arguments)
+        obey(*arguments)
 
-    vars(seawall.methods.rasa.repair.team)["_update"] = update_or_end
+    members[function] = obey_or_end
 
 
 def become(words: list[str], *, rank: int, count: int, port: int, streams: Path) -> None:
@@ -64,11 +66,11 @@ def become(words: list[str], *, rank: int, count: int, port: int, streams: Path)
     vars(seawall.methods.rasa.repair.run)["CHECKPOINT_EVERY"] = 3
     vars(seawall.distributed.process)["_PATIENCE"] = timedelta(minutes=5)
     vars(seawall.cli.app)["_PRECEDENCE"] = 1.0
-    kill, _, update = words[0].partition(":")
+    kill, *order = words[0].split(":")
     if kill == "kill":
         words = words[1:]
     if kill == "kill" and rank == 1:
-        end_at_update(int(update))
+        end_at_order(int(order[0]), *order[1:])
     sys.argv = ["seawall", *words]
     seawall.cli.app.run()
 

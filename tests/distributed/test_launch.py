@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launching import launch, said
 
-from commands import ENVIRONMENT
-from places import TESTS
 from seawall.artifacts.profile import ExpertProfile
 from seawall.runs.files import read_json, read_metrics
 
 AUTO = ["--set", "model.device=auto"]
-
-
-def launch(folder: Path, *commands: list[str | Path]) -> list[list[int]]:
-    lines = "".join(json.dumps([str(word) for word in words]) + "\n" for words in commands)
-    environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}  # two processes cannot share one GPU
-    words = [sys.executable, str(TESTS / "distributed" / "launch.py"), "2", str(folder)]
-    done = subprocess.run(words, input=lines, capture_output=True, text=True, env=environment, check=True)
-    statuses: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
-    return statuses
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +29,17 @@ def launched(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["kill:7", *command],
         command,
         ["eval", planted, "--delta", folder / "run/delta", "--output", folder / "eval", "--json", *AUTO, *measured],
-        ["steer", planted, "--output", folder / "steer"],
+        ["gate", folder / "run"],
         ["eval", planted, "--set", "model.id=no-such-folder/at-all", "--output", folder / "missing", "--delta", "x"],
     )
     (folder / "statuses.json").write_text(json.dumps(statuses))
     return folder
 
 
-def lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if line.startswith("seawall: ")]
-
-
 def test_a_killed_process_ends_the_launch_and_the_same_command_goes_on(launched: Path) -> None:
     killed, resumed, *_ = json.loads((launched / "statuses.json").read_text())
     assert killed == [3, -9]
-    assert lines(launched / "0-0.err") == [
+    assert said(launched / "0-0.err") == [
         "seawall: interrupted: another process of the launch has ended; run the same command to resume"
     ]
     assert resumed == [0, 0]
@@ -94,13 +78,12 @@ def test_a_model_with_a_delta_is_evaluated_by_both(launched: Path, planted_run: 
 def test_a_command_that_cannot_share_says_so_once_before_it_loads(launched: Path) -> None:
     statuses = json.loads((launched / "statuses.json").read_text())
     assert statuses[3] == [2, 2]
-    (line,) = lines(launched / "3-0.err")
-    assert "steer runs in one process; got 2 processes" in line
-    assert not (launched / "steer").exists()
+    (line,) = said(launched / "3-0.err")
+    assert "gate runs in one process; got 2 processes" in line
 
 
 def test_wrong_input_ends_both(launched: Path) -> None:
     statuses = json.loads((launched / "statuses.json").read_text())
     assert statuses[4] == [2, 3]
-    assert len(lines(launched / "4-0.err")) == 1
-    assert lines(launched / "4-1.err") == []
+    assert len(said(launched / "4-0.err")) == 1
+    assert said(launched / "4-1.err") == []

@@ -139,10 +139,10 @@ def test_engines_are_in_the_verdict(folder: Path) -> None:
 def test_an_export_takes_the_time_of_its_files(folder: Path) -> None:
     estimate = _estimate("olmoe-1b-7b.yaml", folder / "olmoe_1b_7b", memory="80GB", tflops=100.0)
     export = next(stage for stage in estimate.plan.stages if stage.name == "export")
-    # Written, hashed, compared and loaded once each, at 1 GB/s; the delta beside it.
+    # Written, hashed, compared and loaded once each, at 1 GB/s, by a process that starts; the delta beside it.
     weights = 4 * estimate.plan.shapes.weights
     assert weights < export.work.files < weights + 2e9
-    assert estimate.plan.stage_seconds(export) == pytest.approx(export.work.files / 1e9)
+    assert estimate.plan.stage_seconds(export) == pytest.approx(export.work.files / 1e9 + 9)
 
 
 def test_a_measured_plan_of_a_tiny_model_as_a_table(tmp_path: Path) -> None:

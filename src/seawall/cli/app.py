@@ -88,7 +88,9 @@ def _version(requested: bool) -> None:
         raise typer.Exit
 
 
-SHARED = frozenset({"run", "profile", "select", "repair", "eval", "report", "audit", "tune", "doctor", "settings"})
+SHARED = frozenset(
+    {"run", "profile", "select", "repair", "eval", "report", "audit", "steer", "tune", "doctor", "settings"}
+)
 """Commands that a launcher may start in several processes."""
 
 

@@ -20,6 +20,7 @@ from seawall.cli.common import (
     quiet_libraries,
     reporting,
     results_console,
+    shared_launch,
     with_limit,
 )
 from seawall.cli.plan import show_plan
@@ -50,6 +51,7 @@ def steer(
         return
     with quiet_libraries():
         from seawall.jobs.steer import document
+        from seawall.shell.job import recipe_of_run
 
     def work(reporter: Reporter) -> SteeringResult:
         from seawall.jobs.steer import steer_recipe, steer_run
@@ -59,7 +61,8 @@ def steer(
         resolved, text = recipe
         return steer_recipe(resolved, folder, text=text, reporter=reporter)
 
-    with reporting(quiet=quiet or as_json) as reporter:
+    described = recipe_of_run(folder, changes, section="steer")[0] if recipe is None else recipe[0]
+    with shared_launch(described), reporting(quiet=quiet or as_json) as reporter:
         result = work(reporter)
     if as_json:
         print_json(document(folder))

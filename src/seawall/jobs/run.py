@@ -21,7 +21,7 @@ from seawall.jobs.plan import plan_recipe
 from seawall.jobs.report import collect, copy_samples, write_report
 from seawall.jobs.summary import paired_changes, summarize
 from seawall.methods.rasa.stages import apply_repair, evaluate_stage, profile_stage, repair_stage, select_stage
-from seawall.models.plan.rates import file_seconds
+from seawall.models.plan.rates import fixed_seconds
 from seawall.report import render_model_card
 from seawall.runs.files import read_json, write_json
 from seawall.runs.folder import RunFolder, update_manifest
@@ -121,9 +121,9 @@ def _expected_stages(recipe: Recipe, prompts: Prompts, until: str) -> list[Expec
         plan = plan_recipe(recipe, verb="run" if until == "report" else until, tflops=1.0, prompts=prompts).plan
     except SeawallError:
         return []
-    files = {stage.name: file_seconds(stage.work) for stage in plan.stages}
-    costs = {stage.name: (plan.stage_seconds(stage) or 0.0) - files[stage.name] for stage in plan.stages}
-    return [ExpectedStage(title, costs[name], files[name]) for name, title in STAGE_TITLES.items() if name in costs]
+    fixed = {stage.name: fixed_seconds(stage.work) for stage in plan.stages}
+    costs = {stage.name: (plan.stage_seconds(stage) or 0.0) - fixed[stage.name] for stage in plan.stages}
+    return [ExpectedStage(title, costs[name], fixed[name]) for name, title in STAGE_TITLES.items() if name in costs]
 
 
 def _main_job(context: Context, until: str) -> Outcome:

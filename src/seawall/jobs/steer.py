@@ -9,6 +9,7 @@ from typing import Any
 from seawall.artifacts.steering import STEER, SteeringResult
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts
+from seawall.distributed.process import require_joined
 from seawall.jobs.report import write_report, write_steering_page
 from seawall.methods.steer.context import SteerContext, steer_data
 from seawall.methods.steer.stages import steer
@@ -49,6 +50,7 @@ def steer_run(path: Path, changes: Sequence[str], *, reporter: Reporter) -> Stee
     Raises:
         SeawallError: no run, or an invalid setting.
     """
+    require_joined()
     recipe, run = recipe_of_run(path, changes, section=STEER)
     return _steer(SteerContext(recipe, run, reporter, _read(recipe), as_stored=True, verbs=(STEER,)))
 

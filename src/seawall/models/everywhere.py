@@ -89,17 +89,17 @@ def everywhere(
 
 @contextmanager
 def tensors_everywhere(
-    model: PreTrainedModel, held: Held[Mapping[str, Tensor]], tensors: Mapping[str, Tensor]
+    model: PreTrainedModel, name: Held[Mapping[str, Tensor]], tensors: Mapping[str, Tensor]
 ) -> Iterator[None]:
     """Inside, every process that holds the model has these tensors too, sent one at a time.
 
     Args:
         model: the model.
-        held: their name.
+        name: under which every process has them.
         tensors: by names of the model's state dict, each on its parameter's device, as in all processes.
     """
-    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-    with everywhere(model, partial(_sent, tensors), held=held, elsewhere=partial(_received, shapes)):
+    shapes = {key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
+    with everywhere(model, partial(_sent, tensors), held=name, elsewhere=partial(_received, shapes)):
         yield
 
 
@@ -110,18 +110,18 @@ def together(model: PreTrainedModel) -> Processes:
 
 
 @contextmanager
-def _entered(subject: Any, change: Change[Value], held: Held[Value] | None) -> Iterator[Value]:
+def _entered(subject: Any, change: Change[Value], name: Held[Value] | None) -> Iterator[Value]:
     with ExitStack() as stack:
         value = stack.enter_context(change(subject))
-        if held is not None:
-            stack.enter_context(held.holding(value))
+        if name is not None:
+            stack.enter_context(name.holding(value))
         yield value
 
 
-def _enter(replica: Replica, change: Change[Any], held: Held[Any] | None, takes_moe: bool) -> None:
+def _enter(replica: Replica, change: Change[Any], name: Held[Any] | None, takes_moe: bool) -> None:
     def work() -> None:
         stack = ExitStack()
-        stack.enter_context(_entered(replica.moe if takes_moe else replica.model, change, held))
+        stack.enter_context(_entered(replica.moe if takes_moe else replica.model, change, name))
         replica.changes.append(stack)
 
     replica.processes.gather(attempted(work))
@@ -142,7 +142,7 @@ def _sent(tensors: Mapping[str, Tensor], model: PreTrainedModel) -> Iterator[Map
 @contextmanager
 def _received(shapes: Shapes, model: PreTrainedModel) -> Iterator[Mapping[str, Tensor]]:
     state, tensors = model.state_dict(), dict[str, Tensor]()
-    for name, (shape, dtype) in shapes.items():
-        tensors[name] = torch.empty(shape, dtype=dtype, device=state[name].device)
-        current_launch().copy_from_first(tensors[name])
+    for key, (shape, dtype) in shapes.items():
+        tensors[key] = torch.empty(shape, dtype=dtype, device=state[key].device)
+        current_launch().copy_from_first(tensors[key])
     yield tensors

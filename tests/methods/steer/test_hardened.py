@@ -16,7 +16,7 @@ from planted_refusal import ATTENTION, REFUSE, harmful, refusing_by_attention, r
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.hardening import Effect, Hardening
 from seawall.errors import ArtifactError, ConfigError
-from seawall.methods.steer import refusals
+from seawall.methods.steer import hardening
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.hidden.harden import harden, is_hardened
 
@@ -70,7 +70,7 @@ def test_a_forged_hardening_that_loses_refusals_is_refused(
     direction = torch.zeros(model.config.hidden_size)
     direction[REFUSE] = sign * 10.0
     steering = _hardening(model_fingerprint(model), tmp_path / "hardening", layer=ATTENTION + 1, vector=direction)
-    monkeypatch.setattr(refusals, "probe_prompts", lambda: harmful(12))
+    monkeypatch.setattr(hardening, "probe_prompts", lambda: harmful(12))
     if sign > 0:
         assert is_hardened(seawall.load(str(tmp_path / "model"), steering=steering, device="cpu")[0])
     else:
@@ -79,7 +79,7 @@ def test_a_forged_hardening_that_loses_refusals_is_refused(
 
 
 def test_probe_prompts_come_from_all_parts_of_the_list() -> None:
-    prompts = refusals.probe_prompts()
+    prompts = hardening.probe_prompts()
     assert len({prompt[0].content for prompt in prompts}) == 12
 
 

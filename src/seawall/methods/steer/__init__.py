@@ -6,7 +6,8 @@ selection.py      directions from training prompts, choices from validation prom
 target.py         the target model and its prompts
 score.py          the refusal score
 extract.py        directions as differences in means
-interventions.py  a candidate as a change of the running model
+experts.py        mean outputs of experts alone
+interventions.py  a candidate as a change of the running model, and forward passes under it
 evaluator.py      scores of candidates on validation prompts, many in one forward pass
 layer.py          selection of a layer's direction
 search.py         the two-stage search for experts

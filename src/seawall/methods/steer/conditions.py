@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from seawall.artifacts.directions import Directions
 from seawall.artifacts.steering import SteeringCandidate, SteeringMode
@@ -16,13 +17,16 @@ from seawall.data.batching import Batch
 from seawall.errors import ConfigError
 from seawall.methods.steer.choose import CONSTRAINED, EXPERT, LAYER, STRENGTH, SearchOutcome
 from seawall.methods.steer.controls import random_directions, shared_directions
-from seawall.methods.steer.interventions import SIGN, applied
+from seawall.methods.steer.interventions import SIGN, Additions, ablated_in, additions
 from seawall.methods.steer.logits import logits_alone, without_logits
 from seawall.methods.steer.score import divergence
-from seawall.methods.steer.target import Prompt, TargetModel, last_logits, measured
-from seawall.models.hidden.intervene import SITES, Addition, Site, ablated, added
+from seawall.methods.steer.target import Prompt, TargetModel, last_logits, measured, shared
+from seawall.models.everywhere import Change, everywhere
+from seawall.models.hidden.intervene import SITES, Addition, Site
 from seawall.models.hidden.routed import Part, has_shared_experts, part_ablated
 from seawall.models.hidden.routes import route_agreement, route_preserving
+from seawall.models.moe.find import MoEModel
+from seawall.models.replicas import model_of
 
 HALVES: dict[str, tuple[Site, ...]] = {"attention": ("attention",), "mlp": ("mlp",), "both": ("attention", "mlp")}
 """The sites of the test of attention against MLP or MoE."""
@@ -42,14 +46,20 @@ class Condition:
     Attributes:
         name: file name of its samples: lower-case letters, digits, hyphens.
         series: `layer`, `expert`, `all_experts`, `several`, `site` (attention against MLP or MoE) or `control`.
-        enter: a new context manager that makes the change.
+        target: the model.
+        change: makes the change of `target.subject`.
         plain_only: measured on plain harmful prompts alone.
     """
 
     name: str
     series: str
-    enter: Callable[[], AbstractContextManager[None]]
+    target: TargetModel
+    change: Change[None]
     plain_only: bool = False
+
+    def enter(self) -> AbstractContextManager[None]:
+        """Inside, the change is made in every process of a launch."""
+        return everywhere(self.target.subject, self.change)
 
 
 def conditions(
@@ -73,7 +83,7 @@ def conditions(
     """
     layer = outcome.choice(LAYER)
     assert layer is not None
-    rows = [Condition("layer", "layer", partial(applied, target, directions, layer, mode))]
+    rows = [Condition("layer", "layer", target, additions(directions, layer, mode).entered)]
     rows += _experts(target, directions, outcome, mode)
     if mode == "suppress":
         rows += _own_controls(target, directions, outcome, vector_seeds)
@@ -81,11 +91,12 @@ def conditions(
     rows += _sites(target, directions, layer, mode)
     if mode == "induce" and target.moe is not None:
         preserving_D, _ = route_preserving(target.moe, layer.layer, directions.of_layer(layer.layer, layer.position))
-        additions = [Addition(layer.layer, preserving_D, SIGN[mode] * layer.coefficient)]
-        rows.append(Condition(ROUTE_PRESERVING, "layer", partial(added, target.model, additions)))
+        preserving = Additions((Addition(layer.layer, preserving_D.cpu(), SIGN[mode] * layer.coefficient),), ())
+        rows.append(Condition(ROUTE_PRESERVING, "layer", target, preserving.entered))
     for number, seed in enumerate(random_seeds, 1):
         drawn = random_directions(directions, seed)
-        rows.append(Condition(f"random-direction-{number}", "control", partial(applied, target, drawn, layer, mode)))
+        change = additions(drawn, layer, mode).entered
+        rows.append(Condition(f"random-direction-{number}", "control", target, change))
     return rows
 
 
@@ -108,10 +119,10 @@ def _experts(
         choice = outcome.choice(name)
         if choice is not None:
             named = name.replace("_", "-")
-            yield Condition(named, series, partial(applied, target, directions, choice, mode))
+            yield Condition(named, series, target, additions(directions, choice, mode).entered)
             if series in ("expert", "all_experts"):
-                restricted = partial(applied, target, directions, choice, mode, top_k_only=True)
-                yield Condition(f"{named}-top-k", series, restricted)
+                restricted = additions(directions, choice, mode, top_k_only=True)
+                yield Condition(f"{named}-top-k", series, target, restricted.entered)
 
 
 def _own_controls(
@@ -131,7 +142,8 @@ def _own_controls(
         if directions.of_shared(choice.experts[0][0], choice.position) is not None:
             changes[f"{named}-{SHARED}"] = shared_directions(directions)
         for control, changed in changes.items():
-            yield Condition(control, "control", partial(applied, target, changed, choice, "suppress"), plain_only=True)
+            change = additions(changed, choice, "suppress").entered
+            yield Condition(control, "control", target, change, plain_only=True)
 
 
 def _logits(target: TargetModel, directions: Directions, layer: SteeringCandidate) -> Iterator[Condition]:
@@ -142,7 +154,7 @@ def _logits(target: TargetModel, directions: Directions, layer: SteeringCandidat
         (WITHOUT_LOGITS, without_logits(directions)),
         (LOGITS_ALONE, logits_alone(directions)),
     ):
-        yield Condition(name, "control", partial(applied, target, changed, layer, "suppress"), plain_only=True)
+        yield Condition(name, "control", target, additions(changed, layer, "suppress").entered, plain_only=True)
 
 
 def _sites(
@@ -153,17 +165,18 @@ def _sites(
     `ablated-*`: removed from these outputs in all layers, and kept in the others. `layer-*`: subtracted or added in its
     own layer, with half the coefficient at each of two sites, so that the sum is the same.
     """
-    direction_D = directions.of_layer(layer.layer, layer.position)
+    direction_D = directions.of_layer(layer.layer, layer.position).clone()
     if mode == "suppress":
         for name, sites in {**HALVES, "everywhere": SITES}.items():
-            yield Condition(f"ablated-{name}", "site", partial(ablated, target.model, direction_D, sites=sites))
+            yield Condition(f"ablated-{name}", "site", target, partial(ablated_in, direction_D, sites=sites))
         if target.moe is not None and has_shared_experts(target.moe):
             for part in PARTS:
-                yield Condition(f"ablated-{part}", "site", partial(part_ablated, target.moe, direction_D, part))
+                change = partial(part_ablated, direction_D=direction_D, part=part)
+                yield Condition(f"ablated-{part}", "site", target, change)
     for name, sites in HALVES.items():
         coefficient = SIGN[mode] * layer.coefficient / len(sites)
-        additions = [Addition(layer.layer, direction_D, coefficient, site) for site in sites]
-        yield Condition(f"layer-{name}", "site", partial(added, target.model, additions))
+        at_sites = Additions(tuple(Addition(layer.layer, direction_D, coefficient, site) for site in sites), ())
+        yield Condition(f"layer-{name}", "site", target, at_sites.entered)
 
 
 def agreement(target: TargetModel, prompts: Sequence[Prompt], condition: Condition) -> float:
@@ -176,7 +189,7 @@ def agreement(target: TargetModel, prompts: Sequence[Prompt], condition: Conditi
             last_logits(target.model, batch)
             return batch.attention_mask_BT
 
-        return route_agreement(moe, run, condition.enter)
+        return route_agreement(moe, run, partial(condition.change, moe))
 
     for _, (stays, choices) in measured(prompts, target.batch_size, agree):
         equal, count = equal + stays, count + choices
@@ -192,13 +205,8 @@ def harmless_kl(target: TargetModel, prompts: Sequence[Prompt], condition: Condi
         ConfigError: the logits under the change are not finite.
     """
 
-    def diverge(batch: Batch) -> Tensor:
-        original_BV = last_logits(target.model, batch)
-        with condition.enter():
-            changed_BV = last_logits(target.model, batch)
-        return divergence(original_BV, changed_BV)
-
-    mean = float(torch.cat([value for _, value in measured(prompts, target.batch_size, diverge)]).mean())
+    diverge = partial(_divergence, condition.change)
+    mean = float(torch.cat([value for _, value in shared(target, prompts, diverge)]).mean())
     if not torch.isfinite(torch.tensor(mean)):
         raise ConfigError(
             f"the change {condition.name!r} gives logits that are not finite",
@@ -207,3 +215,11 @@ def harmless_kl(target: TargetModel, prompts: Sequence[Prompt], condition: Condi
             "bfloat16 or float32 (model.dtype)",
         )
     return mean
+
+
+def _divergence(change: Change[None], subject: PreTrainedModel | MoEModel, batch: Batch) -> Tensor:
+    """Divergence of each prompt's next token under a change (B,)."""
+    original_BV = last_logits(model_of(subject), batch)
+    with change(subject):
+        changed_BV = last_logits(model_of(subject), batch)
+    return divergence(original_BV, changed_BV).cpu()

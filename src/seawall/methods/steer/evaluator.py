@@ -6,26 +6,32 @@ Legend: B prompts of a batch, R modified copies of each, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from math import isfinite
 from statistics import fmean
 from typing import Literal, final
 
 import torch
-from torch import Tensor
 
 from seawall.artifacts.directions import Directions, PromptSide
 from seawall.artifacts.steering import SteeringCandidate, SteeringMode
-from seawall.data.batching import Batch
 from seawall.methods.steer.extract import prompts_of_side, require_prompts
-from seawall.methods.steer.interventions import applied_in_rows
-from seawall.methods.steer.score import divergence, refusal_score
-from seawall.methods.steer.target import Prompt, TargetModel, last_logits, measured
+from seawall.methods.steer.interventions import (
+    EVALUATORS,
+    CandidatePass,
+    Recorded,
+    ablated_in,
+    additions_in_rows,
+    computed,
+    record,
+    unchanged,
+)
+from seawall.methods.steer.score import refusal_score
+from seawall.methods.steer.target import Prompt, TargetModel, measured
+from seawall.models.everywhere import Change
 from seawall.models.hidden.enter_at_layer import can_enter_at_layer
-from seawall.models.hidden.intervene import ablated
-from seawall.models.hidden.resume import BlockInputs, record_block_inputs, resumed
+from seawall.models.replicas import holders, shared_results
 
 Metric = Literal["score", "kl", "induced"]
 """`score`: refusal score of a prompt whose refusal is to be moved. `kl`: divergence of a harmless prompt's next token
@@ -38,6 +44,8 @@ SUBSETS: tuple[Subset, ...] = ("screening", "remaining")
 PROMPTS_OF: dict[Metric, PromptSet] = {"score": "moved", "kl": "harmless", "induced": "harmless"}
 SCREENING = 8
 """Number of screening prompts per side."""
+_PASSES_AT_ONCE = 8
+"""Number of passes, by process, whose vectors are in memory together."""
 METRIC_NAMES: dict[Metric, str] = {
     "score": "refusal scores",
     "kl": "harmless divergence",
@@ -45,15 +53,6 @@ METRIC_NAMES: dict[Metric, str] = {
 }
 Progress = Callable[[str, int, int], None]
 """(what is measured, count, total) -> None."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Recorded:
-    """A batch of prompts, with the original model's layer inputs and logits."""
-
-    batch: Batch
-    inputs: BlockInputs
-    original_BV: Tensor
 
 
 @final
@@ -101,9 +100,10 @@ class CandidateEvaluator:
         self.target, self.directions, self.mode = target, directions, mode
         self.resume = resume and can_enter_at_layer(target.model)
         self.passes = 0
+        self._number = next(EVALUATORS)
         self.progress: Progress = progress or (lambda what, count, total: None)
         self._values: dict[tuple[SteeringCandidate, Metric], dict[Subset, list[float]]] = {}
-        self._recorded: dict[tuple[PromptSet, Subset], list[_Recorded]] = {}
+        self._recorded: dict[tuple[PromptSet, Subset], list[Recorded]] = {}
         sides: dict[PromptSet, Sequence[Prompt]] = {"moved": moved, "harmless": harmless}
         for side, available in sides.items():
             require_prompts(f"{side} prompts to search with", available)
@@ -115,11 +115,11 @@ class CandidateEvaluator:
     @property
     def num_prompts(self) -> int:
         """Number of prompts of both sides."""
-        return sum(len(recorded.original_BV) for batches in self._recorded.values() for recorded in batches)
+        return sum(recorded.rows for batches in self._recorded.values() for recorded in batches)
 
     def original_score(self, side: PromptSet, subsets: Sequence[Subset] = SUBSETS) -> float:
         """Mean refusal score of the original model."""
-        logits = [recorded.original_BV for subset in subsets for recorded in self._recorded[side, subset]]
+        logits = [recorded.on(self.target.model)[1] for subset in subsets for recorded in self._recorded[side, subset]]
         return float(refusal_score(torch.cat(logits), self.target.refusal_tokens).mean())
 
     def measure(
@@ -144,55 +144,56 @@ class CandidateEvaluator:
         """Number of prompts measured so far."""
         return sum(map(len, self._values.get((candidate, metric), {}).values()))
 
-    def _record(self, prompts: Sequence[Prompt]) -> Iterator[_Recorded]:
-        def record(batch: Batch) -> _Recorded:
-            with record_block_inputs(self.target.model) as inputs:
-                original_BV = last_logits(self.target.model, batch)
-            return _Recorded(batch, inputs, original_BV)
-
-        yield from (recorded for _, recorded in measured(prompts, self.target.batch_size, record))
+    def _record(self, prompts: Sequence[Prompt]) -> Iterator[Recorded]:
+        model, start = self.target.model, sum(map(len, self._recorded.values()))
+        batches = measured(prompts, self.target.batch_size, partial(record, model))
+        for index, (_, (batch, inputs, original_BV)) in enumerate(batches, start):
+            yield Recorded(self._number, index, batch, inputs, original_BV)
 
     def _measured(
         self, candidates: Sequence[SteeringCandidate], metric: Metric, subset: Subset
     ) -> Iterator[tuple[SteeringCandidate, list[float]]]:
-        ablation = [candidate for candidate in candidates if candidate.family == "layer" and metric != "induced"]
-        addition = [candidate for candidate in candidates if candidate.family != "layer" or metric == "induced"]
+        plan = list(self._plan(candidates, metric, subset))
+        size = _PASSES_AT_ONCE * holders(self.target.model).count
+        for start in range(0, len(plan), size):  # their vectors are not all in memory at once
+            chunks = plan[start : start + size]
+            passes = [self._pass(recorded, chunk, metric) for recorded, chunk in chunks]
+            for (_, chunk), values in zip(chunks, shared_results(self.target.subject, computed, passes), strict=True):
+                yield from zip(chunk, values, strict=True)
+
+    def _plan(
+        self, candidates: Sequence[SteeringCandidate], metric: Metric, subset: Subset
+    ) -> Iterator[tuple[Recorded, list[SteeringCandidate]]]:
+        """The candidates of every forward pass: a single one that is ablated, or several of a layer that are added."""
+        ablation = [candidate for candidate in candidates if _is_ablated(candidate, metric)]
+        addition = [candidate for candidate in candidates if not _is_ablated(candidate, metric)]
         for recorded in self._recorded[PROMPTS_OF[metric], subset]:
-            for candidate in ablation:
-                yield candidate, self._ablated(candidate, recorded, metric)
-            copies = max(1, self.target.batch_size // len(recorded.original_BV))
-            for layer, group in groupby(sorted(addition, key=_order), key=lambda candidate: candidate.layer):
+            yield from ((recorded, [candidate]) for candidate in ablation)
+            copies = max(1, self.target.batch_size // recorded.rows)
+            for _, group in groupby(sorted(addition, key=_order), key=lambda candidate: candidate.layer):
                 of_layer = list(group)
                 for start in range(0, len(of_layer), copies):
-                    chunk = of_layer[start : start + copies]
-                    yield from zip(chunk, self._added(chunk, layer, recorded, metric), strict=True)
+                    yield recorded, of_layer[start : start + copies]
 
-    def _ablated(self, candidate: SteeringCandidate, recorded: _Recorded, metric: Metric) -> list[float]:
-        direction_D = self.directions.of_layer(candidate.layer, candidate.position)
-        # At the first layer's input all prompts share the template's tokens, so the direction is 0 there.
-        with ablated(self.target.model, direction_D) if direction_D.any() else nullcontext():
-            logits_BV = last_logits(self.target.model, recorded.batch)
-        self.passes += len(logits_BV) * self.target.num_layers
-        return self._metric_values(recorded.original_BV, logits_BV, metric)
-
-    def _added(
-        self, candidates: Sequence[SteeringCandidate], layer: int, recorded: _Recorded, metric: Metric
-    ) -> list[list[float]]:
-        rows, model = len(recorded.original_BV), self.target.model
-        mode: SteeringMode = "induce" if metric == "induced" else self.mode
-        start = resumed(model, recorded.inputs, layer, repeats=len(candidates)) if self.resume else nullcontext()
-        with start, applied_in_rows(self.target, self.directions, candidates, mode, rows=rows):
-            logits_BV = last_logits(model, recorded.batch, repeats=len(candidates))
-        self.passes += len(logits_BV) * (self.target.num_layers - (layer if self.resume else 0))
-        logits_RBV = logits_BV.view(len(candidates), rows, -1)
-        return [self._metric_values(recorded.original_BV, copy_BV, metric) for copy_BV in logits_RBV]
-
-    def _metric_values(self, original_BV: Tensor, logits_BV: Tensor, metric: Metric) -> list[float]:
-        if metric == "kl":
-            values_B = divergence(original_BV, logits_BV)
+    def _pass(self, recorded: Recorded, candidates: Sequence[SteeringCandidate], metric: Metric) -> CandidatePass:
+        first, num_layers, rows = candidates[0], self.target.num_layers, len(candidates) * recorded.rows
+        start: int | None = None
+        change: Change[None] = unchanged
+        if _is_ablated(first, metric):
+            direction_D = self.directions.of_layer(first.layer, first.position)
+            # At the first layer's input all prompts share the template's tokens, so the direction is 0 there.
+            change = partial(ablated_in, direction_D.clone()) if direction_D.any() else unchanged
         else:
-            values_B = refusal_score(logits_BV, self.target.refusal_tokens)
-        return [float(value) for value in values_B.tolist()]
+            mode: SteeringMode = "induce" if metric == "induced" else self.mode
+            change = additions_in_rows(self.directions, candidates, mode, rows=recorded.rows).entered
+            start = first.layer if self.resume else None
+        self.passes += rows * (num_layers - (start or 0))
+        tokens = None if metric == "kl" else self.target.refusal_tokens
+        return CandidatePass(recorded, change, start, len(candidates), tokens)
+
+
+def _is_ablated(candidate: SteeringCandidate, metric: Metric) -> bool:
+    return candidate.family == "layer" and metric != "induced"
 
 
 def _order(candidate: SteeringCandidate) -> tuple[object, ...]:

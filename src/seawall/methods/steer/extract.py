@@ -9,21 +9,23 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from seawall.artifacts.directions import Directions, PromptSide, ScoredPrompt
 from seawall.data.batching import Batch
 from seawall.errors import DataError
+from seawall.methods.steer.experts import expert_means
 from seawall.methods.steer.logits import logits_direction
 from seawall.methods.steer.score import refusal_score
-from seawall.methods.steer.target import Prompt, TargetModel, last_logits, measured
-from seawall.models.hidden.expert_outputs import expert_outputs
+from seawall.methods.steer.target import Prompt, TargetModel, last_logits, shared
 from seawall.models.hidden.residual import capture_residual
 from seawall.models.moe.capture import RoutingTrace, capture
 from seawall.models.moe.find import MoEModel
+from seawall.models.replicas import model_of
 
 Progress = Callable[[int, int], None]
 SIDES: tuple[PromptSide, ...] = get_args(PromptSide)
@@ -64,11 +66,10 @@ def extract(
     moe = target.moe if experts else None
     counter = _Counter(progress, (1 if moe is None else 2) * (len(harmful) + len(harmless)))
     means = {side: _Means.zeros(target, len(positions)) for side in sides}
-    reading = {
-        side: partial(_read, target=target, sign=_SIGN[side], positions=positions, into=means[side], counter=counter)
-        for side in SIDES
-    }
-    records = {side: _scored(target, side, sides[side], reading[side]) for side in SIDES}
+    records = {}
+    for side in SIDES:
+        read = partial(_read, tokens=target.refusal_tokens, sign=_SIGN[side], positions=tuple(positions))
+        records[side] = _scored(target, side, sides[side], read, means[side], counter)
     for side in SIDES:
         _require_counted(side, records[side])
     hidden_NPD, chosen_LE = means["harmful"].minus(means["harmless"])
@@ -115,12 +116,8 @@ def prompts_of_side(target: TargetModel, side: PromptSide, prompts: Sequence[Pro
     Raises:
         DataError: there is none, or the model's logits are not finite.
     """
-
-    def read(batch: Batch) -> list[float]:
-        scores: list[float] = refusal_score(last_logits(target.model, batch), target.refusal_tokens).tolist()
-        return scores
-
-    records = _scored(target, side, prompts, read)
+    read = partial(_read, tokens=target.refusal_tokens, sign=_SIGN[side], positions=())
+    records = _scored(target, side, prompts, read, _Means.zeros(target, 0), _Counter(None, 0))
     _require_counted(side, records)
     return _counted(prompts, records)
 
@@ -145,7 +142,7 @@ def require_prompts(what: str, prompts: Sequence[Prompt], positions: Sequence[in
 
 @dataclass(eq=False)
 class _Means:
-    """Running float64 sums over the prompts of the right sign: inputs of layers, and top-1 choices of routers."""
+    """Float64 sums over prompts of the right sign, on the CPU: inputs of layers, and top-1 choices of routers."""
 
     hidden_NPD: Tensor
     chosen_LE: Tensor
@@ -157,22 +154,35 @@ class _Means:
         moe, width = target.moe, int(target.model.config.get_text_config().hidden_size)
         experts = (0, 0) if moe is None else (moe.num_layers, moe.num_experts)
         shapes: tuple[tuple[int, ...], ...] = ((target.num_layers, positions, width), experts, ())
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=target.model.device) for shape in shapes))
+        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+
+    def add(self, sums: _Means) -> None:
+        """Adds the sums over further prompts."""
+        self.hidden_NPD += sums.hidden_NPD
+        self.chosen_LE += sums.chosen_LE
+        self.count += sums.count
 
     def minus(self, subtrahend: _Means) -> tuple[Tensor, Tensor]:
-        """Differences of the means, on the CPU."""
+        """Differences of the means."""
         pairs = ((self.hidden_NPD, subtrahend.hidden_NPD), (self.chosen_LE, subtrahend.chosen_LE))
-        hidden_NPD, chosen_LE = ((a / self.count - b / subtrahend.count).cpu() for a, b in pairs)
+        hidden_NPD, chosen_LE = (a / self.count - b / subtrahend.count for a, b in pairs)
         return hidden_NPD, chosen_LE
 
 
 def _scored(
-    target: TargetModel, side: PromptSide, prompts: Sequence[Prompt], read: Callable[[Batch], list[float]]
+    target: TargetModel,
+    side: PromptSide,
+    prompts: Sequence[Prompt],
+    read: Callable[[Any, Batch], tuple[list[float], _Means]],
+    into: _Means,
+    counter: _Counter,
 ) -> list[ScoredPrompt]:
-    """The prompts with their refusal scores, which `read` computes batch by batch."""
+    """The prompts with their refusal scores; the sums of the prompts with the right sign are added up in order."""
     scores: dict[int, float] = {}
-    for places, values in measured(prompts, target.batch_size, read):
+    for places, (values, sums) in shared(target, prompts, read):
         scores |= zip(places, values, strict=True)
+        into.add(sums)
+        counter.advance(len(places))
     return [_record(side, prompt, scores[index]) for index, prompt in enumerate(prompts)]
 
 
@@ -181,23 +191,27 @@ def _counted(prompts: Sequence[Prompt], records: Sequence[ScoredPrompt]) -> list
 
 
 def _read(
-    batch: Batch, *, target: TargetModel, sign: int, positions: Sequence[int], into: _Means, counter: _Counter
-) -> list[float]:
-    """Refusal scores of a batch; rows whose score has the sign are added to the sums."""
-    routing = nullcontext(None) if target.moe is None else capture(target.moe)
-    with capture_residual(target.model) as residual, routing as trace:
-        scores_B = refusal_score(last_logits(target.model, batch), target.refusal_tokens)
+    subject: PreTrainedModel | MoEModel, batch: Batch, *, tokens: tuple[int, ...], sign: int, positions: tuple[int, ...]
+) -> tuple[list[float], _Means]:
+    """Refusal scores of a batch, and the sums over the rows whose score has the sign; scores alone without positions.
+
+    Computed by any process of a launch.
+    """
+    model, moe = model_of(subject), subject if isinstance(subject, MoEModel) and positions else None
+    routing = nullcontext(None) if moe is None else capture(moe)
+    layers = None if positions else ()
+    with capture_residual(model, layers) as residual, routing as trace:
+        scores_B = refusal_score(last_logits(model, batch), tokens)
     weight_B = (sign * scores_B > 0).double()
     columns = [batch.input_ids_BT.shape[1] + position for position in positions]
-    for layer in range(target.num_layers):
-        hidden_BPD = residual.inputs[layer][:, columns].double().to(weight_B.device)
-        # Select rows instead of multiplying by 0: a row of the wrong sign may hold NaN.
-        into.hidden_NPD[layer] += hidden_BPD[weight_B > 0].sum(0)
-    if trace is not None:
-        into.chosen_LE += _first_choices(trace, weight_B, columns)
-    into.count += weight_B.sum()
-    counter.advance(len(scores_B))
-    return [float(score) for score in scores_B.tolist()]
+    # Select rows instead of multiplying by 0: a row of the wrong sign may hold NaN.
+    hidden = [
+        hidden_BTD[:, columns].double()[weight_B.to(hidden_BTD.device) > 0].sum(0).cpu()
+        for hidden_BTD in residual.inputs.values()
+    ]
+    chosen_LE = torch.zeros(()) if trace is None else _first_choices(trace, weight_B, columns).cpu()
+    sums = _Means(torch.stack(hidden) if hidden else torch.zeros(()), chosen_LE, weight_B.sum().cpu())
+    return [float(score) for score in scores_B.tolist()], sums
 
 
 def _first_choices(trace: RoutingTrace, weight_B: Tensor, columns: Sequence[int]) -> Tensor:
@@ -235,66 +249,3 @@ def _require_counted(side: PromptSide, records: Sequence[ScoredPrompt]) -> None:
         expected=f"some {'above' if harmful else 'below'} 0",
         remedy="use other prompts, or name the tokens that open refusals (steer.refusal_tokens)",
     )
-
-
-@dataclass(frozen=True, eq=False)
-class ExpertMeans:
-    """Mean outputs of experts alone (C, P, D), and of shared experts (L, P, D) where there are any; float64."""
-
-    expert_CPD: Tensor
-    shared_LPD: Tensor | None
-
-    def minus(self, subtrahend: ExpertMeans) -> tuple[Tensor, Tensor | None]:
-        """The differences, in float32."""
-        experts_CPD = (self.expert_CPD - subtrahend.expert_CPD).float()
-        if self.shared_LPD is None or subtrahend.shared_LPD is None:
-            return experts_CPD, None
-        return experts_CPD, (self.shared_LPD - subtrahend.shared_LPD).float()
-
-
-def expert_means(
-    target: TargetModel,
-    moe: MoEModel,
-    prompts: Sequence[Prompt],
-    positions: Sequence[int],
-    advance: Callable[[int], None],
-) -> ExpertMeans:
-    """Mean output of each expert alone at these positions, and of the layers' shared experts.
-
-    One forward pass per prompt serves all experts of all layers.
-
-    Args:
-        target: the model.
-        moe: its MoE layers.
-        prompts: the prompts.
-        positions: counted from a prompt's end.
-        advance: called after each pass with its number of prompts.
-    """
-    width = int(target.model.config.get_text_config().hidden_size)
-    shape = (moe.num_layers, moe.num_experts, len(positions), width)
-    total_LEPD = torch.zeros(shape, dtype=torch.float64, device=target.model.device)
-    # A pass that exceeds memory is repeated, so its sums are added after its end.
-    sums_LEPD = torch.zeros_like(total_LEPD)
-    total_LPD, shared_LPD = torch.zeros_like(sums_LEPD[:, 0]), torch.zeros_like(sums_LEPD[:, 0])
-    with_shared: set[int] = set()
-
-    def add(layer: int, experts: tuple[int, ...], outputs_XBPD: Tensor) -> None:
-        sums_LEPD[layer, list(experts)] += outputs_XBPD.double().sum(1).to(sums_LEPD.device)
-
-    def add_shared(layer: int, output_BPD: Tensor) -> None:
-        shared_LPD[layer] += output_BPD.double().sum(0).to(shared_LPD.device)
-        with_shared.add(layer)
-
-    def read(batch: Batch) -> None:
-        sums_LEPD.zero_()
-        shared_LPD.zero_()
-        last_logits(target.model, batch)
-
-    experts = {layer: range(moe.num_experts) for layer in range(moe.num_layers)}
-    with expert_outputs(moe, experts, positions=positions, sink=add, shared_sink=add_shared):
-        for places, _ in measured(prompts, target.batch_size, read):
-            total_LEPD += sums_LEPD
-            total_LPD += shared_LPD
-            advance(len(places))
-    shared = (total_LPD / len(prompts)).cpu() if with_shared else None
-    return ExpertMeans((total_LEPD / len(prompts)).flatten(0, 1).cpu(), shared)

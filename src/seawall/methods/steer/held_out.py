@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from seawall.artifacts.audit import AuditChange
 from seawall.artifacts.delta import Delta
@@ -20,6 +23,7 @@ from seawall.evaluation.suite import EvalPrompt
 from seawall.methods.steer.conditions import Condition, harmless_kl
 from seawall.methods.steer.context import SEARCH, SteerContext
 from seawall.methods.steer.target import TargetModel, encode_prompts
+from seawall.models.everywhere import everywhere
 from seawall.runs.files import read_json, write_json
 from seawall.runs.stage import finished_stage, is_done
 
@@ -33,13 +37,23 @@ SamplesByCondition = Mapping[str, Sequence[Sample]]
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """One condition, its prompts, and the condition that it is compared with."""
+    """One condition, its prompts, and the condition that it is compared with.
+
+    Attributes:
+        name: of the condition, with the prefix of the safety system prompt.
+        series: of the condition.
+        enter: a new context manager that makes the change, in every process of a launch.
+        prompts: asked under the change.
+        reference: name of the condition that it is compared with.
+        condition: the change; None for a model without one, and for the repaired model.
+    """
 
     name: str
     series: str
     enter: Callable[[], AbstractContextManager[None]]
     prompts: Sequence[EvalPrompt]
     reference: str | None
+    condition: Condition | None = None
 
 
 def measurements(context: SteerContext, conditions: Sequence[Condition]) -> list[Measurement]:
@@ -54,7 +68,12 @@ def measurements(context: SteerContext, conditions: Sequence[Condition]) -> list
     rows = [Measurement(ORIGINAL, "reference", nullcontext, prompts, None)]
     rows += [
         Measurement(
-            condition.name, condition.series, condition.enter, plain if condition.plain_only else prompts, ORIGINAL
+            condition.name,
+            condition.series,
+            condition.enter,
+            plain if condition.plain_only else prompts,
+            ORIGINAL,
+            condition,
         )
         for condition in conditions
     ]
@@ -64,7 +83,7 @@ def measurements(context: SteerContext, conditions: Sequence[Condition]) -> list
         prompts = context.under_system(prompts, text)
         rows.append(Measurement(SYSTEM, SYSTEM, nullcontext, prompts, None))
         rows += [
-            Measurement(f"{UNDER_SYSTEM}{condition.name}", SYSTEM, condition.enter, prompts, SYSTEM)
+            Measurement(f"{UNDER_SYSTEM}{condition.name}", SYSTEM, condition.enter, prompts, SYSTEM, condition)
             for condition in conditions
             if condition.name in _UNDER_SYSTEM
         ]
@@ -87,7 +106,7 @@ class HeldOutEvaluation:
         Raises:
             ConfigError: the logits under a change are not finite.
         """
-        divergences = self._divergences([row for row in rows if row.reference is not None and row.name != REPAIRED])
+        divergences = self._divergences([row for row in rows if row.condition is not None])
         samples = {row.name: self._samples(row, (number, len(rows))) for number, row in enumerate(rows, 1)}
         return samples, divergences
 
@@ -119,7 +138,8 @@ class HeldOutEvaluation:
         prompts = prompts or [prompt.prompt for prompt in self.context.held_out() if prompt.group == BENIGN]
         self.context.reporter.step("side effects on harmless prompts", *place)
         encoded = encode_prompts(self.context.opened.tokenizer, prompts)
-        return harmless_kl(self.target, encoded, Condition(row.name, row.series, row.enter))
+        assert row.condition is not None
+        return harmless_kl(self.target, encoded, replace(row.condition, name=row.name))
 
     def _samples(self, row: Measurement, place: tuple[int, int]) -> list[Sample]:
         path, opened = self.folder / "samples" / f"{row.name}.jsonl", self.context.opened
@@ -138,17 +158,21 @@ class HeldOutEvaluation:
             )
 
 
-@contextmanager
-def _repaired(context: SteerContext) -> Iterator[None]:
+def _repaired(context: SteerContext) -> AbstractContextManager[None]:
     """Inside, the model is the run's repaired one; afterwards it has its original bits again.
 
     Raises:
         ArtifactError: the repair was made from another model.
     """
-    delta, state = Delta.load(finished_stage(context.run, "repair") / "delta"), context.opened.model.state_dict()
+    delta = Delta.load(finished_stage(context.run, "repair") / "delta")
     require_model(delta.base_model, expected=context.opened.fingerprint, artifact="repair")
-    delta.apply(state)
+    return everywhere(context.opened.model, partial(_with_delta, delta))
+
+
+@contextmanager
+def _with_delta(delta: Delta, model: PreTrainedModel) -> Iterator[None]:
+    delta.apply(model.state_dict())
     try:
         yield
     finally:
-        delta.revert(state)
+        delta.revert(model.state_dict())

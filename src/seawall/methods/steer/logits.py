@@ -14,15 +14,18 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from seawall.artifacts.directions import Directions
 from seawall.data.batching import Batch
 from seawall.methods.steer.score import refusal_score
-from seawall.methods.steer.target import Prompt, TargetModel, measured
+from seawall.methods.steer.target import Prompt, TargetModel, shared
 from seawall.models.forward import run_model
 from seawall.models.hidden.norms import norm_scale, readers_of
 from seawall.models.hidden.residual import decoder_layers
 from seawall.models.hidden.sublayers import first_output
+from seawall.models.moe.find import MoEModel
+from seawall.models.replicas import model_of
 
 
 def logits_direction(target: TargetModel, prompts: Sequence[Prompt]) -> Float[Tensor, " D"]:
@@ -38,11 +41,10 @@ def logits_direction(target: TargetModel, prompts: Sequence[Prompt]) -> Float[Te
         prompts: prompts that it refuses.
     """
     sums_D: Tensor | None = None
-    for _, (gradients_BD, weight_D) in measured(prompts, target.batch_size, partial(_gradients, target)):
-        row_D = gradients_BD.sum(0) * weight_D
+    for _, row_D in shared(target, prompts, partial(_gradient_sum, tokens=target.refusal_tokens)):
         sums_D = row_D if sums_D is None else sums_D + row_D
     assert sums_D is not None
-    return (sums_D / len(prompts)).float().cpu()
+    return (sums_D / len(prompts)).float()
 
 
 def without_logits(directions: Directions) -> Directions:
@@ -72,9 +74,13 @@ def cosine(directions: Directions, layer: int, position: int) -> float:
     return float(torch.nn.functional.cosine_similarity(direction_D, directions.logits_D.double(), dim=0))
 
 
-def _gradients(target: TargetModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Gradient of each row's refusal score in the output layer's input (B, D), and the final norm's weight (D,)."""
-    output_layer, last_layer = target.model.get_output_embeddings(), decoder_layers(target.model)[-1]
+def _gradient_sum(subject: PreTrainedModel | MoEModel, batch: Batch, *, tokens: tuple[int, ...]) -> Tensor:
+    """Sum of the rows' gradients of the refusal score in the output layer's input, times the final norm's weight (D,).
+
+    Computed by any process of a launch.
+    """
+    model = model_of(subject)
+    output_layer, last_layer = model.get_output_embeddings(), decoder_layers(model)[-1]
     assert isinstance(output_layer, nn.Module)
     leaves, last = list[Tensor](), list[Tensor]()
 
@@ -88,11 +94,11 @@ def _gradients(target: TargetModel, batch: Batch) -> tuple[Tensor, Tensor]:
     with ExitStack() as hooks:
         hooks.callback(output_layer.register_forward_pre_hook(as_leaf).remove)
         hooks.callback(last_layer.register_forward_hook(see_layer).remove)
-        norms = hooks.enter_context(readers_of(target.model, last))
+        norms = hooks.enter_context(readers_of(model, last))
         with torch.enable_grad():
-            logits_BV = run_model(target.model, batch, keep=1)[:, -1]
-            score = refusal_score(logits_BV, target.refusal_tokens).sum()
+            logits_BV = run_model(model, batch, keep=1)[:, -1]
+            score = refusal_score(logits_BV, tokens).sum()
             (gradient_BTD,) = torch.autograd.grad(score, leaves[-1:])
     width = gradient_BTD.shape[-1]
     weight_D = norm_scale(norms[0], last[-1]) if norms else torch.ones(width, dtype=torch.float64)
-    return gradient_BTD[:, -1].double(), weight_D.to(gradient_BTD.device)
+    return (gradient_BTD[:, -1].double().sum(0) * weight_D.to(gradient_BTD.device)).cpu()

@@ -236,8 +236,8 @@ def _choose_strength(
     labels = [f"{row.coefficient:g}" for row in rows]
     decision = decide(scores, before, context.recipe.repair.early_stop, kind="coefficient", labels=labels)
     context.reporter.say(decision.reason)
-    least = min(range(len(rows)), key=lambda index: scores[index].cost)
-    best = rows[least if decision.index is None else decision.index]
+    cheapest = min(range(len(rows)), key=lambda index: scores[index].cost)
+    best = rows[cheapest if decision.index is None else decision.index]
     outcome.add(rows)
     outcome.choose(LAYER, best)
     return best

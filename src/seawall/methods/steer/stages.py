@@ -117,12 +117,12 @@ def _pairs(rows: Sequence[Measurement]) -> list[tuple[str, str]]:
     """(condition, reference): each against its reference, and each change also against the layer's direction."""
     pairs = [(row.name, row.reference) for row in rows if row.reference is not None]
     pairs += [(name, LAYER) for name, reference in pairs if reference == ORIGINAL and name != LAYER]
-    names = {row.name for row in rows}
+    names = dict.fromkeys(row.name for row in rows)  # in order: a set's would differ from process to process
     compared = [
         *_COMPARED,
         *((name, control) for name in SINGLES for control in names if is_own_control(control, name)),
     ]
-    return pairs + [pair for pair in compared if names >= {*pair}]
+    return pairs + [pair for pair in compared if names.keys() >= {*pair}]
 
 
 def _figures(

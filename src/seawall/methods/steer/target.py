@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from seawall.models.backoff import in_buckets
 from seawall.models.forward import contiguous_output_layer
 from seawall.models.generate import TokenIds
 from seawall.models.moe.find import MoEModel
+from seawall.models.replicas import shared_buckets
 
 T = TypeVar("T")
 
@@ -41,6 +42,11 @@ class TargetModel:
     fingerprint: str
     refusal_tokens: tuple[int, ...]
     batch_size: int
+
+    @property
+    def subject(self) -> Any:
+        """What a change is made to, in every process of a launch: the MoE layers, or a dense model."""
+        return self.model if self.moe is None else self.moe
 
     @property
     def num_layers(self) -> int:
@@ -82,6 +88,23 @@ def measured(prompts: Sequence[Prompt], size: int, read: Callable[[Batch], T]) -
     """
     buckets = length_buckets([len(prompt.token_ids) for prompt in prompts], size)
     yield from in_buckets(buckets, lambda places: read(_collated(prompts, places)))
+
+
+def shared(
+    target: TargetModel, prompts: Sequence[Prompt], read: Callable[[Any, Batch], T]
+) -> Iterator[tuple[list[int], T]]:
+    """`measured`, with the batches divided among the processes of a launch.
+
+    Args:
+        target: the model.
+        prompts: the prompts.
+        read: a function of a module, or a `partial` of one, of `target.subject` and a batch; gives CPU tensors.
+
+    Raises:
+        SeawallError: one prompt alone exceeds memory.
+    """
+    buckets = length_buckets([len(prompt.token_ids) for prompt in prompts], target.batch_size)
+    yield from shared_buckets(target.subject, read, lambda places: _collated(prompts, places), buckets)
 
 
 def _collated(prompts: Sequence[Prompt], places: Sequence[int]) -> Batch:

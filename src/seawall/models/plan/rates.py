@@ -12,6 +12,8 @@ DECODE_SHARE = 1 / 8
 
 FILE_RATE = 1e9
 """Assumed bytes per second of large files that are written, read or hashed: a local solid-state disk."""
+PROCESS_SECONDS = 9.0
+"""Assumed time of a fresh Python process until torch, transformers and seawall are imported."""
 LAYER_SECONDS = 1.5e-3
 """Assumed time of one layer in a decoding step on a fast device, where starting the kernels takes longest."""
 
@@ -37,12 +39,12 @@ def seconds(work: Work, rates: Rates) -> float:
     """Time of work: the tokens of each kind over their rate, and the parameters of all updates over theirs."""
     updates = work.updates * work.updated / rates.update if rates.update else 0.0
     computed = work.generated / rates.generate + work.forward / rates.forward + work.trained / rates.train + updates
-    return computed + file_seconds(work)
+    return computed + fixed_seconds(work)
 
 
-def file_seconds(work: Work) -> float:
-    """The part of that time in which files are written and read, on any device."""
-    return work.files / FILE_RATE
+def fixed_seconds(work: Work) -> float:
+    """The part of that time that no rate of a model decides: files are written and read, and processes start."""
+    return work.files / FILE_RATE + work.processes * PROCESS_SECONDS
 
 
 def rates_from_flops(shapes: ModelShapes, flops: float, *, rows: int) -> Rates:

@@ -67,6 +67,7 @@ class Work:
         updates: steps of the optimizer.
         updated: parameters of one such step.
         files: bytes of large files, written or read.
+        processes: fresh Python processes that load libraries.
     """
 
     generated: int = 0
@@ -75,6 +76,7 @@ class Work:
     updates: int = 0
     updated: int = 0
     files: int = 0
+    processes: int = 0
 
     def __add__(self, addend: Work) -> Work:
         return Work(
@@ -84,6 +86,7 @@ class Work:
             self.updates + addend.updates,
             max(self.updated, addend.updated),
             self.files + addend.files,
+            self.processes + addend.processes,
         )
 
 

@@ -106,7 +106,7 @@ def export_stages(request: Request) -> tuple[Stage, ...]:
         Stage(
             "export",
             (_loaded(request, "export"),),
-            Work(files=files),
+            Work(files=files, processes=int(export.checkpoint and export.verify)),
             host={"changed slices": 2 * slices},
             disk=disk,
         ),

@@ -1,0 +1,26 @@
+"""Commands in two processes over gloo, and what the first one says to users."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from commands import ENVIRONMENT
+from places import TESTS
+
+
+def launch(folder: Path, *commands: list[str | Path]) -> list[list[int]]:
+    """The exit statuses of both processes of each command; `launch.py` says where their streams are."""
+    lines = "".join(json.dumps([str(word) for word in words]) + "\n" for words in commands)
+    environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}  # two processes cannot share one GPU
+    words = [sys.executable, str(TESTS / "distributed" / "launch.py"), "2", str(folder)]
+    done = subprocess.run(words, input=lines, capture_output=True, text=True, env=environment, check=True)
+    statuses: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
+    return statuses
+
+
+def said(path: Path) -> list[str]:
+    """The lines of a stream that are messages of seawall."""
+    return [line for line in path.read_text().splitlines() if line.startswith("seawall: ")]
