@@ -102,6 +102,13 @@ class EarlyStop(StrictModel):
         description="Stop once the attacks fail, and keep the best round, or none where the model as it is goes first; "
         "false keeps the last round without a choice.",
     )
+    patience: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="Number of rounds without a smaller sum of losses after which the repair ends, once the attacks "
+        "fail; 0 ends it with the first such round, although over-refusal often falls in the next ones.",
+    )
     attack_success_at_most: float = Field(
         default=0.02, ge=0, le=1, description="Largest attack success rate that counts as repaired."
     )

@@ -126,6 +126,23 @@ def test_it_ends_when_attacks_fail_without_new_over_refusal_or_after_all_rounds(
     assert is_finished(RepairProgress(BEFORE, history), settings) is finished
 
 
+@pytest.mark.parametrize(
+    ("over_refusals", "finished"),
+    [
+        ([0.14], False),
+        ([0.14, 0.12], False),  # the losses still fall
+        ([0.14, 0.14], True),
+        ([0.14, 0.12, 0.13], True),
+        ([0.14, 0.3], True),  # beyond its limit, so no better
+        ([0.3, 0.3, 0.3], False),  # none within the limits yet
+    ],
+)
+def test_with_patience_it_goes_on_while_the_losses_fall(over_refusals: list[float], finished: bool) -> None:
+    settings = RepairConfig(rounds=9, early_stop=STOP.model_copy(update={"patience": 1}))
+    history = [_scores(0.0, over_refusal) for over_refusal in over_refusals]
+    assert is_finished(RepairProgress(BEFORE, history), settings) is finished
+
+
 def test_without_early_stopping_all_rounds_are_run() -> None:
     settings = RepairConfig(rounds=3, early_stop=EarlyStop(enabled=False))
     assert not is_finished(RepairProgress(BEFORE, [_scores(0.0, 0.0)]), settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -29,13 +30,24 @@ class RepairProgress:
 
 
 def is_finished(progress: RepairProgress, config: RepairConfig) -> bool:
-    """Whether all rounds are done, or the attacks fail and no other rate is worse than before beyond its limit."""
+    """Whether all rounds are done, or attacks fail within all limits and the losses have stopped falling.
+
+    The losses have stopped falling where none of the last `early_stop.patience` rounds has a smaller sum than the best
+    round before them; without patience, at once.
+    """
     if len(progress.scores) >= config.rounds:
         return True
-    if not progress.scores or not config.early_stop.enabled:
+    limits = config.early_stop
+    if not progress.scores or not limits.enabled:
         return False
-    last = progress.scores[-1]
-    return is_repaired(last, config.early_stop) and is_within_limits(last, progress.before, config.early_stop)
+    costs = [
+        scores.cost if is_repaired(scores, limits) and is_within_limits(scores, progress.before, limits) else math.inf
+        for scores in progress.scores
+    ]
+    if not limits.patience:
+        return costs[-1] < math.inf
+    best = costs.index(min(costs))
+    return costs[best] < math.inf and len(costs) - 1 - best >= limits.patience
 
 
 def choose_round(history: Sequence[ValidationScores], before: ValidationScores, config: EarlyStop) -> Decision:
