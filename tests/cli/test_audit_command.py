@@ -30,6 +30,18 @@ def test_a_run_is_audited_and_its_report_written_again(planted_run: Path, tmp_pa
     assert "audit-routing_shortcut" in (run / "report.html").read_text()
 
 
+@pytest.mark.parametrize("target", ["RUN", "MODEL"])
+def test_a_dry_run_plans_the_audits_and_writes_nothing(
+    planted: Path, planted_run: Path, tmp_path: Path, target: str
+) -> None:
+    model: list[str | Path] = [planted.parent / "model", "--recipe", planted, "--output", tmp_path / "x"]
+    words = ["audit", *map(str, [planted_run] if target == "RUN" else model), "--dry-run", "--json"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert json.loads(done.stdout)["verb"] == "audit"
+    assert not (planted_run / "audit").exists()
+    assert not (tmp_path / "x").exists()
+
+
 def test_wrong_input_is_one_line(tmp_path: Path) -> None:
     refused("audit", tmp_path, saying="is neither a run nor a model; got a folder without")
 
@@ -41,6 +53,7 @@ def test_wrong_input_is_one_line(tmp_path: Path) -> None:
         (("audit", "RUN", "--output", "x"), "is a run; got --recipe or --output"),
         (("audit", "RUN", "--only", "loud"), "--only names an unknown audit; got 'loud'"),
         (("audit", "RUN", "--set", "eval.seed=2"), "expected settings of `audit` alone"),
+        (("audit", "RUN", "--limit", "2"), "expected settings of `audit` alone"),
         (("audit", "lab", "--output", "NONE", "--only", "routing_shortcut"), "routing_shortcut needs a finished run"),
         (("report", "RUN", "--set", "eval.seed=2"), "is a run; got --set or --output"),
         (("report", "EMPTY"), "is no run folder"),

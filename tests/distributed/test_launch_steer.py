@@ -18,7 +18,7 @@ from seawall.runs.progress import Quiet
 from seawall.runs.stage import stage_hash
 
 SMALL = {"positions": [-1], "train_prompts": 16, "validation_prompts": 8, "test_prompts": 9, "batch_size": 8}
-INDUCE = {"mode": "induce", "experts": False, "harden": {"coefficients": [0.25, 1.0], "goals": 4}}
+INDUCE = {"mode": "induce", "experts": False, "test_prompts": 15, "harden": {"coefficients": [0.25, 1.0], "goals": 6}}
 BATCH = "eval.batch_size=4"
 STUDIES = {"suppress": (refusing_by_expert, SMALL), "induce": (refusing_by_attention, {**SMALL, **INDUCE})}
 

@@ -27,6 +27,13 @@ def test_functions_refuse_several_processes(planted: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("two")
+def test_functions_on_a_run_refuse_several_processes(tmp_path: Path) -> None:
+    for function in (seawall.audit, seawall.steer):
+        with pytest.raises(ConfigError, match="got 2 processes; expected one"):
+            function(tmp_path)
+
+
+@pytest.mark.usefixtures("two")
 def test_a_fresh_process_is_not_of_the_launch() -> None:
     environment = environment_alone()
     assert not {"WORLD_SIZE", "RANK"} & environment.keys()

@@ -27,8 +27,9 @@ from seawall.models.everywhere import Change, everywhere
 from seawall.models.hidden.added_by_expert import ExpertAddition, experts_added
 from seawall.models.hidden.intervene import SITES, Addition, Site, ablated, added
 from seawall.models.hidden.resume import BlockInputs, record_block_inputs, resumed
+from seawall.models.memory import release_memory
 from seawall.models.moe.find import MoEModel
-from seawall.models.replicas import model_of
+from seawall.models.replicas import Replica, holders, model_of
 
 SIGN: dict[SteeringMode, int] = {"suppress": -1, "induce": 1}
 """Sign of a coefficient: x <- x - c r suppresses refusal, x <- x + c r induces it."""
@@ -183,6 +184,16 @@ def _received(evaluator: int, index: int, batch: Batch) -> Recorded:
     for key in [key for key in _records if key[0] != evaluator]:
         del _records[key]
     return _records.setdefault((evaluator, index), Recorded(evaluator, index, batch))
+
+
+def forget_records(model: PreTrainedModel) -> None:
+    """Frees what the other processes have recorded of the evaluators so far."""
+    holders(model).order([_forget])
+
+
+def _forget(replica: Replica) -> None:
+    _records.clear()
+    release_memory()
 
 
 def record(model: PreTrainedModel, batch: Batch) -> Record:

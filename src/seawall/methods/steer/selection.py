@@ -19,7 +19,7 @@ from seawall.methods.steer.context import SEARCH, SteerContext
 from seawall.methods.steer.evaluator import CandidateEvaluator
 from seawall.methods.steer.extract import extract
 from seawall.methods.steer.figures import ON_SCREENING, ORIGINAL_SCORE
-from seawall.methods.steer.interventions import applied, intervention_of
+from seawall.methods.steer.interventions import applied, forget_records, intervention_of
 from seawall.methods.steer.options import ExpertOptions, LayerLimits, SearchLimits
 from seawall.methods.steer.reasons import HARMLESS_KL
 from seawall.methods.steer.score import refusal_tokens
@@ -100,6 +100,7 @@ def search_directions(
     if directions.candidates:
         _search_experts(context, evaluator, prompts, layer, outcome)
         figures |= {"search_cost": float(outcome.cost), "search_full_cost": float(outcome.full_cost)}
+    forget_records(target.model)
     result = SteeringResult(
         model_fingerprint=target.fingerprint,
         mode=context.config.mode,
