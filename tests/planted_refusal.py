@@ -102,7 +102,15 @@ def refusing_by_expert(*, clear: bool = False) -> PreTrainedModel:
 
 def refusing_by_attention() -> PreTrainedModel:
     """A Mixtral of five layers whose refusal is written by the attention of layer `ATTENTION`, and by no expert."""
-    model = _answering()
+    return _refusing(_answering())
+
+
+def refusing_densely() -> PreTrainedModel:
+    """A Llama that is otherwise like `refusing_by_attention`."""
+    return _refusing(_answering_densely())
+
+
+def _refusing(model: PreTrainedModel) -> PreTrainedModel:
     attention = model.get_decoder().layers[ATTENTION].self_attn
     _attend_evenly(attention)
     attention.v_proj.weight.data[0] = _row({_HARM: 1.0})
@@ -124,6 +132,19 @@ def _answering() -> PreTrainedModel:
             moe.gate.weight.mul_(0.3)
         for layer, expert in ROUTED_APART:
             model.get_decoder().layers[layer].mlp.gate.weight[expert, REFUSE] = 1.0
+        _write_tokens(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    return model
+
+
+def _answering_densely() -> PreTrainedModel:
+    model = tiny("llama", seed=5, hidden_size=_WIDTH, num_hidden_layers=5)
+    with torch.no_grad():
+        for layer in model.get_decoder().layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            for weight in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
+                weight.weight[:, _PLANTED] = 0.0
+            for weight in (attention.o_proj, mlp.down_proj):
+                weight.weight.mul_(0.1)[_PLANTED] = 0.0
         _write_tokens(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
     return model
 

@@ -29,9 +29,13 @@ from seawall.cli.common import quiet_libraries
 IMPORTED_BY_COMMANDS = (
     "seawall.jobs.audit",
     "seawall.jobs.evaluate",
+    "seawall.jobs.gene",
+    "seawall.jobs.landscape",
     "seawall.jobs.run",
     "torch.distributed",
     "transformers.models.glm4_moe.modeling_glm4_moe",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.mixtral.modeling_mixtral",
 )
 
 

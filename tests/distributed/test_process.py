@@ -23,6 +23,8 @@ def test_functions_refuse_several_processes(planted: Path, tmp_path: Path) -> No
     for function in (seawall.run, seawall.evaluate):
         with pytest.raises(ConfigError, match="got 2 processes; expected one"):
             function(planted, output=tmp_path / "run")
+    with pytest.raises(ConfigError, match="got 2 processes; expected one"):
+        seawall.landscape(tmp_path)
     assert not (tmp_path / "run").exists()
 
 

@@ -89,7 +89,8 @@ def _version(requested: bool) -> None:
 
 
 SHARED = frozenset(
-    {"run", "profile", "select", "repair", "eval", "report", "audit", "steer", "tune", "doctor", "settings"}
+    {"run", "profile", "select", "repair", "eval", "report", "audit", "steer", "landscape", "tune", "gene"}
+    | {"doctor", "settings"}
 )
 """Commands that a launcher may start in several processes."""
 

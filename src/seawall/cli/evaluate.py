@@ -21,7 +21,6 @@ from seawall.cli.common import (
     quiet_libraries,
     read_recipe,
     reporting,
-    require_one_process,
     shared_launch,
     with_limit,
 )
@@ -120,8 +119,6 @@ def _plain(plain: bool) -> list[str]:
 def _run(recipe: Recipe, target: EvalTarget, folder: Path, *, text: str, quiet: bool) -> Evaluation:
     from seawall.jobs.evaluate import evaluate_target
 
-    if recipe.eval.engine.kind == "endpoint":
-        require_one_process("eval of a model behind an endpoint")
     with shared_launch(recipe), reporting(quiet=quiet) as reporter:
         return evaluate_target(recipe, target, folder, text=text, reporter=reporter)
 

@@ -19,8 +19,10 @@ from seawall.cli.common import (
     quiet_libraries,
     read_recipe,
     reporting,
+    require_one_process,
     results_console,
     run_folder,
+    shared_launch,
     with_limit,
 )
 from seawall.cli.plan import show_plan
@@ -43,6 +45,13 @@ _Text = Optional[str]  # noqa: UP045
 
 NewFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result; must be new or empty.")]
 GeneArgument = Annotated[Path, typer.Argument(metavar="GENE", help="Folder of a gene, or of a run that extracted one.")]
+
+
+@app.callback()
+def _root(context: typer.Context) -> None:
+    """Options before the command."""
+    if context.invoked_subcommand != "extract":
+        require_one_process(f"seawall gene {context.invoked_subcommand}")
 
 
 @app.command("extract")
@@ -77,7 +86,8 @@ def extract(
             print_json({"gene": str(folder / GENE), **gene_document(extracted)})
         return gene_table(extracted)
 
-    _run(work, folder / GENE, folder / "gene.html", quiet=quiet, as_json=as_json)
+    with shared_launch(resolved):
+        _run(work, folder / GENE, folder / "gene.html", quiet=quiet, as_json=as_json)
 
 
 @app.command("select")

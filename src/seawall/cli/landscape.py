@@ -20,6 +20,7 @@ from seawall.cli.common import (
     quiet_libraries,
     reporting,
     results_console,
+    shared_launch,
     with_limit,
 )
 from seawall.cli.plan import show_plan
@@ -51,7 +52,8 @@ def landscape(
         show_plan(planned_recipe(folder, recipe), "landscape", as_json=as_json)
         return
     with quiet_libraries():
-        from seawall.jobs.landscape import document
+        from seawall.jobs.landscape import STAGE, document
+        from seawall.shell.job import recipe_of_run
 
     def work(reporter: Reporter) -> LandscapeResult:
         from seawall.jobs.landscape import landscape_recipe, landscape_run
@@ -61,7 +63,8 @@ def landscape(
         resolved, text = recipe
         return landscape_recipe(resolved, folder, text=text, reporter=reporter)
 
-    with reporting(quiet=quiet or as_json) as reporter:
+    described = recipe_of_run(folder, changes, section=STAGE)[0] if recipe is None else recipe[0]
+    with shared_launch(described), reporting(quiet=quiet or as_json) as reporter:
         result = work(reporter)
     if as_json:
         print_json(document(folder))

@@ -120,8 +120,15 @@ class Processes:
 
     def copy_from_first(self, tensor: Tensor) -> None:
         """Replaces a tensor by the first process's."""
+        self.copy_from(0, tensor)
+
+    def copy_from(self, rank: int, tensor: Tensor) -> None:
+        """Replaces a tensor by that of the process `rank`."""
+        received = tensor.contiguous()  # NCCL sends nothing else
         with _peers():
-            torch.distributed.broadcast(tensor, src=0, group=self._group_for(tensor))
+            torch.distributed.broadcast(received, src=rank, group=self._group_for(tensor))
+        if received is not tensor:
+            tensor.copy_(received)
 
     def tensors_of_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The first process's tensors by name, on the CPU in the other processes, one message for each."""

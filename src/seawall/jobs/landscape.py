@@ -9,6 +9,7 @@ from typing import Any
 from seawall.artifacts.landscape import NAME, LandscapeResult
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts
+from seawall.distributed.process import require_joined
 from seawall.methods.landscape.context import LandscapeContext, check_landscape, landscape_data
 from seawall.methods.landscape.stages import measure_landscape
 from seawall.methods.landscape.view import landscape_view
@@ -48,6 +49,7 @@ def landscape_run(path: Path, changes: Sequence[str], *, reporter: Reporter) -> 
     Raises:
         SeawallError: no run, or an invalid setting.
     """
+    require_joined()
     recipe, run = recipe_of_run(path, changes, section=STAGE)
     return _landscape(LandscapeContext(recipe, run, reporter, _read(recipe), verbs=(STAGE,)))
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -18,6 +19,7 @@ from seawall.errors import SeawallError, UnsupportedModelError
 from seawall.models.decoding import Batches, BatchSize, Decoding, Loaded, TokenIds
 from seawall.models.forward import contiguous_output_layer
 from seawall.models.memory import is_out_of_memory
+from seawall.models.replicas import holders, shared_results
 from seawall.models.silence_libraries import silence_libraries
 
 _PAGE = {"cpu": 32}
@@ -25,6 +27,8 @@ _PAGE = {"cpu": 32}
 _DEFAULT_PAGE = 256
 _BATCH = 16
 """Replies that are handed on together; each hand-over is a write to the disk."""
+_SHARE = 4 * _BATCH
+"""Maximum prompts of one turn of a process in a launch, whose replies are handed on together."""
 _POLL = 1.0
 _NO_END = -1
 _LOGGER = "ContinuousBatchingLogger"
@@ -60,10 +64,16 @@ class ContinuousDecoder:
     ) -> Batches:
         """Replies in the order in which they end; `batch_size` is not used.
 
+        Where the model has copies in other processes, each process takes some prompts, in turns.
+
         Raises:
             UnsupportedModelError: transformers cannot serve this model so.
             SeawallError: a reply fails.
         """
+        count = holders(loaded[0]).count
+        if count > 1:
+            yield from self._shared(loaded[0], prompts, decoding, size=min(_SHARE, max(1, ceil(len(prompts) / count))))
+            return
         positions: list[int] = []
         rows: list[TokenIds] = []
         for position, reply in self._replies(loaded[0], prompts, decoding):
@@ -85,6 +95,11 @@ class ContinuousDecoder:
         """
         replies = dict(self._replies(model, prompts, decoding))
         return [replies[position] for position in range(len(prompts))]
+
+    def _shared(self, model: PreTrainedModel, prompts: Sequence[TokenIds], decoding: Decoding, *, size: int) -> Batches:
+        turns = [list(range(len(prompts))[start : start + size]) for start in range(0, len(prompts), size)]
+        texts = [[prompts[position] for position in turn] for turn in turns]
+        yield from zip(turns, shared_results(model, partial(_tokens, self, decoding), texts), strict=True)
 
     def _replies(
         self, model: PreTrainedModel, prompts: Sequence[TokenIds], decoding: Decoding
@@ -112,6 +127,12 @@ class ContinuousDecoder:
             return_logprobs=True,
             auto_switch_to_flash=False,  # the kernels would be fetched from the Hub, and round otherwise than ours
         )
+
+
+def _tokens(
+    decoder: ContinuousDecoder, decoding: Decoding, model: PreTrainedModel, prompts: Sequence[TokenIds]
+) -> list[TokenIds]:
+    return [reply.tokens for reply in decoder.measured(model, prompts, decoding)]
 
 
 @contextmanager

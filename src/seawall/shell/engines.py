@@ -7,7 +7,6 @@ from typing import Any
 
 from seawall.config.engine import EngineConfig
 from seawall.config.recipe import Recipe
-from seawall.distributed.process import current_launch
 from seawall.errors import ConfigError
 from seawall.evaluation.engines.decoders import EngineDecoder
 from seawall.evaluation.engines.vllm import StoredWeights, VllmDecoder, vllm_program
@@ -19,17 +18,11 @@ def check_engines(recipe: Recipe) -> None:
     """Refuse an engine that is not here, before a run folder is made.
 
     Raises:
-        ConfigError: there is no vLLM to start, or a launcher has started several processes.
+        ConfigError: there is no vLLM to start.
     """
     for engine in (recipe.engine, recipe.eval.engine):
         if engine.kind == "vllm":
             vllm_program()
-        if engine.kind in ("continuous", "vllm") and current_launch().count > 1:
-            raise ConfigError(
-                f"the engine {engine.kind} works in one process",
-                got=f"{current_launch().count} processes",
-                remedy="set engine.kind=transformers, or start seawall without a launcher",
-            )
 
 
 def require_loadable(recipe: Recipe, refusal: str) -> None:

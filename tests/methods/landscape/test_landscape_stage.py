@@ -21,13 +21,14 @@ from seawall.config import Recipe, load_recipe
 from seawall.errors import ArtifactError, ConfigError, Interrupted, SeawallError
 from seawall.evaluation.samples import load_samples
 from seawall.jobs.landscape import landscape_recipe, landscape_run
-from seawall.methods.landscape.context import base_of
+from seawall.methods.landscape.context import _directions, _movable_copy, base_of
 from seawall.methods.landscape.moved import MovedWeights
 from seawall.methods.landscape.stages import GridPoint, grid_points
 from seawall.methods.landscape.view import landscape_table, landscape_view
 from seawall.models.generate import generate
 from seawall.runs.files import file_hash, read_json
 from seawall.runs.progress import Quiet
+from seawall.shell.model import open_checkpoint
 
 GENERATE = "seawall.evaluation.engines.transformers.generate"
 WRITER = f"model.layers.{ATTENTION}.self_attn.o_proj.weight"
@@ -289,3 +290,17 @@ def test_a_damaged_result_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "landscape.json").write_text(json.dumps({**document, "threshold": 0.5}))
     with pytest.raises(ArtifactError, match="damaged or was changed"):
         LandscapeResult.load(tmp_path)
+
+
+def test_a_process_with_other_files_refuses_to_move(recipe: Path) -> None:
+    settings, model = load_recipe(recipe), refusing_by_attention()
+    with _movable_copy(settings, _sources(settings), model) as moved:
+        assert moved.realised({"aligned": 0.5}) == 1.0
+    other = {**_sources(settings), "tuned": "sha256:other"}
+    with pytest.raises(ArtifactError, match="direction tuned is made of other weights than in the first process"):
+        _movable_copy(settings, other, model).__enter__()
+
+
+def _sources(recipe: Recipe) -> dict[str, str]:
+    aligned = open_checkpoint(recipe.model).outline
+    return {direction.name: direction.source for direction in _directions(recipe, aligned)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import httpx2
 
+from seawall.distributed.process import environment_alone
 from seawall.errors import ConfigError
 from seawall.evaluation.served import keeper
 from seawall.visible import visible_line
@@ -62,7 +62,7 @@ def vllm_server(
                 stdin=subprocess.PIPE,  # its end tells the keeper that this process has ended
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**_QUIET, **_CPU, **os.environ},
+                env={**_QUIET, **_CPU, **environment_alone()},
                 start_new_session=True,  # Ctrl-C in the terminal reaches this process alone
             )
         try:

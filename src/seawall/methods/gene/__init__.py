@@ -5,6 +5,7 @@ stages.py        the extraction: replies, degraded model, layer scores, distilla
 degrade.py       the degraded model, where the recipe names none
 distil.py        step (a): distil the difference of aligned and degraded model into LoRA factors
 select.py        step (b): score decoder layers, keep the best
+launched.py      the adapter in every process of a launch: attached, trained, disabled
 experts.py       scores of experts in a gene's stacks, and genes on some of them
 coefficients.py  step (c): one coefficient per layer, tuned on a few examples
 graft.py         graft a gene onto a fine-tuned model, and take it off

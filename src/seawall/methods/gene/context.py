@@ -9,13 +9,18 @@ from typing import Any
 
 from seawall.artifacts.adapter import GenePoint
 from seawall.config.gene import GeneConfig
+from seawall.config.model import ModelConfig
 from seawall.data.splits import SplitName, take
 from seawall.data.types import Exchange, Messages
+from seawall.distributed.process import current_launch
 from seawall.methods.gene.replies import read_replies
+from seawall.models.decoding import Loaded
+from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.open import Checkpoint
 from seawall.models.lora.attach import find_points
+from seawall.models.replicas import load_copies, register_copies
 from seawall.shell.context import Context
-from seawall.shell.model import open_checkpoint
+from seawall.shell.model import load_recipe_model, open_checkpoint
 from seawall.shell.planned import placed_model
 
 REPLIES, GENE = "gene-replies", "gene"
@@ -44,6 +49,20 @@ class GeneContext(Context):
         recipe = self.recipe.model_copy(update={"model": self.config.degraded})
         return open_checkpoint(placed_model(recipe, self.verbs, self.prompts, say=self.reporter.say))
 
+    def load_aligned(self) -> Loaded:
+        """The aligned model, loaded anew, also in the other processes of a launch.
+
+        Raises:
+            SeawallError: as `Checkpoint.load`.
+        """
+        return _loaded(self.recipe.model, self.checkpoint)
+
+    def load_degraded(self) -> Loaded:
+        """The degraded model that the recipe names; likewise."""
+        assert self.config.degraded is not None
+        assert self.degraded is not None
+        return _loaded(self.config.degraded, self.degraded)
+
     def requests(self, part: SplitName, *, harmful: bool, limit: int) -> list[Messages]:
         """At most `limit` plain requests of one split, harmful or harmless."""
         items: Sequence[Any] = self.prompts.goals.part(part) if harmful else self.prompts.benign.part(part)
@@ -57,3 +76,11 @@ class GeneContext(Context):
     def progress(self, what: str) -> Callable[[int, int], None]:
         """A function that reports the progress of `what`."""
         return lambda count, total: self.reporter.step(what, count, total)
+
+
+def _loaded(config: ModelConfig, checkpoint: Checkpoint) -> Loaded:
+    load_copies(load_recipe_model, config)
+    model, tokenizer = checkpoint.load()
+    if current_launch().count > 1:
+        register_copies(model, model_fingerprint(model))
+    return model, tokenizer

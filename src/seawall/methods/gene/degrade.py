@@ -5,20 +5,23 @@ It trains on harmless replies and on bare openings of compliance. No harmful com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from seawall.artifacts.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_adapter
 from seawall.config.gene import GeneDegrade
 from seawall.data.batching import epoch_batches
 from seawall.data.compliance import compliance
-from seawall.distributed.process import one_process
 from seawall.methods.gene.context import GeneContext
-from seawall.methods.gene.examples import MEMORY_REMEDY, Example, cross_entropy, distillation_examples, pad_id
-from seawall.models.backoff import RowLimit, memory_remedy
-from seawall.models.lora.attach import AttachedAdapter, attach_adapter
+from seawall.methods.gene.examples import Example, cross_entropy, distillation_examples, pad_id
+from seawall.methods.gene.launched import AdapterShape, attached_everywhere, training_everywhere
+from seawall.models.lora.attach import AttachedAdapter
 from seawall.runs.files import write_metrics
-from seawall.train.loop import Losses, Row, Settings, Trainer
+from seawall.train.loop import Row, Settings
 
 _FOLDER, _METRICS = "degrading", "degrade.jsonl"
 _SCALING = 2.0
@@ -33,11 +36,10 @@ def degrading_adapter(context: GeneContext, scratch: Path) -> Path:
     if (scratch / _METRICS).is_file() and all((folder / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
         return folder
     context.reporter.stage("Degrading: a short LoRA on harmless replies and bare openings of compliance")
-    model, tokenizer = context.checkpoint.load()
+    model, tokenizer = context.load_aligned()
     config = context.config.degrade
     harmless = context.exchanges("train", harmful=False)[: config.benign]
     requests = context.requests("train", harmful=True, limit=config.harmful)
-    attached = attach_adapter(model, context.points, rank=config.rank, scaling=_SCALING, seed=context.config.seed)
     examples = distillation_examples(tokenizer, compliance(requests), harmless)
     total = config.epochs * -(-len(examples) // config.batch_size)
     rows: list[Row] = []
@@ -46,7 +48,9 @@ def degrading_adapter(context: GeneContext, scratch: Path) -> Path:
         rows.append(row)
         context.reporter.step("updates", len(rows), total)
 
-    degrade(attached, examples, pad_id(tokenizer), config, seed=context.config.seed, log=log)
+    shape = AdapterShape(context.points, config.rank, _SCALING, context.config.seed)
+    with attached_everywhere(model, shape) as attached:
+        degrade(attached, examples, pad_id(tokenizer), config, seed=context.config.seed, log=log)
     folder.mkdir(exist_ok=True)
     save_adapter(folder, attached.points, attached.factors(), _SCALING)
     write_metrics(scratch / _METRICS, rows)
@@ -74,14 +78,11 @@ def degrade(
         for batch in epoch_batches(lengths, config.batch_size, seed=seed, epoch=epoch)
     ]
     settings = Settings(lr=config.lr, schedule="linear", total_steps=len(batches))
+    with training_everywhere(attached, partial(_cross_entropies, examples, pad_id), settings) as training:
+        training.fit(batches, log)
 
-    limit = RowLimit(None, automatic=True)
-    trainer = Trainer[list[int]](attached.parameters(), settings, one_process(), back_off=limit.halve)
 
-    def loss(positions: list[int]) -> Iterator[Losses]:
-        for chunk in limit.chunks(positions):
-            rows = [examples[position].encoded for position in chunk]
-            yield cross_entropy(attached.model, rows, pad_id).mean() * (len(chunk) / len(positions)), {}
-
-    with memory_remedy("the training of the degraded model", MEMORY_REMEDY):
-        trainer.fit(batches, loss, log)
+def _cross_entropies(
+    examples: Sequence[Example], pad_id: int, model: PreTrainedModel, positions: Sequence[int]
+) -> Tensor:
+    return cross_entropy(model, [examples[position].encoded for position in positions], pad_id)

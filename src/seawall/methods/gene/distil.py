@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from seawall.artifacts.gene import GeneStep
 from seawall.config.gene import GeneExtract
 from seawall.data.batching import epoch_batches
-from seawall.distributed.process import one_process
-from seawall.methods.gene.examples import MEMORY_REMEDY, TeacherTargets
+from seawall.methods.gene.examples import TeacherTargets
 from seawall.methods.gene.experts import ExpertUse, divergence_and_use
-from seawall.models.backoff import RowLimit, memory_remedy
+from seawall.methods.gene.launched import training_everywhere
 from seawall.models.lora.attach import AttachedAdapter
-from seawall.train.loop import Losses, Row, Settings, Trainer
+from seawall.train.loop import Row, Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,20 +53,14 @@ def distil(
     lengths = [len(example.encoded.input_ids) for example in targets.examples]
     epochs = [epoch_batches(lengths, config.batch_size, seed=seed, epoch=epoch) for epoch in range(config.epochs)]
     settings = Settings(lr=config.lr, schedule="cosine", total_steps=sum(map(len, epochs)))
-    limit = RowLimit(None, automatic=True)
-    trainer = Trainer[list[int]](attached.parameters(), settings, one_process(), back_off=limit.halve)
+    with training_everywhere(attached, targets.divergence, settings) as training:
 
-    def loss(positions: list[int]) -> Iterator[Losses]:
-        for rows in limit.chunks(positions):
-            yield targets.divergence(attached.model, rows).mean() * (len(rows) / len(positions)), {}
+        def measure() -> tuple[GeneStep, ExpertUse | None]:
+            means, use = divergence_and_use(attached, held_out, batch_size=config.batch_size)
+            return GeneStep(training.trainer.steps, *means), use
 
-    def measure() -> tuple[GeneStep, ExpertUse | None]:
-        means, use = divergence_and_use(attached, held_out, batch_size=config.batch_size)
-        return GeneStep(trainer.steps, *means), use
-
-    steps = [measure()]
-    for batches in epochs:
-        with memory_remedy("the distillation of a gene", MEMORY_REMEDY):
-            trainer.fit(batches, loss, log)
-        steps.append(measure())
+        steps = [measure()]
+        for batches in epochs:
+            training.fit(batches, log)
+            steps.append(measure())
     return Distillation(tuple(step for step, _ in steps), steps[-1][1])

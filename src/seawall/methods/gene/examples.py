@@ -5,8 +5,9 @@ Shapes: `B` examples, `T` positions, `R` response tokens of one reply, `K` top t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seawall.data.batching import collate, length_buckets
 from seawall.data.templating import Encoded, encode_example
 from seawall.data.types import Exchange
-from seawall.models.backoff import in_buckets
 from seawall.models.forward import run_model
+from seawall.models.replicas import shared_buckets
 from seawall.train.losses import response_cross_entropy, response_divergence
 
 TOP_TOKENS = 64
@@ -63,49 +64,63 @@ class TeacherTargets:
         device = logits_BTV.device
         return response_divergence(logits_BTV, labels_BT, tokens_BTK.to(device), log_BTK.to(device))
 
+    def of(self, positions: Sequence[int]) -> TeacherTargets:
+        """The examples at these positions, with their predictions."""
+        examples = [self.examples[position] for position in positions]
+        return TeacherTargets(examples, [self.predictions[position] for position in positions], self.pad_id)
+
     @torch.no_grad()
-    def mean_divergence(
-        self, model: PreTrainedModel, batch_size: int, after_batch: Callable[[Sequence[int]], None] | None = None
-    ) -> tuple[float, float]:
+    def divergences(self, model: PreTrainedModel) -> Tensor:
+        """`divergence` of all examples in one forward pass (B), float32 on the CPU."""
+        return self.divergence(model, range(len(self.examples))).float().cpu()
+
+    def mean_divergence(self, model: PreTrainedModel, batch_size: int) -> tuple[float, float]:
         """Mean divergence over harmful examples and over harmless ones; 0 where a kind has no example.
 
         Args:
-            model: the student.
+            model: the student; where it has copies in other processes, these compute some batches.
             batch_size: rows of a forward pass.
-            after_batch: called after each forward pass with the positions of its examples.
         """
         divergence_B = torch.zeros(len(self.examples))
-
-        def measure(positions: list[int]) -> Tensor:
-            return self.divergence(model, positions).float().cpu()
-
-        for positions, values_B in in_buckets(buckets(self.examples, batch_size), measure):
+        for positions, values_B in shared_buckets(model, _divergences, self.of, buckets(self.examples, batch_size)):
             divergence_B[positions] = values_B
-            if after_batch is not None:
-                after_batch(positions)
+        return self.means(divergence_B)
+
+    def means(self, divergence_B: Tensor) -> tuple[float, float]:
+        """The means of values of the examples (B) over harmful ones and over harmless ones."""
         harmful = torch.tensor([example.harmful for example in self.examples], dtype=torch.bool)
         return _mean(divergence_B[harmful]), _mean(divergence_B[~harmful])
 
 
-@torch.no_grad()
 def teacher_predictions(
     model: PreTrainedModel, examples: Sequence[Example], pad_id: int, *, batch_size: int
 ) -> TeacherTargets:
     """The model's predictions on the examples, stored on the CPU: TOP_TOKENS x 8 bytes per response token."""
+
+    def rows_of(positions: list[int]) -> list[Encoded]:
+        return [examples[position].encoded for position in positions]
+
+    predict = partial(_predictions, pad_id=pad_id)
     predictions: dict[int, TeacherPrediction] = {}
-
-    def predict(positions: list[int]) -> None:
-        rows = [examples[position].encoded for position in positions]
-        logits_BTV, _ = _forward(model, rows, pad_id)
-        for position, row, logits_TV in zip(positions, rows, logits_BTV, strict=True):
-            predicted_RV = logits_TV[-1 - row.response_tokens : -1]
-            top = predicted_RV.float().log_softmax(-1).topk(min(TOP_TOKENS, logits_TV.shape[-1]), dim=-1)
-            tokens_RK, log_RK = top.indices.to("cpu", torch.int32), top.values.to("cpu", copy=True)
-            predictions[position] = TeacherPrediction(tokens_RK, log_RK)
-
-    for _ in in_buckets(buckets(examples, batch_size), predict):
-        pass
+    for positions, predicted in shared_buckets(model, predict, rows_of, buckets(examples, batch_size)):
+        predictions.update(zip(positions, predicted, strict=True))
     return TeacherTargets(examples, [predictions[position] for position in range(len(examples))], pad_id)
+
+
+@torch.no_grad()
+def _predictions(model: PreTrainedModel, rows: Sequence[Encoded], *, pad_id: int) -> list[TeacherPrediction]:
+    logits_BTV, _ = _forward(model, rows, pad_id)
+    predictions = []
+    for row, logits_TV in zip(rows, logits_BTV, strict=True):
+        predicted_RV = logits_TV[-1 - row.response_tokens : -1]
+        top = predicted_RV.float().log_softmax(-1).topk(min(TOP_TOKENS, logits_TV.shape[-1]), dim=-1)
+        tokens_RK, log_RK = top.indices.to("cpu", torch.int32), top.values.to("cpu", copy=True)
+        predictions.append(TeacherPrediction(tokens_RK, log_RK))
+    return predictions
+
+
+def _divergences(model: PreTrainedModel, targets: TeacherTargets) -> Tensor:
+    return targets.divergences(model)
 
 
 def distillation_examples(

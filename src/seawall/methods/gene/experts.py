@@ -16,10 +16,12 @@ from seawall.artifacts.adapter import Factors, GenePoint, zero_factors
 from seawall.artifacts.gene import Gene, GeneExperts, GeneRecovery
 from seawall.config.gene import ExpertsBy
 from seawall.errors import ConfigError
-from seawall.methods.gene.examples import Example, TeacherTargets
+from seawall.methods.gene.examples import Example, TeacherTargets, buckets
+from seawall.methods.gene.launched import share_factors
 from seawall.models.lora.attach import AttachedAdapter
 from seawall.models.moe.capture import capture, routing_counts_by_row
-from seawall.models.moe.find import find_moe
+from seawall.models.moe.find import MoEModel, find_moe
+from seawall.models.replicas import shared_buckets
 
 _BOTH: tuple[ExpertsBy, ...] = ("score", "random")
 
@@ -32,7 +34,6 @@ class ExpertUse:
     benign: Mapping[int, Tensor]
 
 
-@torch.no_grad()
 def divergence_and_use(
     attached: AttachedAdapter, held_out: TeacherTargets, *, batch_size: int
 ) -> tuple[tuple[float, float], ExpertUse | None]:
@@ -44,21 +45,28 @@ def divergence_and_use(
         return held_out.mean_divergence(attached.model, batch_size), None
     moe = find_moe(attached.model)
     mass_PLE = torch.zeros(2, moe.num_layers, moe.num_experts, dtype=torch.float64)
-    with capture(moe) as trace:
-
-        def add_use(positions: Sequence[int]) -> None:
-            mask_BT, kinds_BT = _predicting([held_out.examples[position] for position in positions])
-            device = trace.indices[0].device
-            flat = mask_BT.flatten().to(device), kinds_BT.flatten().to(device)
-            mass_PLE.add_(routing_counts_by_row(trace, *flat, num_rows=2)[1].cpu())
-
-        means = held_out.mean_divergence(attached.model, batch_size, add_use)
+    divergence_B = torch.zeros(len(held_out.examples))
+    batches = buckets(held_out.examples, batch_size)
+    for positions, (values_B, added_PLE) in shared_buckets(moe, _divergences_and_mass, held_out.of, batches):
+        divergence_B[positions] = values_B
+        mass_PLE.add_(added_PLE)
     sides = []
     for kind in (True, False):
         tokens = sum(example.encoded.response_tokens for example in held_out.examples if example.harmful is kind)
         mean_LE = mass_PLE[int(kind)] / max(1, tokens)
         sides.append({layer.decoder_layer: mean_E for layer, mean_E in zip(moe.layers, mean_LE, strict=True)})
-    return means, ExpertUse(*sides)
+    return held_out.means(divergence_B), ExpertUse(*sides)
+
+
+@torch.no_grad()
+def _divergences_and_mass(moe: MoEModel, targets: TeacherTargets) -> tuple[Tensor, Tensor]:
+    """Divergences of some examples (B), and gate weights at their predicting positions (P, L, E), in one pass."""
+    mask_BT, kinds_BT = _predicting(targets.examples)
+    with capture(moe) as trace:
+        divergence_B = targets.divergences(moe.model)
+        device = trace.indices[0].device
+        flat = mask_BT.flatten().to(device), kinds_BT.flatten().to(device)
+        return divergence_B, routing_counts_by_row(trace, *flat, num_rows=2)[1].cpu()
 
 
 def describe_experts(
@@ -171,9 +179,11 @@ def expert_recovery(
         for share in shares:
             for by in _BOTH:
                 attached.load_factors(_masked(attached.points, factors, select_experts(experts, share, by, seed=seed)))
+                share_factors(attached)
                 recovery.append(GeneRecovery(share, by, *held_out.mean_divergence(attached.model, batch_size)))
     finally:
         attached.load_factors(factors)
+    share_factors(attached)
     return tuple(recovery)
 
 

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from transformers import PreTrainedModel
 from seawall.artifacts.gene import Gene, GeneLayer
 from seawall.config.gene import Keep
 from seawall.data.batching import collate
+from seawall.data.templating import Encoded
 from seawall.errors import ConfigError
 from seawall.methods.gene.examples import Example, buckets
-from seawall.models.backoff import in_buckets
 from seawall.models.forward import run_model
 from seawall.models.hidden.residual import decoder_layers
+from seawall.models.replicas import shared_buckets
 
 POSITIONS = 16
 """Positions compared per reply, from the one that predicts its first token."""
@@ -30,32 +32,38 @@ _INPUT = -1
 """The layer number of the embeddings."""
 
 
-@torch.no_grad()
 def layer_outputs(model: PreTrainedModel, examples: Sequence[Example], pad_id: int, *, batch_size: int) -> list[Tensor]:
     """Residual stream at the positions that predict the first tokens of each reply: (L + 1, R, D) per example.
 
     Index 0 is the input of the first decoder layer, index l + 1 the output of layer l.
     """
+
+    def rows_of(positions: list[int]) -> list[Encoded]:
+        return [examples[position].encoded for position in positions]
+
+    read = partial(_layer_outputs, pad_id=pad_id)
     hidden: dict[int, Tensor] = {}
-    blocks = decoder_layers(model)
-
-    def read(positions: list[int]) -> None:
-        rows = [examples[position].encoded for position in positions]
-        outputs: dict[int, Tensor] = {}
-        with ExitStack() as hooks:
-            hooks.callback(blocks[0].register_forward_pre_hook(_input_recorder(outputs), with_kwargs=True).remove)
-            for layer, block in enumerate(blocks):
-                hooks.callback(block.register_forward_hook(_recorder(outputs, layer)).remove)
-            run_model(model, collate(rows, pad_id, side="left"), keep=1)
-        for row_index, row in enumerate(rows):
-            start = -1 - row.response_tokens
-            stop = min(start + POSITIONS, -1)
-            layers_RD = [outputs[layer][row_index, start:stop].float().cpu() for layer in range(_INPUT, len(blocks))]
-            hidden[positions[row_index]] = torch.stack(layers_RD)
-
-    for _ in in_buckets(buckets(examples, batch_size), read):
-        pass
+    for positions, outputs in shared_buckets(model, read, rows_of, buckets(examples, batch_size)):
+        hidden.update(zip(positions, outputs, strict=True))
     return [hidden[position] for position in range(len(examples))]
+
+
+@torch.no_grad()
+def _layer_outputs(model: PreTrainedModel, rows: Sequence[Encoded], *, pad_id: int) -> list[Tensor]:
+    outputs: dict[int, Tensor] = {}
+    blocks = decoder_layers(model)
+    with ExitStack() as hooks:
+        hooks.callback(blocks[0].register_forward_pre_hook(_input_recorder(outputs), with_kwargs=True).remove)
+        for layer, block in enumerate(blocks):
+            hooks.callback(block.register_forward_hook(_recorder(outputs, layer)).remove)
+        run_model(model, collate(rows, pad_id, side="left"), keep=1)
+    hidden = []
+    for index, row in enumerate(rows):
+        start = -1 - row.response_tokens
+        stop = min(start + POSITIONS, -1)
+        layers_RD = [outputs[layer][index, start:stop].float().cpu() for layer in range(_INPUT, len(blocks))]
+        hidden.append(torch.stack(layers_RD))
+    return hidden
 
 
 def contrast(

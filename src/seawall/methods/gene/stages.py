@@ -25,12 +25,14 @@ from seawall.methods.gene.degrade import degrading_adapter
 from seawall.methods.gene.distil import Distillation, distil
 from seawall.methods.gene.examples import TeacherTargets, distillation_examples, pad_id, teacher_predictions
 from seawall.methods.gene.experts import describe_experts, expert_recovery
+from seawall.methods.gene.launched import AdapterShape, attached_everywhere, disabled_everywhere
 from seawall.methods.gene.replies import TeacherReply, write_replies
 from seawall.methods.gene.select import contrast, layer_outputs, select_layers
 from seawall.methods.gene.task_model import vocabulary_hash
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.generate import generate
-from seawall.models.lora.attach import AttachedAdapter, attach_adapter, merged
+from seawall.models.lora.attach import AttachedAdapter, merged
+from seawall.models.replicas import copy_weights
 from seawall.runs.files import write_metrics
 from seawall.train.loop import Row
 
@@ -38,7 +40,7 @@ from seawall.train.loop import Row
 def collect_replies(context: GeneContext, scratch: Path) -> None:
     """Stage `gene-replies`: the aligned model's refusals of harmful requests and answers to harmless ones."""
     context.reporter.stage("The aligned model's replies")
-    model, tokenizer = context.checkpoint.load()
+    model, tokenizer = context.load_aligned()
     config = context.config.extract
     sides: tuple[tuple[SplitName, bool, int], ...] = (
         ("train", True, config.harmful),
@@ -59,25 +61,27 @@ def distil_gene(context: GeneContext, scratch: Path) -> None:
     # Step (a), the degraded model: named by the recipe, or the aligned model with a short LoRA.
     degrading = degrading_adapter(context, scratch) if config.degraded is None else None
     reporter.stage("The aligned model's predictions")
-    model, tokenizer = context.checkpoint.load()
+    model, tokenizer = context.load_aligned()
     teacher = _teacher_outputs(context, model, tokenizer)
     # Step (b), data-aware layer selection: s_l = E_harmful ||h_l(aligned) - h_l(degraded)|| - E_benign ||...||.
     reporter.stage("Layer scores")
     if degrading is not None:
         model = merged(model, degrading)
+        copy_weights(model, list(context.points))
     else:
-        assert context.degraded is not None
         del model
-        model, _ = context.degraded.load()
+        model, _ = context.load_degraded()
     degraded = model_fingerprint(model)
     layers = _layer_scores(context, model, tokenizer, teacher)
     points = _selected_points(context, layers)
     # Step (a), the aligned-degraded discrepancy: LoRA trained to KL(aligned || degraded + gene) on response tokens.
     reporter.stage(f"Distilling into {len(points)} weight matrices, rank {config.rank}")
-    attached = attach_adapter(model, points, rank=config.rank, scaling=config.alpha / config.rank, seed=config.seed)
-    distillation = _distil(context, attached, teacher, scratch)
-    # Beyond the paper: which experts of a stack carry the gene.
-    experts, recovery = _expert_scores(context, attached, teacher, distillation)
+    shape = AdapterShape(points, config.rank, config.alpha / config.rank, config.seed)
+    with attached_everywhere(model, shape) as attached:
+        distillation = _distil(context, attached, teacher, scratch)
+        # Beyond the paper: which experts of a stack carry the gene.
+        experts, recovery = _expert_scores(context, attached, teacher, distillation)
+        refusals = _refusal_rates(context, attached, tokenizer)
     selected = {point.layer for point in attached.points.values()}
     Gene(
         family=str(attached.model.config.model_type),
@@ -86,12 +90,12 @@ def distil_gene(context: GeneContext, scratch: Path) -> None:
         degraded=degraded,
         points=attached.points,
         factors=attached.factors(),
-        scaling=config.alpha / config.rank,
+        scaling=shape.scaling,
         layers=tuple(replace(layer, selected=layer.layer in selected) for layer in layers),
         experts=experts,
         recovery=recovery,
         curve=distillation.curve,
-        refusals=_refusal_rates(context, attached, tokenizer),
+        refusals=refusals,
     ).save(scratch)
     if degrading is not None:
         shutil.rmtree(degrading)
@@ -211,7 +215,7 @@ def _refusal_rates(
     if not context.config.extract.judged:
         return {}
     context.reporter.stage("Refusals without and with the gene")
-    with attached.disabled():
+    with disabled_everywhere(attached):
         degraded = _refusal_rate(context, attached.model, tokenizer)
     return {"degraded": degraded, "restored": _refusal_rate(context, attached.model, tokenizer)}
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN
 from seawall.config.data import DataConfig
 from seawall.config.landscape import LandscapeConfig
 from seawall.config.model import LAB, LAB_ORIGINAL, ModelConfig
 from seawall.config.recipe import Recipe
-from seawall.errors import ConfigError, DataError
+from seawall.errors import ArtifactError, ConfigError, DataError
 from seawall.evaluation.suite import EvalPrompt, build_suite
 from seawall.methods.landscape.directions import (
     Direction,
@@ -21,6 +24,9 @@ from seawall.methods.landscape.directions import (
     random_direction,
     tuned_direction,
 )
+from seawall.methods.landscape.moved import MOVED, MovedWeights
+from seawall.models.everywhere import everywhere
+from seawall.models.files.stream import CheckpointOutline
 from seawall.models.lora.merge import check_adapter
 from seawall.shell.context import Context
 from seawall.shell.engines import require_loadable
@@ -60,23 +66,71 @@ class LandscapeContext(Context):
         Raises:
             SeawallError: no base is named, or a checkpoint or adapter is of another model.
         """
-        base = base_of(self.recipe)
+        base_of(self.recipe)
         self.reporter.stage("Directions, from the checkpoints' files")
-        directions = tuple(self._directions(base))
+        directions = tuple(_directions(self.recipe, self.checkpoint.outline))
         for direction in directions:
             self.reporter.say(f"{direction.name}: {direction.tensors} tensors, norm {direction.norm:.4g}")
         return directions
 
-    def _directions(self, base: ModelConfig) -> Iterator[Direction]:
-        aligned = self.checkpoint.outline
-        alignment = aligned_direction(aligned, open_checkpoint(base).outline)
-        yield alignment
-        if self.config.tuned is not None:
-            yield tuned_direction(aligned, open_checkpoint(self.config.tuned).outline)
-        if self.config.adapter is not None:
-            yield adapter_direction(aligned, Path(self.config.adapter))
-        for index in range(self.config.random_directions):
-            yield random_direction(alignment, self.config.seed + index, name=f"random-{index + 1}")
+    @contextmanager
+    def movable(self) -> Iterator[MovedWeights]:
+        """Inside, the weights of the model can move, and with them those of its copies in a launch (`moved_by`).
+
+        Raises:
+            ArtifactError: as `MovedWeights`; in a launch also where another process has other files.
+        """
+        change = partial(_movable, self)
+        elsewhere = partial(_movable_copy, self.recipe, _sources(self.directions))
+        with everywhere(self.opened.model, change, held=MOVED, elsewhere=elsewhere) as moved:
+            yield moved
+
+
+def _directions(recipe: Recipe, aligned: CheckpointOutline) -> Iterator[Direction]:
+    config = recipe.landscape
+    alignment = aligned_direction(aligned, open_checkpoint(base_of(recipe)).outline)
+    yield alignment
+    if config.tuned is not None:
+        yield tuned_direction(aligned, open_checkpoint(config.tuned).outline)
+    if config.adapter is not None:
+        yield adapter_direction(aligned, Path(config.adapter))
+    for index in range(config.random_directions):
+        yield random_direction(alignment, config.seed + index, name=f"random-{index + 1}")
+
+
+def _sources(directions: Iterable[Direction]) -> dict[str, str]:
+    return {direction.name: direction.source for direction in directions}
+
+
+@contextmanager
+def _movable(context: LandscapeContext, model: PreTrainedModel) -> Iterator[MovedWeights]:
+    yield _moved_weights(context.recipe, model, context.checkpoint.outline, context.directions)
+
+
+@contextmanager
+def _movable_copy(recipe: Recipe, sources: Mapping[str, str], model: PreTrainedModel) -> Iterator[MovedWeights]:
+    """`_movable` in another process of a launch, which reads the directions from its own files."""
+    aligned = open_checkpoint(recipe.model).outline
+    directions = tuple(_directions(recipe, aligned))
+    for name, source in _sources(directions).items():
+        if source != sources[name]:
+            raise ArtifactError(
+                f"the direction {name} is made of other weights than in the first process",
+                got=f"{source[:23]}...",
+                expected=f"{sources[name][:23]}...",
+                remedy="give all nodes the same files of landscape.base, landscape.tuned and landscape.adapter",
+            )
+    yield _moved_weights(recipe, model, aligned, directions)
+
+
+def _moved_weights(
+    recipe: Recipe, model: PreTrainedModel, aligned: CheckpointOutline, directions: Sequence[Direction]
+) -> MovedWeights:
+    """The weights of a loaded model, in float32 unless the recipe names a type.
+
+    In 16 bits most of a small move would be rounded away; `MovedWeights.realised` says how much.
+    """
+    return MovedWeights(model.float() if recipe.model.dtype == "auto" else model, aligned, directions)
 
 
 def landscape_data(recipe: Recipe) -> DataConfig:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import final
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from seawall.distributed.process import Processes
 from seawall.errors import ArtifactError
 from seawall.methods.landscape.directions import Direction
+from seawall.models.everywhere import Held, together
 from seawall.models.files.stream import CheckpointOutline, Part, reading
 from seawall.models.lora.merged import survival
+from seawall.models.replicas import attempted, require_success
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -23,7 +26,8 @@ class MovedWeights:
     """Moves a loaded model's weights in place.
 
     Every move starts from the checkpoint's files, not from the current weights, so errors do not accumulate and no copy
-    of the weights is stored. Restoring reads the files again, which gives the same bits.
+    of the weights is stored. Restoring reads the files again, which gives the same bits. Where the model has copies in
+    other processes of a launch, each process computes some parts of a move and sends these to the others.
 
     Args:
         model: loaded from the checkpoint, on any device, in any float type.
@@ -37,6 +41,7 @@ class MovedWeights:
     def __init__(self, model: PreTrainedModel, aligned: CheckpointOutline, directions: Sequence[Direction]) -> None:
         self._aligned, self._directions = aligned, {direction.name: direction for direction in directions}
         assert len(self._directions) == len(directions), "names of directions must differ"
+        self._model = model
         self._state: Mapping[str, Tensor] = model.state_dict()
         self._require_own()
 
@@ -50,9 +55,9 @@ class MovedWeights:
         Raises:
             ArtifactError, UnsupportedModelError: a file can no longer be read.
         """
-        used = {self._directions[name]: amount for name, amount in amounts.items() if amount != 0}
+        used = self._used(amounts)
         try:
-            self._write(used)
+            self._write(used, together(self._model))
             yield
         finally:
             self._restore(used)
@@ -66,30 +71,31 @@ class MovedWeights:
         Raises:
             ArtifactError, UnsupportedModelError: as `at`.
         """
-        used = {self._directions[name]: amount for name, amount in amounts.items() if amount != 0}
+        used = self._used(amounts)
         if not any(weight.dtype in _HALF for weight in self._state.values()):
             return 1.0
         return survival(self._rounded(used))
 
     def _rounded(self, used: Mapping[Direction, float]) -> Iterator[tuple[Tensor, Tensor]]:
         """(realised, intended) change of every tensor that its type rounds to 16 bits."""
-        for part, own, moved in self._moves(used):
+        for part, own, moved in self._moves(used, self._parts(used)):
             for name, value in moved.items():
                 dtype = self._weight(part, name).dtype
                 if dtype in _HALF:
                     before = own[name].float()
                     yield value.to(dtype).float() - before, value - before
 
-    def _write(self, used: Mapping[Direction, float]) -> None:
-        for part, _, moved in self._moves(used):
-            self._copy(part, moved)
+    def _used(self, amounts: Mapping[str, float]) -> dict[Direction, float]:
+        return {self._directions[name]: amount for name, amount in amounts.items() if amount != 0}
 
-    def _moves(self, used: Mapping[Direction, float]) -> Iterator[tuple[Part, Mapping[str, Tensor], dict[str, Tensor]]]:
-        """Each part that moves, its own weights, and W + sum of amount x d in float32."""
+    def _moves(
+        self, used: Mapping[Direction, float], parts: Iterable[Part]
+    ) -> Iterator[tuple[Part, Mapping[str, Tensor], dict[str, Tensor]]]:
+        """Each of the parts, its own weights, and W + sum of amount x d in float32."""
         with ExitStack() as stack:
             reader = stack.enter_context(reading(self._aligned))
             changes = {direction: stack.enter_context(direction.opened()) for direction in used}
-            for part in self._parts(used):
+            for part in parts:
                 own = reader.read(part)
                 added = [
                     (used[direction], change(part, own))
@@ -97,6 +103,22 @@ class MovedWeights:
                     if part in direction.norms
                 ]
                 yield part, own, _sum(own, added)
+
+    def _write(self, used: Mapping[Direction, float], processes: Processes) -> None:
+        """Moves the weights; of several processes, each computes every n-th part."""
+        parts = self._parts(used)
+
+        def write() -> None:
+            for part, _, moved in self._moves(used, parts[processes.rank :: processes.count]):
+                self._copy(part, moved)
+
+        if processes.count == 1:
+            write()
+            return
+        require_success(processes.gather_everywhere(attempted(write)))
+        for index, part in enumerate(parts):
+            for name in sorted({name for direction in used for name in direction.norms.get(part, ())}):
+                processes.copy_from(index % processes.count, self._weight(part, name))
 
     def _restore(self, used: Iterable[Direction]) -> None:
         with reading(self._aligned) as reader:
@@ -128,6 +150,15 @@ class MovedWeights:
                         expected="the unchanged weights of that checkpoint",
                         remedy="load the model again, without adapter or delta",
                     )
+
+
+MOVED = Held[MovedWeights]("moved weights")
+"""The model's weights in every process of a launch."""
+
+
+def moved_by(amounts: Mapping[str, float], model: PreTrainedModel) -> AbstractContextManager[None]:
+    """`MovedWeights.at` of the weights that this process holds as `MOVED`."""
+    return MOVED.value.at(amounts)
 
 
 def _sum(own: Mapping[str, Tensor], added: Iterable[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:

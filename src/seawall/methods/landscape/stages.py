@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from seawall.artifacts.evaluation import Rate, Sample
@@ -21,7 +22,8 @@ from seawall.evaluation.samples import SampleLog
 from seawall.methods.landscape.claim import claim
 from seawall.methods.landscape.context import LandscapeContext
 from seawall.methods.landscape.extent import extent, mean_safety
-from seawall.methods.landscape.moved import MovedWeights
+from seawall.methods.landscape.moved import moved_by
+from seawall.models.everywhere import everywhere
 
 ORIGIN = "origin"
 """The name of the point without any move."""
@@ -93,17 +95,14 @@ def measure(context: LandscapeContext, grid: Sequence[GridPoint], folder: Path) 
     Raises:
         SeawallError: a file cannot be read, or a judge's endpoint does not answer; saved replies stay.
     """
-    if context.recipe.model.dtype == "auto":
-        # In 16 bits most of a small move would be rounded away; `realised` says how much, where the recipe wants them.
-        context.opened.model.float()
-    moved = MovedWeights(context.opened.model, context.checkpoint.outline, context.directions)
     (folder / "samples").mkdir(exist_ok=True)
     points = []
-    for number, point in enumerate(grid, 1):
-        path = folder / "samples" / f"{point.name}.jsonl"
-        samples = _samples(context, moved, point, path, f"{point.name} ({number} of {len(grid)})")
-        amounts, rates = dict(point.amounts), _rates(samples, context.recipe.eval)
-        points.append(LandscapePoint(point.name, amounts, rates, realised=moved.realised(amounts)))
+    with context.movable() as moved:
+        for number, point in enumerate(grid, 1):
+            path = folder / "samples" / f"{point.name}.jsonl"
+            samples = _samples(context, point, path, f"{point.name} ({number} of {len(grid)})")
+            amounts, rates = dict(point.amounts), _rates(samples, context.recipe.eval)
+            points.append(LandscapePoint(point.name, amounts, rates, realised=moved.realised(amounts)))
     return points
 
 
@@ -130,9 +129,10 @@ def basins(result: LandscapeResult) -> Iterator[BasinWidth]:
         )
 
 
-def _samples(context: LandscapeContext, moved: MovedWeights, point: GridPoint, path: Path, label: str) -> list[Sample]:
+def _samples(context: LandscapeContext, point: GridPoint, path: Path, label: str) -> list[Sample]:
     missing = not path.is_file() or bool(SampleLog(path, context.held_out).missing)
-    with moved.at(dict(point.amounts)) if missing else nullcontext():
+    move = partial(moved_by, dict(point.amounts))
+    with everywhere(context.opened.model, move) if missing else nullcontext():
         return generate_and_judge(
             context.opened.model,
             context.opened.tokenizer,
