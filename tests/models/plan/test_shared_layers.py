@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from plan_shapes import SHAPES
 from seawall.models.plan.placement import place
-from seawall.models.plan.stages import Moment, Stage
+from seawall.models.plan.stages import VLLM, Moment, Stage
 from seawall.models.plan.verdict import Plan
 
 # Four layers: 1,000 bytes of weights and 600 of activations are shared; each GPU has logits of 100 by itself.
@@ -37,3 +37,11 @@ def test_without_room_for_whole_layers_there_are_no_limits() -> None:
     placement = place(PLAN, [900, 1000])
     assert (placement.device_map, placement.max_memory) == ("balanced", {})
     assert "evenly over 2 GPUs without limits" in placement.text
+
+
+def test_a_vllm_server_is_on_the_first_gpu_alone() -> None:
+    served = Moment("replies by vLLM", {"weights": 1000, "activations": 200, VLLM: 700})
+    plan = Plan("eval", (Stage("eval", (served,)),), SHAPES)
+    placement = place(plan, [1300, 1300])
+    # 600 of 1,200 shared bytes beside the server, and everything on the other GPU.
+    assert placement.max_memory == {"0": 500 + 250, "1": 1000}
