@@ -40,7 +40,7 @@ def computes_sorted(experts: nn.Module) -> bool:
 
 
 def sorted_experts(
-    experts: nn.Module, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, *args: Any, **kwargs: Any
+    experts: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
     """The forward of a stack of experts; `eager`'s own where gradients are recorded, or the experts are unusual."""
     recorded = torch.is_grad_enabled() and any(
@@ -58,7 +58,7 @@ def sorted_experts(
 
 
 def split_forward(
-    experts: nn.Module, call: ExpertsCall, copy_index_E: Tensor, copies: Mapping[str, Tensor]
+    experts: Any, call: ExpertsCall, copy_index_E: Tensor, copies: Mapping[str, Tensor]
 ) -> tuple[Tensor, bool]:
     """The forward of a stack of which some experts are computed by trained copies, with gradients.
 
@@ -80,10 +80,10 @@ def split_forward(
     place_R = _inverse(order_R)
     # A token's gradient sums the rows of frozen experts first, then those of copies.
     ranks_TK = torch.sort(is_copy_R.view(-1, top_k), dim=1, stable=True)[1]
-    rows_RD = _Spread.apply(call.hidden_TD, order_R // top_k, place_R.view(-1, top_k).gather(1, ranks_TK))
+    rows_RD = _spread(call.hidden_TD, order_R // top_k, place_R.view(-1, top_k).gather(1, ranks_TK))
     weights = {name: [*experts.get_parameter(name).unbind(), *copies[name].unbind()] for name in _WEIGHTS}
     sizes = torch.bincount(group_R, minlength=len(weights["down_proj"])).tolist()
-    output_RD = _Reordered.apply(_outputs(experts, rows_RD, sizes, weights), place_R, order_R)
+    output_RD = _reordered(_outputs(experts, rows_RD, sizes, weights), place_R, order_R)
     weighted_RD = output_RD * call.weights_TK.reshape(-1, 1)
     total_TD = weighted_RD.view(-1, top_k, weighted_RD.shape[1]).sum(dim=1).to(call.hidden_TD.dtype)
     return total_TD, bool(sum(sizes[frozen:]))
@@ -99,23 +99,19 @@ def _is_plain(experts: nn.Module) -> bool:
     )
 
 
-def _outputs(
-    experts: nn.Module, rows_RD: Tensor, sizes: Sequence[int], weights: Mapping[str, Sequence[Tensor]]
-) -> Tensor:
+def _outputs(experts: Any, rows_RD: Tensor, sizes: Sequence[int], weights: Mapping[str, Sequence[Tensor]]) -> Tensor:
     """The output of every row, of rows sorted by expert: `sizes` rows of each, with the weights of each."""
     used = [index for index, size in enumerate(sizes) if size]
     lengths = [sizes[index] for index in used]
 
     def projected(rows: Tensor, name: str) -> Tensor:
-        parts = zip(rows.split(lengths), used, strict=True)
+        parts = zip(rows.split_with_sizes(lengths), used, strict=True)
         return torch.cat([linear(part, weights[name][index]) for part, index in parts])
 
     return projected(experts._apply_gate(projected(rows_RD, "gate_up_proj")), "down_proj")
 
 
-def _together(
-    experts: nn.Module, hidden_TD: Tensor, weights_TK: Tensor, order_R: Tensor, sizes: Sequence[int]
-) -> Tensor:
+def _together(experts: Any, hidden_TD: Tensor, weights_TK: Tensor, order_R: Tensor, sizes: Sequence[int]) -> Tensor:
     """All experts' rows in a few operations; a token's rows are summed in the order of experts."""
     tokens, top_k = weights_TK.shape
     weights = {name: experts.get_parameter(name).unbind() for name in _WEIGHTS}
@@ -128,9 +124,7 @@ def _together(
     return total_TD
 
 
-def _one_by_one(
-    experts: nn.Module, hidden_TD: Tensor, weights_TK: Tensor, order_R: Tensor, sizes: Sequence[int]
-) -> Tensor:
+def _one_by_one(experts: Any, hidden_TD: Tensor, weights_TK: Tensor, order_R: Tensor, sizes: Sequence[int]) -> Tensor:
     """One expert after the other."""
     token_R, gate_R1 = order_R % len(hidden_TD), weights_TK.T.reshape(-1)[order_R, None]
     up, down = (experts.get_parameter(name).unbind() for name in ("gate_up_proj", "down_proj"))
@@ -180,3 +174,7 @@ class _Reordered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         return gradients[0].index_select(0, ctx.saved_tensors[0]), None, None
+
+
+_spread: Any = _Spread.apply
+_reordered: Any = _Reordered.apply

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from seawall.errors import SeawallError
 from seawall.models.moe.by_expert import computes_sorted, split_forward
-from seawall.models.moe.calls import ExpertsCall, bare_copy, call_reader, frozen, replaced_forward
+from seawall.models.moe.calls import ByToken, ExpertsCall, bare_copy, call_reader, frozen, replaced_forward
 from seawall.models.moe.find import MoELayer, MoEModel
 from seawall.models.moe.trainable_copies import Part, TrainableCopies
 
@@ -76,7 +76,7 @@ def trainable_experts(
         for layer in moe.layers:
             if chosen[layer.index]:
                 forward = _RowSplit(layer, chosen[layer.index], copies)
-                changes.enter_context(replaced_forward(layer.experts, forward))
+                changes.enter_context(replaced_forward(layer.experts, ByToken(forward)))
         yield copies
 
 
