@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from seawall.config import load_recipe
 from seawall.config.repair import RepairConfig
 from seawall.data.sets import load_prompts
+from seawall.data.templating import encode_prompt
 from seawall.jobs.run import run_recipe
 from seawall.methods.rasa.context import repair_inputs
 from seawall.runs.files import read_json
@@ -48,6 +50,21 @@ def test_under_consistency_the_reply_to_the_plain_request_is_the_target(context:
     taught = {position for positions in inputs.twins for position in positions}
     for position, plain in enumerate(inputs.teachers[len(inputs.pairs) :]):
         assert (plain is not None) == (position in taught)
+
+
+def test_a_harmless_request_that_attacks_share_is_asked_once(context: Context, tmp_path: Path) -> None:
+    settings = RepairConfig.model_validate({"objective": "consistency", "retain": {"per_batch": 2, "twins": 8}})
+    inputs = repair_inputs(context, settings, tmp_path)
+    rows = map(json.loads, (tmp_path / "twin_answers.jsonl").read_text().splitlines())
+    answered = {tuple(row["prompt_ids"]): row["text"].strip() for row in rows}
+    lines = len((tmp_path / "twin_answers.jsonl").read_text().splitlines())
+    taught = {position for positions in inputs.twins for position in positions}
+    assert len(answered) == lines < len(taught)
+    tokenizer = context.opened.tokenizer
+    for position in taught:
+        plain = inputs.teachers[len(inputs.pairs) + position]
+        assert plain is not None
+        assert inputs.retain[position].response == answered[tuple(encode_prompt(tokenizer, plain))]
 
 
 def test_plain_refusals_are_retained_once_per_goal(context: Context, tmp_path: Path) -> None:

@@ -51,8 +51,10 @@ class ModelConfig(StrictModel):
         description="Turn MXFP4 or FP8 weights into bfloat16 once, as a copy in seawall's cache, so that they can be "
         "repaired; false takes them as they are, for eval, profile and steer.",
     )
-    experts_implementation: Literal["eager", "batched_mm", "grouped_mm"] | None = Field(
-        default=None, description="Implementation of the experts in transformers; null lets transformers choose."
+    experts_implementation: Literal["eager", "sorted", "batched_mm", "grouped_mm"] | None = Field(
+        default=None,
+        description="Implementation of the experts in transformers; null lets transformers choose. `sorted` is "
+        "seawall's: the numbers of `eager` to the bit, faster on a CPU where experts are small.",
     )
     template: str | None = Field(
         default=None, min_length=1, description="Name of one of the tokenizer's chat templates; null takes the default."

@@ -176,7 +176,7 @@ def decode_batch(model: PreTrainedModel, prompts: Sequence[TokenIds], decoding: 
     """
     if len(prompts) > 1 and not rows_are_independent(model, decoding.max_new_tokens):
         return [row for prompt in prompts for row in decode_batch(model, [prompt], decoding)]
-    batch = GreedyBatch(model, prompts, decoding.pad_id)
+    batch = GreedyBatch(model, prompts, decoding.pad_id, share=True)
     rows: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
     for length in range(1, decoding.max_new_tokens + 1):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 
 from seawall.errors import UnsupportedModelError
 from seawall.models.decoding import TokenIds, context_length
+from seawall.models.prefill import can_share, left_padded, plan_of, shared_first_pass
 
 CHECKED_TOKENS = 64
 """Largest number of tokens that the check decodes."""
@@ -37,7 +39,10 @@ class GreedyBatch:
         logits_BV: of the last step.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[TokenIds], pad_id: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prompts: Sequence[TokenIds], pad_id: int, *, share: bool = False
+    ) -> None:
+        """Begins with these prompts; with `share`, common beginnings are computed once where that is known to work."""
         # The class's forward: an instance's may be wrapped, and then its signature hides the arguments.
         accepted = inspect.signature(type(model).forward).parameters
         if "past_key_values" not in accepted:
@@ -52,26 +57,31 @@ class GreedyBatch:
         self._takes_positions = "position_ids" in accepted
         # The output layer over every prompt token would cost more than all other layers of a small model's prefill.
         self._options = {"use_cache": True} | ({"logits_to_keep": 1} if "logits_to_keep" in accepted else {})
-        self._tokens_BT, self._mask_BT = _left_pad(prompts, pad_id, device=model.device)
+        self._tokens_BT, self._mask_BT = left_padded(prompts, pad_id, device=model.device)
         self._positions_BT = (self._mask_BT.cumsum(-1) - 1).clamp(min=0)
+        plan = plan_of(prompts) if share and self._takes_positions else None
+        shared = plan is not None and can_share(model, self._forward)
+        self._begun = partial(shared_first_pass, self._forward, prompts, plan, pad_id) if plan and shared else None
 
     def step(self) -> list[int]:
         """The next token of each row, which also becomes the next input."""
-        positions = {"position_ids": self._positions_BT} if self._takes_positions else {}
-        output = self._model(
-            input_ids=self._tokens_BT,
-            attention_mask=self._mask_BT,
-            past_key_values=self._cache,
-            **positions,
-            **self._options,
-        )
-        self._cache = output.past_key_values
-        self.logits_BV = output.logits[:, -1]
+        if self._begun is None:
+            output = self._forward(self._tokens_BT, self._mask_BT, self._positions_BT, self._cache)
+            self._cache, self.logits_BV = output.past_key_values, output.logits[:, -1]
+        else:
+            self._cache, self.logits_BV = self._begun(device=self._mask_BT.device)
+            self._begun = None
         next_B = self.logits_BV.argmax(dim=-1).to(self._mask_BT.device)
         self._tokens_BT = next_B[:, None]
         self._mask_BT = torch.nn.functional.pad(self._mask_BT, (0, 1), value=1)
         self._positions_BT = self._positions_BT[:, -1:] + 1
         return [int(token) for token in next_B.tolist()]
+
+    def _forward(self, tokens_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: Any) -> Any:
+        positions = {"position_ids": positions_BT} if self._takes_positions else {}
+        return self._model(
+            input_ids=tokens_BT, attention_mask=mask_BT, past_key_values=cache, **positions, **self._options
+        )
 
     def force(self, tokens: Sequence[int]) -> None:
         """Makes these tokens the next input, in place of the last step's."""
@@ -84,14 +94,6 @@ class GreedyBatch:
         self._tokens_BT = self._tokens_BT[rows_B]
         self._mask_BT = self._mask_BT[rows_B]
         self._positions_BT = self._positions_BT[rows_B]
-
-
-def _left_pad(prompts: Sequence[TokenIds], pad_id: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens and attention mask (B, T), padded on the left so that every row's newest token is in the last column."""
-    width = max(len(prompt) for prompt in prompts)
-    tokens = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
 
 
 def rows_are_independent(model: PreTrainedModel, tokens: int = CHECKED_TOKENS) -> bool:

@@ -46,10 +46,13 @@ def repair_inputs(context: Context, settings: RepairConfig, scratch: Path, *, co
     twins = _twins(context, settings, pairs)
     plain_teaches = settings.objective == "consistency"
     prompts = [twin.plain if plain_teaches else twin.prompt for of_pair in twins for twin in of_pair]
-    answers = iter(_answers(context, prompts, scratch / "twins.jsonl", refusals=plain_teaches))
+    distinct = list(dict.fromkeys(prompts))  # attacks share twins
+    replies = _answers(context, distinct, scratch / "twin_answers.jsonl", refusals=plain_teaches)
+    answer_to = dict(zip(distinct, replies, strict=True))
     positions, teachers = [], [pair.plain if plain_teaches else None for pair in pairs] + [None] * len(retain)
     for of_pair in twins:
-        answered = [(twin, exchange) for twin in of_pair if (exchange := next(answers)) is not None]
+        replied = [(twin, answer_to[twin.plain if plain_teaches else twin.prompt]) for twin in of_pair]
+        answered = [(twin, exchange) for twin, exchange in replied if exchange is not None]
         positions.append(range(len(retain), len(retain) + len(answered)))
         retain += [Exchange(twin.prompt, answer.response, ended=answer.ended) for twin, answer in answered]
         teachers += [twin.plain if plain_teaches else None for twin, _ in answered]

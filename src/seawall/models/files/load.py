@@ -31,6 +31,7 @@ from seawall.models.files.hub import locate
 from seawall.models.files.placement import bytes_in_memory, device_options, requested_dtype
 from seawall.models.files.token_ids import require_token_ids
 from seawall.models.memory import is_out_of_memory
+from seawall.models.moe.by_expert import experts_options
 from seawall.models.silence_libraries import silence_libraries
 
 _LIBRARY_ERRORS = (
@@ -106,8 +107,7 @@ def load_weights(
         )
     options = device_options(config, bytes_in_memory(headers, config.dtype))
     options |= {"dtype": requested_dtype(config.dtype), "trust_remote_code": config.trust_remote_code}
-    if config.experts_implementation is not None:
-        options["experts_implementation"] = config.experts_implementation
+    options |= experts_options(config.experts_implementation)
     verify_hashes(folder)
     model = _load_weights(folder, architecture, options, auto)
     if not quantised:

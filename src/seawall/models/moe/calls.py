@@ -104,6 +104,19 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
+@final
+class ByToken:
+    """A forward that computes each token on its own, whatever else is in the pass, as experts and routers do."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        """Marks a forward."""
+        self._forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls it."""
+        return self._forward(*args, **kwargs)
+
+
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Inside, `forward` replaces the module's own; hooks on the module keep working.

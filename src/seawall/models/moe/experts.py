@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from seawall.errors import SeawallError
-from seawall.models.moe.calls import ExpertsCall, bare_copy, call_reader, frozen, replaced_forward
+from seawall.models.moe.by_expert import computes_sorted, split_forward
+from seawall.models.moe.calls import ByToken, ExpertsCall, bare_copy, call_reader, frozen, replaced_forward
 from seawall.models.moe.find import MoELayer, MoEModel
 from seawall.models.moe.trainable_copies import Part, TrainableCopies
 
@@ -75,7 +76,7 @@ def trainable_experts(
         for layer in moe.layers:
             if chosen[layer.index]:
                 forward = _RowSplit(layer, chosen[layer.index], copies)
-                changes.enter_context(replaced_forward(layer.experts, forward))
+                changes.enter_context(replaced_forward(layer.experts, ByToken(forward)))
         yield copies
 
 
@@ -115,6 +116,7 @@ class _RowSplit:
         self._copies = copies
         self._read = call_reader(layer.experts)
         self._frozen: Callable[..., Any] = layer.experts.forward
+        self._sorted = layer.experts if computes_sorted(layer.experts) else None
         self._small = _narrowed(layer.experts, len(experts))
         self._masters = {name: copies.get(layer.full_name(name)) for name in layer.weights}
         self._dtypes = {name: layer.parameter(name).dtype for name in layer.weights}
@@ -129,6 +131,9 @@ class _RowSplit:
         call = self._read(args, kwargs)
         ids_R = call.indices_TK.reshape(-1)
         self._copy_index_E = self._copy_index_E.to(ids_R.device)
+        if self._sorted is not None:
+            total_TD, any_copy = split_forward(self._sorted, call, self._copy_index_E, self._rounded())
+            return total_TD if any_copy else total_TD + self._zero().to(total_TD.dtype)
         copy_index_R = self._copy_index_E[ids_R]
         frozen_rows, small_rows = (copy_index_R < 0).nonzero().squeeze(1), (copy_index_R >= 0).nonzero().squeeze(1)
         order_R = torch.cat([frozen_rows, small_rows])
@@ -143,9 +148,12 @@ class _RowSplit:
         return total_TD if len(small_rows) else total_TD + self._zero().to(total_TD.dtype)
 
     def _trained(self, *args: Any) -> Tensor:
-        rounded = {name: master.to(self._dtypes[name]) for name, master in self._masters.items()}
-        output: Tensor = functional_call(self._small, rounded, args)
+        output: Tensor = functional_call(self._small, self._rounded(), args)
         return output
+
+    def _rounded(self) -> dict[str, Tensor]:
+        """The copies in the model's dtype."""
+        return {name: master.to(self._dtypes[name]) for name, master in self._masters.items()}
 
     def _zero(self) -> Tensor:
         """A zero that depends on the copies, so that a batch without selected experts still has a (zero) gradient."""

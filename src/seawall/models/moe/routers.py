@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from seawall.models.moe.calls import bare_copy, frozen, replaced_forward
+from seawall.models.moe.calls import ByToken, bare_copy, frozen, replaced_forward
 from seawall.models.moe.find import MoELayer, MoEModel
 from seawall.models.moe.trainable_copies import Part, TrainableCopies
 
@@ -41,7 +41,7 @@ def trainable_routers(moe: MoEModel, *, master_dtype: torch.dtype = torch.float3
     with ExitStack() as changes:
         changes.enter_context(frozen(moe.model))
         for layer in moe.layers:
-            changes.enter_context(replaced_forward(layer.router, _forward(layer, copies)))
+            changes.enter_context(replaced_forward(layer.router, ByToken(_forward(layer, copies))))
         yield copies
 
 

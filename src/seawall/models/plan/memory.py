@@ -103,8 +103,10 @@ def _routed_layer(shapes: ModelShapes, saved: Saved) -> float:
 
 
 def _implementation(shapes: ModelShapes, moe: MoESummary) -> int:
-    """Bytes per token that an implementation of the experts adds: `batched_mm` copies weights, `eager` rows twice."""
-    per_expert = {"batched_mm": moe.expert_parameters, "eager": shapes.width}.get(shapes.implementation or "", 0)
+    """Bytes per token that an implementation of the experts adds: `batched_mm` copies weights, others rows twice."""
+    per_expert = {"batched_mm": moe.expert_parameters, "eager": shapes.width, "sorted": shapes.width}.get(
+        shapes.implementation or "", 0
+    )
     return shapes.element_bytes * moe.top_k * per_expert
 
 

@@ -22,6 +22,7 @@ from seawall.models.files.load import library_errors
 from seawall.models.files.placement import DTYPES
 from seawall.models.forward import run_model
 from seawall.models.greedy import GreedyBatch
+from seawall.models.moe.by_expert import experts_options
 from seawall.models.moe.experts import trainable_experts
 from seawall.models.moe.find import find_moe_if_any
 from seawall.models.plan.rates import Rates
@@ -139,7 +140,7 @@ def random_model(
     for name, value in text.to_dict().items():
         if name in _BY_LAYER and isinstance(value, list):
             setattr(text, name, value[:layers])
-    options = {} if implementation is None else {"experts_implementation": implementation}
+    options = experts_options(implementation)
     with library_errors("the model cannot be built from its config.json"), silence_libraries(), ExitStack() as stack:
         stack.enter_context(initialization.no_init_weights())
         stack.enter_context(torch.device(device))
