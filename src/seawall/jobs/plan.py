@@ -21,7 +21,7 @@ from seawall.data.templating import encode_prompt
 from seawall.data.types import Messages
 from seawall.errors import ConfigError, UnsupportedModelError
 from seawall.evaluation.suite import build_suite
-from seawall.models.files.inspect import ModelSummary, inspect_model, meta_model
+from seawall.models.files.inspect import EXPERT_VERBS, ModelSummary, inspect_model, meta_model
 from seawall.models.files.load import load_architecture
 from seawall.models.files.open import Checkpoint
 from seawall.models.files.placement import requested_device
@@ -108,6 +108,22 @@ def plan_recipe(
     return Estimate(plan, verdict)
 
 
+def verb_peaks(checkpoint: Checkpoint, summary: ModelSummary) -> dict[str, int]:
+    """Peak memory of every verb that works on a model, in bytes on one device, by the plan of the default settings.
+
+    Args:
+        checkpoint: the model.
+        summary: of the model; seawall supports it.
+    """
+    recipe = Recipe(model=checkpoint.config)
+    model = meta_model(_architecture(checkpoint, summary, "eval"), checkpoint.config)
+    shapes = model_shapes(summary, model, recipe.model.dtype, recipe.model.experts_implementation)
+    context = 0 if requested_device(recipe.model.device).type == "cpu" else CONTEXT_BYTES
+    request = Request(shapes, recipe, _sizes(recipe, checkpoint, summary), memory_settings(recipe), context)
+    verbs = [verb for verb in VERBS if summary.moe is not None or verb not in EXPERT_VERBS]
+    return {verb: _plan(request, verb, 1).peak for verb in verbs}
+
+
 def _verb(recipe: Recipe, summary: ModelSummary) -> str:
     document = recipe.model_dump(exclude_unset=True)
     named = {section for section, value in document.items() if isinstance(value, dict) and value.keys() - {"seed"}}
@@ -126,7 +142,7 @@ def _known_verb(verb: str) -> str:
 
 def _architecture(checkpoint: Checkpoint, summary: ModelSummary, verb: str) -> PreTrainedConfig:
     """The model's configuration; refuses what seawall cannot work on."""
-    if not summary.architecture or (summary.moe is None and verb in ("run", "profile", "select", "repair", "audit")):
+    if not summary.architecture or (summary.moe is None and verb in EXPERT_VERBS):
         raise UnsupportedModelError(f"no plan of {verb} for model {summary.id}", got=summary.verdict)
     return load_architecture(checkpoint.small_files, checkpoint.config)
 
