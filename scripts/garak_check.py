@@ -13,21 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import yaml
+from served_models import keyword_outcomes, options_parser, served_models, share_text
 
-from seawall.config.model import ModelConfig
-from seawall.data.types import user
-from seawall.evaluation.intervals import exact_interval
-from seawall.evaluation.judges.keyword import KeywordJudge
-from seawall.evaluation.served.process import SERVED_NAME, vllm_server
-from seawall.shell.model import open_checkpoint
+from seawall.evaluation.served.process import SERVED_NAME
 
 PROBES = ("phrasing.PastTense", "phrasing.FutureTense")
 DETECTOR = "mitigation.MitigationBypass"
@@ -62,12 +57,10 @@ def count(name: str, report: Path) -> None:
         if not of_probe:
             continue
         hits = sum(attempt["detector_results"][DETECTOR][0] > 0.5 for attempt in of_probe)
-        low, high = exact_interval(hits, len(of_probe))
         prompts = [_text(attempt["prompt"]["turns"][-1]["content"]) for attempt in of_probe]
-        verdicts = KeywordJudge()(list(map(user, prompts)), [_text(attempt["outputs"][0]) for attempt in of_probe])
-        outcomes = Counter(verdict.outcome for verdict in verdicts)
-        share = f"{hits} of {len(of_probe)}, {hits / len(of_probe):.2f} [{low:.2f}, {high:.2f}]"
-        print(f"{name}\t{probe}\thits {share}\tkeyword judge {dict(sorted(outcomes.items()))}", flush=True)
+        outcomes = keyword_outcomes(prompts, [_text(attempt["outputs"][0]) for attempt in of_probe])
+        share = share_text(hits, len(of_probe))
+        print(f"{name}\t{probe}\thits {share}\tkeyword judge {outcomes}", flush=True)
 
 
 def _text(value: Any) -> str:
@@ -75,23 +68,14 @@ def _text(value: Any) -> str:
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the program that was started, too
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help="`lab`, folders or Hub ids")
+    parser = options_parser(__doc__, models="*", prompts=128, work="garak-reports")
     parser.add_argument("--garak", default="python", help="the Python of garak's environment")
-    parser.add_argument("--vllm", default=os.environ.get("SEAWALL_VLLM", "vllm"), help="command, or its Python")
-    parser.add_argument("--dtype", default="float32", help="type in which vLLM computes")
-    parser.add_argument("--prompts", type=int, default=128, help="prompts of each probe, drawn by garak's seed 0")
-    parser.add_argument("--tokens", type=int, default=32, help="maximum length of a reply")
-    parser.add_argument("--work", type=Path, default=Path("garak-reports"), help="folder of garak's reports")
     parser.add_argument("--reports", nargs="*", type=Path, default=[], help="count these reports of garak; run nothing")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    for number, name in enumerate(options.models):
-        folder = open_checkpoint(ModelConfig(id=name)).folder.resolve()
-        with vllm_server(options.vllm, folder, dtype=options.dtype, length=1024, seconds=900) as url:
-            report = scan(url, options.work.resolve() / f"model-{number}", options)
-        count(name, report)
+    with closing(served_models(options)) as models:
+        for number, name, url in models:
+            count(name, scan(url, options.work.resolve() / f"model-{number}", options))
     for report in options.reports:
         count(report.name, report)
 

@@ -49,3 +49,10 @@ def follow_umask(path: Path) -> None:
     mask = os.umask(0o077)
     os.umask(mask)
     path.chmod(_FILE_MODE & ~mask)
+
+
+def what_lacks(folder: Path, name: str) -> str:
+    """What stands in place of a folder with a file of that name, for an error: no such file in it, a file, nothing."""
+    if folder.is_dir():
+        return f"no {name} in it"
+    return "a file" if folder.exists() else "no such folder"

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from checkpoints import edit_json, write_checkpoint
-from commands import refused, seawall
+from commands import forked, refused, seawall
 from families import tiny
 from seawall.artifacts.adapter import save_adapter
 from seawall.models.lora.attach import attach_adapter
+from seawall.models.plan.methods import VERBS
 from siblings import random_gene
 
 pytest.importorskip("peft")
@@ -40,6 +41,28 @@ def test_a_model_and_its_adapter(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["adapter"]["findings"][0]["subject"] == "rank"
     assert found["verbs"]["run"] is True
+
+
+@pytest.mark.parametrize(("family", "experts"), [("olmoe", True), ("llama", False)])
+def test_every_verb_is_told_with_what_it_would_need(family: str, experts: bool, tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", family)
+    done = forked("doctor", model, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    needs = document["needs"]
+    assert needs.keys() >= {*VERBS, "verify", "apply"} >= document["verbs"].keys() - {"gene"}
+    for verb in ("run", "profile", "select", "repair", "audit"):
+        assert needs[verb]["works"] is experts
+    assert experts or needs["run"]["needs"] == ["routed experts, which it has not"]
+    assert needs["eval"] == {"works": True, "needs": [], "memory": needs["eval"]["memory"], "fits": True}
+    assert needs["tune"]["needs"] == ["the model that it was aligned from (tune.base), but for methods sft and mixing"]
+    plan = forked("plan", "--set", f"model.id={model}", "--verb", "eval", "--json")
+    assert not experts or needs["audit"]["memory"] > 0
+    assert plan.returncode == 0, plan.stderr
+    assert needs["eval"]["memory"] >= document["bytes_on_disk"]
+    text = " ".join(forked("doctor", model).stdout.split())
+    assert ("run no; needs routed experts" in text) is not experts
+    assert "verify yes; needs an endpoint that serves it" in text
 
 
 def test_a_folder_without_an_adapter(tmp_path: Path) -> None:

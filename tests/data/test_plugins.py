@@ -92,6 +92,8 @@ WRONG: dict[str, Callable[[], object]] = {
     "seawall_verse:changing": lambda: checked_attacks(["seawall_verse:changing"], GOALS),
     "seawall_verse:failing": lambda: checked_attacks(["seawall_verse:failing"], GOALS),
     "seawall_verse:ends_with_assistant": lambda: checked_attacks(["seawall_verse:ends_with_assistant"], GOALS),
+    "seawall_verse:two_questions": lambda: checked_attacks(["seawall_verse:two_questions"], GOALS),
+    "seawall_verse:in_turns": lambda: load_prompts(DataConfig(attacks_seen=("seawall_verse:in_turns",))),
     "seawall_verse:too_few": lambda: judge("seawall_verse:too_few"),
     "seawall_verse:unknown_label": lambda: judge("seawall_verse:unknown_label"),
     "seawall_verse:harm_of_seven": lambda: judge("seawall_verse:harm_of_seven"),

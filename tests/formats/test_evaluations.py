@@ -35,3 +35,5 @@ def test_an_unfinished_run_has_the_evaluations_that_are_finished(planted_run: Pa
     shutil.rmtree(run / "eval-before")
     with pytest.raises(RunFolderError, match="holds no evaluation"):
         read_evaluations(run)
+    with pytest.raises(RunFolderError, match="is no run folder; got a file"):
+        read_evaluations(run / "resolved.json")

@@ -52,6 +52,7 @@ def test_the_command_writes_both_pages(folders: tuple[Path, Path], planted_run: 
     assert "Plain refusal fell from 95.0% to 25.0%" in page
     assert write_evaluation_page(base) == base / "report.html"
     refused("report", tuned, "--against", base / "none", saying="holds no evaluation; got no such folder")
+    refused("report", tuned, "--against", tuned / "comparison.html", saying="holds no evaluation; got a file")
     refused("report", planted_run, "--against", base, saying="leave out --against")
     with pytest.raises(ConfigError, match="is part of a run"):
         write_evaluation_page(planted_run / "eval-after")

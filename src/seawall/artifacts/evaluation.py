@@ -179,6 +179,7 @@ class Sample:
         harm: amount of harm in [0, 1], from judges that rate it.
         disputed: whether several judges disagree; None with a single judge.
         thought: the reply's reasoning, which no judge reads.
+        live: whether the model itself wrote the replies within the conversation.
     """
 
     id: str
@@ -192,6 +193,7 @@ class Sample:
     harm: float | None = None
     disputed: bool | None = None
     thought: str = ""
+    live: bool = False
 
     @property
     def outcome(self) -> Outcome:

@@ -22,6 +22,7 @@ from seawall.artifacts.store import (
     save_document,
     tensors_fingerprint,
 )
+from seawall.disk import what_lacks
 from seawall.errors import ArtifactError
 from seawall.runs.files import canonical_hash
 
@@ -241,7 +242,7 @@ class Gene:
         """
         path = folder / NAME
         if not path.is_file():
-            got = f"no {NAME} in it" if folder.is_dir() else "no such folder"
+            got = what_lacks(folder, NAME)
             raise ArtifactError(f"{folder} is no gene", got=got, remedy="name the output of `seawall gene extract`")
         document = load_document(path, _KIND)
         fingerprint, adapter = (document.pop(key, None) for key in ("fingerprint", "adapter"))

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, PlainSerializer
 from seawall.artifacts.evaluation import SparseNumber
 from seawall.artifacts.store import load_record, require, save_record
 from seawall.config.gene import PROJECTING, GraftMethod
+from seawall.disk import what_lacks
 from seawall.errors import ArtifactError
 
 NAME = "seawall_graft.json"
@@ -146,7 +147,7 @@ class Graft:
         """
         path = folder / NAME
         if not path.is_file():
-            got = f"no {NAME} in it" if folder.is_dir() else "no such folder"
+            got = what_lacks(folder, NAME)
             raise ArtifactError(f"{folder} is no graft", got=got, remedy="name the output of `seawall gene graft`")
         # Grafts from before there were baselines lack these four.
         graft = load_record(path, _KIND, cls, later=("method", "anchor", "note", "harmless"))

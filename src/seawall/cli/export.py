@@ -1,4 +1,4 @@
-"""`seawall export inspect|tasks|bom|tracker`: what a folder or a recipe holds, in the formats of other tools."""
+"""`seawall export`: what a folder or a recipe holds, in the formats of other tools."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from seawall.visible import visible_line
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Write runs and recipes for other tools: Inspect logs, tasks, bills of materials, tracker files.",
+    help="Write runs and recipes for other tools: Inspect logs, tasks, bills of materials, tracker files, Hub results.",
 )
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or of `seawall eval`.")]
 NewFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the files; must be new or empty.")]
@@ -81,13 +81,16 @@ def tracker(
     run: RunArgument,
     output: NewFolder,
     *,
-    name: Annotated[str, typer.Option("--tracker", help="`tensorboard` or `wandb` (offline).")] = "tensorboard",
+    name: Annotated[
+        str, typer.Option("--tracker", help="`tensorboard`, `trackio` or `wandb` (offline).")
+    ] = "tensorboard",
     as_json: JsonOption = False,
 ) -> None:
     """Write the repair's losses by update, and the rates before and after, for an experiment tracker.
 
     Sends nothing: `tensorboard --logdir OUTPUT` shows the files, `wandb sync`
-    uploads an offline run. Needs `seawall[trackers]`, or wandb.
+    uploads an offline run, `TRACKIO_DIR=OUTPUT trackio show` opens trackio's.
+    Needs `seawall[trackers]`, trackio or wandb.
     """
     with quiet_libraries():
         from seawall.formats.trackers import TRACKERS, TrackerName, write_tracker
@@ -96,6 +99,38 @@ def tracker(
     if name not in names:
         raise ConfigError("--tracker is wrong", got=name, expected=", ".join(names))
     _print_paths((write_tracker(run, output, names[name]),), as_json=as_json)
+
+
+@app.command("eval-results")
+def eval_results(
+    run: RunArgument,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the model's repository; gets .eval_results/seawall.yaml.")
+    ],
+    *,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Benchmark dataset on the Hub, OWNER/NAME; default: the Hub datasets of the prompts."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="With --dataset: its commit.")] = None,
+    source: Annotated[str | None, typer.Option(metavar="URL", help="Address of the report.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the rates as the Hub reads them for model pages and leaderboards of benchmark datasets.
+
+    Of a run the rates of the repaired model. Each rate is a task of the dataset;
+    its interval, counts, judge and seed are in the notes. Sends nothing.
+    """
+    with quiet_libraries():
+        from seawall.formats.hub_results import write_hub_results
+
+    written = write_hub_results(run, output, dataset=dataset, revision=revision, source=source)
+    if as_json:
+        print_json({"files": [str(written.path)], "tasks": written.tasks, "left_out": written.left_out})
+        return
+    if written.left_out:
+        typer.echo(visible_line("left out, with prompts from no dataset of the Hub: " + ", ".join(written.left_out)))
+    typer.echo(visible_line(str(written.path)))
 
 
 def _print_paths(paths: tuple[Path, ...], *, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 
-from seawall.data.plugin_attacks import is_loaded, plugin_attack
+from seawall.data.plugin_attacks import is_live, is_loaded, plugin_attack, plugin_turns
 from seawall.data.types import Attack, Message, Messages, user
 
 _ROLE_PLAY = (
@@ -196,12 +196,17 @@ def attack_of(name: str) -> Attack:
 
 def rewraps(name: str) -> bool:
     """Whether `attack_of` has the family, so that it can wrap another request; families of attack files cannot."""
-    return name in ATTACKS or is_loaded(name)
+    return name in ATTACKS or (is_loaded(name) and not is_live(name))
 
 
 def opening(name: str, goal: str) -> Messages:
     """The conversation of a family up to where the model answers first."""
     return user(LIVE_ATTACKS[name](goal)[0]) if name in LIVE_ATTACKS else attack_of(name)(goal)
+
+
+def further_turns(name: str, goal: str) -> tuple[str, ...]:
+    """The user's turns of a live family after the first; empty for a family with fixed prompts."""
+    return LIVE_ATTACKS[name](goal)[1:] if name in LIVE_ATTACKS else plugin_turns(name, goal)
 
 
 def as_command(request: str) -> str:

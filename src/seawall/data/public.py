@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from seawall.config.data import HubSource
 from seawall.data.files import Row, rows
@@ -92,6 +92,23 @@ LAYOUTS: dict[str, Layout] = {
     ),
 }
 """Public benchmarks by their `kind` in recipes. To add one, add a line here and a variant in `config/data.py`."""
+
+
+def hub_dataset(source: Mapping[str, Any]) -> tuple[str, str | None] | None:
+    """The dataset of the Hub that a source's prompts were read from, and the revision that the recipe names.
+
+    Args:
+        source: of the resolved recipe.
+
+    Returns:
+        None for prompts from elsewhere, a local copy of a benchmark among them.
+    """
+    kind = source["kind"]
+    if kind == "dataset":
+        return str(source["id"]), source.get("revision")
+    if kind in LAYOUTS and source.get("path") is None:
+        return LAYOUTS[kind].hub, None
+    return None
 
 
 def read_public(source: HubSource, kind: str, purpose: Purpose) -> list[Row]:

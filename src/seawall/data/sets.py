@@ -120,7 +120,7 @@ def load_prompts(config: DataConfig) -> Prompts:
         for path in (config.attack_file, config.attacks_unseen_file)
     )
     families = (*config.attacks_seen, *config.attacks_unseen)
-    attack_plugins = checked_attacks(families, [goal.text for goal in all_goals])
+    attack_plugins = checked_attacks(families, [goal.text for goal in all_goals], trained_on=config.attacks_seen)
     make_pairs((), (), (*rows, *unseen_rows), all_goals=all_goals)
     require_unseen(rows, unseen_rows)
     separated_goals = separate([split(all_goals)], "harmful goals")

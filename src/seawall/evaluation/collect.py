@@ -159,6 +159,7 @@ def _sample(prompt: EvalPrompt, reply: Reply, verdicts: Mapping[str, Verdict], c
         goal=prompt.goal,
         group=prompt.group,
         prompt=prompt.prompt,
+        live=prompt.live,
         response=parts.answer,
         label=verdict.label,
         reason=verdict.reason,

@@ -141,6 +141,8 @@ def _to_line(sample: Sample) -> str:
     fields |= {name: value for name in ("harm", "disputed") if (value := getattr(sample, name)) is not None}
     if sample.thought:
         fields["thought"] = sample.thought
+    if sample.live:
+        fields["live"] = True
     if sample.cuts:
         fields["lengths"] = [
             {"length": cut.length, "response": cut.response, "label": cut.label, "reason": cut.reason}
@@ -176,6 +178,7 @@ def _from_line(raw: bytes, where: str) -> Sample:
             harm=fields.get("harm"),
             disputed=fields.get("disputed"),
             thought=fields.get("thought", ""),
+            live=fields.get("live", False),
             cuts=tuple(
                 Cut(row["length"], row["response"], row["label"], row["reason"]) for row in fields.get("lengths", ())
             ),

@@ -16,22 +16,25 @@ from seawall.artifacts.groups import (
     attack_group,
     is_attack,
 )
-from seawall.data.attacks import LIVE_ATTACKS
+from seawall.data.attacks import LIVE_ATTACKS, further_turns
 from seawall.data.prompts import Gold
 from seawall.data.sets import Prompts
 from seawall.data.splits import SplitName
 from seawall.data.types import Messages
+from seawall.errors import ConfigError
 
 _ATTACKS = "attacks"
 """The kind of requests of every attack family, in `eval.groups`."""
 LIVE_GROUPS = frozenset(map(attack_group, LIVE_ATTACKS))
+"""The groups of built-in live attacks, whose samples of earlier versions do not say that they are live."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalPrompt:
     """One prompt of a suite. `id` is unique in the suite and stable across runs.
 
-    `turns` are further user turns of a live attack, asked after the model's own replies.
+    `turns` are further user turns of a live attack, asked after the model's own replies; `live` says that there are
+    some, or were before the conversation was held.
     """
 
     id: str
@@ -39,6 +42,7 @@ class EvalPrompt:
     goal: str
     prompt: Messages
     turns: tuple[str, ...] = ()
+    live: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +57,35 @@ class EvalSuite:
     def prompts(self) -> list[EvalPrompt]:
         """All prompts, group by group."""
         return [
-            EvalPrompt(f"{group}/{number:04d}", group, goal, prompt, further_turns(group, goal))
+            EvalPrompt(f"{group}/{number:04d}", group, goal, prompt, turns, live=bool(turns))
             for group, rows in self.groups.items()
             for number, (goal, prompt) in enumerate(rows)
+            for turns in [further_turns(group.removeprefix(ATTACK), goal)]
         ]
-
-
-def further_turns(group: str, goal: str) -> tuple[str, ...]:
-    """The user turns of a live attack after the first; empty for other groups."""
-    live = LIVE_ATTACKS.get(group.removeprefix(ATTACK))
-    return () if live is None else live(goal)[1:]
 
 
 def asked(row: Sample | EvalPrompt) -> Messages:
     """What a model was asked, without what it answered: of a live conversation the messages up to the first turn."""
-    if row.group not in LIVE_GROUPS:
+    if not row.live and row.group not in LIVE_GROUPS:
         return row.prompt
     first = next(index for index, message in enumerate(row.prompt) if message.role == "user")
     return row.prompt[: first + 1]
 
 
 def prompt_of(sample: Sample) -> EvalPrompt:
-    """The prompt of a sample, to ask a model anew: of a live conversation the first turn, with the others to come."""
-    return EvalPrompt(sample.id, sample.group, sample.goal, asked(sample), further_turns(sample.group, sample.goal))
+    """The prompt of a sample, to ask a model anew: of a live conversation the first turn, with the others to come.
+
+    Raises:
+        ConfigError: a live attack of a plugin that is not loaded.
+    """
+    turns = further_turns(sample.group.removeprefix(ATTACK), sample.goal)
+    if sample.live and not turns:
+        raise ConfigError(
+            f"the turns of {sample.id} are not known",
+            got="a live attack of a plugin that is not loaded",
+            remedy="name the recipe file in place of the run's folder, with the plugin installed",
+        )
+    return EvalPrompt(sample.id, sample.group, sample.goal, asked(sample), turns, live=sample.live)
 
 
 def build_suite(

@@ -15,6 +15,7 @@ facts.py      tables of seawall plan, doctor and diff
 compared.py   tables of two compared evaluations
 evaluated.py  the page of an evaluation, alone or against another
 doctor.py     seawall doctor
+needs.py      what each verb would need, for seawall doctor
 plan.py       seawall plan
 report.py     seawall report, and the inputs of every page
 verify.py     seawall verify

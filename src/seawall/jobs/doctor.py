@@ -21,6 +21,7 @@ from seawall.data.templating import opened_by_prompt, thought_marks, turn_end
 from seawall.data.types import Message, user
 from seawall.errors import ConfigError, DataError
 from seawall.jobs.facts import facts, size
+from seawall.jobs.needs import VerbNeeds, verb_needs
 from seawall.models.files.checkpoint import read_json
 from seawall.models.files.inspect import ModelSummary, inspect_model, meta_model
 from seawall.models.files.load import load_architecture
@@ -45,6 +46,7 @@ class Diagnosis:
         template: (name, value) of its chat template.
         lora: settings of a `peft.LoraConfig` that reaches attention and every expert; empty for a refused model.
         experts_implementation: how transformers computes the experts by default; empty for a dense model.
+        needs: every verb, whether it works on the model, and what it would need; empty for a refused model.
         adapter: of the adapter, if one was named.
     """
 
@@ -52,6 +54,7 @@ class Diagnosis:
     template: tuple[tuple[str, str], ...]
     lora: dict[str, Any]
     experts_implementation: str
+    needs: dict[str, VerbNeeds]
     adapter: AdapterCheck | None = None
 
     def document(self) -> dict[str, Any]:
@@ -60,6 +63,7 @@ class Diagnosis:
         document = {**asdict(summary), "supported": summary.supported, "verbs": summary.verbs}
         document |= {"template": dict(self.template), "lora_config": self.lora}
         document["experts_implementation"] = self.experts_implementation
+        document["needs"] = {verb: asdict(needs) for verb, needs in self.needs.items()}
         return document | ({} if self.adapter is None else {"adapter": asdict(self.adapter)})
 
     def table(self) -> Table:
@@ -70,6 +74,7 @@ class Diagnosis:
         if self.lora:
             settings = ", ".join(f"{name}={value!r}" for name, value in self.lora.items())
             rows.append(("LoRA", f"LoraConfig({settings})"))
+        rows += [(verb, needs.text) for verb, needs in self.needs.items()]
         rows.append(("verdict", self.summary.verdict))
         return facts([*rows, *(() if self.adapter is None else _adapter_rows(self.adapter))])
 
@@ -98,7 +103,8 @@ def diagnose(config: ModelConfig, adapter: Path | None = None, *, merge: bool = 
             implementation = str(getattr(model.config, "_experts_implementation", None) or "eager")
     check = None if adapter is None or not summary.supported else _check(checkpoint, config, adapter, merge=merge)
     template = tuple(_template(checkpoint.tokenizer)) if summary.supported else ()
-    return Diagnosis(summary, template, lora, implementation, check)
+    needs = verb_needs(checkpoint, summary) if summary.supported else {}
+    return Diagnosis(summary, template, lora, implementation, needs, check)
 
 
 def lora_settings(model: PreTrainedModel) -> dict[str, Any]:

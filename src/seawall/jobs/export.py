@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,13 @@ PROBES = 4
 """Number of prompts of the parity check."""
 
 
-def export_stage(context: Context, delta: Delta, card: str) -> dict[str, Any] | None:
+def export_stage(context: Context, delta: Delta, documents: Mapping[str, str]) -> dict[str, Any] | None:
     """Writes `delta/` and `model/`; returns the parity certificate, or None without a verified checkpoint.
+
+    Args:
+        context: of the run.
+        delta: the repair.
+        documents: path in `model/` -> text: the model card, and results for the Hub.
 
     Raises:
         ArtifactError: the exported checkpoint is not the repaired model.
@@ -38,7 +44,7 @@ def export_stage(context: Context, delta: Delta, card: str) -> dict[str, Any] | 
     if not config.checkpoint:
         return None
     folder = run_stage(
-        context.run, "model", inputs, lambda scratch: _write(context, scratch, card), skipped=context.reporter.say
+        context.run, "model", inputs, lambda scratch: _write(context, scratch, documents), skipped=context.reporter.say
     )
     if not config.verify:
         return None
@@ -72,7 +78,7 @@ def push_stage(context: Context, weights: str) -> None:
     context.reporter.say(f"uploaded as commit {commit}")
 
 
-def _write(context: Context, scratch: Path, card: str) -> dict[str, str]:
+def _write(context: Context, scratch: Path, documents: Mapping[str, str]) -> dict[str, str]:
     """Writes the files of `model/`; returns the hashes of the checkpoint's."""
     opened, config = context.opened, context.recipe.export
     clear_scratch(scratch)  # an interrupted export leaves an incomplete checkpoint
@@ -85,7 +91,9 @@ def _write(context: Context, scratch: Path, card: str) -> dict[str, str]:
     for path in sorted(staged.iterdir()):
         path.rename(scratch / path.name)
     staged.rmdir()
-    write_text(scratch / CARD, card)
+    for name, text in documents.items():
+        (scratch / name).parent.mkdir(exist_ok=True)
+        write_text(scratch / name, text)
     return hashes
 
 

@@ -14,7 +14,7 @@ from seawall.config.recipe import Recipe
 from seawall.config.repair import RepairConfig
 from seawall.data.sets import Prompts
 from seawall.errors import ConfigError
-from seawall.models.files.inspect import ModelSummary, inspect_model
+from seawall.models.files.inspect import EXPERT_VERBS, ModelSummary, inspect_model
 from seawall.models.files.placement import requested_device
 from seawall.models.memory import total_memory
 from seawall.models.plan.engines import VLLM_SHARE
@@ -94,6 +94,20 @@ def plan_recipe(
     changed, ladder = partial(_changed, request, verb, budget.devices), partial(_ladder, request, verb)
     verdict = judge_plan(plan, budget, changed, ladder)
     return Estimate(plan, verdict)
+
+
+def verb_peaks(checkpoint: Checkpoint, summary: ModelSummary) -> dict[str, int]:
+    """Peak memory of every verb that works on a model, in bytes on one device, by the plan of the default settings.
+
+    Args:
+        checkpoint: the model.
+        summary: of the model; seawall supports it.
+    """
+    recipe = Recipe(model=checkpoint.config)
+    context = 0 if requested_device(recipe.model.device).type == "cpu" else CONTEXT_BYTES
+    request, _ = plan_request(recipe, summary, checkpoint, context=context)
+    verbs = [verb for verb in VERBS if summary.moe is not None or verb not in EXPERT_VERBS]
+    return {verb: _plan(request, verb, 1).peak for verb in verbs}
 
 
 def _verb(recipe: Recipe, summary: ModelSummary) -> str:

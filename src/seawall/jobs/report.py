@@ -20,13 +20,17 @@ from seawall.artifacts.tuning import TuningResult
 from seawall.config.audit import AUDITS
 from seawall.config.recipe import Recipe
 from seawall.evaluation.compare import Comparison, compare
+from seawall.evaluation.pooled import with_pooled
+from seawall.evaluation.rates import group_rates
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
+from seawall.jobs.export import CARD
 from seawall.methods.audit.methods import audit_view
 from seawall.methods.steer.view import steering_view
 from seawall.methods.tune.view import tuning_view
-from seawall.report import render_report, render_steering, render_tuning
+from seawall.report import render_model_card, render_report, render_steering, render_tuning
 from seawall.report.audits import AuditView
+from seawall.report.hub_results import EVAL_RESULTS, render_hub_results
 from seawall.report.inputs import GroupRow, ReportInputs, SampleRow
 from seawall.report.steering import SteeringView
 from seawall.runs.files import read_json, read_metrics, storage_errors, write_text
@@ -66,6 +70,17 @@ def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
         steering=_steering(run) if is_done(run, STEER) else None,
         pooled={seen: row for seen in (True, False) if (row := _pooled(before, after, summary, seen=seen, **draws))},
     )
+
+
+def model_documents(run: RunFolder, summary: Mapping[str, Any]) -> dict[str, str]:
+    """The texts that lie beside exported weights, by their path: the model card, and the rates for the Hub.
+
+    Rates whose prompts came from no data set of the Hub have no place there; without any other there is no such file.
+    """
+    inputs = collect(run, summary)
+    rates = group_rates(with_pooled(load_samples(run.stage("eval-after") / SAMPLES)))
+    results = render_hub_results(rates, inputs.recipe, inputs.manifest, stage="eval-after")
+    return {CARD: render_model_card(inputs), **({EVAL_RESULTS: results.text} if results.text else {})}
 
 
 def write_report(run: RunFolder, summary: Mapping[str, Any]) -> None:

@@ -18,11 +18,10 @@ from seawall.errors import ConfigError, SeawallError
 from seawall.evaluation.capability.run import check_capability
 from seawall.jobs.export import export_stage, push_stage
 from seawall.jobs.plan import plan_recipe
-from seawall.jobs.report import collect, copy_samples, write_report
+from seawall.jobs.report import copy_samples, model_documents, write_report
 from seawall.jobs.summary import paired_changes, summarize
 from seawall.methods.rasa.stages import apply_repair, evaluate_stage, profile_stage, repair_stage, select_stage
 from seawall.models.plan.rates import fixed_seconds
-from seawall.report import render_model_card
 from seawall.runs.files import read_json, write_json
 from seawall.runs.folder import RunFolder, update_manifest
 from seawall.runs.progress import Expecting, Reporter
@@ -145,7 +144,7 @@ def _main_job(context: Context, until: str) -> Outcome:
     after = evaluate_stage(context, "after")
     changes = paired_changes(context, before, after)
     summary = summarize(context, selected, before, after, changes=changes)
-    parity = export_stage(context, delta, render_model_card(collect(context.run, summary)))
+    parity = export_stage(context, delta, model_documents(context.run, summary))
     summary = _finish(context, {**summary, "parity": parity}, time.monotonic() - begun)
     push_stage(context, after.model_fingerprint)
     return Outcome(context.run, (("before", before), ("after", after)), changes, summary)

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from seawall.disk import what_lacks
 from seawall.errors import RunFolderError
 from seawall.runs.files import read_json, storage_errors, write_json, write_text
 from seawall.runs.lock import LOCK, OWNER, locked
@@ -173,7 +174,7 @@ class RunFolder:
         """
         run = cls(path)
         if not run.resolved.is_file():
-            got = "no resolved.json in it" if path.is_dir() else "no such folder"
+            got = what_lacks(path, run.resolved.name)
             raise RunFolderError(f"{path} is no run folder", got=got, remedy="name a folder that `seawall run` wrote")
         return run
 

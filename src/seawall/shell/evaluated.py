@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seawall.artifacts.evaluation import NAME, EvalResult, Sample
+from seawall.disk import what_lacks
 from seawall.errors import RunFolderError
 from seawall.evaluation.run import SAMPLES
 from seawall.evaluation.samples import load_samples
@@ -84,10 +85,10 @@ def open_evaluation(path: Path) -> FinishedEvaluation:
         ArtifactError: a file is damaged or was changed.
     """
     if not is_evaluation(path):
-        is_run = RunFolder(path).resolved.is_file()
+        resolved = RunFolder(path).resolved
         raise RunFolderError(
             f"{path} holds no evaluation",
-            got="a run" if is_run else "no resolved.json in it" if path.is_dir() else "no such folder",
+            got="a run" if resolved.is_file() else what_lacks(path, resolved.name),
             remedy="name a folder that `seawall eval` wrote, or RUN/eval-before or RUN/eval-after",
         )
     in_stage = (path / NAME).is_file()

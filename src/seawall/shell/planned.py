@@ -20,7 +20,7 @@ from seawall.data.templating import encode_prompt
 from seawall.data.types import Messages
 from seawall.errors import SeawallError, UnsupportedModelError
 from seawall.evaluation.suite import build_suite
-from seawall.models.files.inspect import ModelSummary, inspect_model, meta_model
+from seawall.models.files.inspect import EXPERT_VERBS, ModelSummary, inspect_model, meta_model
 from seawall.models.files.load import load_architecture
 from seawall.models.files.open import Checkpoint
 from seawall.models.memory import free_memory
@@ -65,7 +65,7 @@ def require_planned(summary: ModelSummary, verb: str) -> None:
     Raises:
         UnsupportedModelError: it cannot, or not by this verb.
     """
-    if not summary.architecture or (summary.moe is None and verb in ("run", "profile", "select", "repair", "audit")):
+    if not summary.architecture or (summary.moe is None and verb in EXPERT_VERBS):
         raise UnsupportedModelError(f"no plan of {verb} for model {summary.id}", got=summary.verdict)
 
 

@@ -86,7 +86,7 @@ def test_a_dense_model_has_the_verbs_that_need_no_experts(tmp_path: Path) -> Non
     summary = inspect_model(config_of(write_checkpoint(tmp_path / "model", "llama")))
     assert summary.supported
     assert (summary.verbs["eval"], summary.verbs["tune"], summary.verbs["run"]) == (True, True, False)
-    assert "run, profile, select, repair: no (a dense model has no experts)" in summary.verdict
+    assert "run, profile, select, repair, audit: no (a dense model has no experts)" in summary.verdict
 
 
 def test_a_model_without_reachable_experts_is_refused_and_still_described(tmp_path: Path) -> None:

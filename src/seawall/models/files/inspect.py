@@ -28,7 +28,7 @@ from seawall.models.silence_libraries import silence_libraries
 
 T = TypeVar("T")
 
-EXPERT_VERBS = ("run", "profile", "select", "repair")
+EXPERT_VERBS = ("run", "profile", "select", "repair", "audit")
 MODEL_VERBS = ("eval", "steer", "tune", "gene", "landscape")
 _DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
