@@ -86,7 +86,7 @@ def before(args: argparse.Namespace) -> Path:
     data = read_data(recipe)
     run = RunFolder.open(place, resolved=recipe.model_dump(mode="json"), text=recipe_text(args.recipe))
     with locked(place), TerminalReporter() as reporter:
-        context = TuneContext(recipe, run, reporter, data.prompts, data, Processes())
+        context = TuneContext(recipe, run, reporter, data.prompts, data, Processes(), verbs=("tune",))
         anchor_stage(context)
         baseline_stage(context)
     return place

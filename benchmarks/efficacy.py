@@ -199,7 +199,7 @@ def prepare(args: argparse.Namespace) -> Context:
     recipe = recipe_for([], args, 0)
     args.work.mkdir(parents=True, exist_ok=True)
     run_recipe(recipe, args.work / "base", text="", reporter=Quiet(), until="select")
-    context = Context(recipe, RunFolder(args.work / "base"), Quiet(), load_prompts(recipe.data))
+    context = Context(recipe, RunFolder(args.work / "base"), Quiet(), load_prompts(recipe.data), verbs=("run",))
     if not any(row["variant"] == "untouched" for row in read_rows(args)):
         row = {"variant": "untouched", "seed": 0, "pairs": None, "round": 0, "steps": 0}
         print("untouched", measure(context, row, args.work / "rows.jsonl", args.split), flush=True)
@@ -224,7 +224,7 @@ def run_here(args: argparse.Namespace) -> None:
         own = args.work / f"part-{args.part}"
         shutil.copytree(args.work / "base", own, dirs_exist_ok=True)
         recipe = recipe_for([], args, 0)
-        context = Context(recipe, RunFolder(own), Quiet(), load_prompts(recipe.data))
+        context = Context(recipe, RunFolder(own), Quiet(), load_prompts(recipe.data), verbs=("run",))
         rows = args.work / f"rows-{args.part}.jsonl"
     for task in tasks(args)[args.part or 0 :: args.jobs]:
         if not task.is_done(args):

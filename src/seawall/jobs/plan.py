@@ -15,6 +15,7 @@ from seawall.config.repair import RepairConfig
 from seawall.data.sets import Prompts
 from seawall.errors import ConfigError
 from seawall.models.files.inspect import EXPERT_VERBS, ModelSummary, inspect_model
+from seawall.models.files.open import Checkpoint
 from seawall.models.files.placement import requested_device
 from seawall.models.memory import total_memory
 from seawall.models.plan.engines import VLLM_SHARE
