@@ -107,7 +107,7 @@ def _trackio(folder: Path, evaluated: Evaluated, points: list[Point]) -> None:
     recipe = dict(evaluated.recipe)
     document = {"name": str(recipe["name"]), "recipe": recipe, "points": points}
     local = {name: value for name, value in os.environ.items() if not name.startswith("TRACKIO_")}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", _TRACKIO],
         input=json.dumps(document),
         env={**local, "TRACKIO_DIR": str(folder.absolute())},
@@ -115,8 +115,8 @@ def _trackio(folder: Path, evaluated: Evaluated, points: list[Point]) -> None:
         text=True,
         check=False,
     )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if process.returncode != 0:
+        last = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise SeawallError("trackio could not write the run", got=last, remedy="use --tracker tensorboard")
 
 
