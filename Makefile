@@ -16,8 +16,9 @@ $(STAMP): pyproject.toml requirements/lock.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements/lock.txt --editable '.[dev]'
 	touch $(STAMP)
 
+# glibc keeps freed memory for the next tensor, in place of getting it again from the system page by page.
 demo: install
-	$(BIN)/seawall run recipes/lab.yaml --output $(RUN)
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 $(BIN)/seawall run recipes/lab.yaml --output $(RUN)
 
 test: install
 	$(BIN)/python -m pytest $(PROCESSES)
