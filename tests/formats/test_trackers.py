@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,23 @@ def test_wandb_writes_an_offline_run(planted_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
     folder = write_tracker(planted_run, tmp_path / "wandb", "wandb")
     assert list(folder.rglob("*.wandb"))
+
+
+def test_trackios_reader_finds_losses_and_rates(planted_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    folder = write_tracker(planted_run, tmp_path / "trackio", "trackio")
+
+    def read(metric: str) -> list[float]:
+        words = ["get", "metric", "--project", "seawall", "--run", run_name, "--metric", metric, "--json"]
+        command = [sys.executable, "-m", "trackio.cli", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        return [row["value"] for row in json.loads(done.stdout)["values"]]
+
+    environment = {**os.environ, "TRACKIO_DIR": str(folder)}
+    run_name = json.loads((planted_run / "resolved.json").read_text())["name"]
+    assert sorted([*read("expert/loss"), *read("router/loss")]) == pytest.approx(sorted(losses(planted_run)))
+    rates = [EvalResult.load(planted_run / f"eval-{side}").groups["attack:story"].rate for side in ("before", "after")]
+    assert read("rates/attack:story") == pytest.approx(rates)
 
 
 def test_wrong_input(planted_run: Path, tmp_path: Path) -> None:

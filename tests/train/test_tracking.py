@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
+from accelerate.logging import get_logger
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from seawall.config import load_recipe
@@ -31,6 +36,7 @@ class Recorder:
 
     def start(self) -> None:
         self.folder.mkdir(parents=True)
+        get_logger(__name__).debug("started")
 
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         assert step is not None
@@ -72,6 +78,29 @@ def test_the_same_run_goes_on_with_other_trackers(planted: Path, planted_run: Pa
     run_recipe(recipe, run, text=planted.read_text(), reporter=Quiet(), until="repair")
     assert not LOGGED
     assert not (run / "tracker").exists()
+
+
+def test_a_tracker_may_log_by_accelerate_s_logger_before_anything_else_used_accelerate(tmp_path: Path) -> None:
+    """As trackio's does."""
+    PartialState._reset_state()
+    with tracking(["recorder"], "x", tmp_path) as track:
+        track({"phase": "expert", "round": 1, "step": 1, "loss": 0.5})
+    assert LOGGED == [(1, {"expert/loss": 0.5})]
+
+
+def test_trackio_reads_the_curve(tmp_path: Path) -> None:
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    script = (
+        "from pathlib import Path; from seawall.train.trackers import tracking\n"
+        "with tracking(['trackio'], 'sea', Path('.')) as track:\n"
+        "    for step in (1, 2): track({'phase': 'expert', 'round': 1, 'step': step, 'loss': 1 / step})\n"
+        "from trackio.sqlite_storage import SQLiteStorage\n"
+        "rows = SQLiteStorage.get_logs('sea', SQLiteStorage.get_runs('sea')[0])\n"
+        "assert [(row['step'], row['expert/loss']) for row in rows] == [(1, 1.0), (2, 0.5)], rows\n"
+    )
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_wrong_trackers_are_refused(tmp_path: Path) -> None:

@@ -81,13 +81,16 @@ def tracker(
     run: RunArgument,
     output: NewFolder,
     *,
-    name: Annotated[str, typer.Option("--tracker", help="`tensorboard` or `wandb` (offline).")] = "tensorboard",
+    name: Annotated[
+        str, typer.Option("--tracker", help="`tensorboard`, `trackio` or `wandb` (offline).")
+    ] = "tensorboard",
     as_json: JsonOption = False,
 ) -> None:
     """Write the repair's losses by update, and the rates before and after, for an experiment tracker.
 
     Sends nothing: `tensorboard --logdir OUTPUT` shows the files, `wandb sync`
-    uploads an offline run. Needs `seawall[trackers]`, or wandb.
+    uploads an offline run, `TRACKIO_DIR=OUTPUT trackio show` opens trackio's.
+    Needs `seawall[trackers]`, trackio or wandb.
     """
     with quiet_libraries():
         from seawall.formats.trackers import TRACKERS, TrackerName, write_tracker

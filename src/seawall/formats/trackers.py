@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from seawall.errors import SeawallError
 from seawall.formats.evaluations import Evaluated, read_evaluations
 from seawall.formats.extras import require_extra
 from seawall.runs.files import read_metrics, storage_errors
@@ -16,7 +21,7 @@ from seawall.train.trackers import numbers_of
 
 _PHASES = ("expert", "router")
 """Steps of a round, which name the numbers of their updates."""
-TrackerName = Literal["tensorboard", "wandb"]
+TrackerName = Literal["tensorboard", "trackio", "wandb"]
 Point = tuple[int, dict[str, float]]
 """A step, and the numbers at it."""
 
@@ -31,6 +36,7 @@ def write_tracker(path: Path, output: Path, tracker: TrackerName) -> Path:
 
     Raises:
         ConfigError: the tracker is not installed.
+        SeawallError: trackio fails.
         RunFolderError: no evaluation in the folder, or the output exists.
         ArtifactError: a file was changed.
     """
@@ -85,8 +91,38 @@ def _wandb(folder: Path, evaluated: Evaluated, points: list[Point]) -> None:
     run.finish()
 
 
+_TRACKIO = """
+import json, sys, trackio
+document = json.load(sys.stdin)
+trackio.init(project="seawall", name=document["name"], config=document["recipe"], embed=False, auto_log_gpu=False)
+for step, numbers in document["points"]:
+    trackio.log(numbers, step=step)
+trackio.finish()
+"""
+"""Runs in a process of its own: trackio reads its folder when it is imported."""
+
+
+def _trackio(folder: Path, evaluated: Evaluated, points: list[Point]) -> None:
+    """A database of trackio; `TRACKIO_DIR=FOLDER trackio show` opens it."""
+    recipe = dict(evaluated.recipe)
+    document = {"name": str(recipe["name"]), "recipe": recipe, "points": points}
+    local = {name: value for name, value in os.environ.items() if not name.startswith("TRACKIO_")}
+    process = subprocess.run(
+        [sys.executable, "-c", _TRACKIO],
+        input=json.dumps(document),
+        env={**local, "TRACKIO_DIR": str(folder.absolute())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if process.returncode != 0:
+        last = (process.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SeawallError("trackio could not write the run", got=last, remedy="use --tracker tensorboard")
+
+
 TRACKERS: Mapping[TrackerName, Callable[[Path, Evaluated, list[Point]], None]] = {
     "tensorboard": _tensorboard,
+    "trackio": _trackio,
     "wandb": _wandb,
 }
 """Writers by the tracker's name."""

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 
@@ -80,6 +81,7 @@ def _is_number(name: str, value: object) -> bool:
 
 def _started(name: str, project: str, folder: Path) -> Any:
     kind = LOGGER_TYPE_TO_CLASS[name]
+    PartialState()  # trackers log by Accelerate's logger, which needs it
     try:
         tracker: Any = kind(project, str(folder)) if kind.requires_logging_directory else kind(project)
         tracker.start()
