@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,13 @@ INSPECT = find_spec("inspect_ai") is not None
 with_inspect = pytest.mark.skipif(not INSPECT, reason="inspect-ai is not installed (seawall[inspect])")
 # asyncio's transports, which inspect-ai leaves open at the end of its event loop
 pytestmark = pytest.mark.filterwarnings("default::ResourceWarning", "default::DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """What inspect-ai leaves open ends with the test that opened it, and warns under this module's filter."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

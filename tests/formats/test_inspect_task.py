@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,13 @@ from seawall.config import load_recipe
 from seawall.formats.task_folder import PROMPTS, write_tasks
 
 pytestmark = pytest.mark.filterwarnings("default")  # Inspect's own
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """What inspect-ai leaves open ends with the test that opened it, and warns under this module's filter."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
