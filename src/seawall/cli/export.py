@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from seawall.cli.common import JsonOption, RecipeArgument, SetOption, print_json, quiet_libraries, read_recipe
+from seawall.cli.common import (
+    JsonOption,
+    RecipeArgument,
+    SetOption,
+    print_json,
+    quiet_libraries,
+    read_recipe,
+    results_console,
+)
 from seawall.errors import ConfigError
 from seawall.visible import visible_line
 
@@ -128,9 +136,10 @@ def eval_results(
     if as_json:
         print_json({"files": [str(written.path)], "tasks": written.tasks, "left_out": written.left_out})
         return
+    console = results_console()
     if written.left_out:
-        typer.echo(visible_line("left out, with prompts from no dataset of the Hub: " + ", ".join(written.left_out)))
-    typer.echo(visible_line(str(written.path)))
+        console.print("left out, with prompts from no dataset of the Hub: " + ", ".join(written.left_out))
+    _print_paths((written.path,), as_json=False)
 
 
 def _print_paths(paths: tuple[Path, ...], *, as_json: bool) -> None:
