@@ -20,7 +20,7 @@ _BASES: Mapping[str, str] = {
     "landscape": f"{_BASE} (landscape.base)",
 }
 _BESIDE: Mapping[str, str] = {
-    "audit": "a finished run of it",
+    "audit": "a finished run of it, or --output for those without a repair",
     "gene graft": "a gene (--gene) of the model that it was fine-tuned from",
     "verify": "an endpoint that serves it (--endpoint), or vLLM (--vllm)",
     "apply": "a delta that was made from it",
@@ -49,7 +49,7 @@ class VerbNeeds:
 
     @property
     def text(self) -> str:
-        """For a row of a table: `yes, 3.1 GiB; needs a finished run of it`."""
+        """For a row of a table: `yes, 2.8 GiB; needs a delta that was made from it`."""
         memory = "" if self.memory is None else f", {size(self.memory)}"
         short = " (more than this machine's)" if self.fits is False else ""
         needs = "; needs " + " and ".join(self.needs) if self.needs else ""
