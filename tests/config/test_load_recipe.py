@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from seawall.config import Recipe, dump_resolved, load_recipe
-from seawall.config.load import parse_yaml
+from seawall.config.yaml_text import parse_yaml
 from seawall.errors import ConfigError
 
 
@@ -107,6 +107,32 @@ def test_an_override_wins_over_the_file_and_a_later_one_over_an_earlier(tmp_path
     assert (recipe.repair.rounds, recipe.repair.expert.lr, recipe.repair.expert.routing) == (2, 1e-4, "replay")
     assert (recipe.select.k, recipe.data.attacks_seen, recipe.model.revision) == (3, ("persuasion",), None)
     assert dump_resolved(recipe)["data"]["gold"]["path"] == "g.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], ("a/one", "c0ffee")),
+        (["model.id=a/two"], ("a/two", None)),
+        (["model.id=./folder", "seed=1"], ("./folder", None)),
+        (["model.id=a/one"], ("a/one", "c0ffee")),
+        (["model.id=a/two", "model.revision=beef"], ("a/two", "beef")),
+        (["model.revision=beef", "model.id=a/two"], ("a/two", "beef")),
+        (["model.id=a/two", "model.id=a/one"], ("a/one", None)),
+    ],
+)
+def test_a_revision_belongs_to_the_model_beside_it(
+    tmp_path: Path, overrides: list[str], expected: tuple[str, str | None]
+) -> None:
+    file = tmp_path / "pinned.yaml"
+    file.write_text("model: {id: a/one, revision: c0ffee}\ntune:\n  base: {id: a/base, revision: feed}\n")
+    recipe = load_recipe(file, overrides)
+    assert (recipe.model.id, recipe.model.revision) == expected
+    assert recipe.tune.base is not None
+    assert recipe.tune.base.revision == "feed"
+    other = load_recipe(file, ["tune.base.id=a/other"]).tune.base
+    assert other is not None
+    assert (other.id, other.revision) == ("a/other", None)
 
 
 def test_an_empty_file_and_empty_sections_mean_the_defaults(tmp_path: Path) -> None:

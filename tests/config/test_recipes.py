@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import resources
@@ -52,6 +53,14 @@ def test_the_papers_numbers(name: str, model: str, selected: int, routed: int) -
 def test_what_ran_reads_back_as_the_same_recipe(file: Path) -> None:
     recipe = load_recipe(file)
     assert Recipe.model_validate(dump_resolved(recipe)) == recipe
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.name)
+def test_every_hub_model_of_a_recipe_is_pinned_to_a_commit(file: Path) -> None:
+    recipe = load_recipe(file)
+    models = [recipe.model, recipe.tune.base, recipe.landscape.base, recipe.gene.graft.base]
+    found = [model for model in models if model is not None and "/" in model.id]
+    assert all(re.fullmatch("[0-9a-f]{40}", model.revision or "") for model in found), found
 
 
 def test_config_imports_no_torch() -> None:

@@ -10,13 +10,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from seawall.config.base import KeyPath
 from seawall.config.model import ModelConfig
 from seawall.config.problems import explain
 from seawall.config.recipe import Recipe
+from seawall.config.yaml_text import Document, parse_yaml
 from seawall.disk import regular
 from seawall.errors import ConfigError
 
@@ -49,8 +49,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         raise ConfigError(f"{where}:1: not a recipe", got=f"a {type(document.value).__name__}", expected=expected)
     changes = [parse_override(text) for text in overrides]
     data: dict[str, Any] = dict(document.value or {})
-    for change in changes:
-        data = _with(data, change.path, change.value)
+    data = _changed(data, changes)
     if path is not None:
         data.setdefault("name", _name_of(Path(path)))
     try:
@@ -72,7 +71,6 @@ def change_recipe(document: Mapping[str, Any], overrides: Sequence[str], *, wher
         ConfigError: a setting of another section, an unknown key, or a wrong value.
     """
     changes = [parse_override(text) for text in overrides]
-    data = dict(document)
     for change in changes:
         if section is not None and change.path[0] != section:
             raise ConfigError(
@@ -80,7 +78,7 @@ def change_recipe(document: Mapping[str, Any], overrides: Sequence[str], *, wher
                 expected=f"settings of `{section}` alone, such as --set {section}.seed=1",
                 remedy="run the recipe with other settings into a new folder",
             )
-        data = _with(data, change.path, change.value)
+    data = _changed(document, changes)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -94,9 +92,7 @@ def changed_defaults(overrides: Sequence[str]) -> Recipe:
         ConfigError: an unknown key, or a wrong value.
     """
     changes = [parse_override(text) for text in overrides]
-    data: dict[str, Any] = {}
-    for change in changes:
-        data = _with(data, change.path, change.value)
+    data = _changed({}, changes)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -159,6 +155,34 @@ def parse_override(text: str) -> Override:
     return Override(tuple(key.split(".")), parse_yaml(value, where=f"--set {key}").value, f"--set {text}")
 
 
+def _changed(data: Mapping[str, Any], changes: Sequence[Override]) -> dict[str, Any]:
+    """A copy of `data` with all changes.
+
+    A pinned `revision` belongs to the `id` beside it: another id takes it away, unless a change sets it as well.
+    """
+    stated = {change.path for change in changes}
+    changed = dict(data)
+    for change in changes:
+        *section, key = change.path
+        pinned = (*section, "revision")
+        former = _at(changed, section)
+        moves = key == "id" and former.get("id") != change.value
+        if moves and former.get("revision") is not None and pinned not in stated:
+            changed = _with(changed, pinned, None)
+        changed = _with(changed, change.path, change.value)
+    return changed
+
+
+def _at(data: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    """The section at `path`; empty where there is none."""
+    for key in path:
+        inner = data.get(key)
+        if not isinstance(inner, Mapping):
+            return {}
+        data = inner
+    return data
+
+
 def _with(data: dict[str, Any], path: Iterable[str], value: Any) -> dict[str, Any]:
     """A copy of `data` with `value` at `path`; missing sections are created."""
     first, *remaining = path
@@ -185,104 +209,3 @@ def _origin(key: KeyPath, where: str, document: Document, changes: Sequence[Over
 def _name_of(path: Path) -> str:
     """The run's name from the recipe's file name, with characters unsuitable for a folder replaced by dashes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100] or "seawall"
-
-
-_STRING = "tag:yaml.org,2002:str"
-_RESOLVERS = (
-    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("tag:yaml.org,2002:null", r"null|Null|NULL|~|", ("n", "N", "~", "")),
-    ("tag:yaml.org,2002:int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
-    (
-        "tag:yaml.org,2002:float",
-        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+0123456789.",
-    ),
-)
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2; refuses anchors and tags."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as the base declares it
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        mark = event.start_mark
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="anchors and aliases are not supported", problem_mark=mark)
-        if event.tag is not None:
-            raise yaml.MarkedYAMLError(problem=f"tags such as {event.tag} are not supported", problem_mark=mark)
-        return super().compose_node(parent, index)
-
-
-for _tag, _pattern, _first in _RESOLVERS:
-    _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), list(_first))
-
-
-@dataclass(frozen=True)
-class Document:
-    """A parsed YAML document.
-
-    Attributes:
-        value: mappings, lists and scalars; None for an empty document.
-        lines: path of each key or list item -> its line, counted from 1.
-    """
-
-    value: Any
-    lines: dict[KeyPath, int]
-
-
-def parse_yaml(text: str, *, where: str) -> Document:
-    """Parses one YAML document.
-
-    Args:
-        text: the YAML.
-        where: file name or option that holds the text, for messages.
-
-    Raises:
-        ConfigError: the text is no YAML, or uses anchors, tags, repeated keys or keys that are no words.
-    """
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return Document(None, {})
-        lines: dict[KeyPath, int] = {}
-        _index(node, (), lines)
-        return Document(loader.construct_document(node), lines)
-    except yaml.MarkedYAMLError as error:
-        raise ConfigError(f"{where}{_line_of(error)}: not valid YAML: {_problem(error)}") from error
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(
-            f"{where}:{line}: not valid YAML", got=f"a character that YAML does not allow ({error.reason})"
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"{where}: a value cannot be read", got=str(error)) from error
-    except RecursionError as error:
-        raise ConfigError(f"{where}: nested too deeply", expected="sections of keys and values") from error
-
-
-def _index(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> None:
-    """Records the line of every key and item below `node`; refuses keys that repeat or are no words."""
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.SequenceNode):
-        for position, item in enumerate(node.value):
-            _index(item, (*path, position), lines)
-    elif isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if key.tag != _STRING:
-                raise yaml.MarkedYAMLError(problem="a key is not a word", problem_mark=key.start_mark)
-            if (*path, key.value) in lines:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value} is given twice", problem_mark=key.start_mark)
-            lines[(*path, key.value)] = key.start_mark.line + 1
-            _index(value, (*path, key.value), lines)
-
-
-def _line_of(error: yaml.MarkedYAMLError) -> str:
-    mark = error.problem_mark or error.context_mark
-    return f":{mark.line + 1}" if mark is not None else ""
-
-
-def _problem(error: yaml.MarkedYAMLError) -> str:
-    return " ".join(part for part in (error.context, error.problem) if part)

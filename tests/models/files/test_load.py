@@ -303,6 +303,12 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
         load_model(ModelConfig(id=str(tmp_path / "model.gguf")))
 
 
+def test_a_folder_has_no_revision(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"is a folder, which has no revisions; got model\.revision=main"):
+        load_model(ModelConfig(id=str(folder), revision="main"))
+
+
 def _response() -> Any:
     return SimpleNamespace(headers={}, request=None, status_code=404, text="")
 

@@ -41,10 +41,18 @@ def locate(config: ModelConfig, *, weights: bool = True) -> Path:
         weights: whether to download the weights too; otherwise only configuration, tokenizer and model card.
 
     Raises:
-        ConfigError: the folder, model or revision does not exist; the Hub asks for a login, or cannot be reached.
+        ConfigError: the folder, model or revision does not exist; a folder is given a revision; the Hub asks for a
+            login, or cannot be reached.
     """
     path = Path(config.id).expanduser()
     if path.is_dir():
+        if config.revision is not None:
+            raise ConfigError(
+                f"model {config.id} is a folder, which has no revisions",
+                got=f"model.revision={config.revision}",
+                expected="a Hub id with a revision, or a folder without one",
+                remedy="leave out model.revision; the fingerprint of its weights says which model a folder holds",
+            )
         _require_regular(path)
         return path
     if path.exists():
