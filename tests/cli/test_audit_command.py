@@ -42,6 +42,20 @@ def test_a_dry_run_plans_the_audits_and_writes_nothing(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("only", "stages"),
+    [("routing_shortcut", ["conditions"]), ("tamper", ["tamper"]), ("tamper,silencing", ["conditions", "tamper"])],
+)
+def test_a_dry_run_plans_what_is_asked_for_alone(planted_run: Path, only: str, stages: list[str]) -> None:
+    words = ["audit", str(planted_run), "--dry-run", "--json"]
+    every, some = (
+        json.loads(CliRunner().invoke(app, [*words, *more], catch_exceptions=False).stdout)
+        for more in ([], ["--only", only])
+    )
+    assert [stage["name"] for stage in some["stages"]] == stages
+    assert every["peak"] >= some["peak"]
+
+
 def test_wrong_input_is_one_line(tmp_path: Path) -> None:
     refused("audit", tmp_path, saying="is neither a run nor a model; got a folder without")
 

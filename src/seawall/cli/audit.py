@@ -52,7 +52,7 @@ def audit(  # noqa: PLR0913 - each option of the command is a parameter
     folder = _folder(target, recipe, output, is_run=is_run, dry_run=dry_run)
     changes = with_limit(sets, limit)
     with quiet_libraries():
-        from seawall.jobs.audit import audit_model, audit_run, document, parse_names
+        from seawall.jobs.audit import audit_model, audit_run, audits_of, document, parse_names
         from seawall.shell.job import recipe_of_run
 
     names = parse_names(only)
@@ -61,7 +61,7 @@ def audit(  # noqa: PLR0913 - each option of the command is a parameter
     else:
         resolved, text = read_recipe(recipe, [*changes, f"model.id={json.dumps(target)}"])
     if dry_run:
-        show_plan(resolved, "audit", as_json=as_json)
+        show_plan(resolved, "audit", as_json=as_json, audits=audits_of(names, is_run=is_run))
         return
     with shared_launch(resolved), reporting(quiet=quiet or as_json) as reporter:
         if is_run:

@@ -70,7 +70,7 @@ def audit_run(
             profile=ExpertProfile.load(finished_stage(finished.run, "profile")),
         )
         evaluations = {when: stage_hash(finished.run, f"eval-{when}") for when in ("before", "after")}
-        results = [_audit(name, subject, evaluations) for name in only or AUDITS]
+        results = [_audit(name, subject, evaluations) for name in audits_of(only, is_run=True)]
         reporter.stage("Report")
         write_report(finished.run, finished.summary)
     return results
@@ -106,8 +106,12 @@ def audit_model(
             context, suite=tuple(build_suite(context.prompts, gold=False).prompts()), profile=profile
         )
         prompts_hash = {"prompts": context.prompts.fingerprint()}
-        names = only or [name for name in AUDITS if name not in NEEDS_RUN]
-        return [_audit(name, subject, prompts_hash) for name in names]
+        return [_audit(name, subject, prompts_hash) for name in audits_of(only, is_run=False)]
+
+
+def audits_of(only: Sequence[AuditName], *, is_run: bool) -> list[AuditName]:
+    """The audits that are asked for: by default all of a run, and those of a model that need no repair."""
+    return list(only) or [name for name in AUDITS if is_run or name not in NEEDS_RUN]
 
 
 def parse_names(text: str | None) -> list[AuditName]:

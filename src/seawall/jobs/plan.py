@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from seawall.config.audit import AUDITS, AuditName
 from seawall.config.load import change_recipe
 from seawall.config.recipe import Recipe
 from seawall.config.repair import RepairConfig
@@ -62,6 +64,7 @@ def plan_recipe(
     tflops: float | None = None,
     measure: bool = False,
     prompts: Prompts | None = None,
+    audits: Sequence[AuditName] = AUDITS,
 ) -> Estimate:
     """Memory, disk and, with a rate, time of a verb, and whether it fits.
 
@@ -73,6 +76,7 @@ def plan_recipe(
         tflops: the device's rate in 1e12 operations per second, for an estimate of the time.
         measure: measure the rates on this machine, on random weights of the same shapes.
         prompts: of the recipe, where they were read before.
+        audits: that `audit` is planned with.
 
     Raises:
         SeawallError: the model, the prompts or an argument cannot be used.
@@ -84,7 +88,7 @@ def plan_recipe(
     budget = _budget(recipe, memory, devices)
     context = 0 if budget.name == _MACHINE else CONTEXT_BYTES
     request, architecture = plan_request(recipe, summary, checkpoint, context=context, prompts=prompts)
-    request = replace(request, device_memory=budget.memory)
+    request = replace(request, device_memory=budget.memory, audits=tuple(audits))
     rates = None if tflops is None else rates_from_flops(request.shapes, tflops * 1e12, rows=recipe.eval.forward_rows)
     if measure:
         rates = _measured(request, architecture)

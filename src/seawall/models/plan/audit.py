@@ -11,12 +11,16 @@ from seawall.models.plan.shapes import require_moe
 from seawall.models.plan.stages import Decoding, Stage, Work, decoding_moments, generation
 from seawall.models.plan.training import MemorySettings, Training, training_moments
 
-CONDITIONS = {"shortcut": 3, "patching": 6, "silencing": 8}
+CONDITIONS = {"routing_shortcut": 3, "patching": 6, "silencing": 8}
 """Assumed numbers of conditions, each of which asks its prompts once."""
+_TAMPER, _LOCALISATION = "tamper", "localisation"
 
 
 def audit_stages(request: Request) -> tuple[Stage, ...]:
-    """Conditions and tamper audit; the stacks of the model that is not measured are kept beside the weights."""
+    """Conditions and tamper audit, of the audits that are asked for.
+
+    The stacks of the model that is not measured are kept beside the weights.
+    """
     moe = require_moe(request.shapes, "audit")
     recipe, sizes, shapes = request.recipe, request.sizes, request.shapes
     beside = {"changed stacks of the repair": shapes.element_bytes * shapes.stacked}
@@ -24,7 +28,12 @@ def audit_stages(request: Request) -> tuple[Stage, ...]:
     decoded = decoding_moments(shapes, batch, beside, context=request.context)
     localised = () if recipe.engine.kind == "transformers" else reply_moments(request, recipe.engine, batch, beside)
     work = generation(_conditions(request), batch, sizes.prompt_tokens)
-    work += Work(forward=4 * recipe.audit.localisation.twins * sizes.prompt_tokens)
+    if _LOCALISATION in request.audits:
+        work += Work(forward=4 * recipe.audit.localisation.twins * sizes.prompt_tokens)
+    conditions = Stage("conditions", (*decoded, *localised), work, disk={"samples": SAMPLE_BYTES * work.generated})
+    asked = () if set(request.audits) == {_TAMPER} else (conditions,)
+    if _TAMPER not in request.audits:
+        return asked
     tamper, attack = recipe.audit.tamper, _attack(request, moe)
     memory = MemorySettings(
         gradient_checkpointing=tamper.model_dump().get("gradient_checkpointing", False),
@@ -37,9 +46,9 @@ def audit_stages(request: Request) -> tuple[Stage, ...]:
     tampering = generation(prompts, batch, sizes.prompt_tokens) + Work(trained=runs * trained, updates=runs * updates)
     trainings = training_moments(shapes, attack, memory, beside, context=request.context)
     return (
-        Stage("conditions", (*decoded, *localised), work, disk={"samples": SAMPLE_BYTES * work.generated}),
+        *asked,
         Stage(
-            "tamper",
+            _TAMPER,
             trainings,
             replace(tampering, updated=attack.parameters),
             disk={"samples": SAMPLE_BYTES * tampering.generated},
@@ -50,12 +59,11 @@ def audit_stages(request: Request) -> tuple[Stage, ...]:
 def _conditions(request: Request) -> int:
     """Prompts of all conditions."""
     audit = request.recipe.audit
-    return (
-        CONDITIONS["shortcut"] * _prompts(request, audit.routing_shortcut.goals)
-        + CONDITIONS["patching"] * _prompts(request, audit.patching.goals)
-        + CONDITIONS["silencing"] * _prompts(request, audit.silencing.goals)
-        + 2 * len(audit.steering.amounts) * _prompts(request, audit.steering.goals)
-    )
+    counts = {
+        **{name: CONDITIONS[name] * _prompts(request, getattr(audit, name).goals) for name in CONDITIONS},
+        "steering": 2 * len(audit.steering.amounts) * _prompts(request, audit.steering.goals),
+    }
+    return sum(count for name, count in counts.items() if name in request.audits)
 
 
 def _prompts(request: Request, goals: int | None) -> int:

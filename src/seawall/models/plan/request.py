@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from seawall.config.audit import AUDITS
 from seawall.config.recipe import Recipe
 from seawall.models.plan.shapes import ModelShapes
 from seawall.models.plan.stages import DataSizes
@@ -24,6 +25,7 @@ class Request:
         memory: settings of the repair that trade memory for time.
         context: memory that a library takes on the device; 0 on the CPU.
         device_memory: of one GPU, of which a vLLM server takes a share; 0 on the CPU.
+        audits: that `seawall audit` is asked for; all of them otherwise.
     """
 
     shapes: ModelShapes
@@ -32,6 +34,7 @@ class Request:
     memory: MemorySettings
     context: int = 0
     device_memory: int = 0
+    audits: tuple[str, ...] = AUDITS
 
 
 def memory_settings(recipe: Recipe) -> MemorySettings:
