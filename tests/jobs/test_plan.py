@@ -13,6 +13,7 @@ import sparse
 from checkpoints import write_checkpoint
 from places import REPOSITORY
 from seawall.config.load import load_recipe
+from seawall.data.attacks import further_turns
 from seawall.errors import ConfigError, UnsupportedModelError
 from seawall.jobs.facts import plan_facts
 from seawall.jobs.plan import Estimate, plan_recipe
@@ -134,6 +135,17 @@ def test_engines_are_in_the_verdict(folder: Path) -> None:
     (setting,) = paged.verdict.settings
     assert setting.startswith("engine.cache_tokens=")
     assert _estimate("olmoe-1b-7b.yaml", model, large[0], setting, verb="eval", memory="24GB").verdict.fits
+
+
+def test_the_further_replies_of_a_live_attack_are_counted(folder: Path) -> None:
+    fixed, live = (
+        _estimate("olmoe-1b-7b.yaml", folder / "olmoe_1b_7b", "data.attacks_seen=[persuasion]",
+                  f"data.attacks_unseen=[{family}]", verb="eval", memory="80GB")
+        for family in ("role_play", "live_escalation")
+    )  # fmt: skip
+    goals, turns = 110, len(further_turns("live_escalation", "a goal"))
+    more = live.plan.stages[0].work.generated - fixed.plan.stages[0].work.generated
+    assert more == goals * turns * load_recipe(RECIPES / "olmoe-1b-7b.yaml").eval.max_new_tokens
 
 
 def test_an_export_takes_the_time_of_its_files(folder: Path) -> None:

@@ -13,13 +13,13 @@ from transformers import PreTrainedConfig
 
 from seawall.config.model import ModelConfig
 from seawall.config.recipe import Recipe
+from seawall.data.attacks import further_turns
 from seawall.data.customer_messages import customer_messages
 from seawall.data.sets import Prompts, load_prompts
 from seawall.data.tasks import load_task
 from seawall.data.templating import encode_prompt
-from seawall.data.types import Messages
 from seawall.errors import SeawallError, UnsupportedModelError
-from seawall.evaluation.suite import build_suite
+from seawall.evaluation.suite import EvalPrompt, build_suite
 from seawall.models.files.inspect import EXPERT_VERBS, ModelSummary, inspect_model, meta_model
 from seawall.models.files.load import load_architecture
 from seawall.models.files.open import Checkpoint
@@ -138,7 +138,7 @@ def _sizes(recipe: Recipe, checkpoint: Checkpoint, summary: ModelSummary, prompt
         test_goals=len(prompts.goals.test),
         test_prompts=sum(map(len, (prompts.benign.test, prompts.borderline.test, *wrapped))),
         seen_families=len(prompts.seen_families) if with_attacks else 0,
-        unseen_families=len(prompts.unseen_families) if with_attacks else 0,
+        unseen_families=sum(_replies(prompts, family) for family in prompts.unseen_families) if with_attacks else 0,
         retained=len(prompts.retain) + len(prompts.retain_wrapped),
         gold=len(prompts.gold),
         task_rows=len(customer_messages().train) if task is None or not Path(task).is_file() else len(load_task(task)),
@@ -148,7 +148,11 @@ def _sizes(recipe: Recipe, checkpoint: Checkpoint, summary: ModelSummary, prompt
     if not summary.chat_template:
         return sizes
     tokenizer = checkpoint.tokenizer
-    lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in _sample(prompts)]
+    lengths = [
+        len(encode_prompt(tokenizer, row.prompt))
+        + sum(recipe.eval.max_new_tokens + len(tokenizer(turn)["input_ids"]) for turn in row.turns)
+        for row in _sample(prompts)
+    ]
     refusals = [len(tokenizer(text)["input_ids"]) + 1 for text in prompts.refusals]
     return replace(
         sizes,
@@ -158,8 +162,13 @@ def _sizes(recipe: Recipe, checkpoint: Checkpoint, summary: ModelSummary, prompt
     )
 
 
-def _sample(prompts: Prompts) -> list[Messages]:
+def _replies(prompts: Prompts, family: str) -> int:
+    """Replies to one goal under a family of attacks: several where the attack is live."""
+    return 1 + len(further_turns(family, prompts.goals.all[0].text))
+
+
+def _sample(prompts: Prompts) -> list[EvalPrompt]:
     """Prompts of the evaluation at even distances."""
-    rows = [row.prompt for row in build_suite(prompts, gold=False).prompts()]
+    rows = build_suite(prompts, gold=False).prompts()
     step = max(1, len(rows) // _SAMPLED)
     return rows[::step]

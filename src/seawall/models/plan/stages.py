@@ -23,7 +23,7 @@ class DataSizes:
         test_goals: harmful goals evaluated plainly and under every attack.
         test_prompts: harmless and borderline prompts evaluated.
         seen_families: attack families that the repair trains on.
-        unseen_families: attack families that only the evaluation uses.
+        unseen_families: attack families that only the evaluation uses; a live one counts once for each of its turns.
         retained: harmless prompts whose answers a repair preserves.
         gold: questions with reference answers.
         task_rows: training rows of `seawall tune`.
