@@ -14,11 +14,12 @@ import torch
 
 from families import tiny, tiny_tokenizer
 from seawall.distributed.process import Processes
-from seawall.models.everywhere import Held, everywhere, tensors_everywhere
+from seawall.models.everywhere import Held, everywhere, slices_everywhere
 from seawall.models.moe.exchange import routed_as
 from seawall.models.moe.find import MoEModel, find_moe
 from seawall.models.moe.switch import steered
 from seawall.models.replicas import Replica, _compute
+from seawall.models.slices import Slices
 
 NUMBER = Held[int]("number")
 
@@ -51,11 +52,11 @@ def test_a_value_is_held_inside_and_its_name_alone_is_sent() -> None:
 
 def test_tensors_are_held_until_an_error_too() -> None:
     model, tensors = tiny("llama"), Held[Any]("tensors")
-    with tensors_everywhere(model, tensors, {"lm_head.weight": torch.ones(2)}):
-        assert tensors.value["lm_head.weight"].sum() == 2
-    with pytest.raises(ZeroDivisionError), tensors_everywhere(model, tensors, {}):
+    with slices_everywhere(model, tensors, {"lm_head.weight": Slices((0, 3), torch.ones(2))}):
+        assert tensors.value["lm_head.weight"].tensor.sum() == 2
+    with pytest.raises(ZeroDivisionError), slices_everywhere(model, tensors, {}):
         raise ZeroDivisionError
-    with tensors_everywhere(model, tensors, {}):
+    with slices_everywhere(model, tensors, {}):
         assert tensors.value == {}
 
 

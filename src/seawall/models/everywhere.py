@@ -16,17 +16,18 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from seawall.distributed.process import Processes, current_launch
 from seawall.models.moe.find import MoEModel
 from seawall.models.replicas import Replica, Subject, attempted, forget_copies, holders, model_of, require_success
+from seawall.models.slices import Slices
 
 Value = TypeVar("Value")
 Change = Callable[[Any], AbstractContextManager[Value]]
 """Called with the model, or with its MoE layers; makes a new context manager."""
-Shapes = Mapping[str, tuple[torch.Size, torch.dtype]]
+Shapes = Mapping[str, tuple[tuple[int, ...] | None, torch.Size, torch.dtype]]
+"""By name: indices, shape and type of the slices."""
 
 _held: dict[str, Any] = {}
 
@@ -88,17 +89,17 @@ def everywhere(
 
 
 @contextmanager
-def tensors_everywhere(
-    model: PreTrainedModel, name: Held[Mapping[str, Tensor]], tensors: Mapping[str, Tensor]
+def slices_everywhere(
+    model: PreTrainedModel, name: Held[Mapping[str, Slices]], tensors: Mapping[str, Slices]
 ) -> Iterator[None]:
-    """Inside, every process that holds the model has these tensors too, sent one at a time.
+    """Inside, every process that holds the model has these slices of tensors too, sent one tensor's at a time.
 
     Args:
         model: the model.
         name: under which every process has them.
         tensors: by names of the model's state dict, each on its parameter's device, as in all processes.
     """
-    shapes = {key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
+    shapes = {key: (indices, tensor.shape, tensor.dtype) for key, (indices, tensor) in tensors.items()}
     with everywhere(model, partial(_sent, tensors), held=name, elsewhere=partial(_received, shapes)):
         yield
 
@@ -132,17 +133,18 @@ def _leave(replica: Replica) -> None:
 
 
 @contextmanager
-def _sent(tensors: Mapping[str, Tensor], model: PreTrainedModel) -> Iterator[Mapping[str, Tensor]]:
+def _sent(tensors: Mapping[str, Slices], model: PreTrainedModel) -> Iterator[Mapping[str, Slices]]:
     if holders(model).count > 1:
-        for tensor in tensors.values():
+        for _, tensor in tensors.values():
             holders(model).copy_from_first(tensor.contiguous())
     yield tensors
 
 
 @contextmanager
-def _received(shapes: Shapes, model: PreTrainedModel) -> Iterator[Mapping[str, Tensor]]:
-    state, tensors = model.state_dict(), dict[str, Tensor]()
-    for key, (shape, dtype) in shapes.items():
-        tensors[key] = torch.empty(shape, dtype=dtype, device=state[key].device)
-        current_launch().copy_from_first(tensors[key])
+def _received(shapes: Shapes, model: PreTrainedModel) -> Iterator[Mapping[str, Slices]]:
+    state, tensors = model.state_dict(), dict[str, Slices]()
+    for key, (indices, shape, dtype) in shapes.items():
+        tensor = torch.empty(shape, dtype=dtype, device=state[key].device)
+        current_launch().copy_from_first(tensor)
+        tensors[key] = Slices(indices, tensor)
     yield tensors

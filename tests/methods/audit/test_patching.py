@@ -22,6 +22,7 @@ from seawall.methods.audit.patching import PartEffect, claim, label, patching_re
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.moe.find import find_moe
 from seawall.models.moe.parameter_groups import parameter_groups
+from seawall.models.slices import full_slices
 
 ROUTING = Part("routing", "repaired_routing", "original_routing")
 
@@ -70,16 +71,17 @@ def test_a_condition_holds_the_repaired_values_of_its_groups_alone() -> None:
         "routers": f"{moe.layers[1].router_name}.weight",
         "attention": "model.layers.1.self_attn.o_proj.weight",
     }
-    repaired = {name: state[name] + torch.ones(()) for name in names.values()}
+    changed = {name: state[name] + torch.ones(()) for name in names.values()}
+    repaired = full_slices(changed)
     plan = patch_plan(tuple(parameter_groups(moe, repaired)))
     for condition, groups in plan.patches.items():
         with set_up(condition, moe, repaired, groups):
-            patched = {group for group, name in names.items() if torch.equal(state[name], repaired[name])}
+            patched = {group for group, name in names.items() if torch.equal(state[name], changed[name])}
         assert patched == groups
         assert model_fingerprint(moe.model) == before
     for condition, expected in ((ROUTING.alone, False), (ROUTING.without, True)):
         with set_up(condition, moe, repaired, frozenset()):
-            assert [torch.equal(state[name], repaired[name]) for name in repaired] == [expected] * 3
+            assert [torch.equal(state[name], changed[name]) for name in repaired] == [expected] * 3
         assert model_fingerprint(moe.model) == before
 
 

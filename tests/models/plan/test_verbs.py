@@ -197,7 +197,15 @@ def test_a_tamper_audit_of_all_experts_takes_more_than_one_of_adapters() -> None
         for kind in ("lora", "experts")
     )
     assert experts.terms["optimizer state"] == 8 * 10_000
-    assert lora.terms["changed stacks of the repair"] == experts.terms["changed stacks of the repair"] == 20_000
+    slices = 2 * 2 * (3 * 120 + 240)  # of both models, in 2 bytes: the experts and routers that the repair trains
+    assert lora.terms["changed slices of the repair"] == experts.terms["changed slices of the repair"] == slices
+
+
+@pytest.mark.parametrize(("audit", "stacks"), [("patching", 20_000), ("silencing", None)])
+def test_full_stacks_are_held_where_routing_is_replayed(audit: str, stacks: int | None) -> None:
+    request = replace(_request(replace(SHAPES, parameters=20_000, stacked=10_000)), audits=(audit,))
+    (conditions,) = VERBS["audit"](request)
+    assert conditions.moments[0].terms.get("stacks of the replayed routing") == stacks
 
 
 def test_elements_of_adapters_are_shared_by_matrices_with_one_input() -> None:

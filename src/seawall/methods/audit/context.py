@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from seawall.artifacts.audit import AuditChange, AuditCondition, AuditFigure, AuditResult
 from seawall.artifacts.delta import Delta
 from seawall.artifacts.profile import ExpertProfile
@@ -15,11 +13,12 @@ from seawall.config.audit import AuditName
 from seawall.data.splits import hash_fraction
 from seawall.evaluation.pooled import Samples
 from seawall.evaluation.suite import EvalPrompt, prompt_of
-from seawall.models.everywhere import Held, tensors_everywhere
+from seawall.models.everywhere import Held, slices_everywhere
+from seawall.models.slices import Slices
 from seawall.runs.stage import finished_stage
 from seawall.shell.context import Context
 
-REPAIRED_TENSORS = Held[Mapping[str, Tensor]]("repaired tensors")
+REPAIRED_TENSORS = Held[Mapping[str, Slices]]("repaired tensors")
 """The subject's `repaired`, in every process of a launch."""
 
 
@@ -32,7 +31,7 @@ class AuditSubject:
         profile: routing counts of the original model.
         before, after: samples of the run's evaluations; empty without a run.
         suite: the prompts, where there is no run.
-        repaired: parameters that the repair changed, with their repaired values; empty without a repair.
+        repaired: slices of parameters that the repair changed, with their repaired values; empty without a repair.
         repaired_fingerprint: of the repaired model.
     """
 
@@ -41,12 +40,12 @@ class AuditSubject:
     before: Samples = ()
     after: Samples = ()
     suite: tuple[EvalPrompt, ...] = ()
-    repaired: Mapping[str, Tensor] = field(default_factory=dict)
+    repaired: Mapping[str, Slices] = field(default_factory=dict)
     repaired_fingerprint: str | None = None
 
     def holding_repaired(self) -> AbstractContextManager[None]:
         """Inside, every process of a launch has the repaired parameters, as `REPAIRED_TENSORS`."""
-        return tensors_everywhere(self.context.opened.model, REPAIRED_TENSORS, self.repaired)
+        return slices_everywhere(self.context.opened.model, REPAIRED_TENSORS, self.repaired)
 
     def prompts(self, goals: int | None, groups: Callable[[str], bool] = lambda group: True) -> list[EvalPrompt]:
         """The evaluation's prompts on at most `goals` goals per group; the same goals in every attack family."""
@@ -73,14 +72,14 @@ class AuditSubject:
         return AuditResult(audit, original, repaired, tuple(conditions), tuple(changes), figures or {}, claim)
 
 
-def repaired_tensors(context: Context) -> dict[str, Tensor]:
-    """The parameters that a run's repair changed, with their repaired values; the model keeps its original weights.
+def repaired_tensors(context: Context) -> dict[str, Slices]:
+    """The slices that a run's repair changed, with their repaired values; the model keeps its original weights.
 
     Raises:
         ArtifactError: the repair was made from another model.
     """
     delta, state = Delta.load(finished_stage(context.run, "repair") / "delta"), context.opened.model.state_dict()
     delta.apply(state)
-    tensors = {name: state[name].clone() for name in delta.slices}
+    tensors = {name: Slices.copied(state[name], indices) for name, indices in delta.slices.items()}
     delta.revert(state)
     return tensors

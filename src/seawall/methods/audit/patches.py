@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from seawall.methods.audit.context import REPAIRED_TENSORS
 from seawall.models.moe.exchange import exchanged, routed_as
 from seawall.models.moe.find import MoEModel
 from seawall.models.moe.parameter_groups import ParameterGroup, parameter_groups
+from seawall.models.slices import Slices
 
 ORIGINAL, REPAIRED = "original", "repaired"
 ROUTING, BLOCKS = "routing", "moe_blocks"
@@ -79,7 +78,7 @@ def patch_plan(changed: Sequence[ParameterGroup]) -> PatchPlan:
 
 @contextmanager
 def set_up(
-    name: str, moe: MoEModel, repaired: Mapping[str, Tensor], groups: frozenset[ParameterGroup]
+    name: str, moe: MoEModel, repaired: Mapping[str, Slices], groups: frozenset[ParameterGroup]
 ) -> Iterator[None]:
     """Inside, the original model is in a condition.
 
@@ -89,7 +88,7 @@ def set_up(
     Args:
         name: the condition.
         moe: the original model.
-        repaired: the parameters that the repair changed, with their repaired values.
+        repaired: slices of the parameters that the repair changed, with their repaired values.
         groups: the groups with repaired values; without effect on the conditions of the routing.
     """
     members = parameter_groups(moe, repaired)

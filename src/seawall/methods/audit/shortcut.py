@@ -10,8 +10,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from seawall.artifacts.audit import AuditChange, AuditFigure, AuditResult
 from seawall.artifacts.groups import BENIGN, BORDERLINE, PLAIN, POOLED, WRAPPED
 from seawall.methods.audit.conditions import ConditionRunner
@@ -19,6 +17,7 @@ from seawall.methods.audit.context import REPAIRED_TENSORS, AuditSubject
 from seawall.models.moe.exchange import exchanged, routed_as
 from seawall.models.moe.find import MoEModel
 from seawall.models.moe.routers import router_parameters
+from seawall.models.slices import Slices
 from seawall.report.audits import AuditView
 from seawall.report.changes import points, span
 
@@ -36,7 +35,7 @@ LOST = ("original_routers", "original_routing")
 
 
 @contextmanager
-def set_up(name: str, moe: MoEModel, repaired: Mapping[str, Tensor]) -> Iterator[None]:
+def set_up(name: str, moe: MoEModel, repaired: Mapping[str, Slices]) -> Iterator[None]:
     """Inside, the original model is in the condition `name`.
 
     `original_routing` sends each token of prompt and reply to the experts that the original model chooses for the same
@@ -46,7 +45,7 @@ def set_up(name: str, moe: MoEModel, repaired: Mapping[str, Tensor]) -> Iterator
     Args:
         name: one of `CONDITIONS`.
         moe: the original model.
-        repaired: the parameters that the repair changed, with their repaired values.
+        repaired: slices of the parameters that the repair changed, with their repaired values.
     """
     routers = {key: tensor for key, tensor in repaired.items() if key in router_parameters(moe)}
     experts = {key: tensor for key, tensor in repaired.items() if key not in routers}

@@ -19,6 +19,7 @@ from seawall.models.files.stream import Matrix, matrices
 from seawall.models.moe.calls import frozen
 from seawall.models.moe.exchange import exchanged
 from seawall.models.moe.layerwise import Substitution, computed_with
+from seawall.models.slices import full_slices
 
 SCALING = 2.0
 """alpha / r, as in TamperBench's LoRA attacks (github.com/criticalml-uw/TamperBench, lora_finetune.py)."""
@@ -59,7 +60,7 @@ class LowRankUpdate:
     def written(self) -> Iterator[None]:
         """Inside, the model's own parameters hold the updated weights; the former bits are restored on exit."""
         with torch.no_grad():
-            tensors = self.tensors()
+            tensors = full_slices(self.tensors())
         with exchanged(self._model, tensors):
             self._substitution.bypassed = True
             try:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from seawall.models.files.inspect import MoESummary
 from seawall.models.plan.engines import reply_moments
+from seawall.models.plan.repair import repair_trainings
 from seawall.models.plan.request import SAMPLE_BYTES, Request
 from seawall.models.plan.shapes import require_moe
 from seawall.models.plan.stages import Decoding, Stage, Work, decoding_moments, generation
@@ -14,16 +15,21 @@ from seawall.models.plan.training import MemorySettings, Training, training_mome
 CONDITIONS = {"routing_shortcut": 3, "patching": 6, "silencing": 8}
 """Assumed numbers of conditions, each of which asks its prompts once."""
 _TAMPER, _LOCALISATION = "tamper", "localisation"
+_REPLAYING = {"routing_shortcut", "patching"}
+"""Audits with conditions in which the routing of the other model is replayed."""
 
 
 def audit_stages(request: Request) -> tuple[Stage, ...]:
     """Conditions and tamper audit, of the audits that are asked for.
 
-    The stacks of the model that is not measured are kept beside the weights.
+    The changed slices of either model are kept beside the weights; full stacks, where its routing is replayed.
     """
     moe = require_moe(request.shapes, "audit")
     recipe, sizes, shapes = request.recipe, request.sizes, request.shapes
-    beside = {"changed stacks of the repair": shapes.element_bytes * shapes.stacked}
+    first = repair_trainings(request, moe)[0]
+    slices = {"changed slices of the repair": 2 * shapes.element_bytes * (first.parameters + first.idle)}
+    replayed = {"stacks of the replayed routing": shapes.element_bytes * shapes.stacked}
+    beside = slices | replayed if _REPLAYING & set(request.audits) else slices
     batch = Decoding(recipe.eval.forward_rows, sizes.longest_prompt, recipe.eval.max_new_tokens, ("eval.batch_size",))
     decoded = decoding_moments(shapes, batch, beside, context=request.context)
     localised = () if recipe.engine.kind == "transformers" else reply_moments(request, recipe.engine, batch, beside)
@@ -31,9 +37,9 @@ def audit_stages(request: Request) -> tuple[Stage, ...]:
     if _LOCALISATION in request.audits:
         work += Work(forward=4 * recipe.audit.localisation.twins * sizes.prompt_tokens)
     conditions = Stage("conditions", (*decoded, *localised), work, disk={"samples": SAMPLE_BYTES * work.generated})
-    asked = () if set(request.audits) == {_TAMPER} else (conditions,)
+    stages = () if set(request.audits) == {_TAMPER} else (conditions,)
     if _TAMPER not in request.audits:
-        return asked
+        return stages
     tamper, attack = recipe.audit.tamper, _attack(request, moe)
     memory = MemorySettings(
         gradient_checkpointing=tamper.model_dump().get("gradient_checkpointing", False),
@@ -44,9 +50,9 @@ def audit_stages(request: Request) -> tuple[Stage, ...]:
     trained = updates * tamper.batch_size * (sizes.prompt_tokens + sizes.response_tokens)
     prompts = runs * (len(tamper.steps) - 1) * _prompts(request, tamper.goals)
     tampering = generation(prompts, batch, sizes.prompt_tokens) + Work(trained=runs * trained, updates=runs * updates)
-    trainings = training_moments(shapes, attack, memory, beside, context=request.context)
+    trainings = training_moments(shapes, attack, memory, slices, context=request.context)
     return (
-        *asked,
+        *stages,
         Stage(
             _TAMPER,
             trainings,
