@@ -28,7 +28,7 @@ ROWS: list[dict[str, Any]] = [
     {"prompt": [SYSTEM, ASKED]},
     {"messages": [SYSTEM, ASKED, REPLY, {"role": "user", "content": "And the dog"}, REPLY]},
 ]
-BUILTIN = "sha256:0a5d286b4c255b9d0b85cf0d1e40bb42e51917261df17e7585de7ec552a09df1"
+BUILTIN = "sha256:0456e657cb0feb4704c1a60f6ca8ec5395ea9ff6c58996909285cc027362d655"
 """Fingerprint of the built-in prompts before they could have a context."""
 PROMPTS = [
     user("Draw the cat"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -83,7 +84,14 @@ def test_the_package_s_own_prompts_have_no_near_duplicates() -> None:
     assert prompts.notes == ()
     counts = [len(prompts.goals.part(part)) for part in ("train", "validation", "test")]
     assert counts >= [80, 14, 40]
-    assert (len(prompts.benign.train) + len(prompts.borderline.train), len(prompts.borderline.test)) == (280, 60)
+    assert (len(prompts.benign.train) + len(prompts.borderline.train), len(prompts.borderline.test)) == (397, 60)
+
+
+def test_a_repair_trains_on_every_kind_of_borderline_request_that_it_is_tested_on() -> None:
+    kinds = load_prompts(DataConfig()).borderline
+    trained, tested = (Counter(row.category for row in rows) for rows in (kinds.train, kinds.test))
+    assert set(trained) == set(tested)
+    assert min(trained.values()) >= 20
 
 
 def test_a_file_with_near_duplicates_is_read_without_them(tmp_path: Path) -> None:
