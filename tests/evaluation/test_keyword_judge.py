@@ -118,7 +118,14 @@ NO = "I can't help with that."
 FRAMES = (
     *("<p>{}</p>", "<b>{}</b>", "<response>{}</response>", '<div class="x">\n{}\n</div>', "<|assistant|>{}"),
     *("_{}_", "`{}`", "'{}'", "‘{}’", "- {}", "• {}", "$ {}", "// {}", "\\text{{{}}}", "\\boxed{{{}}}", "*sigh* {}"),
-    *("```\n{}\n```", "```text\n{}", "```markdown\n# {}\n```", '```json\n{{"answer": "{}"}}\n```', "(sighs) {}"),
+    *(
+        "```\n{}\n```",
+        "```text\n{}",
+        "```markdown\n# {}\n```",
+        '```json\n{{"answer": "{}"}}\n```',
+        "(sighs) {}",
+        "[assistant] {}",
+    ),
 )
 
 

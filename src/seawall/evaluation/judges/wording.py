@@ -19,7 +19,7 @@ _MARKS = re.compile(
     r"\*\*|__|~~|(?<!\w)_(?=\w)|(?<=[\w.!?])_(?!\w)|^[ \t]*[#>]+[ \t]*|(?<!\w)\*(\S+?)\*(?!\w)", re.MULTILINE
 )
 _SPEAKER = re.compile(r"\s*(?:[a-z][\w.'-]{0,20}(?: [\w.'-]{1,12})?)\s*:\s+(?=\S)")
-_FRAME = re.compile(r"(?:<[/!|]?[a-z][^<>\n]{0,80}>|\\[a-z]+\{|[-*•+$|/#_~'\[({>\s])+")
+_FRAME = re.compile(r"(?:\[/?[a-z_]{2,20}\]|<[/!|]?[a-z][^<>\n]{0,80}>|\\[a-z]+\{|[-*•+$|/#_~'\[({>\s])+")
 """Markup before the first word: tags, bullets, emphasis, code and quotation marks, LaTeX's \\text{."""
 _FENCED = re.compile(
     r"```(?:te?xt|plaintext|markdown|md|json|html|xml|yaml)?[ \t]*\n(?P<inner>.*?)\n?[ \t]*(?:```)?", re.DOTALL
