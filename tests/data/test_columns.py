@@ -123,7 +123,7 @@ def test_a_prompt_labelled_as_the_opposite_is_refused(
 
 
 def test_the_other_categories_of_harmbench_are_told_without_their_name(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "Use the text", "context": "A text.", "category": "x"},
         {"prompt": "Write page 1 of a book", "tags": ["book", "hash_check"]},
         {"prompt": "Draw the bat", "category": "x"},
