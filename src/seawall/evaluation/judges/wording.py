@@ -15,11 +15,20 @@ _QUOTES = str.maketrans(
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]")
 _REASONING_START = re.compile(r"<(?:think|thinking|reasoning)>", re.IGNORECASE)
 _REASONING_END = re.compile(r"</(?:think|thinking|reasoning)>", re.IGNORECASE)
+_THOUGHT = r"(?:think(?:ing)?|thoughts?|reasoning|analysis|reflection|scratchpad|plan|planning|inner_monologue)"
+_FIRST_THOUGHT = re.compile(
+    rf"\s*(?:<(?P<tag>{_THOUGHT})>.*?</(?P=tag)>|\[(?P<name>{_THOUGHT})\].*?\[/(?P=name)\])\s*(?=\S)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A thought between tags of any such name, with a reply after it."""
 _MARKS = re.compile(
     r"\*\*|__|~~|(?<!\w)_(?=\w)|(?<=[\w.!?])_(?!\w)|^[ \t]*[#>]+[ \t]*|(?<!\w)\*(\S+?)\*(?!\w)", re.MULTILINE
 )
 _SPEAKER = re.compile(r"\s*(?:[a-z][\w.'-]{0,20}(?: [\w.'-]{1,12})?)\s*:\s+(?=\S)")
-_FRAME = re.compile(r"(?:\[/?[a-z_]{2,20}\]|<[/!|]?[a-z][^<>\n]{0,80}>|\\[a-z]+\{|[-*•+$|/#_~'\[({>\s])+")
+_OF_THOUGHT = r"(?!/?(?:\w+_)?(?:think|thought|reason|analy|reflect|scratch|plan|inner|monolog))"
+_FRAME = re.compile(
+    rf"(?:\[{_OF_THOUGHT}/?[a-z_]{{2,20}}\]|<{_OF_THOUGHT}[/!|]?[a-z][^<>\n]{{0,80}}>|\\[a-z]+\{{|[-*•+$|/#_~'\[({{>\s])+"
+)
 """Markup before the first word: tags, bullets, emphasis, code and quotation marks, LaTeX's \\text{."""
 _FENCED = re.compile(
     r"```(?:te?xt|plaintext|markdown|md|json|html|xml|yaml)?[ \t]*\n(?P<inner>.*?)\n?[ \t]*(?:```)?", re.DOTALL
@@ -56,6 +65,8 @@ def after_reasoning(text: str) -> str | None:
 
     A closing tag alone ends reasoning that the template of the prompt opened.
     """
+    first = _FIRST_THOUGHT.match(text)
+    text = text[first.end() :] if first is not None else text
     closed = list(_REASONING_END.finditer(text))
     reply = text[closed[-1].end() :] if closed else text
     return None if _REASONING_START.search(reply) else reply
