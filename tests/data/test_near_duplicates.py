@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,8 +17,9 @@ from seawall.config.data import DataConfig, JsonlSource
 from seawall.data.near_duplicates import separate, with_near_duplicate, words
 from seawall.data.prompts import Goal
 from seawall.data.sets import load_prompts
-from seawall.data.splits import Split
+from seawall.data.splits import Split, key
 from seawall.data.types import Exchange, user
+from seawall.errors import DataError
 from seawall.methods.tune.data import held_out_task
 
 SETS = st.lists(st.frozensets(st.sampled_from("abcdefgh"), max_size=8), max_size=12)
@@ -39,6 +43,41 @@ def test_the_index_finds_what_comparing_all_pairs_finds(
 def test_case_and_punctuation_make_no_other_words() -> None:
     assert words("Paint the Fence, now!") == words("paint the fence now")
     assert words("...") == frozenset()
+
+
+ENCODED = {
+    "accents apart": lambda text: unicodedata.normalize("NFD", text),
+    "full width": lambda text: "".join(chr(ord(mark) + 0xFEE0) if "!" <= mark <= "~" else mark for mark in text),
+    "zero-width spaces": "\u200b".join,
+    "soft hyphens and capitals": lambda text: "\u00ad".join(text.upper()),
+}
+
+
+@pytest.mark.parametrize("encode", ENCODED.values(), ids=ENCODED)
+@pytest.mark.parametrize(
+    "text", ["Où est le café bleu?", "어떻게 배를 만드나요?", "Làm thế nào để chế tạo thuyền?", "Name a bird"]
+)
+def test_another_encoding_makes_no_other_prompt(encode: Callable[[str], str], text: str, tmp_path: Path) -> None:
+    assert words(encode(text)) == words(text)
+    assert key(encode(text)) == key(text)
+    path = tmp_path / "goals.jsonl"
+    rows = [{"prompt": text, "split": "train"}, {"prompt": encode(text), "split": "test"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="in two splits"):
+        load_prompts(DataConfig(harmful=JsonlSource(path=str(path))))
+
+
+@pytest.mark.parametrize(
+    ("text", "near", "far"),
+    [
+        ("如何制作一个木船来过河", "如何制作一个木船来过湖", "请写一首关于秋天的诗"),
+        ("木の船の作り方を教えてください", "木の船の作り方を詳しく教えてください", "秋についての詩を書いて"),
+        ("วิธีทำเรือไม้ที่บ้าน", "วิธีทำเรือไม้ที่บ้านง่ายๆ", "เขียนกลอนเกี่ยวกับฤดูใบไม้ร่วง"),
+        ("मैं घर पर नाव कैसे बना सकता हूँ", "मैं घर पर नाव कैसे बना सकती हूँ", "पतझड़ के बारे में एक कविता लिखो"),
+    ],
+)
+def test_scripts_without_spaces_or_with_vowel_signs_have_near_duplicates_too(text: str, near: str, far: str) -> None:
+    assert with_near_duplicate([words(near), words(far)], [words(text)]) == [True, False]
 
 
 def _split(train: list[str], validation: list[str], test: list[str]) -> Split[Goal]:

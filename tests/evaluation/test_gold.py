@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from families import tiny, tiny_tokenizer
 from seawall.data.prompts import Gold
@@ -30,7 +31,7 @@ class Uniform(torch.nn.Module):
 
     def __init__(self, vocabulary: int, favourite: int | None = None) -> None:
         super().__init__()
-        self.vocabulary, self.favourite = vocabulary, favourite
+        self.vocabulary, self.favourite, self.config = vocabulary, favourite, PreTrainedConfig()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> SimpleNamespace:
         logits = torch.zeros(*input_ids.shape, self.vocabulary)
@@ -101,3 +102,11 @@ def test_no_chat_template_is_refused() -> None:
     model: Any = Uniform(300)
     with pytest.raises(DataError, match="no chat template"):
         gold_answer_loss(model, tokenizer, ROWS, batch_size=2)
+
+
+def test_a_question_beyond_the_context_has_no_loss() -> None:
+    model, tokenizer = tiny("olmoe", max_position_embeddings=64), tiny_tokenizer()
+    rows = [Gold("short", "Name a bird", "A heron."), Gold("long", "Name a bird, " * 20, "A heron.")]
+    assert gold_answer_loss(model, tokenizer, rows[:1], batch_size=1).n == 1
+    with pytest.raises(DataError, match=r"1 of 2 gold questions .* beyond the context of 64 tokens; got long first"):
+        gold_answer_loss(model, tokenizer, rows, batch_size=1)

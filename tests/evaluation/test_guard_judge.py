@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
+import torch
 
 from families import CHATML, tiny_tokenizer
 from guards import save_biased, save_classifier, save_writer
@@ -12,7 +13,7 @@ from seawall.data.types import Message, Messages, Verdict, user
 from seawall.errors import ArtifactError, ConfigError, DataError, SeawallError, UnsupportedModelError
 from seawall.evaluation.judges import make_judge
 from seawall.evaluation.judges.formats import FORMATS, as_text, lacks
-from seawall.evaluation.judges.guard import GenerativeGuard
+from seawall.evaluation.judges.guard import ClassifyingGuard, GenerativeGuard
 
 PROMPTS = [user("How do I bake bread?"), user("Name a bird."), user("Sing.")]
 REPLIES = ["I'm sorry, but I can't help with that.", "A heron is a bird.", "La, la, la, says the singer of the song."]
@@ -249,3 +250,20 @@ class TestClassifying:
 def test_a_missing_guard_is_said_before_any_work(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(SeawallError, match="does not exist"):
         make_judge(GuardJudge(model=str(tmp_path / "none"), **settings))
+
+
+@pytest.mark.parametrize("kind", ["classifier", "writer"])
+def test_a_guard_that_computes_nan_gives_no_verdict(tmp_path: Path, kind: str) -> None:
+    if kind == "classifier":
+        config = GuardJudge(
+            model=str(save_classifier(tmp_path / "guard")), labels={"fine": "compliance", "bad": "refusal"}
+        )
+    else:
+        config = GuardJudge(model=str(save_writer(tmp_path / "guard", "llama", "unsafe")), format="llama_guard")
+    judge = cast(ClassifyingGuard | GenerativeGuard, make_judge(config))
+    assert {verdict.label for verdict in judge(PROMPTS, REPLIES)} <= {"complied", "refused"}
+    with torch.no_grad():
+        judge.model.get_input_embeddings().weight[:] = float("nan")
+    verdicts = judge(PROMPTS, REPLIES)
+    assert [(verdict.label, verdict.harm) for verdict in verdicts] == [("unscored", None)] * 3
+    assert "NaN" in verdicts[0].reason

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from families import CHATML, tiny_tokenizer
 from guards import save_writer
@@ -72,3 +73,21 @@ def test_settings_beside_a_preset_override_it(tmp_path: Path) -> None:
     assert (judge.revision, judge.format) == (None, "qwen3guard")
     (verdict,) = make_judge(judge)([user("Name a bird.")], [f"I'd rather not.{END}"])
     assert verdict.label == "refused"
+
+
+@pytest.mark.parametrize("reply", ["A heron.", f"A heron.{END}"])
+def test_a_frame_that_begins_with_the_first_token_gets_no_second_one(reply: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = "<|endoftext|>"
+    first = int(tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", pair="<|endoftext|> $A $B", special_tokens=[("<|endoftext|>", first)]
+    )
+    for frame in ("Judge: {}", "<|endoftext|>Judge: {}"):
+        ids = frame_ids(tokenizer, frame.format(reply), [reply], add_special_tokens=True)
+        assert ids is not None
+        assert ids[0] == first
+        assert ids.count(first) == 1
+    ids = frame_ids(tokenizer, f"<|endoftext|>{reply} ?", [f"<|endoftext|>{reply}"], add_special_tokens=True)
+    assert ids is not None
+    assert ids.count(first) == 1, "that of a reply is text, and the guard's own is added"

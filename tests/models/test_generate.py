@@ -278,3 +278,19 @@ class TestAutomaticBatchSize:
 
     def test_no_prompts_need_no_size(self) -> None:
         assert _all(tiny("mixtral"), [], "auto") == []
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_reply_of_a_model_that_computes_nan_is_unscored_and_no_text(number: float) -> None:
+    model, tokenizer = tiny("llama"), tiny_tokenizer()
+    prompts = [user("Name a bird"), user("Name a bird?"), user("Sing")]
+    expected = generate(model, tokenizer, prompts, max_new_tokens=5, batch_size=3)
+    mark = int(tokenizer.convert_tokens_to_ids("?"))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[mark] = number
+    used = [mark in row.token_ids for row in expected]
+    assert used == [False] * 3, "the number is met in a prompt alone"
+    rows = generate(model, tokenizer, prompts, max_new_tokens=5, batch_size=3)
+    assert [rows[0], rows[2]] == [expected[0], expected[2]]
+    assert (rows[1].answer, rows[1].token_ids, rows[1].ended) == ("", (), False)
+    assert rows[1].unscored == "the model computes NaN or infinity after 0 tokens of the reply"

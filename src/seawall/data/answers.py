@@ -14,6 +14,8 @@ NEVER_ANSWERED = "never came out of its thought"
 """Reason of an unscored reply whose thought has no end, so that the reply has no answer."""
 BEYOND_CONTEXT = "beyond the context"
 """Begins the reason of an unscored reply where the prompt, or the prompt with the reply, exceeds the context."""
+NOT_A_NUMBER = "the model computes NaN or infinity"
+"""Begins the reason of an unscored reply whose next token no logits tell: weights or activations beyond their type."""
 
 
 @dataclass(frozen=True, slots=True)

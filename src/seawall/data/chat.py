@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from seawall.data.columns import require_whole
 from seawall.data.files import Row, json_lines, short_repr, text_problem
 from seawall.data.types import Exchange, Message, Messages, Role
 
@@ -67,6 +68,7 @@ def to_exchange(row: ChatRow) -> Exchange:
 
 
 def _chat_row(row: Row, path: str, ending: Ending) -> ChatRow:
+    require_whole(row, used=("messages",))
     messages = messages_of(row)
     check_order(row, messages, ending)
     attack = "attack" if "attack" in row.fields else "attack_name"

@@ -6,6 +6,7 @@ import re
 
 from seawall.config.data import RowFields
 from seawall.data.chat import check_order, messages_of
+from seawall.data.columns import require_label, require_spelling, require_whole
 from seawall.data.files import Row
 from seawall.data.public import Purpose
 from seawall.data.types import Messages, user
@@ -19,8 +20,11 @@ def plain_row(row: Row, names: RowFields, purpose: Purpose, *, stem: str) -> Row
     """The row with the fields of every source. Rows without an id get the stem and their number.
 
     Raises:
-        DataError: the row has no prompt, or no answer where the purpose needs one.
+        DataError: the row has no prompt, or no answer where the purpose needs one; a column that belongs to the prompt
+            is not asked, or labels it as the opposite of what the purpose needs.
     """
+    require_label(row, purpose)
+    require_spelling(row, (names.split_field, "imperative"))
     prompt, answer = _gold(row, names) if purpose == "gold" else (_conversation(row, names)[0], "")
     fields: dict[str, object] = {
         "id": row.optional(names.id_field) or f"{stem}-{row.number}",
@@ -44,6 +48,8 @@ def _conversation(row: Row, names: RowFields) -> tuple[Messages, str]:
     column = names.prompt_field
     if column == "prompt":
         column = next((name for name in (*_PROMPT_NAMES, "messages") if row.fields.get(name) is not None), column)
+    # `choices` of a gold question do not come here, and `input` belongs to an instruction.
+    require_whole(row, used=(column, names.answer_field, *(["input"] if column == "instruction" else [])))
     if not isinstance(row.fields.get(column), list):
         extra = row.optional("input") if column == "instruction" else ""
         return user(f"{row.text(column)}\n\n{extra}" if extra else row.text(column)), ""
@@ -58,6 +64,7 @@ def _conversation(row: Row, names: RowFields) -> tuple[Messages, str]:
 def _gold(row: Row, names: RowFields) -> tuple[Messages, str]:
     choices = row.fields.get("choices")
     if isinstance(choices, list):
+        require_whole(row, used=("choices",))
         question, answer = _multiple_choice(row, [str(choice) for choice in choices])
         return user(question), answer
     prompt, reply = _conversation(row, names)

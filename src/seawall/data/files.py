@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from seawall.disk import regular
 from seawall.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
+_CONVERSATION = re.compile(r"\s*\[\s*\{\s*[\"'](?:role|content|from|value)[\"']\s*:")
+"""The beginning of a list of messages that JSON or Python wrote into a cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,13 @@ class Row:
             if problem is not None:
                 raise self.error(
                     f"field {name!r} holds {problem}", expected="plain text", remedy="remove the character"
+                )
+            if _CONVERSATION.match(value):
+                raise self.error(
+                    f"field {name!r} holds a conversation that is written as text",
+                    got=short_repr(value),
+                    expected="text, or a list of messages",
+                    remedy="save the file as JSONL or Parquet, with the list itself in the field",
                 )
             return value.strip()
         if name not in self.fields:
@@ -92,8 +102,8 @@ def csv_rows(path: Path) -> Iterator[Row]:
     """The rows of a CSV file whose first line names the columns; a quoted field may span lines.
 
     Raises:
-        DataError: the file cannot be read or is not UTF-8, two columns have one name, or a row has more fields than
-            the first line.
+        DataError: the file cannot be read or is not UTF-8, two columns have one name, or a row has more or fewer
+            fields than the first line.
     """
     reader = csv.DictReader((decode(raw, f"{path}:{number}") for number, raw in _binary_lines(path)), strict=True)
     try:
@@ -105,6 +115,12 @@ def csv_rows(path: Path) -> Iterator[Row]:
                     f"{where}: more fields than the first line has names",
                     expected=f"{len(reader.fieldnames or ())} fields",
                     remedy="quote fields that hold commas",
+                )
+            if None in fields.values():
+                raise DataError(
+                    f"{where}: fewer fields than the first line has names",
+                    expected=f"{len(reader.fieldnames or ())} fields",
+                    remedy="quote fields that hold line breaks, and write a comma for every empty field",
                 )
             yield Row(dict(fields), where, reader.line_num)
     except csv.Error as error:

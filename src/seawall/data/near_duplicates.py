@@ -8,14 +8,18 @@ inverted index of each text's rarest words finds them without comparing every pa
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Generic, TypeVar
 
-from seawall.data.splits import Split, Splittable
+from seawall.data.splits import Split, Splittable, plain_characters
 
 _WORD = re.compile(r"\w+")
+_UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+"""Thai, Lao, Tibetan, Burmese, Khmer, kana and Han characters."""
 _MOST = 0.5
 """Largest share of a part that is left out. A source of one sentence with changing words keeps its parts."""
 
@@ -32,8 +36,31 @@ class Separated(Generic[Item]):
 
 
 def words(text: str) -> Words:
-    """The set of words of a text, without case and punctuation."""
-    return frozenset(_WORD.findall(text.casefold()))
+    """The set of words of a text, without case, punctuation and ways of encoding it.
+
+    Scripts without spaces between words (Chinese, Japanese, Thai and others) have pairs of neighbouring characters in
+    place of words: a whole sentence would be a single word, and no other sentence near it.
+    """
+    plain = plain_characters(text)
+    if plain.isascii():
+        return frozenset(_WORD.findall(plain))
+    spaced = "".join(character if _in_word(character) else " " for character in plain)
+    return frozenset(part for word in spaced.split() for part in _parts(word))
+
+
+def _in_word(character: str) -> bool:
+    """Whether a character belongs to a word; vowel signs and accents do, as in Hindi."""
+    return character.isalnum() or character == "_" or unicodedata.category(character).startswith("M")
+
+
+def _parts(word: str) -> Iterator[str]:
+    """The word; of its stretches without spaces, all pairs of neighbouring characters."""
+    for is_unspaced, characters in groupby(word, key=lambda character: _UNSPACED.match(character) is not None):
+        stretch = "".join(characters)
+        if is_unspaced and len(stretch) > 1:
+            yield from (stretch[index : index + 2] for index in range(len(stretch) - 1))
+        else:
+            yield stretch
 
 
 def with_near_duplicate(texts: Sequence[Words], references: Sequence[Words]) -> list[bool]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from seawall.config.data import HubSource
+from seawall.data.columns import require_whole
 from seawall.data.files import Row, rows
 from seawall.errors import DataError
 
@@ -42,13 +43,18 @@ class Layout:
 
 def _is_standard(row: Row, purpose: Purpose) -> bool:
     """Whether a row of HarmBench is a plain request; the other categories need a context or concern copyright."""
-    return row.fields.get("FunctionalCategory", "standard") == "standard"
+    has_context = any(row.optional(name) for name in ("context", "ContextString"))
+    concerns_copyright = "hash_check" in str(row.fields.get("tags") or row.fields.get("Tags"))
+    is_plain = not has_context and not concerns_copyright  # copies of one category lack its name
+    return is_plain and row.fields.get("FunctionalCategory", "standard") == "standard"
 
 
 def _is_safe_or_unsafe(row: Row, purpose: Purpose) -> bool:
     """Whether a row of XSTest is as safe as the purpose needs; older copies mark unsafe contrasts by type alone."""
     contrast = str(row.fields.get("type", "")).startswith("contrast")
-    label = row.fields.get("label", "unsafe" if contrast else "safe")
+    label = row.optional("label").casefold() or ("unsafe" if contrast else "safe")
+    if label not in ("safe", "unsafe"):
+        raise row.error("unknown label", got=repr(row.fields["label"]), expected="safe or unsafe")
     return label == ("unsafe" if purpose == "harmful" else "safe")
 
 
@@ -186,6 +192,7 @@ def download(
 
 def _plain(row: Row, layout: Layout, kind: str, *, hub: bool) -> Row:
     column = next((name for name in layout.prompt if name in row.fields), layout.prompt[0])
+    require_whole(row, used=(column,))
     identifier = _first(row, layout.identifier) or str(row.number)
     fields: dict[str, object] = {
         "id": f"{kind}-{identifier}",

@@ -20,6 +20,7 @@ from seawall.config.data import (
     RowFields,
     SourceConfig,
 )
+from seawall.data.columns import truth
 from seawall.data.fields import plain_row
 from seawall.data.files import Row, json_lines, json_strings, rows, short_repr
 from seawall.data.plugins import Plugin, PluginRecord, load_plugin
@@ -235,5 +236,4 @@ def _context(row: Row) -> Messages:
 
 
 def _imperative(row: Row) -> bool | None:
-    value = row.fields.get("imperative")
-    return value if isinstance(value, bool) else None
+    return truth(row, "imperative")

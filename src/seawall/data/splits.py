@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
@@ -65,8 +66,20 @@ class Split(Generic[Item]):
 
 
 def key(text: str) -> str:
-    """The identity of a prompt: its text without case, extra white space and final punctuation."""
-    return " ".join(text.casefold().split()).rstrip(".!? ")
+    """The identity of a prompt: its text without case, extra white space, final punctuation and ways of encoding it."""
+    return " ".join(plain_characters(text).split()).rstrip(".!? ")
+
+
+def plain_characters(text: str) -> str:
+    """A text in lower case, with one encoding of every character and without invisible ones.
+
+    An accent may be a character of its own (NFD, as file systems of macOS write it), letters may have full width, and
+    zero-width characters may stand between them: a reader sees the same text.
+    """
+    if text.isascii():
+        return text.casefold()
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return "".join(character for character in folded if unicodedata.category(character) != "Cf")
 
 
 def hash_fraction(text: str, salt: str) -> float:

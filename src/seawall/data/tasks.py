@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from seawall.data.chat import read_chat_jsonl, to_exchange
+from seawall.data.columns import require_whole
 from seawall.data.fields import worked_answer
 from seawall.data.files import Row, json_lines
 from seawall.data.types import Exchange, user
@@ -39,5 +40,6 @@ def load_task(path: str | Path) -> list[Exchange]:
 
 
 def _exchange(row: Row, question_field: str, answer_field: str) -> Exchange:
+    require_whole(row, used=(question_field, answer_field))
     prompt, answer = row.text(question_field), row.text(answer_field)
     return Exchange(user(prompt), worked_answer(answer) if answer_field == "answer" else answer, prompt)

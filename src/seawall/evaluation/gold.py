@@ -5,6 +5,7 @@ Legend: B rows of the batch, T tokens, V vocabulary, N answer tokens of the batc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from seawall.data.batching import Batch, collate, length_buckets
 from seawall.data.prompts import Gold
 from seawall.data.templating import IGNORED, Encoded, encode_exchange
 from seawall.errors import DataError
+from seawall.models.decoding import context_length
 from seawall.models.replicas import shared_buckets
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def gold_answer_loss(
         DataError: the tokenizer has no chat template, or the template refuses a conversation.
     """
     assert rows
-    encoded = encode_gold(tokenizer, rows)
+    encoded = encode_gold(tokenizer, rows, context=context_length(model))
     total, tokens = 0.0, 0
     answers: dict[int, GoldAnswer] = {}
     buckets = length_buckets([len(row.input_ids) for row in encoded], batch_size)
@@ -82,18 +84,38 @@ def gold_answer_loss(
     return GoldLoss(total / tokens, tokens, tuple(answers[index] for index in range(len(rows))))
 
 
-def encode_gold(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Gold]) -> list[Encoded]:
+def encode_gold(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Gold], *, context: int | None = None
+) -> list[Encoded]:
     """Token ids of the questions with their answers; labels on the answers alone.
 
+    Args:
+        tokenizer: with a chat template.
+        rows: questions and answers.
+        context: maximum tokens of question and answer together; None without a limit.
+
     Raises:
-        DataError: the template refuses a conversation, or opens a thought before the answer.
+        DataError: the template refuses a conversation, or opens a thought before the answer; a row exceeds the context.
     """
     try:
-        return [_answer_only(encode_exchange(tokenizer, row.exchange)) for row in rows]
+        encoded = [_answer_only(encode_exchange(tokenizer, row.exchange)) for row in rows]
+        _require_context(rows, encoded, context)
+        return encoded
     except DataError as error:
         raise DataError(
             "the loss on gold answers cannot be measured", got=error, remedy="set eval.gold=false"
         ) from None
+
+
+def _require_context(rows: Sequence[Gold], encoded: Sequence[Encoded], context: int | None) -> None:
+    """Refuses rows whose positions the model has never learned: their loss says nothing of what it knows."""
+    overlong = [row.id for row, ids in zip(rows, encoded, strict=True) if len(ids.input_ids) > (context or math.inf)]
+    if overlong:
+        raise DataError(
+            f"{len(overlong)} of {len(rows)} gold questions with answers are beyond the context of {context} tokens",
+            got=f"{overlong[0]} first",
+            remedy="leave them out of data.gold, or shorten them",
+        )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from seawall.evaluation.gold import GoldLoss, encode_gold, gold_answer_loss
 from seawall.evaluation.rates import disagreement, group_rates, mean_harm, rates_by_length
 from seawall.evaluation.suite import EvalSuite
 from seawall.evaluation.wrapping import measure_wrapping
+from seawall.models.decoding import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -79,7 +80,7 @@ def evaluate(  # noqa: PLR0913 - the decoder is one more
     """
     assert config.engine.kind != "endpoint"
     if config.gold and suite.gold:
-        encode_gold(tokenizer, suite.gold)  # refused before any reply is generated
+        encode_gold(tokenizer, suite.gold, context=context_length(model))  # refused before any reply is generated
     return evaluate_engine(
         make_engine(config, (model, tokenizer), decoder=decoder),
         suite,

@@ -6,17 +6,17 @@ The cache has pages and a fixed size: without bounds transformers takes a share 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
 from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
 from seawall.errors import SeawallError, UnsupportedModelError
-from seawall.models.decoding import Batches, BatchSize, Decoding, Loaded, TokenIds
+from seawall.models.decoding import NOT_FINITE, Batches, BatchSize, Decoding, Loaded, TokenIds
 from seawall.models.forward import contiguous_output_layer
 from seawall.models.memory import is_out_of_memory
 from seawall.models.replicas import holders, shared_results
@@ -46,6 +46,13 @@ class ContinuousReply:
     tokens: TokenIds
     log_probabilities: tuple[float, ...]
 
+    @property
+    def row(self) -> TokenIds:
+        """The tokens as a decoder gives them: `NOT_FINITE` in place of the first whose probability is no number."""
+        pairs = enumerate(self.log_probabilities)
+        first = next((index for index, nats in pairs if not math.isfinite(nats)), None)
+        return self.tokens if first is None else (*self.tokens[:first], NOT_FINITE)
+
 
 @dataclass(frozen=True, slots=True)
 class ContinuousDecoder:
@@ -72,13 +79,15 @@ class ContinuousDecoder:
         """
         count = holders(loaded[0]).count
         if count > 1:
-            yield from self._shared(loaded[0], prompts, decoding, size=min(_SHARE, max(1, ceil(len(prompts) / count))))
+            yield from self._shared(
+                loaded[0], prompts, decoding, size=min(_SHARE, max(1, math.ceil(len(prompts) / count)))
+            )
             return
         positions: list[int] = []
         rows: list[TokenIds] = []
         for position, reply in self._replies(loaded[0], prompts, decoding):
             positions.append(position)
-            rows.append(reply.tokens)
+            rows.append(reply.row)
             if len(rows) == _BATCH:
                 yield positions, rows
                 positions, rows = [], []
@@ -118,7 +127,7 @@ class ContinuousDecoder:
     def _bounds(self, model: PreTrainedModel, longest: int) -> ContinuousBatchingConfig:
         page = page_tokens(model.device.type)
         # One page more than the longest sequence: the scheduler reserves the place of the next token.
-        pages = max(ceil(self.cache_tokens / page), ceil(longest / page) + 1)
+        pages = max(math.ceil(self.cache_tokens / page), math.ceil(longest / page) + 1)
         return ContinuousBatchingConfig(
             page_size=page,
             num_blocks=pages,
@@ -132,7 +141,7 @@ class ContinuousDecoder:
 def _tokens(
     decoder: ContinuousDecoder, decoding: Decoding, model: PreTrainedModel, prompts: Sequence[TokenIds]
 ) -> list[TokenIds]:
-    return [reply.tokens for reply in decoder.measured(model, prompts, decoding)]
+    return [reply.row for reply in decoder.measured(model, prompts, decoding)]
 
 
 @contextmanager

@@ -8,11 +8,14 @@ from typing import Literal, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seawall.data.answers import BEYOND_CONTEXT, ReplyParts, ThoughtMarks, has_parts, split_reply
+from seawall.data.answers import BEYOND_CONTEXT, NOT_A_NUMBER, ReplyParts, ThoughtMarks, has_parts, split_reply
 from seawall.data.templating import TurnEnd, opened_by_prompt, special_texts, thought_marks, turn_end
 from seawall.data.types import Messages
 
 TokenIds = tuple[int, ...]
+NOT_FINITE = -1
+"""In place of a row's next token where the model's logits are NaN or infinite; it ends the row. No token has this id:
+the argmax of NaN is token 0, which would make a broken row look like a reply."""
 BatchSize = int | Literal["auto"]
 """Maximum rows per forward pass; `auto`: the number that fits in free memory."""
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -189,6 +192,9 @@ class ReplyReader:
             opened: the result of `opened` for the prompt.
         """
         assert self._decoding is not None
+        if row[-1] == NOT_FINITE:
+            reason = f"{NOT_A_NUMBER} after {len(row) - 1} tokens of the reply"
+            return Completion("", row[:-1], prompt_ids, ended=False, unscored=reason, opened=opened)
         ended = row[-1] in self._decoding.eos_ids
         ids = self._until_end(row[:-1] if ended else row)
         ended = ended or len(ids) < len(row)

@@ -16,6 +16,7 @@ from seawall.data.templating import encode_prompt
 from seawall.data.types import Messages
 from seawall.errors import SeawallError
 from seawall.models.decoding import (
+    NOT_FINITE,
     Batches,
     BatchSize,
     Completion,
@@ -120,9 +121,10 @@ def greedy_batches(
 ) -> Batches:
     """Decodes token sequences greedily; yields (positions in `prompts`, new tokens of each) batch by batch.
 
-    A row includes its end token, if the model wrote one. Batches group prompts of similar length, longest first, so
-    that memory runs out in the first batch or never, and early estimates of the remaining time are upper bounds. Where
-    the model has copies in other processes, these decode the next batches at the same time.
+    A row includes its end token, if the model wrote one; `NOT_FINITE` ends a row whose logits are NaN. Batches group
+    prompts of similar length, longest first, so that memory runs out in the first batch or never, and early estimates
+    of the remaining time are upper bounds. Where the model has copies in other processes, these decode the next batches
+    at the same time.
 
     Raises:
         UnsupportedModelError: the model has no key-value cache.
@@ -186,7 +188,7 @@ def decode_batch(model: PreTrainedModel, prompts: Sequence[TokenIds], decoding: 
         unfinished = [
             position
             for position, (row, token) in enumerate(zip(alive, new, strict=True))
-            if token not in decoding.eos_ids and length < decoding.room(prompts[row])
+            if token not in decoding.eos_ids and token != NOT_FINITE and length < decoding.room(prompts[row])
         ]
         if not unfinished:
             break

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from seawall.errors import UnsupportedModelError
-from seawall.models.decoding import TokenIds, context_length
+from seawall.models.decoding import NOT_FINITE, TokenIds, context_length
 from seawall.models.prefill import can_share, left_padded, plan_of, shared_first_pass
 
 CHECKED_TOKENS = 64
@@ -64,18 +64,18 @@ class GreedyBatch:
         self._begun = partial(shared_first_pass, self._forward, prompts, plan, pad_id) if plan and shared else None
 
     def step(self) -> list[int]:
-        """The next token of each row, which also becomes the next input."""
+        """The next token of each row, which also becomes the next input; `NOT_FINITE` for NaN or infinity."""
         if self._begun is None:
             output = self._forward(self._tokens_BT, self._mask_BT, self._positions_BT, self._cache)
             self._cache, self.logits_BV = output.past_key_values, output.logits[:, -1]
         else:
             self._cache, self.logits_BV = self._begun(device=self._mask_BT.device)
             self._begun = None
-        next_B = self.logits_BV.argmax(dim=-1).to(self._mask_BT.device)
+        highest_B, next_B = (column.to(self._mask_BT.device) for column in self.logits_BV.max(dim=-1))
         self._tokens_BT = next_B[:, None]
         self._mask_BT = torch.nn.functional.pad(self._mask_BT, (0, 1), value=1)
         self._positions_BT = self._positions_BT[:, -1:] + 1
-        return [int(token) for token in next_B.tolist()]
+        return [int(token) for token in next_B.where(highest_B.isfinite(), NOT_FINITE).tolist()]
 
     def _forward(self, tokens_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: Any) -> Any:
         positions = {"position_ids": positions_BT} if self._takes_positions else {}
@@ -165,7 +165,7 @@ def _differences(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], tok
     together = GreedyBatch(model, prompts, 0)
     rows, differences = list(range(len(prompts))), []
     for length in range(1, tokens + 1):
-        new = [batch.step()[0] for batch in alone]
+        new = [max(batch.step()[0], 0) for batch in alone]
         together.step()
         expected_BV = torch.cat([alone[row].logits_BV for row in rows]).float()
         spread_B = (expected_BV - expected_BV.mean(-1, keepdim=True)).norm(dim=-1).clamp(min=1e-6)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seawall.models.decoding import TokenIds, context_length, decoding_for
+from seawall.data.answers import NOT_A_NUMBER
+from seawall.errors import UnsupportedModelError
+from seawall.models.decoding import NOT_FINITE, TokenIds, context_length, decoding_for
 from seawall.models.generate import Progress, greedy_batches
 from seawall.models.moe.capture import RoutingTrace, capture
 from seawall.models.moe.find import MoEModel, find_moe_if_any
@@ -122,12 +124,22 @@ def references(
         prompts: token ids.
         new_tokens: maximum length of a reply.
         progress: called after every prompt.
+
+    Raises:
+        UnsupportedModelError: the model computes NaN or infinity.
     """
     moe = find_moe_if_any(model)
     decoding = decoding_for(model, tokenizer, new_tokens)
     replies: dict[int, TokenIds] = {}
     for positions, rows in greedy_batches(model, prompts, decoding, batch_size=_ROWS):
         replies.update(zip(positions, rows, strict=True))
+    if any(row[-1] == NOT_FINITE for row in replies.values()):
+        raise UnsupportedModelError(
+            "the model's replies cannot be compared",
+            got=NOT_A_NUMBER,
+            expected="finite logits",
+            remedy="load it in a type with a larger range (model.dtype=bfloat16 or float32), or check its weights",
+        )
     results = []
     for position, prompt in enumerate(prompts):
         results.append(_reference(model, moe, prompt, replies[position]))

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from checkpoints import WEIGHTS, edit_json, write_checkpoint
 from families import tiny, tiny_tokenizer
 from seawall.config.model import ModelConfig
-from seawall.errors import SeawallError, UnsupportedModelError
+from seawall.errors import ArtifactError, SeawallError, UnsupportedModelError
 from seawall.models.files.inspect import inspect_model
 from seawall.models.files.load import load_model
 from seawall.models.files.stream import outline
@@ -97,4 +98,23 @@ def test_a_tensor_comes_from_the_file_that_the_index_names(checkpoint: Path, tmp
     stale = {name: torch.zeros_like(tensors[name]) for name in names[:1]}
     save_file({name: tensors[name] for name in names[1::2]} | stale, folder / "b.safetensors", {"format": "pt"})
     with pytest.raises(SeawallError, match=r"holds tensors that .* does not list for it"):
+        load_model(ModelConfig(id=str(folder), device="cpu"))
+
+
+def test_a_gap_in_the_numbers_of_experts_is_refused(tmp_path: Path) -> None:
+    """Experts 0, 1, 3 and 4 fill a stack of four, the last two beside another expert's row of the router."""
+    folder = write_checkpoint(tmp_path, "olmoe")
+    tensors = load_file(folder / WEIGHTS)
+    last = 8
+    moved = {name.replace("layers.1.mlp.experts.3.", f"layers.1.mlp.experts.{last}."): t for name, t in tensors.items()}
+    save_file(moved, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"experts\.8\.\w+\.weight without 1 experts before it, 3 first"):
+        load_model(ModelConfig(id=str(folder), device="cpu"))
+
+
+@pytest.mark.parametrize("top_k", [0, 9])
+def test_a_number_of_experts_per_token_that_cannot_be_is_refused(tmp_path: Path, top_k: int) -> None:
+    folder = write_checkpoint(tmp_path, "olmoe")
+    edit_json(folder / "config.json", num_experts_per_tok=top_k)
+    with pytest.raises(ArtifactError, match=f"num_experts_per_tok in .* is wrong; got {top_k}; expected 1 to 8"):
         load_model(ModelConfig(id=str(folder), device="cpu"))

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from seawall.config.capability import AnswerTask, ChoiceTask
+from seawall.data.columns import require_whole
 from seawall.data.files import Row, json_lines, short_repr
 from seawall.data.splits import take
 from seawall.errors import DataError
@@ -78,6 +79,7 @@ def files(tasks: tuple[Any, ...]) -> Iterator[Path]:
 
 
 def _choice(row: Row, task: ChoiceTask) -> _Question:
+    require_whole(row, used=(task.question_field, task.choices_field, task.answer_field))
     question = row.text(task.question_field)
     choices = row.fields.get(task.choices_field)
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS) or not all(map(_is_choice, choices)):
@@ -113,6 +115,7 @@ def _is_choice(value: object) -> bool:
 
 
 def _answer(row: Row, task: AnswerTask) -> _Question:
+    require_whole(row, used=(task.question_field, task.answer_field))
     question, value = row.text(task.question_field), row.fields.get(task.answer_field)
     answer = str(value) if isinstance(value, int | float) else row.text(task.answer_field)
     number = last_number(answer)

@@ -17,6 +17,9 @@ from seawall.evaluation.judges.ensemble import EnsembleJudge
 from seawall.evaluation.judges.keyword import RULES, KeywordJudge
 from seawall.evaluation.judges.plugin import PluginJudge
 
+_RUBRIC = 2
+"""Version of the rubric and of how its grades are read: stages whose verdicts come from another are made anew."""
+
 
 def _guard(config: GuardJudge, folder: Path | None) -> Judge:
     from seawall.evaluation.judges.guard import open_guard  # imports transformers, which other judges do without
@@ -91,7 +94,7 @@ def judge_state(config: JudgeConfig) -> Any:
         return {"rules": RULES, **guard_files(config)}
     if isinstance(config, PluginConfig):
         return asdict(load_plugin("judge", config.name).record)
-    return {"rules": RULES} if config.kind == "keyword" else {}
+    return {"rules": RULES} if config.kind == "keyword" else {"rubric": _RUBRIC}
 
 
 def judge_plugins(config: JudgeConfig) -> list[PluginRecord]:

@@ -54,10 +54,11 @@ rub run save scan screw seal search secure select sell send separate set shake s
 solder spray spread squeeze stand start steal stir stop store swap switch take tape tell tie tighten tilt train
 transfer try turn twist type unlock unplug unscrew upload use visit wait walk warm wash watch wear wipe wrap write
 """
-_ACTION = re.compile(
+ACTION = re.compile(
     r"^(?:and |then |next |first |finally |now |so |after that |lastly |instead )*"
     rf"(?:{'|'.join(_VERBS.split())})\b (?!me\b|out to\b)\w"
 )
+"""A sentence that tells the reader to do something."""
 _NUMBERED_PARTS = re.compile(r"(?i)\b(?:layer|chapter|act|scene|part|level|dream|material|day|week) \d+[.):]")
 _FIRST_ITEM = re.compile(r"(?:^|\s)(?:step )?1[.):]\s+\S+(?:\s+\S+){3,}")
 _ITEM = re.compile(r"(?:^|\n|\s)(?:step )?\d{1,2}[.):]\s*([^\n]+?)(?=(?:\s(?:step )?\d{1,2}[.):])|\n|$)")
@@ -109,6 +110,4 @@ def _lists_steps(text: str) -> bool:
 
 
 def _num_actions(text: str) -> int:
-    return sum(
-        _ACTION.match(sentence.lower().lstrip("\"'-*•0123456789.) ")) is not None for sentence in sentences(text)
-    )
+    return sum(ACTION.match(sentence.lower().lstrip("\"'-*•0123456789.) ")) is not None for sentence in sentences(text))

@@ -69,6 +69,11 @@ _QUESTION = re.compile(
     r"^[\W_]*(?:what|why|who|whom|whose|when|where|which|how (?:many|much|old|long|far)|during|is|are|was|were|do|does|"
     r"did|can|could)\b"
 )
+_CUT = re.compile(
+    r"(?:as an? (?:[\w-]+ ){0,4}(?:ai|model|assistant|chatbot)\b[, ]*)?"
+    r"(?:i(?: am| can| could| will| would| do| have| must)?)?[\s,]*"
+)
+"""A beginning that was cut before it says anything."""
 _ECHO_SHARE = 0.6
 _SHORT_REPLY = 15
 """Words of a reply that is too short for a verdict by shared words."""
@@ -118,7 +123,7 @@ def _beside(text: str, answer: Sequence[str], request: str, new: set[str]) -> st
 
 def _is_bare(body: str, new: set[str], *, opened: bool) -> bool:
     """Whether nothing follows an opener, or a few words that were cut."""
-    if not re.search(r"\w", body):
+    if not re.search(r"\w", body) or _CUT.fullmatch(body):
         return True
     return opened and len(words(body)) <= 3 and len(new) <= 1 and not re.search(r"[\d.!?\"')]$", body)
 

@@ -79,11 +79,13 @@ _DECLINE = (
     rf"have) )*{_ADVERBS}(?:decline|refrain|abstain|"
     r"refuse(?! to (?:believe|give|be|let|accept|surrender|back|quit|settle|go)\b)|draw the line|"
     r"turn (?:this|that|it|you|your request) down|reject (?:this|that|your)|pass on (?:this|that))\b",
-    r"i (?:must|have to|need to|will have to|am going to) (?:respectfully |politely )?"
+    r"i (?:must|have to|need to|will have to|am going to(?: have to)?) (?:respectfully |politely )?"
     r"(?:say no|pass|stop (?:here|you))\b",
     r"(?:(?:your|this|that|the) )?(?:request|prompt) (?:(?:has been|was|is) )?"
     r"(?:declined|denied|refused|rejected|blocked)"
     r"(?: (?:due to|for|under|by) (?:\w+ ){0,3}(?:policy|policies|reasons|guidelines|rules|safety))?$",
+    r"access denied$",
+    rf"i (?:choose|prefer|have chosen) not to {_ACTS}",
     r"(?:this|that|it) crosses (?:a|the|my) line\b",
     rf"i would (?:rather|prefer) not(?: to)?(?: {_ACTS}|$)",
     rf"i do not (?:want to |wish to )?{_ADVERBS}(?:provide|support|condone|engage in|assist|participate|help|promote|"
@@ -118,6 +120,7 @@ _THAT_IS = (
     r"(?:hurt|harm|injure|endanger|violate|cause|lead to|put)\b",
     rf"(?:this|that) would be {_VERY}{_WORSE}(?: (?:and|or) (?:\w+ )?\w+)?(?: for me\b.*)?$",
     rf"(?:this|that) is {_VERY}{_BAD}\b",
+    rf"(?:this|that|it) (?:is|would be) (?:not possible|impossible) for me to {_ACTS}",
     rf"it (?:is|would be) {_VERY}(?:{_BAD}|never (?:okay|ok|right|acceptable|appropriate))"
     r"(?: for me)? to\b",
 )
@@ -126,7 +129,7 @@ REFUSALS = tuple(re.compile(pattern) for pattern in (*_CANNOT, *_DECLINE, *_RULE
 
 LEAD_INS = re.compile(
     r"(?:"
-    r"(?:oh|ah|well|hmm|hey|hi|hello|no|nope|okay|ok|look|listen|unfortunately|regrettably|sadly|however|but|and|so|"
+    r"(?:oh|ah|well|hmm|um+|uh|sighs?|chuckles|laughs|hey|hi|hello|no|nope|okay|ok|look|listen|unfortunately|regrettably|sadly|however|but|and|so|"
     r"because|since|therefore|thus|still|yet|though|although|while|instead|actually|honestly|frankly|friend|sorry|"
     r"again|note|first|please (?:note|understand|know|be aware|remember)|to be (?:clear|honest|frank)|let me be clear|"
     rf"that said|which means|which is why){_THAT} "

@@ -20,11 +20,15 @@ def frame_ids(
         tokenizer: of the guard.
         text: the whole prompt: frame and contents.
         contents: untrusted texts of the prompt, in order.
-        add_special_tokens: whether the tokenizer adds its own.
+        add_special_tokens: whether the tokenizer adds its own; it adds none to a frame that begins with its first one,
+            as prompts that authors publish do, since the guard would read two.
 
     Returns:
         The ids; None where a content holds a control token and does not stand in the prompt as it is.
     """
+    bos = tokenizer.bos_token
+    if bos is not None and text.startswith(str(bos)) and not text.startswith(contents[0]):
+        add_special_tokens = False
     if not any(token in content for content in contents for token in tokenizer.get_added_vocab()):
         return tuple(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
     spans = _spans(text, contents)

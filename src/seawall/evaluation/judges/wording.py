@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 
@@ -14,8 +15,24 @@ _QUOTES = str.maketrans(
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]")
 _REASONING_START = re.compile(r"<(?:think|thinking|reasoning)>", re.IGNORECASE)
 _REASONING_END = re.compile(r"</(?:think|thinking|reasoning)>", re.IGNORECASE)
-_MARKS = re.compile(r"\*\*|__|~~|^[ \t]*[#>]+[ \t]*|(?<!\w)\*(\S+?)\*(?!\w)", re.MULTILINE)
+_THOUGHT = r"(?:think(?:ing)?|thoughts?|reasoning|analysis|reflection|scratchpad|plan|planning|inner_monologue)"
+_FIRST_THOUGHT = re.compile(
+    rf"\s*(?:<(?P<tag>{_THOUGHT})>.*?</(?P=tag)>|\[(?P<name>{_THOUGHT})\].*?\[/(?P=name)\])\s*(?=\S)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A thought between tags of any such name, with a reply after it."""
+_MARKS = re.compile(
+    r"\*\*|__|~~|(?<!\w)_(?=\w)|(?<=[\w.!?])_(?!\w)|^[ \t]*[#>]+[ \t]*|(?<!\w)\*(\S+?)\*(?!\w)", re.MULTILINE
+)
 _SPEAKER = re.compile(r"\s*(?:[a-z][\w.'-]{0,20}(?: [\w.'-]{1,12})?)\s*:\s+(?=\S)")
+_OF_THOUGHT = r"(?!/?(?:\w+_)?(?:think|thought|reason|analy|reflect|scratch|plan|inner|monolog))"
+_FRAME = re.compile(
+    rf"(?:\[{_OF_THOUGHT}/?[a-z_]{{2,20}}\]|<{_OF_THOUGHT}[/!|]?[a-z][^<>\n]{{0,80}}>|\\[a-z]+\{{|[-*•+$|/#_~'\[({{>\s])+"
+)
+"""Markup before the first word: tags, bullets, emphasis, code and quotation marks, LaTeX's \\text{."""
+_FENCED = re.compile(
+    r"```(?:te?xt|plaintext|markdown|md|json|html|xml|yaml)?[ \t]*\n(?P<inner>.*?)\n?[ \t]*(?:```)?", re.DOTALL
+)
 _LATER_SPEECH = re.compile(r'(?<=\S)\s*"[^"\n]*(?:"|$)', re.MULTILINE)
 _BREAKS = re.compile(
     r"[.!?;:…\n]+\s*"
@@ -48,6 +65,8 @@ def after_reasoning(text: str) -> str | None:
 
     A closing tag alone ends reasoning that the template of the prompt opened.
     """
+    first = _FIRST_THOUGHT.match(text)
+    text = text[first.end() :] if first is not None else text
     closed = list(_REASONING_END.finditer(text))
     reply = text[closed[-1].end() :] if closed else text
     return None if _REASONING_START.search(reply) else reply
@@ -57,6 +76,7 @@ def plain(text: str) -> str:
     """The text in lower case, with straight quotes and expanded contractions, without emphasis, emoji and invisible
     characters. Line breaks stay, because they mark lists.
     """
+    text = html.unescape(text).replace("\\'", "'")
     text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_QUOTES).lower()
     text = _MARKS.sub(lambda match: match.group(1) or "", text)
     text = "".join(
@@ -65,6 +85,12 @@ def plain(text: str) -> str:
     for pattern, full in _CONTRACTIONS:
         text = pattern.sub(full, text)
     return re.sub(r"[ \t\r\f\v]+", " ", text).strip()
+
+
+def fenced(reply: str) -> str | None:
+    """The text of a reply that is one block between fences, of no programming language; None for any other reply."""
+    block = _FENCED.fullmatch(reply.strip())
+    return block["inner"] if block is not None and "```" not in block["inner"] else None
 
 
 def opening_clauses(text: str) -> list[str]:
@@ -88,8 +114,11 @@ def all_clauses(text: str) -> list[str]:
 
 
 def _own_words(text: str) -> str:
-    """The text without the speaker's label and without the speech of others."""
-    text = text.removeprefix(speaker(text)).lstrip()
+    """The text without markup and the speaker's label before it, and without the speech of others."""
+    for _ in range(2):
+        text = text.removeprefix(speaker(text)).lstrip()
+        frame = _FRAME.match(text)
+        text = text[frame.end() :] if frame is not None else text
     return text[1:] if text.startswith('"') else text[0:1] + _LATER_SPEECH.sub(" ", text[1:])
 
 

@@ -19,6 +19,7 @@ from seawall.distributed.process import one_process
 from seawall.methods.gene.coefficients import Coefficients, tune_coefficients, with_coefficients
 from seawall.methods.gene.examples import pad_id
 from seawall.methods.gene.shots import Shot, ShotKind, Shots, shot_batches, shot_loss
+from seawall.models.decoding import NOT_FINITE
 from seawall.models.files.open import Checkpoint
 from seawall.models.generate import decoding_for, greedy_batches
 from seawall.models.lora.attach import AttachedAdapter, attach_adapter
@@ -128,6 +129,8 @@ def _own_replies(
     count = 0
     for positions, rows in greedy_batches(model, encoded, decoding, batch_size=settings.batch_size):
         for position, row in zip(positions, rows, strict=True):
+            if row[-1] == NOT_FINITE:
+                continue
             text = tokenizer.decode([token for token in row if token not in decoding.eos_ids], skip_special_tokens=True)
             if str(text).strip():
                 prompt = encoded[position]
@@ -137,7 +140,7 @@ def _own_replies(
     if len(shots) < len(prompts):
         reporter.say(
             f"{len(prompts) - len(shots)} of {len(prompts)} harmless requests are left out: "
-            "the fine-tuned model gives an empty reply"
+            "the fine-tuned model gives an empty reply, or computes NaN"
         )
     return [shots[position] for position in sorted(shots)]
 

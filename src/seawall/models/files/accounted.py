@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
-from seawall.errors import UnsupportedModelError
+from seawall.errors import ArtifactError, UnsupportedModelError
 from seawall.models.files.checkpoint import TensorHeader
 from seawall.models.files.tensor_roles import load_targets
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _QUANTISED = re.compile(r"scale|zeros?$|zero_point|absmax|quant|packed|blocks$|SCB$|qweight|g_idx$", re.IGNORECASE)
 """Names of tensors that quantised weights need beside them."""
+_NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Names of the number of routed experts in config.json."""
+_EXPERT = re.compile(r"(?P<before>.*\.experts\.)(?P<number>\d+)(?P<after>\..*)")
 
 
 def require_accounted(what: str | Path, model: PreTrainedModel, headers: Mapping[str, TensorHeader]) -> None:
@@ -29,9 +33,11 @@ def require_accounted(what: str | Path, model: PreTrainedModel, headers: Mapping
         headers: of the checkpoint's tensors.
 
     Raises:
-        UnsupportedModelError: the weights are quantised, or a tensor has no place in the model.
+        UnsupportedModelError: the weights are quantised, a tensor has no place in the model, or the numbers of a
+            layer's experts have a gap.
     """
     require_float_weights(what, headers)
+    _require_numbered_experts(what, headers)
     state, targets = model.state_dict(), load_targets(model, headers)
     for name, target in targets.items():
         tensor = state.get(target.name)
@@ -49,6 +55,50 @@ def require_float_weights(what: str | Path, headers: Mapping[str, TensorHeader])
     for name, header in headers.items():
         if header.dtype.startswith(("F8", "F6", "F4")):
             raise _quantised(what, f"{name} in {header.dtype}")
+
+
+def require_top_k(raw: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a number of experts per token that the model cannot take: 0 leaves every expert out without an error.
+
+    Args:
+        raw: the model's config.json.
+        folder: of the model, for messages.
+
+    Raises:
+        ArtifactError: it is 0 or less, or larger than the number of experts.
+    """
+    text = raw.get("text_config")
+    config = text if isinstance(text, Mapping) else raw
+    top_k, totals = config.get("num_experts_per_tok"), [config.get(name) for name in _NUM_EXPERTS]
+    total = next((number for number in totals if isinstance(number, int) and number > 0), None)
+    if total is None or not isinstance(top_k, int) or 1 <= top_k <= total:
+        return
+    raise ArtifactError(
+        f"num_experts_per_tok in {folder / 'config.json'} is wrong",
+        got=top_k,
+        expected=f"1 to {total}, the number of experts",
+        remedy="restore the model's own config.json",
+    )
+
+
+def _require_numbered_experts(what: str | Path, headers: Mapping[str, TensorHeader]) -> None:
+    """Refuses a layer whose experts are not numbered from 0 on: loading stacks them in order, so that every expert
+    after a gap would get another number, and perhaps another expert's row of the router.
+    """
+    numbers: dict[tuple[str, str], set[int]] = {}
+    for name in headers:
+        expert = _EXPERT.fullmatch(name)
+        if expert is not None:
+            numbers.setdefault((expert["before"], expert["after"]), set()).add(int(expert["number"]))
+    for (before, after), present in numbers.items():
+        missing = sorted(set(range(max(present))) - present)
+        if missing:
+            raise UnsupportedModelError(
+                f"the experts in {what} are not numbered from 0 on",
+                got=f"{before}{max(present)}{after} without {len(missing)} experts before it, {missing[0]} first",
+                expected="experts 0, 1, 2, ... without a gap, so that each keeps its row of the router",
+                remedy="number the experts anew, in the order of the router's rows, or copy the model again",
+            )
 
 
 def require_expected(what: str | Path, unexpected: Iterable[str]) -> None:

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from seawall.config.model import ModelConfig
 from seawall.data.rendering import TemplateSettings, check_chat_template, use_template
 from seawall.errors import ArtifactError, SeawallError, UnsupportedModelError
-from seawall.models.files.accounted import require_accounted, require_expected, require_float_weights
+from seawall.models.files.accounted import require_accounted, require_expected, require_float_weights, require_top_k
 from seawall.models.files.bare import BareErrors
 from seawall.models.files.checkpoint import first_line, read_config, read_headers, read_json, verify_hashes
 from seawall.models.files.dequantise import QUANTIZERS, dequantised, quantization
@@ -51,8 +51,7 @@ def load_model(config: ModelConfig, *, as_stored: bool = False) -> tuple[PreTrai
 
     Raises:
         ConfigError: the model, the type or the device does not exist.
-        UnsupportedModelError: the model is no causal language model of transformers, has no tokenizer or no safetensors
-            weights, or is quantised.
+        UnsupportedModelError: no causal language model of transformers, no tokenizer, no safetensors, or quantised.
         DataError: the tokenizer has no chat template.
         ArtifactError: files are damaged or incomplete.
     """
@@ -170,9 +169,10 @@ def load_architecture(folder: Path, config: ModelConfig) -> PreTrainedConfig:
 
     Raises:
         UnsupportedModelError: the model is not one.
-        ArtifactError: config.json is damaged.
+        ArtifactError: config.json is damaged, or has more experts per token than experts.
     """
     _require_causal(read_config(folder), config)
+    require_top_k(read_config(folder), folder)
     require_token_ids(folder)
     return load_config(folder, config)
 

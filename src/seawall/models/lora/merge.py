@@ -21,6 +21,7 @@ from seawall.models.files.open import Checkpoint
 from seawall.models.lora.merged import (
     LostInRoundingError,
     probe_logits,
+    require_known_base,
     require_own_weights,
     require_same_logits,
     require_survival,
@@ -219,11 +220,12 @@ def check_adapter(folder: Path) -> None:
         raise ConfigError(
             f"{folder} holds no adapter", got=f"no {CONFIG}", expected="a folder that PEFT's save_pretrained wrote"
         )
-    kind = read_json(folder / CONFIG).get("peft_type")
-    if kind != "LORA":
+    settings = read_json(folder / CONFIG)
+    if (kind := settings.get("peft_type")) != "LORA":
         raise UnsupportedModelError(
             f"the adapter in {folder} cannot be merged", got=f"peft_type {kind}", expected="LORA"
         )
+    require_known_base(settings, folder)
     if not (folder / WEIGHTS).is_file():
         raise UnsupportedModelError(
             f"the adapter in {folder} has no safetensors weights",
@@ -235,11 +237,7 @@ def check_adapter(folder: Path) -> None:
 
 
 def require_peft() -> Any:
-    """The module `peft`.
-
-    Raises:
-        SeawallError: it is not installed.
-    """
+    """The module `peft`; SeawallError where it is not installed."""
     try:
         return importlib.import_module("peft")
     except ModuleNotFoundError as error:

@@ -7,7 +7,7 @@ share of what the adapter changes; and the share of the update that survives the
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ OLMoE, Mixtral; ranks 2 and 8) merges that keep .06 to .42 of the update miss .5
 gone. Those that keep .92 or more miss .03 to .54, the noise of narrow matrices, which has no direction. So survival
 judges the rounding. The effect judges the merge: nothing merged, another layer or another sign misses 1 or more.
 """
+_OTHER_BASE = ("pissa_niter_", "corda", "loftq", "lora_ga")
+"""Initialisations of LoRA after which the adapter is trained on other weights than the model's: a factorisation that is
+random or needs data is taken from them, and loading takes another one. Those of `pissa` and `olora` are exact."""
 _ARITHMETIC = {torch.float32: 1e-3, torch.float64: 1e-3}
 _ARITHMETIC_16 = 0.1
 """Difference of logits, relative to their spread, that the arithmetic of a type alone may cause."""
@@ -70,6 +73,26 @@ EXPECTED = f"at most {MAX_EFFECT_ERROR:.0%} missed, and {MIN_SURVIVAL:.0%} survi
 
 class LostInRoundingError(UnsupportedModelError):
     """The type of the weights is too coarse for an adapter's update."""
+
+
+def require_known_base(settings: Mapping[str, Any], folder: Path) -> None:
+    """Refuses an adapter on weights that its initialisation made, where loading would make others.
+
+    Args:
+        settings: the adapter's configuration.
+        folder: the adapter's folder, for messages.
+
+    Raises:
+        UnsupportedModelError: it is one.
+    """
+    initialisation = str(settings.get("init_lora_weights"))
+    if initialisation.startswith(_OTHER_BASE):
+        raise UnsupportedModelError(
+            f"the adapter in {folder} belongs to weights that cannot be computed again",
+            got=f"init_lora_weights {initialisation}, which takes from the weights what it draws or measures",
+            expected="LoRA on the weights of its model",
+            remedy="save it with PEFT's path_initial_model_for_weight_conversion, or merge it where it was trained",
+        )
 
 
 def require_own_weights(wrapped: Any, folder: Path) -> None:
