@@ -67,6 +67,14 @@ def planted_run(planted: Path, shared: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def export_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that loads an exported checkpoint again need not import torch and transformers: see `commands`."""
+    from commands import FreshModules
+
+    monkeypatch.setattr("seawall.models.files.parity.subprocess", FreshModules())
+
+
 @pytest.fixture(scope="session")
 def lab_models(shared: Path) -> tuple[Path, Path]:
     """The embedded model and what it was before it was taught, fetched and built by one process alone."""
