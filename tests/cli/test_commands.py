@@ -140,7 +140,8 @@ def _numbers(summary: dict[str, Any]) -> dict[str, Any]:
 def test_full_disk_is_one_line_and_loses_nothing(planted: Path, tmp_path: Path) -> None:
     """A limit on file size stands for a full disk: the weights cannot be written, what was finished stays."""
     changes = (*FEW_PROMPTS, "repair.rounds=1", "repair.expert.epochs=1", "eval.gold=false")
-    words = ["run", planted, "-o", tmp_path / "run", *(word for change in changes for word in ("--set", change))]
+    words: list[str | Path] = ["run", planted, "-o", tmp_path / "run"]
+    words += [word for change in changes for word in ("--set", change)]
     done = forked(*words, largest_file=60_000)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
