@@ -23,7 +23,7 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 Kind = Literal["fresh", "loaded"]
 """Of `command_server.py`: whether a fork imports the modules of seawall by itself, or has them already."""
 SERVER = "SEAWALL_TEST_COMMANDS"
-"""The variable that tells forks of a server where it listens."""
+"""The variable that tells forks of a server, and processes that share one, where it listens."""
 
 
 def seawall(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -121,7 +121,7 @@ def _start(
     folder = TemporaryDirectory()
     streams = {name: str(Path(folder.name) / name) for name in ("stdin", "stdout", "stderr")}
     Path(streams["stdin"]).write_text(text)
-    server = _server()
+    server = server_folder()
     request = {
         "words": words,
         "script": None if script is None else str(script),
@@ -140,8 +140,8 @@ def _start(
 
 
 @cache
-def _server() -> str:
-    """The folder of the server's sockets `fresh` and `loaded`; starts one, but for a fork of one."""
+def server_folder() -> str:
+    """The folder of the sockets `fresh` and `loaded` of the server, which this starts where `SERVER` names none."""
     if SERVER in os.environ:
         return os.environ[SERVER]
     folder = TemporaryDirectory()

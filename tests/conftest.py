@@ -14,9 +14,16 @@ import pytest
 from filelock import FileLock
 
 
-def pytest_configure() -> None:
-    """One thread for tensors, here and in processes that tests start: with tiny ones a second is only waited for."""
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for tensors, here and in processes that tests start: with tiny ones a second is only waited for.
+
+    Of a run in several processes, the first starts the server of commands for all of them.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if config.getoption("numprocesses", None):
+        from commands import SERVER, server_folder
+
+        os.environ[SERVER] = server_folder()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from places import REPOSITORY
 from seawall.errors import ArtifactError
@@ -22,6 +20,8 @@ SMALL = {
 
 
 def opened(path: Path) -> Any:
+    import nbformat  # takes seconds, and every process that runs tests would do it
+
     book: Any = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)  # type: ignore[no-untyped-call]
     return book
 
@@ -29,6 +29,8 @@ def opened(path: Path) -> Any:
 @pytest.mark.lab
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nbclient import NotebookClient
+
     try:
         lab_model_folder()
         original_model_folder()
