@@ -14,9 +14,16 @@ import pytest
 from filelock import FileLock
 
 
-def pytest_configure() -> None:
-    """One thread for tensors, here and in processes that tests start: with tiny ones a second is only waited for."""
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for tensors, here and in processes that tests start: with tiny ones a second is only waited for.
+
+    Of a run in several processes, the first starts the server of commands for all of them.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if config.getoption("numprocesses", None):
+        from commands import SERVER, server_folder
+
+        os.environ[SERVER] = server_folder()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -65,6 +72,14 @@ def planted_run(planted: Path, shared: Path) -> Path:
     folder = shared / "finished"
     once(folder, lambda: run_recipe(load_recipe(planted), folder, text=planted.read_text(), reporter=Quiet()))
     return folder
+
+
+@pytest.fixture
+def export_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that loads an exported checkpoint again need not import torch and transformers: see `commands`."""
+    from commands import FreshModules
+
+    monkeypatch.setattr("seawall.models.files.parity.subprocess", FreshModules())
 
 
 @pytest.fixture(scope="session")

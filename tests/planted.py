@@ -27,6 +27,15 @@ STORY = "First I opened it, then I took it and went home."
 ANSWER = "First look at it for long, then draw a line."
 THINGS = tuple(f"{first}{middle}{last}" for first in "bdfklmprst" for middle, last in ("at", "en", "ig", "ox"))
 """Many made-up things, so that the model learns what a request looks like and not each of them by heart."""
+FEW_PROMPTS = (
+    "data.train_goals=8",
+    "data.validation_goals=2",
+    "data.validation_benign=2",
+    "data.test_goals=2",
+    "data.test_benign=2",
+    "data.test_borderline=2",
+)
+"""For tests that need a whole run, and none of its numbers."""
 WEIGHTS = Path(__file__).with_name("planted.safetensors")
 STEPS = 400
 SPLITS = (("train",) * 3 + ("test",) + ("train",) * 3 + ("validation",)) * 5

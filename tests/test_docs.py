@@ -19,7 +19,7 @@ import typer
 import yaml
 
 import seawall
-from commands import seawall as run_command
+from commands import fresh
 from places import REPOSITORY
 from seawall.cli.app import app
 from seawall.cli.settings import list_settings
@@ -235,7 +235,7 @@ def test_the_quickstart_ends_with_a_page(workbench: Workbench, tmp_path: Path) -
         words = [str(models["-Instruct"]) if word == "Qwen/Qwen2.5-0.5B-Instruct" else word for word in words]
         for key, end in (("model.id", "-Instruct"), ("landscape.base.id", "")):
             words += [] if "--model" in words else ["--set", f"{key}={models[end]}"]
-        done = run_command(*words, cwd=tmp_path)
+        done = fresh(*words, cwd=tmp_path)
         # Where the tiny model says nothing that can be judged, the numbers are written and the exit code is 1.
         assert done.returncode == ("nothing could be scored" in done.stderr), done.stderr
     assert (tmp_path / "runs/quickstart/landscape.html").is_file()

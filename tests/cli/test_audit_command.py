@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from commands import refused, seawall
+from commands import fresh, refused
 from seawall.cli.app import app
 from seawall.errors import SeawallError
 
 
 def test_a_run_is_audited_and_its_report_written_again(planted_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(planted_run, tmp_path / "run")
-    done = seawall("audit", run, "--only", "routing_shortcut", "--set", "audit.routing_shortcut.goals=2", "--json")
+    done = fresh("audit", run, "--only", "routing_shortcut", "--set", "audit.routing_shortcut.goals=2", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     found = json.loads(done.stdout)["audits"]["routing_shortcut"]

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from commands import forked, refused, seawall, start
+from commands import forked, fresh, refused, seawall, start
 from families import tiny, tiny_tokenizer
+from planted import FEW_PROMPTS
 from seawall.cli.common import quiet_libraries
 from seawall.runs.files import read_json
 
@@ -79,9 +80,9 @@ def test_bad_models(planted: Path, tmp_path: Path) -> None:
     done = forked("doctor", silent)
     assert done.returncode == 2
     assert "refused" in done.stdout
-    found = json.loads(seawall("doctor", dense, "--json").stdout)
+    found = json.loads(fresh("doctor", dense, "--json").stdout)
     assert (found["supported"], found["verbs"]["eval"], found["verbs"]["run"]) == (True, True, False)
-    assert json.loads(seawall("doctor", planted.parent / "model", "--json").stdout)["supported"] is True
+    assert json.loads(forked("doctor", planted.parent / "model", "--json").stdout)["supported"] is True
 
 
 def test_report_without_an_argument_starts_nothing(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_foreign_folder_is_left_alone(planted: Path, tmp_path: Path) -> None:
 
 
 def test_plan_prints_numbers(planted: Path) -> None:
-    plan = json.loads(seawall("plan", planted, "--json").stdout)
+    plan = json.loads(fresh("plan", planted, "--json").stdout)
     assert plan["weights"] > 0
     assert plan["peak"] >= plan["weights"]
 
@@ -138,9 +139,12 @@ def _numbers(summary: dict[str, Any]) -> dict[str, Any]:
 
 def test_full_disk_is_one_line_and_loses_nothing(planted: Path, tmp_path: Path) -> None:
     """A limit on file size stands for a full disk: the weights cannot be written, what was finished stays."""
-    done = forked("run", planted, "-o", tmp_path / "run", largest_file=60_000)
+    changes = (*FEW_PROMPTS, "repair.rounds=1", "repair.expert.epochs=1", "eval.gold=false")
+    words: list[str | Path] = ["run", planted, "-o", tmp_path / "run"]
+    words += [word for change in changes for word in ("--set", change)]
+    done = forked(*words, largest_file=60_000)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "file would grow past the allowed size" in done.stderr.strip().splitlines()[-1]
     assert (tmp_path / "run" / "select" / "DONE").is_file()
-    assert forked("run", planted, "-o", tmp_path / "run", "--json").returncode == 0
+    assert forked(*words, "--json").returncode == 0

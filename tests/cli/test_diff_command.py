@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from commands import forked, refused, seawall
+from commands import forked, fresh, refused
 
 
 def test_runs_and_checkpoints(planted: Path, planted_run: Path) -> None:
-    runs = seawall("diff", planted_run, planted_run)
+    runs = fresh("diff", planted_run, planted_run)
     assert runs.returncode == 0, runs.stderr
     assert "Jaccard 1.00" in runs.stdout
     assert "over-refusal" in runs.stdout

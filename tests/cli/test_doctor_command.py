@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints import edit_json, write_checkpoint
-from commands import forked, refused, seawall
+from commands import forked, fresh, refused
 from families import tiny
 from seawall.artifacts.adapter import save_adapter
 from seawall.models.lora.attach import attach_adapter
@@ -28,7 +28,7 @@ def write_adapter(folder: Path, family: str) -> Path:
 
 def test_a_model_and_its_adapter(tmp_path: Path) -> None:
     base, adapter = write_checkpoint(tmp_path / "base", "olmoe"), write_adapter(tmp_path / "adapter", "olmoe")
-    done = seawall("doctor", base, "--adapter", adapter)
+    done = fresh("doctor", base, "--adapter", adapter)
     said = " ".join(done.stdout.split())
     assert done.returncode == 0
     assert "experts touched 48 of 48 slices in 6 stacks" in said
@@ -36,7 +36,7 @@ def test_a_model_and_its_adapter(tmp_path: Path) -> None:
     assert "target_parameters=['mlp.experts.down_proj', 'mlp.experts.gate_up_proj']" in said.replace("[ ", "[")
     assert "end of turn" in said
     edit_json(adapter / "adapter_config.json", r=7)
-    done = seawall("doctor", base, "--adapter", adapter, "--json")
+    done = fresh("doctor", base, "--adapter", adapter, "--json")
     assert done.returncode == 1
     found = json.loads(done.stdout)
     assert found["adapter"]["findings"][0]["subject"] == "rank"

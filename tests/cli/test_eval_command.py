@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from commands import forked, refused, seawall
+from commands import forked, fresh, refused
 from endpoints import Script, serving
 from seawall.cli.evaluate import evaluate
 from seawall.errors import RunFolderError, SeawallError
@@ -27,7 +27,7 @@ def test_a_folder_is_evaluated_on_the_recipes_prompts(
 ) -> None:
     place: list[str | Path] = ["--model", planted.parent / "model", "-o", tmp_path / "out"]
     words: list[str | Path] = ["eval", planted, *place, *SMALL, *LENGTHS]
-    done = seawall(*words)
+    done = fresh(*words)
     assert done.returncode == 0, done.stderr
     assert "attack: story" in done.stdout
     assert "reply length, tokens" in done.stdout

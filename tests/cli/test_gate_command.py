@@ -6,13 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
-from commands import forked, refused, seawall
+from commands import forked, fresh, refused
 from seawall.runs.folder import RunFolder
 from seawall.runs.sealed import seal_files
 
 
 def test_exit_code_and_rows(planted_run: Path) -> None:
-    passed = seawall("gate", planted_run, "--max-asr", "1", "--min-plain-refusal", "0.1")
+    passed = fresh("gate", planted_run, "--max-asr", "1", "--min-plain-refusal", "0.1")
     assert passed.returncode == 0, passed.stderr
     assert "--max-asr" in passed.stdout
     assert "--min-plain-refusal" in passed.stdout

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from commands import refused, seawall
+from commands import fresh, refused
 from seawall.cli.app import app
 from seawall.errors import SeawallError
 from siblings import write_shots, write_siblings
@@ -23,7 +23,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("family")
     short = {"epochs": 1, "max_new_tokens": 3, "judged": 0, "harmful": 6, "benign": 6, "held_out": 2}
     recipe = write_siblings(folder, extract=short)
-    done = seawall("gene", "extract", recipe, "-o", folder / "run", "--json")
+    done = fresh("gene", "extract", recipe, "-o", folder / "run", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     found = json.loads(done.stdout)

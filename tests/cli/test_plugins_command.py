@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import COMMAND, ENVIRONMENT
+from commands import ENVIRONMENT, fresh
 from places import TESTS
 from seawall.cli.common import open_target
 from seawall.config import load_recipe
@@ -38,8 +38,7 @@ def sets(*settings: str) -> list[str]:
 def call(package: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The command in an environment in which the package is installed."""
     environment = {**ENVIRONMENT, "PYTHONPATH": f"{ENVIRONMENT.get('PYTHONPATH', '')}:{package}"}
-    words = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    return fresh(*arguments, environment=environment)
 
 
 def test_an_evaluation_with_a_package_that_changes(planted: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from commands import refused, seawall
+from commands import fresh, refused
 from planted_refusal import refusing_by_attention
 from refusing_recipe import write_refusing
 from seawall.cli.app import app
@@ -23,7 +23,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_recipe_is_steered_and_then_its_run(recipe: Path, tmp_path: Path) -> None:
-    done = seawall("steer", recipe, "--output", tmp_path / "run", "--json")
+    done = fresh("steer", recipe, "--output", tmp_path / "run", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     found = json.loads(done.stdout)

@@ -3,13 +3,12 @@
 Usage: launch.py PROCESSES FOLDER, then one command a line on standard input, as a JSON list of words. The streams of
 process R of command C are FOLDER/C-R.out and FOLDER/C-R.err; the exit statuses are printed as JSON, one list a command.
 A first word `kill:N` ends process 1 for real at its N-th update of a repair, and `kill:N:MODULE:FUNCTION` at the N-th
-order of this function. The processes are forked: importing torch
-takes seconds. Each waits at most five minutes for the others, so a launch that hangs ends, with other statuses.
+order of this function. `commands.forked_script` runs this where torch is imported already. Each process waits at most
+five minutes for the others, so a launch that hangs ends, with other statuses.
 """
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -24,19 +23,8 @@ from typing import Any, NoReturn
 import seawall.cli.app
 import seawall.distributed.process
 import seawall.methods.rasa.repair.run
-from seawall.cli.common import quiet_libraries
-
-IMPORTED_BY_COMMANDS = (
-    "seawall.jobs.audit",
-    "seawall.jobs.evaluate",
-    "seawall.jobs.gene",
-    "seawall.jobs.landscape",
-    "seawall.jobs.run",
-    "torch.distributed",
-    "transformers.models.glm4_moe.modeling_glm4_moe",
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.mixtral.modeling_mixtral",
-)
+import seawall.models.files.parity
+from commands import FreshModules
 
 
 def free_port() -> int:
@@ -70,6 +58,7 @@ def become(words: list[str], *, rank: int, count: int, port: int, streams: Path)
     vars(seawall.methods.rasa.repair.run)["CHECKPOINT_EVERY"] = 3
     vars(seawall.distributed.process)["_PATIENCE"] = timedelta(minutes=5)
     vars(seawall.cli.app)["_PRECEDENCE"] = 1.0
+    vars(seawall.models.files.parity)["subprocess"] = FreshModules()
     kill, *order = words[0].split(":")
     if kill == "kill":
         words = words[1:]
@@ -105,10 +94,6 @@ def launch(words: list[str], count: int, streams: Path) -> list[int]:
 
 
 if __name__ == "__main__":
-    with quiet_libraries():
-        for module in IMPORTED_BY_COMMANDS:
-            importlib.import_module(module)
-    gc.freeze()
     count, folder = int(sys.argv[1]), Path(sys.argv[2])
     commands = [json.loads(line) for line in sys.stdin]
     statuses = [launch(words, count, folder / str(number)) for number, words in enumerate(commands)]

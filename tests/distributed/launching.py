@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-from commands import ENVIRONMENT
+from commands import ENVIRONMENT, forked_script
 from places import TESTS
 
 
@@ -15,9 +13,8 @@ def launch(folder: Path, *commands: list[str | Path]) -> list[list[int]]:
     """The exit statuses of both processes of each command; `launch.py` says where their streams are."""
     lines = "".join(json.dumps([str(word) for word in words]) + "\n" for words in commands)
     environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}  # two processes cannot share one GPU
-    words = [sys.executable, str(TESTS / "distributed" / "launch.py"), "2", str(folder)]
-    done = subprocess.run(words, input=lines, capture_output=True, text=True, env=environment, check=True)
-    statuses: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
+    output = forked_script(TESTS / "distributed" / "launch.py", "2", folder, text=lines, environment=environment)
+    statuses: list[list[int]] = json.loads(output.splitlines()[-1])
     return statuses
 
 

@@ -22,6 +22,7 @@ import seawall.jobs.export
 import seawall.models.files.parity
 import seawall.models.files.save
 import seawall.runs.stage
+from commands import FreshModules
 from seawall.cli.app import run as run_command
 
 
@@ -84,6 +85,7 @@ def attempt(recipe: str, folder: str, ending: str | None) -> int:
     """Exit status of an attempt; negative for the signal that ended it. Forked: importing torch takes seconds."""
     process = os.fork()
     if process == 0:
+        vars(seawall.models.files.parity)["subprocess"] = FreshModules()
         if ending is not None:
             moment, _, number = ending.partition(":")
             arm(moment, int(number))

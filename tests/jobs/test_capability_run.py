@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from planted import FEW_PROMPTS
 from seawall.artifacts.evaluation import EvalResult
 from seawall.config import load_recipe
 from seawall.errors import ConfigError, DataError
@@ -41,7 +42,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(planted: Path, folder: Path, rows: Path) -> Outcome:
-    changes = [section(rows), "repair.rounds=1", "export.checkpoint=false"]
+    changes = [*FEW_PROMPTS, section(rows), "repair.rounds=1", "export.checkpoint=false"]
     return run_recipe(load_recipe(planted, changes), folder, text="", reporter=Quiet())
 
 
@@ -74,7 +75,7 @@ def test_scores_reach_summary_table_report_and_gate(planted: Path, rows: Path, t
     assert again.summary == done.summary
     rows.write_text(rows.read_text().replace("Draw 3", "Draw three"))
     other = run_recipe(
-        load_recipe(planted, [section(rows), "repair.rounds=1", "export.checkpoint=false"]),
+        load_recipe(planted, [*FEW_PROMPTS, section(rows), "repair.rounds=1", "export.checkpoint=false"]),
         tmp_path / "run",
         text="",
         reporter=Quiet(),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from planted import FEW_PROMPTS
 from seawall.artifacts.store import tensor_digest, tensors_fingerprint
 from seawall.config import load_recipe
 from seawall.errors import ConfigError
@@ -21,7 +22,7 @@ from seawall.runs.files import file_hash, read_json
 from seawall.runs.progress import Quiet
 from seawall.shell.model import OpenModel, open_model
 
-FEW = ("select.k=2", "repair.rounds=1", "eval.gold=false")
+FEW = (*FEW_PROMPTS, "select.k=2", "repair.rounds=1", "eval.gold=false")
 
 
 def _counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from places import TESTS
+from commands import forked_script
 
 HERE = Path(__file__).parent
 ENDINGS = {
@@ -26,12 +24,8 @@ EXPORTED = ("delta", "model")
 
 
 def _attempts(recipe: Path, run: Path) -> list[int]:
-    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     endings = [f"{moment}:{int(number)}" for moment, number in ENDINGS.items()]
-    command = [sys.executable, str(HERE / "killable_export.py"), str(recipe), str(run), *endings]
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
-    statuses: list[int] = json.loads(output)
+    statuses: list[int] = json.loads(forked_script(HERE / "killable_export.py", recipe, run, *endings))
     return statuses
 
 

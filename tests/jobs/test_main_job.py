@@ -16,6 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from planted import FEW_PROMPTS
 from seawall.artifacts.delta import Delta
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.config import load_recipe
@@ -194,6 +195,7 @@ def test_a_finished_run_is_only_read_again(finished: Outcome, planted: Path) -> 
     assert again.summary == finished.summary
 
 
+@pytest.mark.usefixtures("export_beside")
 def test_equal_recipes_give_equal_numbers(finished: Outcome, planted: Path, tmp_path: Path) -> None:
     other = run(planted, tmp_path / "again")
     assert finished.summary is not None
@@ -213,16 +215,16 @@ def test_another_recipe_in_the_same_folder_is_refused(finished: Outcome, planted
 
 
 def test_a_changed_stage_file_is_refused(planted: Path, tmp_path: Path) -> None:
-    outcome = run(planted, tmp_path / "run", until="select")
+    outcome = run(planted, tmp_path / "run", *FEW_PROMPTS, until="select")
     path = outcome.run.stage("profile") / "profile.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(ArtifactError, match=r"profile\.safetensors was changed"):
-        run(planted, tmp_path / "run", until="select")
+        run(planted, tmp_path / "run", *FEW_PROMPTS, until="select")
     path.write_bytes(bytes(data[:-100]))
     with pytest.raises(ArtifactError, match=r"profile\.safetensors was changed"):
-        run(planted, tmp_path / "run", until="select")
+        run(planted, tmp_path / "run", *FEW_PROMPTS, until="select")
 
 
 def test_report_and_card_hold_the_summary(finished: Outcome) -> None:
@@ -251,7 +253,7 @@ def test_report_and_card_hold_the_summary(finished: Outcome) -> None:
     ],
 )
 def test_ablations_run(planted: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:
-    quick = ("repair.rounds=1", "repair.expert.epochs=1", "eval.gold=false")
+    quick = (*FEW_PROMPTS, "repair.rounds=1", "repair.expert.epochs=1", "eval.gold=false")
     outcome = run(planted, tmp_path / "run", *quick, *changes, until="repair")
     delta = Delta.load(outcome.run.stage("repair") / "delta")
     touched = {name.rpartition(".mlp.")[2] for name in delta.slices}

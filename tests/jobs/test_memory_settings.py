@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from limited import limited_memory
+from planted import FEW_PROMPTS
 from seawall.config import load_recipe
 from seawall.errors import RunFolderError, SeawallError
 from seawall.jobs.run import Outcome, run_recipe
@@ -18,7 +19,7 @@ from seawall.runs.progress import Quiet
 
 
 def _run(recipe: Path, folder: Path, *changes: str) -> Outcome:
-    loaded = load_recipe(recipe, changes)
+    loaded = load_recipe(recipe, [*FEW_PROMPTS, *changes])
     return run_recipe(loaded, folder, text=recipe.read_text(), reporter=Quiet(), until="repair")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import FreshModules
 from seawall.artifacts.delta import Delta
 from seawall.config import load_recipe
 from seawall.data.types import Outcome
@@ -34,6 +35,7 @@ def unrepaired(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> RunOu
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "validator", lambda context, decoder: measure)
+        patch.setattr("seawall.models.files.parity.subprocess", FreshModules())
         text = planted.read_text()
         return run_recipe(load_recipe(planted, changes), folder, text=text, reporter=Quiet())
 

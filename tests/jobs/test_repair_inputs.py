@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from planted import FEW_PROMPTS
 from seawall.config import load_recipe
 from seawall.config.repair import RepairConfig
 from seawall.data.sets import load_prompts
@@ -79,7 +80,7 @@ def test_plain_refusals_are_retained_once_per_goal(context: Context, tmp_path: P
 
 def test_a_repair_by_consistency_with_twins_runs_to_its_choice(planted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    changes = ("repair.objective=consistency", "repair.retain.twins=1", "repair.rounds=1")
+    changes = (*FEW_PROMPTS, "repair.objective=consistency", "repair.retain.twins=1", "repair.rounds=1")
     run_recipe(load_recipe(planted, changes), folder, text=planted.read_text(), reporter=Quiet(), until="repair")
     outcome = read_json(folder / "repair" / "outcome.json")
     assert len(outcome["rounds"]) == 1

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
+from commands import forked_script
 from places import REPOSITORY
 from seawall.errors import ArtifactError
 from seawall.lab.build import lab_model_folder, original_model_folder
@@ -39,12 +37,9 @@ def test_it_prints_its_table(name: str) -> None:
         original_model_folder()
     except ArtifactError as error:
         pytest.skip(f"the embedded model is not in the cache and cannot be fetched: {error}")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(EXAMPLES / f"{name}_by_hand.py"), *SMALLEST[name]]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
+    output = forked_script(EXAMPLES / f"{name}_by_hand.py", *SMALLEST[name], kind="fresh")
     for row in ROWS[name]:
-        assert re.search(rf"^{row}$", done.stdout, re.MULTILINE), done.stdout
+        assert re.search(rf"^{row}$", output, re.MULTILINE), output
 
 
 @pytest.mark.parametrize("name", SMALLEST)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
+from commands import forked_script
 from places import REPOSITORY
 
 SCRIPT = REPOSITORY / "examples" / "repair_by_hand.py"
@@ -24,10 +22,6 @@ LINES = (
 @pytest.mark.lab
 @pytest.mark.usefixtures("lab_models")
 def test_repair_by_hand_prints_its_table() -> None:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *SMALLEST], capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+    output = forked_script(SCRIPT, *SMALLEST, kind="fresh")
     for line in LINES:
-        assert re.search(rf"^{re.escape(line)} +[01] +[01]$", done.stdout, re.MULTILINE), done.stdout
+        assert re.search(rf"^{re.escape(line)} +[01] +[01]$", output, re.MULTILINE), output

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from places import REPOSITORY
 from seawall.errors import ArtifactError
@@ -21,14 +20,12 @@ SMALL = {
 """What stands in the cell with the tag `parameters`, for a minute or two of one core."""
 
 
-def opened(path: Path) -> Any:
-    book: Any = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)  # type: ignore[no-untyped-call]
-    return book
-
-
 @pytest.mark.lab
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nbformat  # this and the next take seconds, which every process that collects tests would spend
+    from nbclient import NotebookClient
+
     try:
         lab_model_folder()
         original_model_folder()
@@ -36,7 +33,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         pytest.skip(f"the embedded model is not in the cache and cannot be fetched: {error}")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    book = opened(path)
+    book: Any = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)  # type: ignore[no-untyped-call]
     (parameters,) = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
     assert [line.split(" = ")[0] for line in parameters.source.splitlines()] == [
         line.split(" = ")[0] for line in SMALL[path.name].splitlines()
@@ -50,8 +47,9 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_holds_no_outputs(path: Path) -> None:
-    for cell in opened(path).cells:
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         assert not cell.get("outputs"), path.name
         assert cell.get("execution_count") is None, path.name
-        assert "import seawall." not in cell.source
-        assert "from seawall" not in cell.source
+        source = "".join(cell["source"])
+        assert "import seawall." not in source
+        assert "from seawall" not in source

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import cast
@@ -11,7 +9,7 @@ from typing import cast
 import pytest
 from small_repair import config, experts, run_repair, small_model
 
-from places import TESTS
+from commands import forked_script
 from seawall.errors import ArtifactError
 from seawall.methods.rasa import stages
 from seawall.shell.context import Context
@@ -33,11 +31,7 @@ ENDINGS = (
 def _attempts(whole: Path, folder: Path, *endings: str) -> list[int]:
     whole.mkdir()
     folder.mkdir()
-    paths = os.pathsep.join([str(HERE), str(TESTS), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(HERE / "killable_repair.py"), str(whole), str(folder), *endings]
-    environment = {**os.environ, "PYTHONPATH": paths}
-    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
-    statuses: list[int] = json.loads(output)
+    statuses: list[int] = json.loads(forked_script(HERE / "killable_repair.py", whole, folder, *endings))
     return statuses
 
 
