@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from launching import launch, said, vllm_program
 from torch import Tensor
 
@@ -22,6 +23,9 @@ from seawall.models.files.load import load_model
 from seawall.runs.files import read_json, read_metrics
 from seawall.runs.progress import Quiet
 
+pytestmark = pytest.mark.skipif(
+    torch.accelerator.is_available(), reason="one process would repair on the accelerator, and two on the CPU"
+)
 SETTINGS = [
     "model.device=auto",
     "repair.rounds=1",

@@ -105,8 +105,9 @@ class Context:
             self.note({"notices": notices})
         self.note_model(opened.fingerprint)
         loaded = (opened.model, opened.tokenizer)
-        for decoder in (self.decoder, self.eval_decoder):
-            prepare(decoder, loaded, opened.digests, self.checkpoint.folder)
+        for engine in (self.recipe.engine, self.recipe.eval.engine):
+            if engine.kind == "vllm" or not self.recipe.model.fsdp:  # sharded weights write no reply
+                prepare(self._decoders.of(engine), loaded, opened.digests, self.checkpoint.folder)
         return opened
 
     @cached_property
