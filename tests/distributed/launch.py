@@ -3,8 +3,9 @@
 Usage: launch.py PROCESSES FOLDER, then one command a line on standard input, as a JSON list of words. The streams of
 process R of command C are FOLDER/C-R.out and FOLDER/C-R.err; the exit statuses are printed as JSON, one list a command.
 A first word `kill:N` ends process 1 for real at its N-th update of a repair, and `kill:N:MODULE:FUNCTION` at the N-th
-order of this function. `commands.forked_script` runs this where torch is imported already. Each process waits at most
-five minutes for the others, so a launch that hangs ends, with other statuses.
+call of this function; with `exhaust` it asks there for more memory than there is. `commands.forked_script` runs this
+where torch is imported already. Each process waits at most five minutes for the others, so a launch that hangs ends,
+with other statuses.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 import seawall.cli.app
 import seawall.distributed.process
 import seawall.methods.rasa.repair.run
@@ -33,19 +36,23 @@ def free_port() -> int:
         return int(opened.getsockname()[1])
 
 
-def end_at_order(number: int, module: str = "seawall.methods.rasa.repair.team", function: str = "_update") -> None:
-    """Lets this process end itself, for real, at its N-th order of a function."""
+def fail_at_call(
+    how: str, number: int, module: str = "seawall.methods.rasa.repair.team", function: str = "_update"
+) -> None:
+    """Lets this process end itself, or run out of memory, for real, at its N-th call of a function."""
     members = vars(importlib.import_module(module))
-    obey, orders = members[function], 0
+    work, calls = members[function], 0
 
-    def obey_or_end(*arguments: Any) -> None:
-        nonlocal orders
-        orders += 1
-        if orders == number:
+    def work_or_fail(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number and how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        obey(*arguments)
+        if calls == number:
+            torch.empty(2**50)
+        return work(*arguments)
 
-    members[function] = obey_or_end
+    members[function] = work_or_fail
 
 
 def become(words: list[str], *, rank: int, count: int, port: int, streams: Path) -> None:
@@ -59,11 +66,11 @@ def become(words: list[str], *, rank: int, count: int, port: int, streams: Path)
     vars(seawall.distributed.process)["_PATIENCE"] = timedelta(minutes=5)
     vars(seawall.cli.app)["_PRECEDENCE"] = 1.0
     vars(seawall.models.files.parity)["subprocess"] = FreshModules()
-    kill, *order = words[0].split(":")
-    if kill == "kill":
+    how, *place = words[0].split(":")
+    if how in ("kill", "exhaust"):
         words = words[1:]
-    if kill == "kill" and rank == 1:
-        end_at_order(int(order[0]), *order[1:])
+    if how in ("kill", "exhaust") and rank == 1:
+        fail_at_call(how, int(place[0]), *place[1:])
     sys.argv = ["seawall", *words]
     seawall.cli.app.run()
 

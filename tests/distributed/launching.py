@@ -21,3 +21,12 @@ def launch(folder: Path, *commands: list[str | Path]) -> list[list[int]]:
 def said(path: Path) -> list[str]:
     """The lines of a stream that are messages of seawall."""
     return [line for line in path.read_text().splitlines() if line.startswith("seawall: ")]
+
+
+def vllm_program(folder: Path) -> Path:
+    """Stands in for vLLM; refuses to start as a process of the launch."""
+    paths, program = f"{TESTS.parent / 'src'}:{TESTS}", folder / "vllm"
+    words = f'exec env PYTHONPATH={paths} WORKER_FILE={folder}/worker {sys.executable} {TESTS}/vllm_program.py "$@"'
+    program.write_text(f'#!/bin/sh\ntest -z "$WORLD_SIZE$RANK$MASTER_PORT" || exit 9\n{words}\n')
+    program.chmod(0o755)
+    return program

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from launching import launch, said
+from launching import launch, said, vllm_program
 
 from commands import ENVIRONMENT
 from endpoints import Script, serving
-from places import TESTS
 from planted_refusal import refusing_by_attention
 from refusing_recipe import write_refusing
 from seawall.evaluation.samples import load_samples
@@ -19,21 +17,12 @@ from seawall.evaluation.samples import load_samples
 AUTO = ["--set", "model.device=auto"]
 
 
-def _vllm_program(folder: Path) -> Path:
-    """Stands in for vLLM; refuses to start as a process of the launch."""
-    paths, program = f"{TESTS.parent / 'src'}:{TESTS}", folder / "vllm"
-    words = f'exec env PYTHONPATH={paths} WORKER_FILE={folder}/worker {sys.executable} {TESTS}/vllm_program.py "$@"'
-    program.write_text(f'#!/bin/sh\ntest -z "$WORLD_SIZE$RANK$MASTER_PORT" || exit 9\n{words}\n')
-    program.chmod(0o755)
-    return program
-
-
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Evaluations of one model by every engine; `statuses.json` has the exit statuses."""
     folder = tmp_path_factory.mktemp("engines")
     recipe = write_refusing(folder, refusing_by_attention())
-    program = {"SEAWALL_VLLM": str(_vllm_program(folder)), "NO_PROXY": "127.0.0.1"}
+    program = {"SEAWALL_VLLM": str(vllm_program(folder)), "NO_PROXY": "127.0.0.1"}
 
     def evaluation(engine: str, *words: str) -> list[str | Path]:
         small = ["--plain", "--set", "eval.batch_size=8", "--set", f"eval.engine.kind={engine}"]

@@ -75,6 +75,7 @@ class Delta:
         *,
         base_model: str,
         result_model: str,
+        of_slices: bool = False,
     ) -> Delta:
         """The delta that turns a model before a change into `new`.
 
@@ -87,17 +88,17 @@ class Delta:
             slices: the changed tensors; ascending indices along dimension 0, or None for the full tensor.
             base_model: fingerprint of the full model before.
             result_model: fingerprint of the full model after.
+            of_slices: whether `new` has the slices alone, as `old`.
         """
-        stored: dict[str, Indices] = {
-            name: None if indices is None else tuple(indices) for name, indices in slices.items()
-        }
+        stored: dict[str, Indices] = {name: None if rows is None else tuple(rows) for name, rows in slices.items()}
         assert all(_ascending(indices) for indices in stored.values()), "indices must ascend"
         before = _fingerprint({name: _rows(old[name], indices) for name, indices in stored.items()}, stored)
-        after = _fingerprint({name: _slices(new[name], indices) for name, indices in stored.items()}, stored)
+        parts = _rows if of_slices else _slices
+        after = _fingerprint({name: parts(new[name], indices) for name, indices in stored.items()}, stored)
         bits = {}
         for name, indices in stored.items():
             bits[name] = _as_integers(old[name])
-            bits[name] ^= _cut(new[name], indices)
+            bits[name] ^= _cut(new[name], None if of_slices else indices)
         return cls(
             base_model=base_model, result_model=result_model, before=before, after=after, slices=stored, bits=bits
         )

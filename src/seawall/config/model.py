@@ -46,6 +46,11 @@ class ModelConfig(StrictModel):
         description='Memory for weights by GPU, handed to transformers with `device_map`: `{"0": 60GiB, "1": 60GiB}`. '
         "Leave room for training and the cache.",
     )
+    fsdp: bool = Field(
+        default=False,
+        description="Shard the frozen weights over the processes of a launch (FSDP2), so that each device holds a part "
+        "of them; for `seawall repair` after a finished `seawall select` (docs/launch.md).",
+    )
     dequantize: bool = Field(
         default=False,
         description="Turn MXFP4 or FP8 weights into bfloat16 once, as a copy in seawall's cache, so that they can be "
@@ -78,6 +83,8 @@ class ModelConfig(StrictModel):
     def _one_placement(self) -> ModelConfig:
         if (self.device_map is not None or self.max_memory) and self.device != "auto":
             raise wrong("device=auto with device_map or max_memory, which choose the devices")
+        if self.fsdp and (self.device != "auto" or self.device_map is not None or self.max_memory):
+            raise wrong("device=auto, device_map=null and max_memory={} with fsdp, which gives each process a device")
         return self
 
     @field_validator("device")

@@ -203,13 +203,22 @@ class RepairConfig(StrictModel):
         return self
 
 
-def memory_settings(config: RepairConfig) -> str:
-    """The settings that lower the memory of this repair, for the user: first those that change no number."""
-    harmless = {
-        "repair.micro_batch_size=auto": config.micro_batch_size == "auto",
-        "repair.gradient_checkpointing=true": config.gradient_checkpointing,
-        "model.device_map=auto (more GPUs)": False,
-    }
+def memory_settings(config: RepairConfig, *, fsdp: bool = False) -> str:
+    """The settings that lower the memory of this repair, for the user: first those that change no number.
+
+    Args:
+        config: of the repair.
+        fsdp: whether the weights are sharded; no process can then try fewer rows alone.
+    """
+    checkpointing = {"repair.gradient_checkpointing=true": config.gradient_checkpointing}
+    if fsdp:
+        harmless = {"a smaller repair.micro_batch_size": False, **checkpointing, "a launch of more processes": False}
+    else:
+        harmless = {
+            "repair.micro_batch_size=auto": config.micro_batch_size == "auto",
+            **checkpointing,
+            "model.device_map=auto (more GPUs)": False,
+        }
     changing = {"repair.optimizer=adamw_8bit": config.optimizer != "adamw", "a smaller select.k": False}
     unused, further = ([change for change, used in kind.items() if not used] for kind in (harmless, changing))
     return (

@@ -81,6 +81,8 @@ def plan_recipe(
     Raises:
         SeawallError: the model, the prompts or an argument cannot be used.
     """
+    if recipe.model.fsdp:
+        raise ConfigError("a plan counts whole weights", got="model.fsdp=true", expected="false")
     checkpoint = open_checkpoint(recipe.model)
     summary = inspect_model(checkpoint.config)
     verb = _verb(recipe, summary) if verb is None else _known_verb(verb)

@@ -60,7 +60,7 @@ def collect(run: RunFolder, summary: Mapping[str, Any]) -> ReportInputs:
         pairs=profile.pairs,
         dropped=profile.dropped,
         updates=read_metrics(run.stage("repair") / "metrics.jsonl"),
-        rounds=[outcome["before"], *outcome["rounds"]],
+        rounds=[] if outcome["before"] is None else [outcome["before"], *outcome["rounds"]],
         chosen_round=outcome["chosen_round"],
         choice=outcome.get("reason", ""),
         drift=outcome["routing_drift"],

@@ -22,6 +22,7 @@ from seawall.jobs.report import copy_samples, model_documents, write_report
 from seawall.jobs.summary import paired_changes, summarize
 from seawall.methods.rasa.stages import apply_repair, evaluate_stage, profile_stage, repair_stage, select_stage
 from seawall.models.plan.rates import fixed_seconds
+from seawall.models.sharding import sharding_options
 from seawall.runs.files import read_json, write_json
 from seawall.runs.folder import RunFolder, update_manifest
 from seawall.runs.progress import Expecting, Reporter
@@ -95,7 +96,9 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
         check_capability(recipe.eval.capability)
         require_optimizer(recipe.repair.optimizer)
         require_trackers(recipe.repair.trackers)
-    prompts = read_inputs(recipe)
+    if recipe.model.fsdp and until == "repair":
+        _require_shardable(recipe, RunFolder(folder))
+    prompts = read_inputs(recipe, shards=until == "repair")
     if isinstance(reporter, Expecting):
         reporter.expect(_expected_stages(recipe, prompts, until))
     context = Context(
@@ -110,6 +113,44 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
         if until == "evaluate":
             return _evaluate(context)
         return _main_job(context, until)
+
+
+def _require_shardable(recipe: Recipe, run: RunFolder) -> None:
+    """Refuses sharded weights where the repair would decode replies with them, or copy them whole.
+
+    Raises:
+        ConfigError: it would; or there is no launch.
+    """
+    sharding_options()
+    unfinished = [name for name in ("profile", "select") if not is_done(run, name)]
+    if unfinished:
+        raise ConfigError(
+            "model.fsdp is for the training of a repair, after its profile and selection",
+            got=f"no finished {unfinished[0]} in {run.path}",
+            expected="both",
+            remedy="run `seawall select` in this folder first, without model.fsdp",
+        )
+    settings = recipe.repair
+    if settings.early_stop.enabled:
+        raise ConfigError(
+            "a repair with model.fsdp measures no round, because sharded weights decode far too slowly",
+            got="repair.early_stop.enabled=true",
+            expected="false, which keeps the last round",
+            remedy="set it, also for `seawall select` and for `seawall run` afterwards, which evaluates the repair",
+        )
+    if recipe.engine.kind != "vllm" and (settings.retain.per_batch or settings.retain.twins):
+        raise ConfigError(
+            "with model.fsdp vLLM writes the retained answers, because sharded weights decode far too slowly",
+            got=f"engine.kind={recipe.engine.kind}",
+            expected="engine.kind=vllm, or repair.retain.per_batch=0 and repair.retain.twins=0",
+            remedy="set it, also for `seawall select`",
+        )
+    if settings.parameters == "full":
+        raise ConfigError(
+            "model.fsdp shards frozen weights, and each process has a copy of those that train",
+            got="repair.parameters=full",
+            expected="selected, all_experts or shared",
+        )
 
 
 def _expected_stages(recipe: Recipe, prompts: Prompts, until: str) -> list[ExpectedStage]:
@@ -135,6 +176,9 @@ def _main_job(context: Context, until: str) -> Outcome:
     # The experts that jailbreaks use more than refusals do (section 3.2).
     selected = select_stage(context, profile)
     if until == "select":
+        return Outcome(context.run)
+    if context.recipe.model.fsdp:  # replies are for whole weights; `seawall run` evaluates before and after
+        repair_stage(context, selected)
         return Outcome(context.run)
     before = evaluate_stage(context, "before")
     # Rounds of an expert step and a router step (sections 3.3 and 3.4).

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from seawall.errors import UnsupportedModelError
 from seawall.models.decoding import NOT_FINITE, TokenIds, context_length
 from seawall.models.prefill import can_share, left_padded, plan_of, shared_first_pass
+from seawall.models.sharding import is_sharded
 
 CHECKED_TOKENS = 64
 """Largest number of tokens that the check decodes."""
@@ -103,7 +104,7 @@ def rows_are_independent(model: PreTrainedModel, tokens: int = CHECKED_TOKENS) -
         model: any causal language model.
         tokens: number of tokens to decode, at most `CHECKED_TOKENS`.
     """
-    tokens = min(tokens, CHECKED_TOKENS)
+    tokens = 1 if is_sharded(model) else min(tokens, CHECKED_TOKENS)  # a sharded model decodes no reply
     checked, independent = independence_check(model)
     if independent and checked < tokens:
         independent = _takes_cache(model) is False or _same_together(model, tokens)

@@ -62,6 +62,18 @@ def release_memory() -> None:
             trim(0)
 
 
+def own_memory(model: PreTrainedModel) -> None:
+    """Copies weights on the CPU out of the memory-mapped file, tied ones once.
+
+    Matrix products on the CPU round differently depending on the data's alignment, which in a mapped file depends on
+    the length of the header: without the copy, equal weights from two files give logits that differ in the last bit.
+    The copy also protects a long run from changes to the file.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
 def automatic_batch_size(model: PreTrainedModel, tokens: int) -> int:
     """Rows to generate at once, a power of two, for rows of `tokens` tokens (prompt and reply).
 

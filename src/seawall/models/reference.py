@@ -20,6 +20,7 @@ from seawall.models.decoding import NOT_FINITE, TokenIds, context_length, decodi
 from seawall.models.generate import Progress, greedy_batches
 from seawall.models.moe.capture import RoutingTrace, capture
 from seawall.models.moe.find import MoEModel, find_moe_if_any
+from seawall.models.sharding import is_sharded
 
 ALTERNATIVES = 20
 """Most likely tokens of a reply's position whose log probabilities are kept."""
@@ -100,9 +101,10 @@ def experts_used(model: PreTrainedModel, prompts: Sequence[TokenIds]) -> list[fr
     if moe is None:
         return [frozenset() for _ in prompts]
     results = []
+    forward = model if is_sharded(model) else model.base_model  # only the whole of a sharded model gathers its parts
     for prompt in prompts:
         with capture(moe) as trace:
-            model.base_model(input_ids=torch.tensor([prompt], device=model.device), use_cache=False)
+            forward(input_ids=torch.tensor([prompt], device=model.device), use_cache=False)
         results.append(_experts(trace))
     return results
 

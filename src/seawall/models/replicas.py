@@ -23,6 +23,7 @@ from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.greedy import adopt_independence_check, independence_check
 from seawall.models.memory import release_memory
 from seawall.models.moe.find import MoEModel, find_moe
+from seawall.models.sharding import in_step, is_sharded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -80,7 +81,10 @@ def serve(processes: Processes) -> None:
     replica = Replica(processes)
     while (order := processes.await_order()) is not None:
         function, *arguments = order
-        function(replica, *arguments)
+        try:
+            function(replica, *arguments)
+        except SeawallError as error:
+            raise SeawallError(f"process {processes.rank} of the launch: {error}") from error
 
 
 def holders(model: PreTrainedModel) -> Processes:
@@ -122,6 +126,21 @@ def register_copies(model: PreTrainedModel, fingerprint: str) -> None:
 def copy_check(model: PreTrainedModel) -> None:
     """Spares the copies the check whether rows are independent; nothing for a model without copies."""
     holders(model).order([_adopt_check, independence_check(model)])
+
+
+def computed_in_step(loaded: Loaded, function: Callable[..., Result], *arguments: Any) -> Result:
+    """`function(loaded, *arguments)`; where the weights are sharded, computed by every process that has a part of them.
+
+    Args:
+        loaded: a model and its tokenizer.
+        function: a function of a module, whose passes and reads depend on its arguments alone.
+        *arguments: can be sent to another process.
+    """
+    if not is_sharded(loaded[0]):
+        return function(loaded, *arguments)
+    holders(loaded[0]).order([_compute_in_step, function, arguments])
+    with in_step():
+        return function(loaded, *arguments)
 
 
 def shared_results(
@@ -206,6 +225,12 @@ def _receive(replica: Replica, names: Sequence[str]) -> None:
     _copy(replica.model, names, replica.processes)
 
 
+def _compute_in_step(replica: Replica, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    assert replica.loaded is not None
+    with in_step():
+        function(replica.loaded, *arguments)
+
+
 def _release(replica: Replica) -> None:
     replica.loaded = None
     vars(replica).pop("moe", None)
@@ -219,8 +244,9 @@ def _adopt_check(replica: Replica, check: tuple[int, bool]) -> None:
 def _load(replica: Replica, load: Callable[..., Loaded], arguments: Sequence[Any]) -> None:
     def work() -> str:
         _release(replica)
-        replica.loaded = load(*arguments)
-        return model_fingerprint(replica.model)
+        with in_step():
+            replica.loaded = load(*arguments)
+            return model_fingerprint(replica.model)
 
     replica.processes.gather(attempted(work))
 

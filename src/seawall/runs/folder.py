@@ -23,12 +23,13 @@ _CHANGEABLE = frozenset({"output", "name", "audit", "steer", "landscape", "tune"
 """Keys and sections of a recipe that may change in an existing run: they do not affect its repair or evaluation."""
 _CHANGEABLE_SETTINGS = frozenset({"export.push_to_hub", "export.private", "repair.trackers"})
 """Settings that may change as well: they act on finished files, or report what is done."""
-_MEMORY = re.compile(r"repair\.(micro_batch_size|gradient_checkpointing)|model\.(device_map|max_memory)(\..*)?")
+_MEMORY = re.compile(r"repair\.(micro_batch_size|gradient_checkpointing)|model\.(device_map|max_memory|fsdp)(\..*)?")
 """Settings that may change too, because they decide how much memory the same numbers take."""
 LATER_SETTINGS: Mapping[str, Any] = {
     "device_map": None,
     "max_memory": {},
     "dequantize": False,
+    "fsdp": False,
     "template": None,
     "template_options": {},
     "successes": None,

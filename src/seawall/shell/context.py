@@ -14,9 +14,11 @@ from seawall.data.sets import Prompts
 from seawall.data.types import Judge
 from seawall.evaluation.engines.decoders import Decoders, EngineDecoder
 from seawall.evaluation.judges import judge_state, make_judge
+from seawall.models.decoding import Loaded
 from seawall.models.files.open import Checkpoint
 from seawall.models.memory import release_memory
-from seawall.models.replicas import copy_check, load_copies, register_copies, release_copies
+from seawall.models.replicas import computed_in_step, copy_check, load_copies, register_copies, release_copies
+from seawall.models.sharding import in_step
 from seawall.runs.files import storage_errors
 from seawall.runs.folder import RunFolder, update_manifest, version_notices
 from seawall.runs.lock import locked
@@ -92,9 +94,10 @@ class Context:
         """
         self.reporter.stage(f"Loading {self.recipe.model.id}")
         load_copies(load_recipe_model, self.recipe.model, self.as_stored)
-        opened = open_model(self.checkpoint, as_stored=self.as_stored)
+        with in_step():
+            opened = open_model(self.checkpoint, as_stored=self.as_stored)
         register_copies(opened.model, opened.fingerprint)
-        notices = measurement_notices(opened.model, opened.tokenizer, self.recipe.eval.longest)
+        notices = computed_in_step((opened.model, opened.tokenizer), _notices, self.recipe.eval.longest)
         copy_check(opened.model)
         for line in notices:
             self.reporter.say(line)
@@ -102,8 +105,9 @@ class Context:
             self.note({"notices": notices})
         self.note_model(opened.fingerprint)
         loaded = (opened.model, opened.tokenizer)
-        for decoder in (self.decoder, self.eval_decoder):
-            prepare(decoder, loaded, opened.digests, self.checkpoint.folder)
+        for engine in (self.recipe.engine, self.recipe.eval.engine):
+            if engine.kind == "vllm" or not self.recipe.model.fsdp:  # sharded weights write no reply
+                prepare(self._decoders.of(engine), loaded, opened.digests, self.checkpoint.folder)
         return opened
 
     @cached_property
@@ -160,3 +164,7 @@ class Context:
     def note(self, facts: dict[str, Any]) -> None:
         """Records facts in the run's manifest."""
         update_manifest(self.run, facts)
+
+
+def _notices(loaded: Loaded, longest: int) -> list[str]:
+    return measurement_notices(*loaded, longest)

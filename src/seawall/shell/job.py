@@ -12,6 +12,7 @@ from seawall.config.model import EMBEDDED
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts, load_prompts
 from seawall.distributed.process import require_joined
+from seawall.errors import ConfigError
 from seawall.evaluation.judges import check_judge
 from seawall.models.files.checkpoint import read_config
 from seawall.models.files.open import Checkpoint
@@ -36,29 +37,44 @@ ContextT = TypeVar("ContextT", bound=Context)
 ResultT = TypeVar("ResultT", bound=Claiming)
 
 
-def check_inputs(recipe: Recipe) -> None:
+def check_inputs(recipe: Recipe, *, shards: bool = False) -> None:
     """Refuse an unusable judge or engine and a missing model, before a run folder is made; no weight is read.
 
+    Args:
+        recipe: model, judge and engines.
+        shards: whether the verb works on sharded weights.
+
     Raises:
-        SeawallError: the judge or the engine cannot be used; there is no such model, or it has no configuration.
+        SeawallError: the judge or the engine cannot be used; there is no such model, or it has no configuration; or
+            its weights are to be sharded, and the verb does not do this.
     """
+    gene, landscape = recipe.gene, recipe.landscape
+    beside = (gene.graft.base, gene.degraded, landscape.base, landscape.tuned, recipe.tune.base)
+    if (recipe.model.fsdp and not shards) or any(model is not None and model.fsdp for model in beside):
+        raise ConfigError(
+            "model.fsdp is for `seawall repair` alone",
+            got="fsdp=true in another command, or of another model",
+            expected="whole weights in each process",
+            remedy="set fsdp=false",
+        )
     check_judge(recipe.eval.judge)
     check_engines(recipe)
     if recipe.eval.engine.kind != "endpoint" and recipe.model.id not in EMBEDDED:
         read_config(Checkpoint(recipe.model).small_files)
 
 
-def read_inputs(recipe: Recipe, data: DataConfig | None = None) -> Prompts:
+def read_inputs(recipe: Recipe, data: DataConfig | None = None, *, shards: bool = False) -> Prompts:
     """The prompts of a recipe; judge and model are checked too, before a run folder is made.
 
     Args:
         recipe: model, prompts and settings.
         data: the recipe's section `data` with the caps of the verb; None for the section unchanged.
+        shards: as of `check_inputs`.
 
     Raises:
         SeawallError: a source, the attack file, the judge or the model cannot be used.
     """
-    check_inputs(recipe)
+    check_inputs(recipe, shards=shards)
     return load_prompts(recipe.data if data is None else data)
 
 

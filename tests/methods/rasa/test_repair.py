@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from families import FAMILIES, NUM_EXPERTS
+from seawall.config.repair import RepairConfig
 from seawall.data.templating import encode_example
 from seawall.data.types import Exchange
 from seawall.errors import ArtifactError, SeawallError, UnsupportedModelError
-from seawall.methods.rasa.repair import ValidationScores
+from seawall.methods.rasa.repair import RepairResult, ValidationScores, repair
 from seawall.methods.rasa.repair.original import TOP_TOKENS
 from seawall.methods.rasa.repair.steps import RepairLosses
 from seawall.methods.rasa.repair.trainables import first_changed_layer
@@ -181,12 +182,32 @@ def test_the_chosen_round_s_weights_are_in_the_model(tmp_path: Path) -> None:
     assert changed(moe, state(shorter)) == set()
 
 
+def test_without_a_measure_all_rounds_run_and_the_last_is_kept(tmp_path: Path) -> None:
+    settings = config(rounds=2, early_stop=OFF)
+    moe, measured = small_model(), small_model()
+    run_repair(measured, tmp_path / "measured", settings)
+    # The second attempt goes on after the first round, which an attempt with a measure has trained and measured.
+    with pytest.raises(StopIteration):
+        run_repair(small_model(), tmp_path / "repair", settings, validate=_Script((1.0, 0.1), (0.3, 0.1)))
+    result = _unmeasured(moe, tmp_path / "repair", settings)
+    assert (result.chosen, result.progress.before, result.progress.scores) == (2, None, [])
+    assert "None was measured" in result.reason
+    assert changed(moe, state(measured)) == set()
+    assert _unmeasured(small_model(), tmp_path / "repair", settings).chosen == 2, "a finished repair is only written"
+
+
+def _unmeasured(moe: MoEModel, scratch: Path, settings: RepairConfig) -> RepairResult:
+    inputs = (TOKENIZER, INPUTS, experts(), settings)
+    return repair(moe, *inputs, validate=None, scratch=scratch, report=lambda row: None)
+
+
 def test_it_stops_once_the_attacks_fail(tmp_path: Path) -> None:
     rows: list[Row] = []
     script = _Script((1.0, 0.1), (0.3, 0.1), (0.0, 0.1))
     result = run_repair(small_model(), tmp_path, config(rounds=9), validate=script, report=rows.append)
     assert result.chosen == 2
     assert [row["attack_success"] for row in rows if row["phase"] == "validation"] == [0.3, 0.0]
+    assert result.progress.before is not None
     assert result.progress.before.attack_success == 1.0
 
 

@@ -16,6 +16,7 @@ from seawall.evaluation.served.verdict import Comparison, compare
 from seawall.models.decoding import Loaded, TokenIds, context_length
 from seawall.models.generate import evaluating
 from seawall.models.reference import Reference, covering, experts_used, random_prompts, references
+from seawall.models.replicas import computed_in_step
 
 _SPARE, _MOST_SPARE = 3, 48
 """Candidates beyond the number of probes: for each probe, and in total at most."""
@@ -34,10 +35,7 @@ def require_same_replies(loaded: Loaded, engine: str, ask: Callable[[list[Refere
         ConfigError: the engine computes another model; or of the engine.
     """
     model, tokenizer = loaded
-    with evaluating(model):
-        probes = choose_probes(model, tokenizer, _PROBES, new_tokens=_TOKENS)
-        length = reply_length(model, probes, _TOKENS)
-        local = references(model, tokenizer, probes, new_tokens=length, progress=lambda count, total: None)
+    local = computed_in_step(loaded, _local_replies)
     comparison = compare(
         local,
         ask(local),
@@ -51,6 +49,14 @@ def require_same_replies(loaded: Loaded, engine: str, ask: Callable[[list[Refere
             expected=_expected(comparison),
             remedy="set engine.kind=transformers; `seawall verify` compares a served model with more probes",
         )
+
+
+def _local_replies(loaded: Loaded) -> list[Reference]:
+    model, tokenizer = loaded
+    with evaluating(model):
+        probes = choose_probes(model, tokenizer, _PROBES, new_tokens=_TOKENS)
+        length = reply_length(model, probes, _TOKENS)
+        return references(model, tokenizer, probes, new_tokens=length, progress=lambda count, total: None)
 
 
 def _difference(comparison: Comparison) -> str:

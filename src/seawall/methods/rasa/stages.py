@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from seawall.artifacts.profile import ExpertProfile
 from seawall.artifacts.store import require_model
 from seawall.config.eval import EvalConfig
 from seawall.config.repair import MEMORY_SETTINGS, RepairConfig, memory_settings
+from seawall.data.types import Messages
 from seawall.evaluation.capability.run import file_hashes
 from seawall.evaluation.decision import ValidationScores
 from seawall.evaluation.run import evaluate
@@ -28,11 +29,17 @@ from seawall.methods.rasa.selection import select
 from seawall.methods.rasa.selection.scores import gate_traffic
 from seawall.methods.rasa.selection.sensitivity import refusal_sensitivity
 from seawall.models.backoff import memory_remedy
+from seawall.models.decoding import Loaded
+from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.generate import our_loop
-from seawall.models.replicas import copy_weights
+from seawall.models.moe.find import find_moe
+from seawall.models.moe.trainable_copies import read_slices
+from seawall.models.replicas import computed_in_step, copy_weights
+from seawall.models.sharding import is_sharded
 from seawall.runs.files import read_json, write_json, write_metrics
 from seawall.runs.stage import run_stage, stage_hash
 from seawall.shell.context import Context
+from seawall.shell.model import OpenModel
 from seawall.shell.validation import validator
 from seawall.train.optimizers import require_optimizer
 from seawall.train.trackers import tracking
@@ -153,7 +160,7 @@ def repair_stage(context: Context, selected: ExpertSet) -> Delta:
         select=stage_hash(context.run, "select"),
     )
     formerly = {"repair": _repair_settings(recipe.repair, "gradient_checkpointing")}
-    with memory_remedy("the repair", memory_settings(recipe.repair)):
+    with memory_remedy("the repair", memory_settings(recipe.repair, fsdp=recipe.model.fsdp)):
         folder = run_stage(
             context.run,
             "repair",
@@ -170,13 +177,15 @@ def repair_stage(context: Context, selected: ExpertSet) -> Delta:
 
 
 def apply_repair(context: Context, delta: Delta) -> None:
-    """Turns `context.opened` and its copies into the repaired model, unless it is.
+    """Turns `context.opened` and its copies into the repaired model, unless it is; sharded weights stay as they are.
 
     Raises:
         ArtifactError: the repair was made from another model.
     """
     opened = context.opened
     require_model(delta.base_model, expected=opened.fingerprint, artifact="repair")
+    if is_sharded(opened.model):
+        return  # all processes have written it; and after a repair that was finished before, nothing follows
     if opened.digests.fingerprint() != delta.result_model:
         delta.apply(opened.model.state_dict())
     copy_weights(opened.model, list(delta.slices))
@@ -208,22 +217,39 @@ def _write_repair(context: Context, selected: ExpertSet, scratch: Path) -> None:
     opened = context.opened
     prompts = [pair.attack for pair in context.prompts.pairs("validation")][:_DRIFT_PROMPTS]
     rows = context.recipe.eval.forward_rows
-    usage_before = expert_usage(opened.moe, opened.tokenizer, prompts, batch_size=rows)
+    loaded = (opened.model, opened.tokenizer)
+    usage_before = computed_in_step(loaded, _usage, prompts, rows)
     result = _repair(context, selected, scratch)
-    usage_after = expert_usage(opened.moe, opened.tokenizer, prompts, batch_size=rows)
-    fingerprint = opened.digests.fingerprint()
-    state = opened.model.state_dict()
-    delta = Delta.between(result.before, state, result.slices, base_model=opened.fingerprint, result_model=fingerprint)
-    delta.save(scratch / "delta")
+    usage_after = computed_in_step(loaded, _usage, prompts, rows)
+    _delta(opened, result).save(scratch / "delta")
     write_metrics(scratch / "metrics.jsonl", result.progress.rows)
     outcome = {
         "chosen_round": result.chosen,
         "reason": result.reason,
-        "before": result.progress.before.as_row(),
+        "before": None if result.progress.before is None else result.progress.before.as_row(),
         "rounds": [scores.as_row() for scores in result.progress.scores],
         "routing_drift": routing_drift(usage_before, usage_after).tolist(),
     }
     write_json(scratch / _OUTCOME, outcome)
+
+
+def _usage(loaded: Loaded, prompts: Sequence[Messages], rows: int) -> Tensor:
+    return expert_usage(find_moe(loaded[0]), loaded[1], prompts, batch_size=rows)
+
+
+def _delta(opened: OpenModel, result: RepairResult) -> Delta:
+    """The change of the weights from before the repair to the model as it is."""
+    base, loaded = opened.fingerprint, (opened.model, opened.tokenizer)
+    if not is_sharded(opened.model):
+        after, state = opened.digests.fingerprint(), opened.model.state_dict()
+        return Delta.between(result.before, state, result.slices, base_model=base, result_model=after)
+    after = computed_in_step(loaded, _fingerprint)
+    slices = computed_in_step(loaded, read_slices, result.slices)
+    return Delta.between(result.before, slices, result.slices, base_model=base, result_model=after, of_slices=True)
+
+
+def _fingerprint(loaded: Loaded) -> str:
+    return model_fingerprint(loaded[0])
 
 
 def _repair(context: Context, selected: ExpertSet, scratch: Path) -> RepairResult:
@@ -239,7 +265,7 @@ def _repair(context: Context, selected: ExpertSet, scratch: Path) -> RepairResul
             inputs,
             selected,
             recipe.repair,
-            validate=validator(context, decoder),
+            validate=None if is_sharded(opened.model) else validator(context, decoder),
             scratch=scratch / "checkpoints",
             report=lambda row: _report(context, track, row),
         )

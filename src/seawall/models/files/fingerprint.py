@@ -12,10 +12,12 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from seawall.artifacts.store import tensor_digest
 from seawall.data.probes import rendered_probes
+from seawall.models.sharding import gathered
 from seawall.runs.files import read_json
 
 _WORKERS = 4
@@ -78,7 +80,15 @@ def state_fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def _digests(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """The digest of every tensor by name; tensors that share memory are read once."""
+    """The digest of every tensor by name; tensors that share memory are read once.
+
+    Sharded tensors are gathered one after the other, in the order of their names, as in all processes. Those that
+    share memory are read by each name: an empty slice tells nothing of its memory.
+    """
+    sharded = {name: tensor for name, tensor in sorted(state.items()) if isinstance(tensor, DTensor)}
+    if sharded:
+        plain = {name: tensor for name, tensor in state.items() if name not in sharded}
+        return {name: tensor_digest(gathered(tensor)) for name, tensor in sharded.items()} | _digests(plain)
     unique = {_identity(tensor): tensor for tensor in state.values()}
     with ThreadPoolExecutor(_WORKERS) as pool:
         digests = dict(zip(unique, pool.map(tensor_digest, unique.values()), strict=True))
@@ -166,4 +176,5 @@ def tensor_fingerprint(tensor: Tensor) -> str:
 
 def _identity(tensor: Tensor) -> tuple[object, ...]:
     """A key that is equal exactly for tensors that are the same view of the same memory."""
+    tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())

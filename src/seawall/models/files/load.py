@@ -30,8 +30,9 @@ from seawall.models.files.dequantise import QUANTIZERS, dequantised, quantizatio
 from seawall.models.files.hub import locate
 from seawall.models.files.placement import bytes_in_memory, device_options, requested_dtype
 from seawall.models.files.token_ids import require_token_ids
-from seawall.models.memory import is_out_of_memory
+from seawall.models.memory import is_out_of_memory, own_memory
 from seawall.models.moe.by_expert import experts_options
+from seawall.models.sharding import freeze_if_sharded
 from seawall.models.silence_libraries import silence_libraries
 
 _LIBRARY_ERRORS = (
@@ -111,6 +112,7 @@ def load_weights(
     model = _load_weights(folder, architecture, options, auto)
     if not quantised:
         require_accounted(folder, model, headers)
+    freeze_if_sharded(model)
     return model
 
 
@@ -257,21 +259,9 @@ def _load_weights(folder: Path, architecture: PreTrainedConfig, options: dict[st
             f"the model in {folder} does not fit on the GPUs of this machine",
             remedy="set model.dtype=bfloat16, raise model.max_memory, use more GPUs, or set model.device=cpu",
         )
-    _own_memory(model)
+    own_memory(model)
     evaluated: PreTrainedModel = model.eval()
     return evaluated
-
-
-def _own_memory(model: PreTrainedModel) -> None:
-    """Copies weights on the CPU out of the memory-mapped file, tied ones once.
-
-    Matrix products on the CPU round differently depending on the data's alignment, which in a mapped file depends on
-    the length of the header: without the copy, equal weights from two files give logits that differ in the last bit.
-    The copy also protects a long run from changes to the file.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu":
-            tensor.data = tensor.data.clone()
 
 
 @contextmanager

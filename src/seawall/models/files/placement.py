@@ -11,6 +11,7 @@ from accelerate import PartialState
 from seawall.config.model import ModelConfig
 from seawall.errors import ConfigError
 from seawall.models.files.checkpoint import TensorHeader
+from seawall.models.sharding import sharding_options
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ONE_DEVICE_SHARE = 0.7
@@ -59,13 +60,17 @@ def requested_device(name: str) -> torch.device:
 def device_options(config: ModelConfig, needed: int) -> dict[str, Any]:
     """Loading options of transformers: one device, the recipe's map, or every GPU where a model is too large for one.
 
+    With `model.fsdp` each process of the launch gets a part of the weights, on its own device.
+
     Args:
         config: device, device map and limits of the recipe.
         needed: size of the weights in memory, in bytes.
 
     Raises:
-        ConfigError: as `requested_device`.
+        ConfigError: as `requested_device` and `sharding_options`.
     """
+    if config.fsdp:
+        return sharding_options()
     if config.device_map is not None or config.max_memory:
         limits = {int(name) if name.isdigit() else name: limit for name, limit in config.max_memory.items()}
         return {"device_map": config.device_map or "auto", **({"max_memory": limits} if limits else {})}

@@ -54,12 +54,12 @@ def _parts(layer: MoELayer) -> list[Part]:
 
 
 def _forward(layer: MoELayer, copies: TrainableRouters) -> Callable[..., Any]:
-    router = bare_copy(layer.router)
     prefix = f"{layer.router_name}."
     masters = {part.name.removeprefix(prefix): (copies.get(part.name), part.target.dtype) for part in _parts(layer)}
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         rounded = {name: master.to(dtype) for name, (master, dtype) in masters.items()}
-        return functional_call(router, rounded, args, kwargs)
+        # A copy made now has what a sharded model holds during the pass; the rest of the time it holds slices.
+        return functional_call(bare_copy(layer.router), rounded, args, kwargs)
 
     return forward

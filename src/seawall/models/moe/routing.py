@@ -19,6 +19,7 @@ from seawall.errors import UnsupportedModelError
 from seawall.models.moe.capture import RoutingTrace
 from seawall.models.moe.find import MoELayer, MoEModel
 from seawall.models.moe.gates import GATE_SCORES, closest_rule
+from seawall.models.sharding import gathered
 
 _FLOOR = 1e-30
 """Added to the score of every expert that counts, which ranks it above those of groups that are left out."""
@@ -168,5 +169,5 @@ def _correction_biases(moe: MoEModel, layer: MoELayer) -> Iterator[Tensor]:
         for name, tensor in own:
             words = name.rpartition(".")[2].split("_")
             if len(words) > 1 and words[-1] in _BIAS_NAMES and tensor.numel() == layer.num_experts:
-                bias_E = tensor.detach().float().flatten()
+                bias_E = gathered(tensor.detach()).float().flatten()
                 yield bias_E - bias_E.min()

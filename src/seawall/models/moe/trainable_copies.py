@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from seawall.errors import ArtifactError, UnsupportedModelError
+from seawall.models.sharding import gathered, write_into
 
 _TRAINABLE = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -37,7 +40,7 @@ class Part:
 
     def read(self) -> Tensor:
         """A new tensor with the part's values in the model's dtype."""
-        tensor = self.target.detach()
+        tensor = gathered(self.target.detach())
         return tensor.clone() if self.indices is None else tensor[list(self.indices)]
 
     def write(self, values: Tensor) -> None:
@@ -45,7 +48,11 @@ class Part:
         tensor = self.target.detach()
         values = values.detach().to(device=tensor.device, dtype=tensor.dtype)
         if self.indices is None:
-            tensor.copy_(values)
+            write_into(tensor, values)
+        elif isinstance(tensor, DTensor):
+            full = gathered(tensor)
+            full[list(self.indices)] = values
+            write_into(tensor, full)
         else:
             tensor[list(self.indices)] = values
 
@@ -106,6 +113,16 @@ class TrainableCopies:
         with torch.no_grad():
             for name, master in self._masters.items():
                 master.copy_(tensors[name])
+
+
+def parts_of(model: PreTrainedModel, slices: Mapping[str, tuple[int, ...] | None]) -> list[Part]:
+    """The parts of a model by the names of their parameters; None for a full parameter."""
+    return [Part(name, model.get_parameter(name), indices) for name, indices in slices.items()]
+
+
+def read_slices(loaded: tuple[PreTrainedModel, Any], slices: Mapping[str, tuple[int, ...] | None]) -> dict[str, Tensor]:
+    """The values of a model's slices by name, on the CPU, read one part at a time."""
+    return {part.name: part.read().cpu().contiguous() for part in parts_of(loaded[0], slices)}
 
 
 def write_slices(parts: Sequence[Part], values: Mapping[str, Tensor]) -> dict[str, Tensor]:

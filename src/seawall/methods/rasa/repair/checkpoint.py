@@ -46,12 +46,14 @@ class Checkpoints:
             return None
         scores, newest = load_document(self._scores, _SCORES), self._newest()
         state: dict[str, Any] = self._state(newest) if newest else {"trained": 0, "rows": []}
-        before, *after = [ValidationScores(**row) for row in scores["scores"]]
-        return RepairProgress(before, after, state["trained"], state["rows"])
+        measured = [ValidationScores(**row) for row in scores["scores"]]
+        before = measured[0] if measured else None
+        return RepairProgress(before, measured[1:], state["trained"], state["rows"])
 
     def save_scores(self, progress: RepairProgress) -> None:
         """Writes the validation scores: before the repair, and after each round."""
-        rows = [scores.as_row() for scores in (progress.before, *progress.scores)]
+        measured = () if progress.before is None else (progress.before, *progress.scores)
+        rows = [scores.as_row() for scores in measured]
         save_document(self._scores, _SCORES, {"scores": rows})
 
     def save_round(self, progress: RepairProgress, trainables: Trainables, trainers: Trainers) -> None:

@@ -5,6 +5,7 @@ Legend: B rows, T tokens of the batch's responses, R response tokens of one row,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from seawall.models.hidden.enter_at_layer import only_below
 from seawall.models.hidden.residual import capture_residual
 from seawall.models.moe.capture import RoutingTrace, capture
 from seawall.models.moe.find import MoEModel
+from seawall.models.sharding import is_sharded
 
 TOP_TOKENS = 64
 """Tokens stored per position; the remaining probability counts as one more outcome."""
@@ -87,12 +89,19 @@ class OriginalOutputs:
             self._record_predictions(positions, responses, logits_BTV[:, :-1])
 
         buckets = length_buckets([len(rows[position].input_ids) for position in needed], batch_size)
-        for _ in in_buckets(buckets[processes.rank :: processes.count], record):
-            pass
+        own = buckets[processes.rank :: processes.count]
+        if is_sharded(moe.model):
+            # Equally many passes in all processes, none of which may try again alone; a row is recorded twice at most.
+            missing = len(own) < math.ceil(len(buckets) / processes.count)
+            for bucket in [*own, *(buckets[-1:] if missing else ())]:
+                record(bucket)
+        else:
+            for _ in in_buckets(own, record):
+                pass
         records: tuple[dict[int, Any], ...] = (self._routing, self._top_tokens, self._hidden)
         for shares in processes.gather_everywhere(records):
-            for own, share in zip(records, shares, strict=True):
-                own.update(share)
+            for outputs, share in zip(records, shares, strict=True):
+                outputs.update(share)
 
     def record_hidden_again(self, rows: Sequence[Encoded]) -> None:
         """Records the inputs of the entry layer anew, on the current model; the layers from there on do not run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -16,7 +17,7 @@ from seawall.evaluation.decision import ValidationScores
 from seawall.methods.rasa.repair.checkpoint import Checkpoints
 from seawall.methods.rasa.repair.inputs import RepairInputs, RepairResult
 from seawall.methods.rasa.repair.phases import make_phases, train_round
-from seawall.methods.rasa.repair.rounds import RepairProgress, choose_round, is_finished
+from seawall.methods.rasa.repair.rounds import RepairProgress, choose_round, is_finished, last_round
 from seawall.methods.rasa.repair.steps import RepairLosses
 from seawall.methods.rasa.repair.team import team_of
 from seawall.methods.rasa.repair.trainables import first_changed_layer, routers_below, trainables
@@ -24,6 +25,7 @@ from seawall.models.checkpointing import gradient_checkpointing
 from seawall.models.memory import release_memory
 from seawall.models.moe.find import MoEModel
 from seawall.models.moe.trainable_copies import Part, write_slices
+from seawall.models.sharding import in_step, is_sharded
 
 CHECKPOINT_EVERY = 50
 """Number of updates between two checkpoints within a round. Each round ends with a checkpoint."""
@@ -36,19 +38,22 @@ def repair(
     experts: ExpertSet,
     config: RepairConfig,
     *,
-    validate: Callable[[], ValidationScores],
+    validate: Callable[[], ValidationScores] | None,
     scratch: Path,
     report: Callable[[dict[str, Any]], None],
 ) -> RepairResult:
     """Rounds of an expert step under fixed routing and a router step, until the attacks fail on validation goals.
 
+    With `validate` None nothing is measured, all rounds run, and the last one is kept.
+
     Args:
-        moe: the original model, also when an interrupted repair resumes; changed in place.
+        moe: the original model, also when an interrupted repair resumes; changed in place. Sharded weights are not
+            measured.
         tokenizer: of the model.
         inputs: the training examples.
         experts: the selected experts.
         config: rounds, steps, learning rates, early stopping.
-        validate: measures the current model.
+        validate: measures the current model; None with early stopping off alone.
         scratch: folder of checkpoints; the repair resumes from the newest.
         report: called with each update and each round's scores.
 
@@ -56,19 +61,31 @@ def repair(
         ArtifactError: the experts were selected on a model with other layers, or a checkpoint is damaged.
         SeawallError: a loss or gradient is not finite.
     """
+    assert validate is not None or not config.early_stop.enabled
     _require_layers(experts, moe)
     checkpoints = Checkpoints(scratch)
-    progress = checkpoints.progress() or RepairProgress(before=validate())
+    progress = checkpoints.progress() or RepairProgress(before=validate() if validate else None)
+    if validate is None:
+        progress.before, progress.scores = None, []  # an attempt with whole weights may have measured some rounds
     checkpoints.save_scores(progress)
     rounds = _Rounds(moe, tokenizer, inputs, experts, config, validate, checkpoints, report)
-    parts = rounds.parts() if is_finished(progress, config) else rounds.train(progress)
+    sharded = is_sharded(moe.model)
+    with in_step() if sharded else nullcontext():
+        parts = rounds.parts() if is_finished(progress, config) else rounds.train(progress)
     # No optimizer and no trainable copy is in memory from here on.
     release_memory()
-    decision = choose_round(progress.scores, progress.before, config.early_stop)
+    if progress.before is None:
+        decision = last_round(progress.trained)
+    else:
+        decision = choose_round(progress.scores, progress.before, config.early_stop)
     if decision.index is None:  # the model as it is goes before every round
         return RepairResult(0, decision.reason, progress, {}, {})
     chosen = decision.index + 1
-    before = write_slices(parts, checkpoints.round_weights(chosen))
+    weights = checkpoints.round_weights(chosen)
+    with in_step() if sharded else nullcontext():
+        if sharded:
+            team_of(moe).write(parts, weights)
+        before = write_slices(parts, weights)
     return RepairResult(chosen, decision.reason, progress, {part.name: part.indices for part in parts}, before)
 
 
@@ -82,12 +99,14 @@ class _Rounds:
     inputs: RepairInputs
     experts: ExpertSet
     config: RepairConfig
-    validate: Callable[[], ValidationScores]
+    validate: Callable[[], ValidationScores] | None
     checkpoints: Checkpoints
     report: Callable[[dict[str, Any]], None]
 
     def parts(self) -> tuple[Part, ...]:
         """The parts of the model that the rounds change."""
+        if is_sharded(self.moe.model):
+            team_of(self.moe).read(self.experts.layers, self.config)
         with trainables(self.moe, self.experts.layers, self.config) as training:
             return training.parts
 
@@ -109,11 +128,12 @@ class _Rounds:
         if progress.rows:
             losses.rows.resume(progress.rows[-1])
         checkpointed = gradient_checkpointing(self.moe.model, enabled=config.gradient_checkpointing)
+        team.begin(self.experts.layers)
         with trainables(self.moe, self.experts.layers, config) as training, checkpointed:
             phases = make_phases(training, losses, config, self.inputs, team.peers, team.begin_round)
             trainers = {phase.name: phase.trainer for phase in phases}
             checkpoints.restore(training, trainers)
-            team.begin(self.experts.layers, training, trainers)
+            team.share(training, trainers)
 
             def log(row: dict[str, Any]) -> None:
                 row |= losses.rows.logged
@@ -124,9 +144,11 @@ class _Rounds:
 
             # One round: the expert step (section 3.3), then the router step (section 3.4), then a validation.
             while not is_finished(progress, config):
-                if progress.trained == len(progress.scores):
+                if progress.before is None or progress.trained == len(progress.scores):
                     train_round(phases, training, progress, log)
                     checkpoints.save_round(progress, training, trainers)
+                if self.validate is None or progress.before is None:
+                    continue
                 progress.scores.append(self.validate())
                 checkpoints.save_scores(progress)
                 self.report({"round": progress.trained, "phase": "validation", **progress.scores[-1].as_row()})

@@ -29,6 +29,7 @@ from seawall.models.moe.capture import capture
 from seawall.models.moe.find import MoEModel
 from seawall.models.moe.replay import replay
 from seawall.models.moe.routing import RoutingRule, routing_rules
+from seawall.models.sharding import is_sharded
 from seawall.train.loop import Losses
 from seawall.train.losses import (
     pairwise_router_loss,
@@ -82,7 +83,9 @@ class RepairLosses:
         self._routed = range(len(self._rows)) if replayed else range(0)
         own = range(self._num_attacks, len(self._rows)) if diverging else range(0)
         self._predicted = {*own, *plain_rows} if config.expert.enabled else set()
-        enters = config.expert.enabled and can_enter_at_layer(moe.model, first_changed)
+        # All layers of sharded weights are gathered anyway, and a family that cannot be entered would break a pass.
+        self._sharded = is_sharded(moe.model)
+        enters = config.expert.enabled and not self._sharded and can_enter_at_layer(moe.model, first_changed)
         self._entry = first_changed if enters else 0
         self._moving = moving and self._entry > 0
         # Asked here and not looked up: a resumed repair has generated nothing yet that would tell.
@@ -127,10 +130,11 @@ class RepairLosses:
         """
         attacks, retained = batch
         positions = [*attacks, *(self._num_attacks + position for position in retained)]
-        for bucket in self._micro_batches(positions):
+        for bucket, counts in self._micro_batches(positions):
             # The backward pass lies inside: gradient checkpointing runs the layers again, by the same routing.
             with self._changes(bucket):
-                yield self._weighted(bucket, len(attacks), len(retained))
+                loss, parts = self._weighted(bucket, len(attacks), len(retained))
+                yield (loss, parts) if counts else (loss * 0.0, {})
 
     def _weighted(self, bucket: Sequence[int], attacks: int, retained: int) -> Losses:
         """The bucket's part of the loss of a batch with these numbers of attacks and retained exchanges."""
@@ -144,19 +148,25 @@ class RepairLosses:
             parts["refusal_loss" if is_refusal else "retain_loss"] += value
         return (scaled_B * torch.tensor(weight_B, device=loss_B.device)).sum(), parts
 
-    def _micro_batches(self, positions: Sequence[int]) -> list[list[int]]:
-        """This process's positions by forward pass, similar lengths together."""
+    def _micro_batches(self, positions: Sequence[int]) -> list[tuple[list[int], bool]]:
+        """This process's positions by forward pass, similar lengths together, and whether they count."""
         lengths = [len(self._rows[position].input_ids) for position in positions]
         buckets = length_buckets(lengths, self._rows_per_pass(len(positions)))
-        return [[positions[index] for index in bucket] for bucket in self._share(buckets)]
+        return [([positions[index] for index in bucket], counts) for bucket, counts in self._share(buckets)]
 
     def _rows_per_pass(self, rows: int) -> int:
         """Rows of a forward pass: at most `micro_batch_size`, and so few that each process has a share."""
         return min(self.rows.of(rows), math.ceil(rows / self._processes.count))
 
-    def _share(self, passes: list[list[int]]) -> list[list[int]]:
-        """The forward passes of this process."""
-        return passes[self._processes.rank :: self._processes.count]
+    def _share(self, passes: list[list[int]]) -> list[tuple[list[int], bool]]:
+        """The forward passes of this process, and whether each counts.
+
+        With sharded weights all processes make equally many: the last pass is repeated where one would be missing.
+        """
+        share = [(rows, True) for rows in passes[self._processes.rank :: self._processes.count]]
+        if self._sharded and len(share) < math.ceil(len(passes) / self._processes.count):
+            share.append((passes[-1], False))
+        return share
 
     @contextmanager
     def _changes(self, positions: Sequence[int]) -> Iterator[None]:
@@ -212,8 +222,9 @@ class RepairLosses:
         """
         reference = self._config.router.variant == "reference"
         size = self.rows.whole(len(positions)) if reference else self._rows_per_pass(len(positions))
-        for chunk in self._share([list(positions[start : start + size]) for start in range(0, len(positions), size)]):
-            yield self._divergence(chunk) * (len(chunk) / len(positions)), {}
+        chunks = [list(positions[start : start + size]) for start in range(0, len(positions), size)]
+        for chunk, counts in self._share(chunks):
+            yield self._divergence(chunk) * (len(chunk) / len(positions) if counts else 0.0), {}
 
     def _divergence(self, positions: Sequence[int]) -> Tensor:
         plain_batch, attack_batch = (
@@ -236,10 +247,13 @@ class RepairLosses:
     def _routing(self, batch: Batch) -> list[Tensor]:
         """Routing probabilities of every token (B, T, E), or its logits for the authors' formula, by MoE layer."""
         with capture(self._moe, logits=True, detach=False) as trace:
-            run(self._moe, batch, keep=1)
+            logits_BTV = run(self._moe, batch, keep=1)
             layers = trace.logits
             if self._rules:
                 layers = [rule.probabilities(logits) for rule, logits in zip(self._rules, layers, strict=True)]
+            if self._sharded:
+                # The backward pass gathers a layer's weights at the layer's output, so it begins at the last one.
+                layers = [*layers[:-1], layers[-1] + 0.0 * logits_BTV.sum()]
             return [values_TE.view(*batch.input_ids_BT.shape, -1) for values_TE in layers]
 
     def _routing_rules(self) -> tuple[RoutingRule, ...]:
