@@ -7,6 +7,7 @@ other slices than it needs. Both are refused here.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +17,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import PreTrainedModel
-from transformers.distributed import DistributedConfig
+from transformers import PreTrainedModel, __version__
 
 from seawall.distributed.process import current_launch
 from seawall.errors import ConfigError, Interrupted, SeawallError
@@ -31,7 +31,7 @@ def sharding_options() -> dict[str, Any]:
     """Loading options of transformers that shard the weights over all processes of the launch.
 
     Raises:
-        ConfigError: there is no launch.
+        ConfigError: there is no launch, or this version of transformers does not shard at load.
     """
     count = current_launch().count
     if count == 1:
@@ -41,7 +41,24 @@ def sharding_options() -> dict[str, Any]:
             expected="torchrun --nproc_per_node N -m seawall repair ..., or accelerate launch",
             remedy="start it so, or set model.fsdp=false",
         )
-    return {"distributed_config": DistributedConfig(fsdp_size=count)}
+    settings = _settings_class()
+    if settings is None:
+        raise ConfigError(
+            "model.fsdp needs a transformers that shards weights at load",
+            got=f"transformers {__version__} without fsdp_size in its DistributedConfig",
+            expected="transformers 5.23",
+            remedy="pip install -U transformers, or set model.fsdp=false",
+        )
+    return {"distributed_config": settings(fsdp_size=count)}
+
+
+def _settings_class() -> Any:
+    """The class of transformers' settings for sharding; None where this version has none."""
+    try:
+        from transformers.distributed import DistributedConfig
+    except ImportError:
+        return None
+    return DistributedConfig if "fsdp_size" in inspect.signature(DistributedConfig).parameters else None
 
 
 def freeze_if_sharded(model: PreTrainedModel) -> None:
