@@ -130,6 +130,8 @@ def test_a_revision_belongs_to_the_model_beside_it(
     assert (recipe.model.id, recipe.model.revision) == expected
     assert recipe.tune.base is not None
     assert recipe.tune.base.revision == "feed"
+    with pytest.raises(ConfigError, match="no revision with lab, which comes with seawall"):
+        load_recipe(file, ["model.id=lab", "model.revision=beef"])
     other = load_recipe(file, ["tune.base.id=a/other"]).tune.base
     assert other is not None
     assert (other.id, other.revision) == ("a/other", None)

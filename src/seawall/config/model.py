@@ -87,6 +87,12 @@ class ModelConfig(StrictModel):
             raise wrong("device=auto, device_map=null and max_memory={} with fsdp, which gives each process a device")
         return self
 
+    @model_validator(mode="after")
+    def _revision_of_the_hub(self) -> ModelConfig:
+        if self.id in EMBEDDED and self.revision is not None:
+            raise wrong(f"no revision with {self.id}, which comes with seawall")
+        return self
+
     @field_validator("device")
     @classmethod
     def _known_device(cls, device: str) -> str:
