@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from torch.func import functional_call
 
 from families import FAMILIES, UNUSUAL, checkpoint_activations, random_ids, tiny
 from seawall.models.moe import by_expert
@@ -52,6 +54,40 @@ def test_logits_are_those_of_eager_to_the_bit(
     eager, ours = _both(family, dtype)
     with torch.no_grad():
         assert torch.equal(ours.model(random_ids()).logits, eager.model(random_ids()).logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT calls it
+@pytest.mark.parametrize("family", sorted(PLAIN))
+@pytest.mark.parametrize("rows_at_once", [0, 1024], ids=["one by one", "together"])
+def test_weights_that_stand_in_for_the_parameters_are_the_ones_that_count(
+    family: str, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_expert, "_ROWS_AT_ONCE", rows_at_once)
+    with torch.no_grad():
+        own, other = (moe.model(random_ids()).logits for moe in _both(family))
+        substituted = [_substituted(moe) for moe in _both(family)]
+        adapted = [_adapted(moe) for moe in _both(family)]
+    assert torch.equal(own, other)
+    for eager, ours in (substituted, adapted):
+        assert torch.equal(ours, eager)
+        assert not torch.equal(ours, own)
+
+
+def _substituted(moe: MoEModel) -> Tensor:
+    """Logits with other tensors in the experts' place for one pass, as a replayed routing computes them."""
+    names = [layer.full_name(weight) for layer in moe.layers for weight in layer.weights]
+    changed = {name: moe.model.state_dict()[name] * 1.5 for name in names}
+    logits: Tensor = functional_call(moe.model, changed, (random_ids(),)).logits
+    return logits
+
+
+def _adapted(moe: MoEModel) -> Tensor:
+    """Logits with a LoRA adapter of the stacks, which PEFT puts in their place in every pass."""
+    stacks = [layer.full_name(weight) for layer in moe.layers for weight in layer.weights]
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=[], target_parameters=stacks, init_lora_weights=False)
+    logits: Tensor = get_peft_model(moe.model, config)(random_ids()).logits
+    return logits
 
 
 def _trained(moe: MoEModel, change: Callable[[MoEModel], object]) -> dict[str, Tensor]:

@@ -81,7 +81,7 @@ def split_forward(
     # A token's gradient sums the rows of frozen experts first, then those of copies.
     ranks_TK = torch.sort(is_copy_R.view(-1, top_k), dim=1, stable=True)[1]
     rows_RD = _spread(call.hidden_TD, order_R // top_k, place_R.view(-1, top_k).gather(1, ranks_TK))
-    weights = {name: [*experts.get_parameter(name).unbind(), *copies[name].unbind()] for name in _WEIGHTS}
+    weights = {name: [*getattr(experts, name).unbind(), *copies[name].unbind()] for name in _WEIGHTS}
     sizes = torch.bincount(group_R, minlength=len(weights["down_proj"])).tolist()
     output_RD = _reordered(_outputs(experts, rows_RD, sizes, weights), place_R, order_R)
     weighted_RD = output_RD * call.weights_TK.reshape(-1, 1)
@@ -114,7 +114,7 @@ def _outputs(experts: Any, rows_RD: Tensor, sizes: Sequence[int], weights: Mappi
 def _together(experts: Any, hidden_TD: Tensor, weights_TK: Tensor, order_R: Tensor, sizes: Sequence[int]) -> Tensor:
     """All experts' rows in a few operations; a token's rows are summed in the order of experts."""
     tokens, top_k = weights_TK.shape
-    weights = {name: experts.get_parameter(name).unbind() for name in _WEIGHTS}
+    weights = {name: getattr(experts, name).unbind() for name in _WEIGHTS}
     output_RD = _outputs(experts, hidden_TD.index_select(0, order_R % tokens), sizes, weights)
     weighted_RD = (output_RD * weights_TK.T.reshape(-1)[order_R, None]).to(hidden_TD.dtype)
     place_KT = torch.sort(_inverse(order_R).view(top_k, tokens), dim=0)[0]
@@ -127,7 +127,7 @@ def _together(experts: Any, hidden_TD: Tensor, weights_TK: Tensor, order_R: Tens
 def _one_by_one(experts: Any, hidden_TD: Tensor, weights_TK: Tensor, order_R: Tensor, sizes: Sequence[int]) -> Tensor:
     """One expert after the other."""
     token_R, gate_R1 = order_R % len(hidden_TD), weights_TK.T.reshape(-1)[order_R, None]
-    up, down = (experts.get_parameter(name).unbind() for name in ("gate_up_proj", "down_proj"))
+    up, down = (getattr(experts, name).unbind() for name in ("gate_up_proj", "down_proj"))
     total_TD = torch.zeros_like(hidden_TD)
     start = 0
     for index, size in enumerate(sizes):
