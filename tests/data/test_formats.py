@@ -28,7 +28,7 @@ ROWS: list[dict[str, Any]] = [
     {"prompt": [SYSTEM, ASKED]},
     {"messages": [SYSTEM, ASKED, REPLY, {"role": "user", "content": "And the dog"}, REPLY]},
 ]
-BUILTIN = "sha256:0456e657cb0feb4704c1a60f6ca8ec5395ea9ff6c58996909285cc027362d655"
+BUILTIN = "sha256:79d799a5acbd317466b9d6078f0efbe92a0db8f3b8c8438a688ffbe3e6d317cb"
 """Fingerprint of the built-in prompts before they could have a context."""
 PROMPTS = [
     user("Draw the cat"),

@@ -199,4 +199,7 @@ def test_a_missing_shard_or_expert_is_refused(tmp_path: Path) -> None:
     whole = load_file(aligned / WEIGHTS)
     part = "model.layers.0.block_sparse_moe.experts.5.w2.weight"
     save_file({name: whole[name] for name in whole if name != part}, aligned / WEIGHTS, metadata={"format": "pt"})
-    refused(aligned, aligned, ArtifactError, r"no values for 1 tensors, model\.layers\.0.*down_proj\[5\] first")
+    refused(aligned, aligned, UnsupportedModelError, "the experts in .*aligned are not numbered from 0 on")
+    part = "model.layers.0.block_sparse_moe.experts.7.w2.weight"
+    save_file({name: whole[name] for name in whole if name != part}, aligned / WEIGHTS, metadata={"format": "pt"})
+    refused(aligned, aligned, ArtifactError, r"no values for 1 tensors, model\.layers\.0.*down_proj\[7\] first")
