@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, __version__
 
 from seawall.distributed.process import current_launch
 from seawall.errors import ConfigError, Interrupted, SeawallError
+from seawall.models.slices import Slices
 
 _depth = [0]
 _inside: WeakSet[nn.Module] = WeakSet()
@@ -88,18 +89,19 @@ def gathered(tensor: Tensor) -> Tensor:
     return full
 
 
-def write_into(target: Tensor, values: Tensor) -> None:
-    """Writes all values of a tensor; of a sharded one, each process writes its own slices.
+def write_into(target: Tensor, slices: Slices) -> None:
+    """Writes slices into a tensor, or all of it; into a sharded one all, of which each process keeps its own part.
 
     Args:
         target: of the model.
-        values: of the whole tensor, equal in all processes.
+        slices: equal in all processes; of the full tensor where the target is sharded.
     """
     if isinstance(target, DTensor):
-        own = distribute_tensor(values, target.device_mesh, target.placements, src_data_rank=None)
+        assert slices.indices is None, "a sharded tensor is written as a whole"
+        own = distribute_tensor(slices.tensor, target.device_mesh, target.placements, src_data_rank=None)
         target.detach().copy_(own)
     else:
-        target.detach().copy_(values)
+        slices.write(target.detach())
 
 
 @contextmanager

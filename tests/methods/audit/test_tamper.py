@@ -58,7 +58,9 @@ def _claim(apart: dict[int, float], lost: float) -> str:
 
 
 def test_the_claim_follows_the_numbers() -> None:
-    assert "no gained safety" in _claim({0: -0.01, 10: 0.0, 30: 0.0}, 0.0)
+    no_gain = _claim({0: -0.01, 10: 0.0, 30: 0.0}, 0.0)
+    assert "no gain in it" in no_gain
+    assert no_gain.endswith("Refusals in place of replies that gave nothing are no part of it.")
     said = _claim({0: -0.8, 10: -0.7, 30: -0.6}, 0.0)
     assert "after 10 updates −70 [−72, −68] points; after 30 updates −60" in said
     assert "moved by −10 [−12, −8] points in the repaired model and by −40" in said

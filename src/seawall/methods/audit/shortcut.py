@@ -71,8 +71,9 @@ def claim(gain: AuditChange, lost: Mapping[str, AuditChange], shares: Mapping[st
     """
     if not gain.falls:
         return (
-            f"The repair did not clearly lower attack success ({points(gain)}), so there is no gained safety that "
-            "routing could account for."
+            f"The repair did not clearly lower attack success ({points(gain)}), so there is no gain in it that routing "
+            "could account for. Refusals in place of replies that gave nothing are no part of it: see the audit "
+            "`patching`."
         )
     losses = [
         f"with {condition} {_share(shares.get(name))} is lost ({points(lost[name])})"

@@ -74,8 +74,8 @@ def claim(apart: Mapping[int, AuditChange], lost: Mapping[int, AuditChange], ref
     gain, last = apart[0], max(apart)
     if not gain.falls:
         return (
-            f"The repair did not clearly lower attack success ({points(gain)}), so there is no gained safety that "
-            "fine-tuning could take away."
+            f"The repair did not clearly lower attack success ({points(gain)}), so there is no gain in it that "
+            "fine-tuning could take away. Refusals in place of replies that gave nothing are no part of it."
         )
     later = "; ".join(f"after {updates} updates {points(change)}" for updates, change in apart.items() if updates)
     text = (

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from seawall.errors import ArtifactError, UnsupportedModelError
 from seawall.models.sharding import gathered, write_into
+from seawall.models.slices import Slices
 
 _TRAINABLE = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -40,21 +41,18 @@ class Part:
 
     def read(self) -> Tensor:
         """A new tensor with the part's values in the model's dtype."""
-        tensor = gathered(self.target.detach())
-        return tensor.clone() if self.indices is None else tensor[list(self.indices)]
+        return Slices.copied(gathered(self.target.detach()), self.indices).tensor
 
     def write(self, values: Tensor) -> None:
         """Writes values into the model, rounded to its dtype; nothing outside the part changes."""
         tensor = self.target.detach()
         values = values.detach().to(device=tensor.device, dtype=tensor.dtype)
-        if self.indices is None:
-            write_into(tensor, values)
-        elif isinstance(tensor, DTensor):
-            full = gathered(tensor)
-            full[list(self.indices)] = values
-            write_into(tensor, full)
+        if self.indices is None or not isinstance(tensor, DTensor):
+            write_into(tensor, Slices(self.indices, values))
         else:
-            tensor[list(self.indices)] = values
+            full = gathered(tensor)
+            write_into(full, Slices(self.indices, values))
+            write_into(tensor, Slices(None, full))
 
 
 class TrainableCopies:
