@@ -177,9 +177,10 @@ def decide(
     """The candidate to keep, or none.
 
     Left out is a candidate whose attack success does not fall, whose plain refusal falls beyond its limit, or whose
-    losses outweigh the gain. Of the others, those whose attacks fail come first, among them those within the limits,
-    among these the one with the least loss elsewhere. Where attacks succeed under every candidate, the least sum of
-    attack success and losses wins. The earlier candidate wins a tie.
+    losses outweigh the gain. Of the others, those whose attacks fail within the limits come first, among these the one
+    with the least loss elsewhere. Where there is none, the least sum of attack success and losses wins: one attack of a
+    small validation set that is not refused does not outweigh a wrapping that is refused whole. The earlier candidate
+    wins a tie.
 
     Args:
         candidates: scores of each candidate, such as a round.
@@ -195,10 +196,9 @@ def decide(
 
     def rank(index: int) -> tuple[float, ...]:
         scores = candidates[index]
-        if not is_repaired(scores, limits):
-            return (2, scores.cost, 0.0, index)
-        within = is_within_limits(scores, before, limits)
-        return (0 if within else 1, scores.cost - scores.attack_success, scores.attack_success, index)
+        if is_repaired(scores, limits) and is_within_limits(scores, before, limits):
+            return (0, scores.cost - scores.attack_success, scores.attack_success, index)
+        return (1, scores.cost, 0.0, index)
 
     best = min(eligible, key=rank)
     return Decision(best, _chosen(candidates[best], before, limits, name=f"{kind} {labels[best]}"))
@@ -217,7 +217,7 @@ def _chosen(scores: ValidationScores, before: ValidationScores, limits: EarlySto
     elif is_within_limits(scores, before, limits):
         rule = "the least loss elsewhere among those whose attacks fail"
     else:
-        rule = "attacks fail, but a loss elsewhere is beyond its limit"
+        rule = "the least sum of losses; attacks fail, but a loss elsewhere is beyond its limit"
     pairs = (
         ("attacks not refused", before.attack_success, scores.attack_success),
         ("plain refusal", before.plain_refusal, scores.plain_refusal),

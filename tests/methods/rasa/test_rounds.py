@@ -245,6 +245,9 @@ def test_a_round_that_refuses_wrappings_ends_nothing_and_is_not_preferred() -> N
     settings = RepairConfig.model_validate({"rounds": 3, "early_stop": STOP.model_dump()})
     assert not is_finished(progress, settings)
     assert choose_round([wrapping, milder], BEFORE, STOP).index == 1
+    # One attack of a small validation set is not refused, where the other round refuses every wrapping.
+    nearly = replace(_scores(1 / 28, 0.14), wrapping_gap=0.0)
+    assert choose_round([wrapping, nearly], BEFORE, STOP).index == 1
     # Where wrappings are refused before, the increase counts.
     assert is_finished(RepairProgress(replace(BEFORE, wrapping_gap=0.25), [wrapping]), settings)
 
@@ -252,6 +255,6 @@ def test_a_round_that_refuses_wrappings_ends_nothing_and_is_not_preferred() -> N
 def test_the_reason_names_the_wrapping_gap_where_it_is_measured() -> None:
     wrapping = replace(_scores(0.0, 0.1), wrapping_gap=0.3)
     reason = choose_round([wrapping], BEFORE, STOP).reason
-    assert "attacks fail, but a loss elsewhere is beyond its limit" in reason
+    assert "the least sum of losses; attacks fail, but a loss elsewhere is beyond its limit" in reason
     assert "wrapping gap +0 to +30 points" in reason
     assert "wrapping gap" not in choose_round([_scores(0.0, 0.1)], BEFORE, STOP).reason
