@@ -112,7 +112,28 @@ SIZES: dict[str, Any] = {
 """Settings by their name in configurations; those that a configuration lacks are left out."""
 OVERRIDES: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2), "num_dense_layers": 1},
+    "mimo_v2_flash": {"num_key_value_heads": 2},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
     "zaya": {"num_experts_per_tok": 1},
+    "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1},
+    "dots3_note_text": {
+        "layer_types": ["indexed_attention", "sliding_attention"] * (LAYERS // 2),
+        "head_dim": 16,
+        "per_layer_config": {layer: {"num_attention_heads": 2, "num_key_value_heads": 2} for layer in (1, 3)},
+    },
+    "gemma4_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
+        "global_head_dim": 16,
+        "num_experts": EXPERTS,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 16,
+    },
 }
 """What single configurations ask for."""
 PER_LAYER = (
@@ -173,8 +194,10 @@ def _counts(name: str) -> bool:
 def tiny_model(name: str) -> PreTrainedModel:
     """A random model of the family with small sizes; biases and buffers of routers differ from zero."""
     default = CONFIG_MAPPING[name]()
-    settings = {key: value for key, value in SIZES.items() if getattr(default, key, None) is not None}
-    settings |= {key: SIZES[key] for key in WITHOUT_DEFAULT if hasattr(default, key)}
+    # Gemma 4 and others give single layers other sizes, which are read of a layer.
+    first = default.per_layer_config[0] if getattr(default, "is_heterogeneous", False) else default
+    settings = {key: value for key, value in SIZES.items() if getattr(first, key, None) is not None}
+    settings |= {key: SIZES[key] for key in WITHOUT_DEFAULT if hasattr(first, key)}
     for key in PER_LAYER:
         entries = getattr(default, key, None)
         derived = isinstance(getattr(type(default), key, None), property)

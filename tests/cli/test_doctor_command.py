@@ -26,6 +26,20 @@ def write_adapter(folder: Path, family: str) -> Path:
     return folder
 
 
+def test_a_model_whose_layers_have_wider_heads_and_experts_of_their_own(tmp_path: Path) -> None:
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+    base = write_checkpoint(tmp_path / "base", "gemma4_text", layer_types=kinds, global_head_dim=32)
+    done = fresh("doctor", base, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["supported"]
+    assert report["needs"]["run"]["works"]
+    assert not report["needs"]["steer"]["works"]
+    assert report["needs"]["steer"]["needs"] == ["decoder layers of one attention and one MLP or mixture of experts"]
+    planned = fresh("plan", "--set", f"model.id={base}", "--json")
+    assert planned.returncode == 0, planned.stderr
+
+
 def test_a_model_and_its_adapter(tmp_path: Path) -> None:
     base, adapter = write_checkpoint(tmp_path / "base", "olmoe"), write_adapter(tmp_path / "adapter", "olmoe")
     done = fresh("doctor", base, "--adapter", adapter)

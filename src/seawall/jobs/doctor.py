@@ -96,14 +96,15 @@ def diagnose(config: ModelConfig, adapter: Path | None = None, *, merge: bool = 
     summary = replace(inspect_model(checkpoint.config), id=config.id)
     lora: dict[str, Any] = {}
     implementation = ""
+    needs: dict[str, VerbNeeds] = {}
     if summary.supported:
         model = _shapes(checkpoint)
         lora = lora_settings(model)
+        needs = verb_needs(checkpoint, summary, model)
         if summary.moe is not None:
             implementation = str(getattr(model.config, "_experts_implementation", None) or "eager")
     check = None if adapter is None or not summary.supported else _check(checkpoint, config, adapter, merge=merge)
     template = tuple(_template(checkpoint.tokenizer)) if summary.supported else ()
-    needs = verb_needs(checkpoint, summary) if summary.supported else {}
     return Diagnosis(summary, template, lora, implementation, needs, check)
 
 

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from transformers import PreTrainedModel
+
 from seawall.config.model import LAB
+from seawall.errors import UnsupportedModelError
 from seawall.jobs.facts import size
 from seawall.jobs.plan import verb_peaks
 from seawall.models.files.inspect import EXPERT_VERBS, ModelSummary
 from seawall.models.files.open import Checkpoint
 from seawall.models.files.placement import requested_device
+from seawall.models.hidden.sublayers import decoder_blocks
 from seawall.models.memory import total_memory
 
 _BASE = "the model that it was aligned from"
@@ -28,6 +32,7 @@ _BESIDE: Mapping[str, str] = {
 """Verb -> what it takes beside the model; verbs of neither table take the model and a recipe alone."""
 _PACKAGES: Mapping[str, tuple[str, ...]] = {"tune": ("peft", "trl")}
 _NO_EXPERTS = "routed experts, which it has not"
+_NO_HALVES = "decoder layers of one attention and one MLP or mixture of experts"
 _WITHOUT_PLAN = ("verify", "apply")
 
 
@@ -56,17 +61,22 @@ class VerbNeeds:
         return f"{'yes' if self.works else 'no'}{memory}{short}{needs}"
 
 
-def verb_needs(checkpoint: Checkpoint, summary: ModelSummary) -> dict[str, VerbNeeds]:
+def verb_needs(checkpoint: Checkpoint, summary: ModelSummary, model: PreTrainedModel) -> dict[str, VerbNeeds]:
     """Every verb that takes a model; loads no weights.
 
     Args:
         checkpoint: the model.
         summary: of the model, which seawall supports; its `id` as the user gave it.
+        model: the same, on the meta device.
     """
     peaks = verb_peaks(checkpoint, summary)
     total = total_memory(requested_device(checkpoint.config.device))
     rows = {verb: VerbNeeds(True, _needs(verb, summary.id), peak, peak <= total) for verb, peak in peaks.items()}
     rows |= {verb: VerbNeeds(True, _needs(verb, summary.id)) for verb in _WITHOUT_PLAN}
+    try:
+        decoder_blocks(model)
+    except UnsupportedModelError:
+        rows["steer"] = VerbNeeds(False, (_NO_HALVES,))
     if summary.moe is None:
         rows = {**{verb: VerbNeeds(False, (_NO_EXPERTS,)) for verb in EXPERT_VERBS}, **rows}
     return rows

@@ -21,6 +21,7 @@ from seawall.methods.audit.patches import Part, patch_plan, set_up
 from seawall.methods.audit.patching import PartEffect, claim, label, patching_result
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.moe.find import find_moe
+from seawall.models.moe.module_copies import shared_experts
 from seawall.models.moe.parameter_groups import parameter_groups
 from seawall.models.slices import full_slices
 
@@ -38,6 +39,15 @@ def test_every_parameter_belongs_to_the_group_of_its_module() -> None:
     assert all(".self_attn." in name for name in groups["attention"])
     assert "model.layers.0.mlp.down_proj.weight" in groups["other"]
     assert set(parameter_groups(moe, groups["attention"])) == {"attention"}
+
+
+def test_experts_that_are_parts_of_the_decoder_layer_have_its_mlp_beside_them_and_not_its_attention() -> None:
+    moe = find_moe(tiny("gemma4_text"))
+    groups = parameter_groups(moe, moe.model.state_dict())
+    assert set(shared_experts(moe)) == {f"model.layers.{index}.mlp" for index in range(moe.num_layers)}
+    assert all(".mlp." in name for name in groups["shared_experts"])
+    assert all(".router." in name for name in groups["routers"])
+    assert {name for name in moe.model.state_dict() if ".self_attn." in name} == set(groups["attention"])
 
 
 def test_two_groups_need_two_conditions_and_one_group_none() -> None:

@@ -54,6 +54,21 @@ def test_the_cache_is_as_large_as_said(tmp_path: Path, family: str) -> None:
     assert kept == 5 * summary.decoder_layers * summary.cache_elements
 
 
+def test_layers_with_wider_heads_are_counted_layer_by_layer(tmp_path: Path) -> None:
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+    sizes: dict[str, Any] = {"layer_types": kinds, "global_head_dim": 32}
+    summary = inspect_model(config_of(write_checkpoint(tmp_path / "model", "gemma4_text", **sizes)))
+    model = tiny("gemma4_text", **sizes)
+    assert model.config.is_heterogeneous, "transformers refuses to read head_dim of the whole configuration"
+    with torch.no_grad():
+        cache = model(random_ids(1, 5), use_cache=True).past_key_values
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert kept == 5 * summary.decoder_layers * summary.cache_elements
+    assert summary.moe is not None
+    first = model.model.layers[0].self_attn
+    assert summary.moe.attention_parameters == sum(value.numel() for value in first.parameters())
+
+
 def test_the_numbers_of_one_model_by_hand(tmp_path: Path) -> None:
     summary = inspect_model(config_of(write_checkpoint(tmp_path / "model", "deepseek_v3", n_shared_experts=2)))
     expert = 3 * WIDTH * EXPERT_WIDTH

@@ -5,10 +5,12 @@ The configuration gives the model on the meta device (shapes only); the safetens
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +27,7 @@ from seawall.models.files.load import library_errors, load_architecture, open_to
 from seawall.models.moe.find import MoELayer, MoEModel, find_moe_if_any
 from seawall.models.moe.module_copies import attention_modules
 from seawall.models.silence_libraries import silence_libraries
+from seawall.models.sizes import largest, sizes
 
 T = TypeVar("T")
 
@@ -205,9 +208,9 @@ def _summary(config: ModelConfig, raw: Mapping[str, Any], facts: _Facts) -> Mode
         family=str(raw.get("model_type", "")),
         parameters=parameters,
         active_parameters=parameters - (0 if moe is None else moe.idle_parameters),
-        decoder_layers=_number(text, "num_hidden_layers"),
-        width=_number(text, "hidden_size"),
-        vocabulary=_number(text, "vocab_size"),
+        decoder_layers=largest(text, "num_hidden_layers"),
+        width=largest(text, "hidden_size"),
+        vocabulary=largest(text, "vocab_size"),
         cache_elements=_cache_elements(text),
         moe=moe,
         dtype=_main_dtype(facts.headers) or str(raw.get("dtype") or raw.get("torch_dtype") or ""),
@@ -265,19 +268,19 @@ def _shared_parameters(model: nn.Module, layer: MoELayer) -> int:
 
 
 def _cache_elements(text: PreTrainedConfig | None) -> int:
-    """Cached numbers per token and decoder layer: keys and values of every key-value head, or one latent vector."""
-    latent = _number(text, "kv_lora_rank")
+    """Cached numbers per token and decoder layer: keys and values of every key-value head, or one latent vector.
+
+    The mean over layers where they differ.
+    """
+    latent = largest(text, "kv_lora_rank")
     if latent:
-        return latent + _number(text, "qk_rope_head_dim")
-    heads = _number(text, "num_attention_heads")
-    head_width = _number(text, "head_dim") or (_number(text, "hidden_size") // heads if heads else 0)
-    return 2 * (_number(text, "num_key_value_heads") or heads) * head_width
-
-
-def _number(text: PreTrainedConfig | None, name: str) -> int:
-    """An integer of the configuration; 0 where there is none of this name."""
-    value = getattr(text, name, None)
-    return value if isinstance(value, int) else 0
+        return latent + largest(text, "qk_rope_head_dim")
+    names = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size")
+    cached = [
+        2 * (key_heads or heads) * (head or width // max(1, heads))
+        for heads, key_heads, head, width in zip(*(sizes(text, name) for name in names), strict=True)
+    ]
+    return math.ceil(fmean(cached))
 
 
 def _main_dtype(headers: Mapping[str, TensorHeader]) -> str:

@@ -53,9 +53,22 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[Block, ...]:
     return tuple(_block(index, layer) for index, layer in enumerate(decoder_layers(model)))
 
 
+def layer_attentions(model: PreTrainedModel) -> dict[int, nn.Module]:
+    """The attention of each decoder layer that has exactly one, by index, whatever else the layer consists of.
+
+    Raises:
+        UnsupportedModelError: the decoder layers cannot be identified.
+    """
+    attentions = {
+        index: [child for child in layer.children() if has_matrix(child) and mixes_tokens(child)]
+        for index, layer in enumerate(decoder_layers(model))
+    }
+    return {index: modules[0] for index, modules in attentions.items() if len(modules) == 1}
+
+
 def _block(index: int, layer: nn.Module) -> Block:
     parts = {name: child for name, child in layer.named_children() if has_matrix(child)}
-    attention = [name for name, child in parts.items() if _mixes_tokens(child)]
+    attention = [name for name, child in parts.items() if mixes_tokens(child)]
     mlp = [name for name in parts if name not in attention]
     if len(attention) != 1 or len(mlp) != 1:
         raise UnsupportedModelError(
@@ -73,7 +86,8 @@ def has_matrix(module: nn.Module) -> bool:
     return any(parameter.ndim >= 2 for parameter in module.parameters())
 
 
-def _mixes_tokens(module: nn.Module) -> bool:
+def mixes_tokens(module: nn.Module) -> bool:
+    """Whether the module reads other tokens, by the arguments of its forward."""
     return not _TOKEN_MIXING.isdisjoint(inspect.signature(type(module).forward).parameters)
 
 

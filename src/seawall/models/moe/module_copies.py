@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from seawall.errors import UnsupportedModelError
-from seawall.models.hidden.sublayers import decoder_blocks
+from seawall.models.hidden.sublayers import layer_attentions, mixes_tokens
 from seawall.models.moe.calls import bare_copy, frozen, replaced_forward
 from seawall.models.moe.find import MoELayer, MoEModel
 from seawall.models.moe.trainable_copies import Part, TrainableCopies
@@ -42,20 +42,27 @@ def shared_experts(moe: MoEModel) -> dict[str, nn.Module]:
 def modules_beside_experts(moe: MoEModel) -> dict[str, nn.Module]:
     """Children of the MoE blocks with a weight matrix, other than routed experts and routers, by module path.
 
-    They are the shared experts, and in some families their gate; empty in a model without shared experts.
+    They are the shared experts, and in some families their gate; empty in a model without shared experts. Where routed
+    experts are parts of the decoder layer itself (Gemma 4), the dense MLP beside them.
     """
     return {name: module for layer in moe.layers for name, module in _beside_routed(moe, layer).items()}
 
 
 def _beside_routed(moe: MoEModel, layer: MoELayer) -> dict[str, nn.Module]:
     prefix = layer.experts_name.rpartition(".")[0]
+    block = moe.model.get_submodule(prefix)
     routed = (layer.experts_name, layer.router_name)
-    children = {f"{prefix}.{name}": child for name, child in moe.model.get_submodule(prefix).named_children()}
-    return {
-        name: child
-        for name, child in children.items()
-        if not any(path == name or path.startswith(f"{name}.") for path in routed)
+    beside = {
+        f"{prefix}.{name}": child
+        for name, child in block.named_children()
+        if not any(path == f"{prefix}.{name}" or path.startswith(f"{prefix}.{name}.") for path in routed)
         and any(parameter.ndim == 2 for parameter in child.parameters())
+    }
+    if not any(mixes_tokens(child) for child in block.children()):
+        return beside
+    # The decoder layer holds its attention too, and maybe single projections that are no experts.
+    return {
+        name: child for name, child in beside.items() if not mixes_tokens(child) and not isinstance(child, nn.Linear)
     }
 
 
@@ -63,9 +70,17 @@ def attention_modules(moe: MoEModel, layers: Collection[int]) -> dict[str, nn.Mo
     """The attention of these decoder layers, by module path.
 
     Raises:
-        UnsupportedModelError: the halves of the decoder layers cannot be identified.
+        UnsupportedModelError: the decoder layers cannot be identified, or one of these has not one attention.
     """
-    attention = {id(block.attention) for block in decoder_blocks(moe.model) if block.index in layers}
+    by_layer = layer_attentions(moe.model)
+    missing = sorted(set(layers) - by_layer.keys())
+    if missing:
+        raise UnsupportedModelError(
+            "the attention of decoder layers cannot be identified",
+            got=f"none or several in layers {', '.join(map(str, missing))}",
+            expected="one module that reads other tokens in each",
+        )
+    attention = {id(by_layer[index]) for index in layers}
     return {name: module for name, module in moe.model.named_modules() if id(module) in attention}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal, get_args
 
 from seawall.errors import UnsupportedModelError
-from seawall.models.hidden.sublayers import decoder_blocks
+from seawall.models.hidden.sublayers import layer_attentions
 from seawall.models.moe.find import MoEModel
 from seawall.models.moe.module_copies import modules_beside_experts
 
@@ -51,7 +51,7 @@ def _modules(moe: MoEModel) -> dict[ParameterGroup, list[str]]:
 
 def _attention(moe: MoEModel) -> list[str]:
     try:
-        attention = {id(block.attention) for block in decoder_blocks(moe.model)}
+        attention = set(map(id, layer_attentions(moe.model).values()))
     except UnsupportedModelError:
         return []
     return [name for name, module in moe.model.named_modules() if id(module) in attention]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from seawall.errors import UnsupportedModelError
 from seawall.models.files.inspect import ModelSummary, MoESummary
 from seawall.models.lora.attach import find_points
+from seawall.models.sizes import largest, sizes
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -78,16 +79,20 @@ def model_shapes(
     """
     _require_sizes(summary)
     text = model.config.get_text_config()
-    heads = _number(text, "num_attention_heads")
-    key_heads = _number(text, "num_key_value_heads") or heads
-    head = _number(text, "head_dim") or summary.width // max(1, heads)
-    latent = bool(_number(text, "kv_lora_rank"))
+    names = ("num_attention_heads", "num_key_value_heads", "head_dim")
+    # Where layers differ, a plan counts the widest: the activations of one layer are held at a time.
+    widest = [
+        (heads, key_heads or heads, head or summary.width // max(1, heads))
+        for heads, key_heads, head in zip(*(sizes(text, name) for name in names), strict=True)
+    ]
+    heads, key_heads, head = max(widest, key=lambda layer: layer[0] * layer[2])
+    latent = bool(largest(text, "kv_lora_rank"))
     if latent:  # multi-head latent attention expands keys and values of every head (DeepSeek-V2, arXiv 2405.04434)
-        head = _number(text, "qk_nope_head_dim") + _number(text, "qk_rope_head_dim")
-        value = _number(text, "v_head_dim") or head
-        keys, normed = heads * (head + value), _number(text, "kv_lora_rank") + _number(text, "q_lora_rank")
+        head = largest(text, "qk_nope_head_dim") + largest(text, "qk_rope_head_dim")
+        value = largest(text, "v_head_dim") or head
+        keys, normed = heads * (head + value), largest(text, "kv_lora_rank") + largest(text, "q_lora_rank")
     else:
-        keys = 2 * key_heads * head
+        keys = max(2 * key_count * width for _, key_count, width in widest)
         inside = any(name.endswith("q_norm") for name, _ in model.named_modules())
         normed = (heads + key_heads) * head if inside else 0
     moe = summary.moe
@@ -101,7 +106,7 @@ def model_shapes(
         keys=keys,
         cache=summary.cache_elements,
         normed=normed,
-        feed_forward=_number(text, "intermediate_size"),
+        feed_forward=largest(text, "intermediate_size"),
         element_bytes=ELEMENT_BYTES.get(summary.dtype if dtype == "auto" else dtype, 2),
         adapted=_adapted(model),
         stacked=0 if moe is None else moe.layers * moe.experts * moe.expert_parameters,
@@ -141,8 +146,3 @@ def _require_sizes(summary: ModelSummary) -> None:
     wrong = [f"{name} {size}" for name, size in sizes.items() if size < 1]
     if wrong:
         raise UnsupportedModelError("the sizes in config.json make no model", got=wrong[0], expected="1 or more")
-
-
-def _number(text: PreTrainedConfig, name: str) -> int:
-    value = text.to_dict().get(name)
-    return value if isinstance(value, int) else 0
