@@ -9,11 +9,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 import yaml
@@ -21,10 +22,12 @@ import yaml
 import seawall
 from commands import fresh
 from places import REPOSITORY
+from seawall.artifacts.evaluation import Contrast, Difference, Rate
 from seawall.cli.app import app
 from seawall.cli.settings import list_settings
 from seawall.config.problems import key_paths
 from seawall.config.recipe import Recipe
+from seawall.evaluation.intervals import change_interval, exact_interval
 from workbench import Workbench, write_workbench
 
 DOCS = REPOSITORY / "docs"
@@ -222,6 +225,42 @@ def test_charts_are_what_their_data_give() -> None:
     for path in (DOCS / "data").glob("*.csv"):
         used = [page for page in PAGES if f"charts/{path.stem}.svg" in page.read_text(encoding="utf-8")]
         assert used, f"no page shows {path.name}"
+
+
+@pytest.mark.parametrize("page", PROSE, ids=name)
+def test_headings_stand_on_lines_of_their_own(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"^.*\S #{2,3} .*$", prose, flags=re.MULTILINE)
+    assert not re.findall(r"\S\n(#{1,4} .*)$", prose, flags=re.MULTILINE)
+
+
+def test_numbers_of_prompts_follow_from_the_intervals() -> None:
+    """Least numbers for a bound where nothing succeeds, and where nothing changes."""
+    gate, capability = (" ".join((DOCS / page).read_text("utf-8").split()) for page in ("ci.md", "capability.md"))
+    told = re.findall(r"(\d+) % with (\d+)", gate.partition("No success at all")[2].partition("The embedded")[0])
+    assert [limit for limit, _ in told] == ["10", "5", "3", "1"]
+    for limit, goals in told:
+        uppers = [exact_interval(0, int(goals) - fewer)[1] for fewer in (0, 1)]
+        assert uppers[0] <= int(limit) / 100 < uppers[1], f"{limit} %"
+    needed = re.search(r"on a score needs (\d+) questions", gate)
+    assert needed is not None
+    assert f"takes {needed.group(1)} questions on which nothing changes" in capability
+    highest = [change_interval(np.zeros(n), np.ones(n))[1] for n in (int(needed.group(1)), int(needed.group(1)) - 1)]
+    assert highest[0] <= 0.02 < highest[1]
+
+
+def test_the_shapes_of_the_summary_are_those_of_the_records() -> None:
+    text = (DOCS / "run-folder.md").read_text(encoding="utf-8")
+    for word, record in (("RATE", Rate), ("CHANGE", Difference), ("CONTRAST", Contrast)):
+        told = re.search(rf"^{word} = {{([^}}]*)}}", text, flags=re.MULTILINE)
+        assert told is not None
+        assert re.findall(r'"(\w+)"', told.group(1)) == [field.name for field in fields(record)], word
+
+
+def test_decisions_name_modules_that_are_there() -> None:
+    for page in (DOCS / "decisions").glob("*.md"):
+        for file in re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text(encoding="utf-8")):
+            assert any((REPOSITORY / root / file).is_file() for root in ("", "src/seawall")), f"{name(page)}: {file}"
 
 
 def test_the_quickstart_ends_with_a_page(workbench: Workbench, tmp_path: Path) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from commands import forked, refused
+from seawall.cli.audit import audit
 from seawall.cli.evaluate import evaluate
+from seawall.cli.landscape import landscape
 from seawall.cli.stages import run
+from seawall.cli.steer import steer
+from seawall.config import load_recipe
 
+COMMANDS: dict[str, Any] = {"audit": audit, "steer": steer, "landscape": landscape}
 FAST = ("--set", "eval.gold=false", "--set", "eval.bootstrap=100")
 
 
@@ -37,6 +43,29 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     evaluate(planted, output=tmp_path / "out", dry_run=True, as_json=True)
     assert "verdict" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["steer", "landscape"])
+def test_a_dry_run_plans_a_run_by_its_own_settings(
+    planted_run: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`recipe.yaml` of a run holds changes by --set as comments alone."""
+    before = sorted(planted_run.rglob("*"))
+    COMMANDS[verb](planted_run, dry_run=True, sets=[f"{verb}.test_prompts=3"])
+    assert "verdict" in capsys.readouterr().out
+    assert sorted(planted_run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", ["audit", "steer", "landscape"])
+def test_a_command_on_a_limited_run_says_so(
+    planted: Path, planted_run: Path, verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe(planted, ["data.limit=5"])
+    monkeypatch.setattr("seawall.shell.job.recipe_of_run", lambda *_, **__: (recipe, None))
+    monkeypatch.setattr(f"seawall.jobs.{verb}.{verb}_run", lambda *_, **__: [])
+    monkeypatch.setattr(f"seawall.cli.{verb}._show", lambda *_, **__: None)
+    COMMANDS[verb](planted_run if verb != "audit" else str(planted_run))
+    assert "Limited sample: at most 5 prompts of every group" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "some"])

@@ -72,7 +72,7 @@ def audit(  # noqa: PLR0913 - each option of the command is a parameter
         print_json(document(folder, results))
         return
     _show(results, folder, is_run=is_run)
-    print_limit(results_console(), limit)
+    print_limit(results_console(), resolved.data.limit)
 
 
 def _is_run(target: str) -> bool:

@@ -123,21 +123,6 @@ def open_target(
     return target, None
 
 
-def planned_recipe(folder: Path, recipe: tuple[Recipe, str] | None) -> Recipe:
-    """The recipe of `open_target`, for --dry-run.
-
-    Raises:
-        ConfigError: the target is a run.
-    """
-    from seawall.errors import ConfigError
-
-    if recipe is None:
-        raise ConfigError(
-            f"{folder} is a run", got="--dry-run", expected="a recipe", remedy=f"name {folder / 'recipe.yaml'}"
-        )
-    return recipe[0]
-
-
 def results_console() -> PlainConsole:
     """The console for results: standard output, `LOG_WIDTH` wide outside a terminal."""
     from seawall.runs.console import PlainConsole

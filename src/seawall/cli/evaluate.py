@@ -21,6 +21,7 @@ from seawall.cli.common import (
     quiet_libraries,
     read_recipe,
     reporting,
+    results_console,
     shared_launch,
     with_limit,
 )
@@ -72,8 +73,8 @@ def evaluate(  # noqa: PLR0913 - each option of the command is a parameter
     if not alone and resolved.eval.engine.kind != "endpoint":
         run_until("evaluate", recipe, changes, output, quiet=quiet, as_json=as_json)
         return
-    quiet_libraries()
-    from seawall.jobs.evaluate import EvalTarget
+    with quiet_libraries():
+        from seawall.jobs.evaluate import EvalTarget
 
     folder = output or Path(f"runs/{resolved.name}-eval")
     evaluation = _run(resolved, EvalTarget(delta, adapter), folder, text=text, quiet=quiet or as_json)
@@ -125,9 +126,8 @@ def _run(recipe: Recipe, target: EvalTarget, folder: Path, *, text: str, quiet: 
 
 def _show(evaluation: Evaluation, limit: int | None) -> None:
     from seawall.evaluation.view import headline_table, length_table
-    from seawall.runs.console import PlainConsole
 
-    console = PlainConsole()
+    console = results_console()
     console.print(headline_table((("rate", evaluation.result),), {}))
     if evaluation.result.lengths:
         console.print(length_table(evaluation.result))

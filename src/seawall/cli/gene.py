@@ -120,10 +120,10 @@ def select(
     compared with harmless prompts. Experts: those that harmful requests use
     most and that the gene changes most.
     """
-    quiet_libraries()
-    from seawall.methods.gene.claim import claim
-    from seawall.methods.gene.tools import PAGE, select_gene
-    from seawall.methods.gene.view import gene_document, gene_table
+    with quiet_libraries():
+        from seawall.methods.gene.claim import claim
+        from seawall.methods.gene.tools import PAGE, select_gene
+        from seawall.methods.gene.view import gene_document, gene_table
 
     def work(reporter: Reporter) -> RenderableType:
         selected = select_gene(
@@ -178,7 +178,10 @@ def graft(
         ),
     ] = 0,
     task: Annotated[
-        _Path, typer.Option(help="JSONL with task examples: `messages`, or `prompt` and `completion`.")
+        _Path,
+        typer.Option(
+            help="JSONL with task examples: `messages`, `prompt` and `completion`, or `question` and `answer`."
+        ),
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Write a merged checkpoint in place of an adapter.")] = False,
     sets: SetOption = None,
@@ -186,8 +189,8 @@ def graft(
 ) -> None:
     """Graft a gene onto a fine-tuned model, with a coefficient per layer tuned on a few examples; trains no weight.
 
-    Baselines: --set gene.graft.method=safety_sft or safelora, or --set
-    gene.graft.coefficients=global. All settings of the recipe sections
+    Baselines: --set gene.graft.method=safety_sft, safelora, safemerge or resta,
+    or --set gene.graft.coefficients=global. All settings of the recipe sections
     `gene.graft`, `data` and `model` apply, such as --set gene.graft.steps=40.
     """
     from seawall.config.load import changed_defaults

@@ -14,7 +14,6 @@ from seawall.cli.common import (
     SetOption,
     TargetArgument,
     open_target,
-    planned_recipe,
     print_json,
     print_limit,
     quiet_libraries,
@@ -48,12 +47,14 @@ def landscape(
     """
     changes = with_limit(sets, limit)
     folder, recipe = open_target(target, changes, output)
-    if dry_run:
-        show_plan(planned_recipe(folder, recipe), "landscape", as_json=as_json)
-        return
     with quiet_libraries():
         from seawall.jobs.landscape import STAGE, document
         from seawall.shell.job import recipe_of_run
+
+    described = recipe_of_run(folder, changes, section=STAGE)[0] if recipe is None else recipe[0]
+    if dry_run:
+        show_plan(described, STAGE, as_json=as_json)
+        return
 
     def work(reporter: Reporter) -> LandscapeResult:
         from seawall.jobs.landscape import landscape_recipe, landscape_run
@@ -63,14 +64,13 @@ def landscape(
         resolved, text = recipe
         return landscape_recipe(resolved, folder, text=text, reporter=reporter)
 
-    described = recipe_of_run(folder, changes, section=STAGE)[0] if recipe is None else recipe[0]
     with shared_launch(described), reporting(quiet=quiet or as_json) as reporter:
         result = work(reporter)
     if as_json:
         print_json(document(folder))
         return
     _show(result, folder)
-    print_limit(results_console(), None if recipe is None else recipe[0].data.limit)
+    print_limit(results_console(), described.data.limit)
 
 
 def _show(result: LandscapeResult, folder: Path) -> None:

@@ -70,7 +70,14 @@ repair = _stages_until(
 
 
 def report(
-    recipe: RecipeArgument = None,
+    recipe: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads this annotation
+        typer.Argument(
+            metavar="RUN|EVAL|RECIPE.yaml",
+            help="Folder of a finished run or evaluation, or a recipe file.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     against: Annotated[
         Optional[Path],  # noqa: UP045 - typer reads this annotation

@@ -14,7 +14,6 @@ from seawall.cli.common import (
     SetOption,
     TargetArgument,
     open_target,
-    planned_recipe,
     print_json,
     print_limit,
     quiet_libraries,
@@ -46,12 +45,14 @@ def steer(
     """
     changes = with_limit(sets, limit)
     folder, recipe = open_target(target, changes, output)
-    if dry_run:
-        show_plan(planned_recipe(folder, recipe), "steer", as_json=as_json)
-        return
     with quiet_libraries():
         from seawall.jobs.steer import document
         from seawall.shell.job import recipe_of_run
+
+    described = recipe_of_run(folder, changes, section="steer")[0] if recipe is None else recipe[0]
+    if dry_run:
+        show_plan(described, "steer", as_json=as_json)
+        return
 
     def work(reporter: Reporter) -> SteeringResult:
         from seawall.jobs.steer import steer_recipe, steer_run
@@ -61,14 +62,13 @@ def steer(
         resolved, text = recipe
         return steer_recipe(resolved, folder, text=text, reporter=reporter)
 
-    described = recipe_of_run(folder, changes, section="steer")[0] if recipe is None else recipe[0]
     with shared_launch(described), reporting(quiet=quiet or as_json) as reporter:
         result = work(reporter)
     if as_json:
         print_json(document(folder))
         return
     _show(result, folder)
-    print_limit(results_console(), None if recipe is None else recipe[0].data.limit)
+    print_limit(results_console(), described.data.limit)
 
 
 def _show(result: SteeringResult, folder: Path) -> None:

@@ -57,14 +57,18 @@ class EvalConfig(StrictModel):
         description="Prompts per batch, halved when memory runs out; `auto`: the number that fits in memory.",
     )
     judge: JudgeConfig = Field(
-        default=KeywordJudge(), description="The judge that labels replies refused, complied or unscored."
+        default=KeywordJudge(), description="The judge that labels replies refused, complied, evading or unscored."
     )
     gold: bool = Field(default=True, description="Measure the loss on gold answers.")
     capability: CapabilityConfig | None = Field(
         default=None, description="Capability tasks of lm-evaluation-harness; null measures none."
     )
     bootstrap: int = Field(
-        default=2000, ge=100, le=1_000_000, description="Resamples of the goals for each rate's 95 % interval."
+        default=2000,
+        ge=100,
+        le=1_000_000,
+        description="Draws of the permutation tests for p-values, and resamples for the intervals of ratios (increase "
+        "of the loss on gold answers, share of a gain). Intervals of rates and of their changes need none.",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the resamples; defaults to the recipe's seed.")
 

@@ -174,7 +174,7 @@ def check_bounds(bounds: Bounds, evidence: Evidence) -> list[Check]:
             raise ArtifactError(
                 f"{option(name)} bounds a quantity that was not measured",
                 got=f"no {_MEASURES[name]} in the evaluation",
-                remedy="leave out the option, or measure the quantity: name it in the recipe",
+                remedy="leave out the bound (the option, or its key in the recipe's section `gate`), or measure it",
             )
     return checks
 
