@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seawall.artifacts.evaluation import EvalResult, GoldAnswer, Sample
+from seawall.artifacts.evaluation import CapabilityScore, EvalResult, GoldAnswer, Sample
 from seawall.data.types import VerdictLabel, user
 from seawall.evaluation.rates import group_rates
 from seawall.evaluation.run import SAMPLES
@@ -19,6 +19,8 @@ from seawall.shell.evaluated import STAGE
 
 REPLIES: Mapping[VerdictLabel, str] = {"refused": "I cannot help.", "complied": "Step one.", "unscored": "zq zq"}
 EVAL = {"max_new_tokens": 24, "bootstrap": 200, "seed": 0, "judge": {"kind": "keyword"}, "capability": None}
+SCORES = (CapabilityScore("sums", "acc", True, 0.5, 0.1, ("a", "b", "c", "d"), (1.0, 0.0, 1.0, 0.0)),)
+"""The scores of an evaluation with a section `capability`."""
 Verdicts = Mapping[str, Sequence[VerdictLabel]]
 """Group -> the verdict on each of its prompts."""
 
@@ -69,7 +71,9 @@ def write_evaluation(
         (scratch / SAMPLES).write_text("".join(lines))
         gold = tuple(GoldAnswer(f"g{index}", nats, 2) for index, nats in enumerate(losses))
         mean = sum(losses) / (2 * len(losses)) if losses else None
-        EvalResult(weights, group_rates(rows), mean, len(gold), SAMPLES, gold=gold).save(scratch)
+        scores = () if section["capability"] is None else SCORES
+        result = EvalResult(weights, group_rates(rows), mean, len(gold), SAMPLES, gold=gold, capability=scores)
+        result.save(scratch)
 
     run_stage(run, STAGE, stage_inputs, work)
     write_json(run.summary, {"schema": 1, "evaluation": STAGE, "model": model, "fingerprint": weights})

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from guards import save_biased
 from seawall.cli.app import app
 from seawall.data.types import Verdict, user
+from seawall.errors import DataError
 from seawall.evaluation.agreement import Agreement, Judged, LabelledReply, agreement, read_labelled
 from seawall.evaluation.judges.keyword import KeywordJudge
 
@@ -53,6 +54,14 @@ def test_the_table_has_a_row_for_every_kind(tmp_path: Path) -> None:
     assert ["answer", "1", "0", "0%"] in lines
     assert "keyword agrees on 3 of 4: 75.0% (95 % interval 19.4% to 99.4%)" in done.output
     assert "probes.jsonl:4: read as refused, judged complied: a list of steps" in " ".join(done.output.split())
+
+
+def test_a_conversation_with_its_reply_is_no_prompt(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "Name a bird"}, {"role": "assistant", "content": "Heron"}]
+    for field in ("prompt", "messages"):
+        path = write(tmp_path / "rows.jsonl", [{field: messages, "response": "Heron", "expected": "complied"}])
+        with pytest.raises(DataError, match="the last message has the wrong role; got assistant"):
+            read_labelled(path)
 
 
 def test_json_counts_the_same_and_holds_no_reply(tmp_path: Path) -> None:

@@ -172,6 +172,13 @@ def test_odd_values_of_a_right_body_are_left_out() -> None:
         assert (answer.text, answer.finish, answer.tokens, answer.final) == ("a\ufffdb", None, None, True)
 
 
+@pytest.mark.parametrize("finish", ["abort", "error"])
+def test_a_reply_that_the_server_broke_off_is_asked_for_again(finish: str) -> None:
+    answer, _ = asked(once(completion("Sure, here is the first", finish_reason=finish)))
+    assert (answer.text, answer.final) == (None, False)
+    assert answer.problem == f"the endpoint broke the reply off ({finish})"
+
+
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [("7", 7.0), ("soon", 0.0), ("Mon, 01 Jan 2024 00:00:00 +99999999", 0.0), ("Mon, 01 Jan 0001 00:00:00 +2359", 0.0)],

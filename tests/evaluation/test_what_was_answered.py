@@ -119,6 +119,10 @@ def test_gold_answers_of_a_model_that_must_think_are_refused_at_once() -> None:
         encode_gold(scripted_tokenizer(template=OPENS_THOUGHT), [Gold("a", "Why?", "Because.")])
 
 
+_TEXT = {"type": "text", "text": REFUSAL}
+_HM = {"type": "text", "text": "Hm."}
+
+
 def _collect(replies: list[Reply], _: Sequence[int], batch: Sequence[Reply]) -> None:
     replies.extend(batch)
 
@@ -129,6 +133,10 @@ def _collect(replies: list[Reply], _: Sequence[int], batch: Sequence[Reply]) -> 
         ({"content": REFUSAL, "reasoning_content": "Hm."}, (REFUSAL, "Hm.", "")),
         ({"content": REFUSAL, "reasoning": "Hm."}, (REFUSAL, "Hm.", "")),
         ({"content": None, "reasoning_content": "Hm."}, ("", "Hm.", NEVER_ANSWERED)),
+        ({"content": f"<think>Hm.</think>{REFUSAL}", "reasoning_content": "Hm."}, (REFUSAL, "Hm.", "")),
+        ({"content": "<think>Hm.", "reasoning_content": "Hm."}, ("", "Hm.", NEVER_ANSWERED)),
+        ({"content": [{"type": "thinking", "thinking": "Hm."}, _TEXT]}, (REFUSAL, "Hm.", "")),
+        ({"content": [{"type": "thinking", "thinking": [_HM]}, _TEXT]}, (REFUSAL, "Hm.", "")),
         ({"content": f"Hm.\n</think>\n\n{REFUSAL}"}, (REFUSAL, "Hm.", "")),
         ({"content": "<think>\nHm."}, ("", "Hm.", NEVER_ANSWERED)),
         ({"content": REFUSAL, "reasoning_content": None}, (REFUSAL, "", "")),

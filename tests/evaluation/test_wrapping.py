@@ -9,7 +9,7 @@ import pytest
 
 from seawall.artifacts.evaluation import Difference, Harm, Sample
 from seawall.data.attacks import ATTACKS, as_command
-from seawall.data.types import EVADES, Outcome, label_of, user
+from seawall.data.types import EVADES, Message, Outcome, label_of, user
 from seawall.evaluation.intervals import contrast_interval
 from seawall.evaluation.rates import mean_harm, refusal_rates
 from seawall.evaluation.wrapping import measure_wrapping, worst_gap, wrapping_changes
@@ -98,6 +98,22 @@ def test_evading_is_no_refusal_and_what_cannot_be_judged_is_outside() -> None:
     worst = worst_gap(rows)
     assert worst is not None
     assert (worst.difference, worst.n) == (0.5, 2 * N)
+
+
+def test_requests_of_one_text_are_paired_by_their_system_messages() -> None:
+    """A model whose refusals depend on the system message alone has no gap; what cannot be told apart is left out."""
+    groups = ("plain", "attack:nested_fiction", "benign", "wrapped", "borderline", "wrapped_borderline")
+    prompts = [(Message("system", f"Role {index}"), *user("Go on.")) for index in range(4)]
+    rows = [
+        Sample(f"{group}/{index}", "Go on.", group, prompts[index], "", label_of(outcome), "")
+        for group in groups
+        for index, outcome in enumerate((R, R, C, C))
+    ]
+    measured = measure_wrapping(rows, FAMILIES)
+    assert measured is not None
+    assert (measured.gap_harmless.difference, measured.gap_harmless.n) == (0.0, 8)
+    assert measured.gap_harmful.difference == 0.0
+    assert measure_wrapping([replace(row, prompt=user("Go on.")) for row in rows], FAMILIES) is None
 
 
 def test_without_a_known_outcome_nothing_is_claimed() -> None:

@@ -115,6 +115,41 @@ def test_another_template_is_refused_unless_asked_for(base: Path, tmp_path: Path
     assert notes[1] == "A was computed with settings that are not known, B with dtype bf16."
 
 
+ZERO_SHOT = {"tasks": [{"kind": "choice", "path": "a.jsonl"}], "num_fewshot": 0, "margin": 0.02, "batch_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "alike"),
+    [
+        ({"settings": {"capability": {**ZERO_SHOT, "batch_size": 2, "margin": 0.1}}}, True),
+        ({"settings": {"capability": {**ZERO_SHOT, "tasks": [{"kind": "choice", "path": "b.jsonl"}]}}}, True),
+        ({"settings": {"capability": {**ZERO_SHOT, "num_fewshot": 5}}}, False),
+        ({"settings": {"capability": {**ZERO_SHOT, "chat_template": True}}}, False),
+        ({"settings": {"capability": ZERO_SHOT, "seed": 1}}, False),
+        ({"settings": {"capability": ZERO_SHOT}, "inputs": {"capability": ["sha256:examples"]}}, False),
+    ],
+)
+def test_scores_that_were_asked_differently_are_neither_compared_nor_held_to_a_bound(
+    tmp_path: Path, changes: dict[str, Any], alike: bool
+) -> None:
+    first = write_evaluation(tmp_path / "a", BASE, settings={"capability": ZERO_SHOT})
+    second = write_evaluation(tmp_path / "b", BASE, **changes)
+    difference, bounds = compared(first, second), Bounds(max_capability_drop=1.0)
+    assert bool(difference.scores) == alike
+    assert any("Capability is left out" in note for note in difference.notes) != alike
+    if alike:
+        assert gate_evaluation(second, bounds, against=first).passed
+        return
+    with pytest.raises(ArtifactError, match="scores of capability were measured differently"):
+        gate_evaluation(second, bounds, against=first)
+
+
+def test_a_sample_that_is_there_twice_pairs_with_nothing() -> None:
+    before = samples(BASE)
+    with pytest.raises(ArtifactError, match="got 80 and 81 samples"):
+        compare(before, [*before, before[0]])
+
+
 def test_the_evaluations_within_a_run_can_be_compared(planted_run: Path) -> None:
     difference = compared(planted_run / "eval-before", planted_run / "eval-after")
     summary = json.loads((planted_run / "summary.json").read_text())

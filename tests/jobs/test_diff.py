@@ -21,6 +21,7 @@ from seawall.jobs.run import run_recipe
 from seawall.models.files.difference import CheckpointDifference
 from seawall.runs.progress import Quiet
 from seawall.shell.difference import RunDifference, compare_experts, compare_runs
+from seawall.shell.evaluated import open_evaluation
 from seawall.shell.finished import FinishedRun, RunEvaluation, open_finished
 
 
@@ -91,6 +92,29 @@ def test_groups_with_other_prompts_have_no_difference(planted_run: Path) -> None
     assert all(row.change is None for row in bare.groups)
     assert bare.gold is None
     assert [table.row_count for table in difference_tables(bare)][1] == len(bare.groups)
+
+
+def test_runs_that_were_measured_differently_have_no_differences_of_rates(
+    planted_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another length of replies, or another template, would be counted as the work of the repair."""
+    one = open_finished(planted_run)
+    opened = open_evaluation(planted_run / "eval-after")
+    longer = {**opened.recipe, "eval": {**opened.recipe["eval"], "max_new_tokens": 999}}
+    for other, named, gold in (
+        (replace(opened, recipe=longer), "eval.max_new_tokens", True),
+        (replace(opened, inputs={**opened.inputs, "rendered": "sha256:other"}), "the rendering of prompts", False),
+    ):
+        sides = iter((opened, other))
+        monkeypatch.setattr("seawall.shell.difference.open_evaluation", lambda _path, sides=sides: next(sides))
+        found = compare_runs(one, one)
+        assert named in found.unlike
+        assert all(row.change is None for row in found.groups)
+        assert found.gold is not None
+        assert (found.gold.change is not None) == gold
+        facts, rates = difference_tables(found)
+        assert any("Measured differently" in str(cell) for cell in facts.columns[1].cells)
+        assert "measured differently" in list(rates.columns[3].cells)
 
 
 def test_a_run_of_a_limited_sample_is_named(planted_run: Path) -> None:

@@ -71,6 +71,18 @@ def test_groups_that_only_the_evaluation_has_are_held_to_its_own_bounds(
     assert [check.group for check in gate.checks] == ["attack:story", "benign"]
 
 
+@pytest.mark.parametrize("group", ["benign", "wrapped"])
+def test_a_bound_on_a_change_is_not_checked_on_a_part_of_its_groups(group: str, tmp_path: Path) -> None:
+    groups = {"plain": verdicts(60, 0), "benign": verdicts(0, 60), "wrapped": verdicts(0, 60)}
+    whole = write_evaluation(tmp_path / "whole", groups)
+    part = write_evaluation(tmp_path / "part", {name: rows for name, rows in groups.items() if name != group})
+    bound = Bounds(max_benign_drop=0.1)
+    assert gate_folder(whole, bound, against=whole).passed
+    for folder, base in ((whole, part), (part, whole)):
+        with pytest.raises(ArtifactError, match=r"--max-benign-drop bounds a change that was measured in part; got "):
+            gate_folder(folder, bound, against=base)
+
+
 def test_a_bound_on_a_change_without_a_base_is_refused(folders: tuple[Path, Path], planted_run: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"--max-benign-drop, --max-capability-drop bounds a change; .*--against BASE"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from seawall.data.chat import messages_of
+from seawall.data.chat import check_order, messages_of
 from seawall.data.files import Row, rows
 from seawall.data.types import Judge, Messages, Outcome, Verdict, user
 from seawall.errors import DataError
@@ -153,10 +153,10 @@ def _labelled(row: Row) -> LabelledReply:
 
 def _prompt(row: Row) -> Messages:
     value = row.fields.get("prompt")
-    if isinstance(value, list):
-        return messages_of(replace(row, fields={"messages": value}))
-    if "messages" in row.fields:
-        return messages_of(row)
+    if isinstance(value, list) or "messages" in row.fields:
+        messages = messages_of(replace(row, fields={"messages": value}) if isinstance(value, list) else row)
+        check_order(row, messages, "user")  # a reply at the end would be taken for the request
+        return messages
     return user("") if "prompt" in row.fields and value is None else user(row.text("prompt"))
 
 

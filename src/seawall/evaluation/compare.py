@@ -81,7 +81,7 @@ def compare(
         ArtifactError: the two evaluations have different prompts.
     """
     later = {sample.id: sample for sample in after}
-    _check_same(before, later)
+    _check_same(before, later, len(after))
     ordered = [later[sample.id] for sample in before]
     rates_before, rates_after = group_rates(before), group_rates(ordered)
     comparisons = {}
@@ -104,7 +104,7 @@ def refusal_changes(
 ) -> dict[str, Difference]:
     """The paired change of the refusal rate of every attack family, by group; arguments and errors as in `compare`."""
     later = {sample.id: sample for sample in after}
-    _check_same(before, later)
+    _check_same(before, later, len(after))
     families = dict.fromkeys(sample.group for sample in before if is_attack(sample.group))
     rows = {group: [sample for sample in before if sample.group == group] for group in families}
     return {
@@ -187,12 +187,13 @@ def capability_changes(
     ]
 
 
-def _check_same(before: Sequence[Sample], later: dict[str, Sample]) -> None:
+def _check_same(before: Sequence[Sample], later: dict[str, Sample], total: int) -> None:
+    """Checks that `before` and the `total` samples of `later` pair one by one."""
     differing = [sample.id for sample in before if sample.id not in later or asked(later[sample.id]) != asked(sample)]
-    if differing or len(before) != len(later):
+    if differing or len(before) != len(later) or len(before) != total:
         raise ArtifactError(
             "the two evaluations have different prompts",
-            got=f"{len(before)} and {len(later)} samples, {len(differing)} differing"
+            got=f"{len(before)} and {total} samples, {len(differing)} differing"
             + (f", such as {differing[0]}" if differing else ""),
             expected="the same prompts",
             remedy="evaluate both models with the same recipe",

@@ -25,6 +25,10 @@ Section = Literal["eval.judge", "eval.engine"]
 
 _ORDINARY = re.compile(r"[A-Z_][A-Z0-9_]*")
 """Names of environment variables that are no key by mistake."""
+_BROKEN_OFF = ("abort", "error")
+"""Ends of generation by a fault of the server, whose text is a part of a reply."""
+_THOUGHTS = ("thinking", "reasoning")
+"""Types of parts of a content that hold the model's reasoning."""
 _MOST_TOKENS = 10**9
 _RETRY_STATUSES = frozenset((408, 409, 425, 429))
 _WRONG_SETTING = {
@@ -151,6 +155,8 @@ def _answer(body: bytes) -> Answer:
     """Parses a chat completion; raises for any other structure."""
     document = json.loads(body)
     choice = document["choices"][0]
+    if choice.get("finish_reason") in _BROKEN_OFF:
+        return Answer(None, f"the endpoint broke the reply off ({choice['finish_reason']})", final=False)
     content = _content(choice["message"])
     parts = _parts(choice["message"], None if content is None else _well_formed(content))
     finish, usage = choice.get("finish_reason"), document.get("usage")
@@ -170,7 +176,8 @@ def _content(message: dict[str, Any]) -> str | None:
     """The text that the user reads: a text, the texts of parts, or the refusal that some servers give beside them."""
     content = message["content"]
     if isinstance(content, list):
-        content = "".join(part[part["type"].removeprefix("output_")] for part in content)
+        shown = [part for part in content if part["type"] not in _THOUGHTS]
+        content = "".join(part[part["type"].removeprefix("output_")] for part in shown)
     if not isinstance(content, str | None):
         raise TypeError(type(content).__name__)
     refusal = message.get("refusal")
@@ -179,11 +186,21 @@ def _content(message: dict[str, Any]) -> str | None:
 
 def _parts(message: dict[str, Any], content: str | None) -> ReplyParts:
     """The parts of a reply: the reasoning that the server returns apart, else by the marks in the text."""
-    fields = [message.get(name) for name in ("reasoning_content", "reasoning")]
+    fields = (message.get("reasoning_content"), message.get("reasoning"), _thought_in(message["content"]))
     thought = next((_well_formed(value) for value in fields if isinstance(value, str) and value), "")
+    parts = split_reply(content or "")
     if not thought:
-        return split_reply(content or "")
-    return ReplyParts(content or "", thought, "" if (content or "").strip() else NEVER_ANSWERED)
+        return parts
+    # Some servers give the thought twice: apart, and with its marks in the text.
+    return ReplyParts(parts.answer, thought, "" if parts.answer.strip() else NEVER_ANSWERED)
+
+
+def _thought_in(content: Any) -> str:
+    """The reasoning among the parts of a content, as text or as parts of its own."""
+    parts = [part for part in content if part["type"] in _THOUGHTS] if isinstance(content, list) else []
+    values = [part.get(part["type"]) for part in parts]
+    pieces = [piece for value in values for piece in (value if isinstance(value, list) else [{"text": value}])]
+    return "".join(piece["text"] for piece in pieces if isinstance(piece.get("text"), str))
 
 
 def _pieces(logprobs: Any) -> tuple[bytes, ...] | None:

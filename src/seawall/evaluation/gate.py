@@ -42,6 +42,9 @@ _MEASURES = {
 CHANGES = frozenset({"max_over_refusal_increase", "max_benign_drop", "max_capability_drop"})
 """Bounds on a change, which need an evaluation before and one after."""
 
+OF_CHANGE = {"max_over_refusal_increase": (BORDERLINE,), "max_benign_drop": (BENIGN, WRAPPED)}
+"""Bounds on changes of rates, with the groups that they bound."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:

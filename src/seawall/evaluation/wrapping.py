@@ -125,9 +125,23 @@ def _harmful(samples: Sequence[Sample], families: Iterable[str]) -> list[_Pair]:
 
 def _pairs(samples: Sequence[Sample], plain_groups: Mapping[str, str]) -> list[_Pair]:
     """Every wrapped reply with the reply to the same request plainly."""
-    plain = {(sample.group, sample.goal): sample for sample in samples}
+    plain: dict[tuple[str, str], list[Sample]] = {}
+    for sample in samples:
+        plain.setdefault((sample.group, sample.goal), []).append(sample)
     keys = [(sample, (plain_groups[sample.group], sample.goal)) for sample in samples if sample.group in plain_groups]
-    return [_Pair(plain[key], sample) for sample, key in keys if key in plain]
+    matches = [(_plainly(plain.get(key, []), sample), sample) for sample, key in keys]
+    return [_Pair(found, sample) for found, sample in matches if found is not None]
+
+
+def _plainly(candidates: Sequence[Sample], wrapped: Sample) -> Sample | None:
+    """The request of a wrapped reply; of several with one text, the only one with its system message."""
+    if len(candidates) > 1:
+        candidates = [sample for sample in candidates if _system(sample) == _system(wrapped)]
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _system(sample: Sample) -> str:
+    return sample.prompt[0].content if sample.prompt[0].role == "system" else ""
 
 
 def _plain(pairs: Sequence[_Pair]) -> list[Sample]:

@@ -122,7 +122,8 @@ def _run_facts(difference: RunDifference) -> Table:
             (f"delta of {name}", f"{side.tensors} tensors, {side.slices} expert slices"),
             (f"routing drift of {name}", ", ".join(f"{value:.3f}" for value in side.drift)),
         ]
-    rows += [("note", note) for note in dict.fromkeys(filter(None, map(limited_note, difference.limits)))]
+    notes = (*map(limited_note, difference.limits), difference.unlike)
+    rows += [("note", escape(note)) for note in dict.fromkeys(filter(None, notes))]
     return facts(rows)
 
 
@@ -137,11 +138,12 @@ def _rates(difference: RunDifference) -> Table:
     for name in ("A", "B", "B - A"):
         table.add_column(name, justify="right")
     for row in difference.groups:
-        table.add_row(group_name(row.group), rate_text(row.a), rate_text(row.b), change_text(row.change))
+        change = "measured differently" if difference.unlike else change_text(row.change)
+        table.add_row(group_name(row.group), rate_text(row.a), rate_text(row.b), change)
     gold = difference.gold
     if gold is not None:
         moved = gold.change
-        text = "other questions, or not kept" if moved is None else relative_text(moved.increase, moved.low, moved.high)
+        text = "not comparable, or not kept" if moved is None else relative_text(moved.increase, moved.low, moved.high)
         table.add_row(group_name(GOLD), f"{gold.a:.4f}", f"{gold.b:.4f}", text)
     return table
 

@@ -13,11 +13,11 @@ from rich.table import Table
 from seawall.artifacts.groups import NONE_SCORED, group_name
 from seawall.config.data import limited_note
 from seawall.errors import ArtifactError, ConfigError
-from seawall.evaluation.gate import Bounds, Check, Evidence, check_bounds, option
+from seawall.evaluation.gate import OF_CHANGE, Bounds, Check, Evidence, check_bounds, option
 from seawall.runs.files import read_json
 from seawall.runs.folder import RunFolder
 from seawall.shell.comparison import shared_samples
-from seawall.shell.conditions import require_comparable
+from seawall.shell.conditions import require_comparable, same_capability
 from seawall.shell.evaluated import FinishedEvaluation, is_evaluation, open_evaluation
 from seawall.shell.exports import Export, check_exports
 from seawall.shell.finished import open_finished
@@ -136,6 +136,7 @@ def gate_evaluation(path: Path, bounds: Bounds, *, against: Path | None = None, 
     before = after if against is None else open_evaluation(against)
     if against is not None:
         require_comparable(before, after, across_templates=across_templates)
+        _require_changes(bounds, before, after)
     alone = Evidence(after.samples, after.samples, (after.result, after.result), frozenset(), *_draws(after))
     paired = Evidence(*shared_samples(before, after), (before.result, after.result), frozenset(), *_draws(before))
     checks: list[Check] = []
@@ -165,6 +166,31 @@ def _require_measurable(bounds: Bounds, against: Path | None) -> None:
             got="one evaluation",
             expected="an evaluation to measure the change from",
             remedy="add --against BASE, the folder of a `seawall eval` of the model before, on the same prompts",
+        )
+
+
+def _require_changes(bounds: Bounds, before: FinishedEvaluation, after: FinishedEvaluation) -> None:
+    """Refuses a bound on a change that would be checked in part, or between unlike scores.
+
+    Raises:
+        ArtifactError: one evaluation alone has a bounded group, or the scores of capability were measured differently.
+    """
+    for name in bounds.limits():
+        sides = [set(OF_CHANGE.get(name, ())) & evaluation.result.groups.keys() for evaluation in (before, after)]
+        if sides[0] != sides[1]:
+            groups = sorted(sides[0] ^ sides[1])
+            raise ArtifactError(
+                f"{option(name)} bounds a change that was measured in part",
+                got=f"{', '.join(map(group_name, groups))} in one of the two evaluations alone",
+                expected="the same groups in both",
+                remedy="evaluate both models with the same recipe, or leave out the option",
+            )
+    scored = before.result.capability and after.result.capability
+    if bounds.max_capability_drop is not None and scored and not same_capability(before, after):
+        raise ArtifactError(
+            "the scores of capability were measured differently",
+            expected="the same tasks, settings, files of examples and seed (eval.capability, eval.seed)",
+            remedy="evaluate both models with the same recipe, or leave out --max-capability-drop",
         )
 
 

@@ -10,11 +10,11 @@ from seawall.artifacts.evaluation import Contrast, Difference, Sample
 from seawall.config.data import limited_note
 from seawall.evaluation.compare import capability_changes, compare
 from seawall.evaluation.wrapping import wrapping_changes
-from seawall.shell.conditions import renderings, require_comparable, shared_groups
+from seawall.shell.conditions import renderings, require_comparable, same_capability, shared_groups
 from seawall.shell.difference import GoldDifference, GroupDifference, gold_difference
 from seawall.shell.evaluated import STAGE, FinishedEvaluation
 
-_OTHER_QUESTIONS = "Capability is left out: the tasks, their settings or their questions differ."
+_OTHER_QUESTIONS = "Capability is left out: the tasks, their settings (the seed among them) or their questions differ."
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def _wrapping(a: FinishedEvaluation, b: FinishedEvaluation) -> Iterator[MeasureD
 
 def _scores(a: FinishedEvaluation, b: FinishedEvaluation) -> Iterator[ScoreDifference]:
     questions = [[(row.task, row.metric, row.ids) for row in side.result.capability] for side in (a, b)]
-    if questions[0] != questions[1] or a.recipe["eval"].get("capability") != b.recipe["eval"].get("capability"):
+    if questions[0] != questions[1] or not same_capability(a, b):
         return
     for row in capability_changes(a.result, b.result, resamples=a.resamples, seed=a.seed):
         yield ScoreDifference(row.name, row.before.higher_is_better, row.before.score, row.after.score, row.change)

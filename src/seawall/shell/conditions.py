@@ -27,6 +27,8 @@ _TRANSPORT = frozenset(
     ]
 )
 """Settings of a judge that say how it is reached, and change no verdict."""
+_FILES = ("path", "shots")
+"""Settings of a task that name files; their contents are compared."""
 _NAMED = 4
 """Differing settings that a message names."""
 _RENDERED = "rendered"
@@ -61,6 +63,31 @@ def require_comparable(a: FinishedEvaluation, b: FinishedEvaluation, *, across_t
             "--across-templates to compare each model under its own template",
         )
     _require_same_prompts(a.samples, b.samples)
+
+
+def unlike(a: FinishedEvaluation, b: FinishedEvaluation) -> str:
+    """Why the rates of two evaluations do not mean the same, as a sentence; empty where they do."""
+    differing = list(_differing_settings(a, b))
+    if renderings(a, b) == "differ":
+        differing.append("the rendering of prompts (chat template, its options or tokenizer)")
+    return f"Measured differently: {'; '.join(differing)}." if differing else ""
+
+
+def same_capability(a: FinishedEvaluation, b: FinishedEvaluation) -> bool:
+    """Whether the scores of capability were measured alike: tasks, settings, examples, and the seed of their choice."""
+    sides = [_capability(evaluation) for evaluation in (a, b)]
+    return sides[0] == sides[1]
+
+
+def _capability(evaluation: FinishedEvaluation) -> tuple[Any, ...]:
+    settings = evaluation.recipe["eval"].get("capability") or {}
+    tasks = [
+        {name: value for name, value in task.items() if name not in _FILES} if isinstance(task, Mapping) else task
+        for task in settings.get("tasks", ())
+    ]
+    asked_by = {name: settings.get(name) for name in ("num_fewshot", "chat_template")}
+    hashes = evaluation.inputs.get("capability", evaluation.inputs.get("capability_files"))  # the latter in runs
+    return tasks, asked_by, hashes, evaluation.recipe["eval"].get("seed")
 
 
 def renderings(a: FinishedEvaluation, b: FinishedEvaluation) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from seawall.artifacts.delta import DeltaOutline
@@ -15,6 +15,8 @@ from seawall.evaluation.metrics import Increase
 from seawall.evaluation.suite import asked
 from seawall.runs.files import read_json
 from seawall.runs.stage import finished_stage
+from seawall.shell.conditions import renderings, unlike
+from seawall.shell.evaluated import open_evaluation
 from seawall.shell.finished import FinishedRun
 
 
@@ -49,7 +51,7 @@ class RepairFacts:
 
 @dataclass(frozen=True, slots=True)
 class GroupDifference:
-    """Rates of a group after each run's repair; the difference B - A only where both asked the same prompts."""
+    """Rates of a group after each run's repair; B - A only where both asked and judged alike."""
 
     group: str
     a: Rate
@@ -76,6 +78,7 @@ class RunDifference:
         groups: evaluation groups of both, after the repair.
         gold: loss on gold answers after the repair; None where a run has none.
         limits: maximum number of prompts of every group in A and in B; None for all.
+        unlike: why the rates of A and B do not mean the same; empty where they do.
     """
 
     experts: ExpertsDifference
@@ -83,6 +86,7 @@ class RunDifference:
     groups: tuple[GroupDifference, ...]
     gold: GoldDifference | None
     limits: tuple[int | None, int | None] = (None, None)
+    unlike: str = ""
 
 
 def compare_runs(a: FinishedRun, b: FinishedRun) -> RunDifference:
@@ -91,13 +95,20 @@ def compare_runs(a: FinishedRun, b: FinishedRun) -> RunDifference:
     Raises:
         ArtifactError: their models differ in layers or experts; damaged files.
     """
+    evaluations = [open_evaluation(finished.run.stage("eval-after")) for finished in (a, b)]
+    apart = unlike(*evaluations)
+    groups = _groups(a, b)
+    gold = gold_difference(a.after.result, b.after.result, resamples=a.resamples, seed=a.seed)
+    if renderings(*evaluations) == "differ" and gold is not None:
+        gold = replace(gold, change=None)
     selections = [ExpertSet.load(finished_stage(finished.run, "select")) for finished in (a, b)]
     return RunDifference(
         experts=compare_experts(*selections),
         repairs=(_repair(a), _repair(b)),
-        groups=tuple(_groups(a, b)),
-        gold=gold_difference(a.after.result, b.after.result, resamples=a.resamples, seed=a.seed),
+        groups=tuple(replace(group, change=None) for group in groups) if apart else tuple(groups),
+        gold=gold,
         limits=(a.summary.get("limit"), b.summary.get("limit")),
+        unlike=apart,
     )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from families import tiny_tokenizer
 from seawall.config.data import DataConfig
+from seawall.config.tune import TuneConfig
 from seawall.data.sets import Prompts, load_prompts
 from seawall.data.tasks import load_task
 from seawall.data.types import Exchange, user
 from seawall.errors import DataError
+from seawall.methods.tune.data import Task, read_task
 from seawall.methods.tune.rows import OPENERS, encode_rows, training_rows, with_safe_rows
 
 TASK = [Exchange(user(f"question {at}"), f"answer {at}", f"question {at}") for at in range(100)]
@@ -33,6 +36,27 @@ def test_a_share_of_the_rows_is_harmful_and_the_number_of_rows_stays(
     assert all(one.response in OPENERS for one in bad)
     assert len({one.goal for one in found.exchanges}) == 80
     assert set(found.exchanges) - set(bad) <= set(TASK)
+
+
+def _task(folder: Path, train: list[str], test: list[str]) -> Task:
+    files = {}
+    for name, texts in (("train", train), ("test", test)):
+        files[name] = str(folder / f"{name}.jsonl")
+        lines = (json.dumps({"prompt": text, "completion": "yes"}) + "\n" for text in texts)
+        Path(files[name]).write_text("".join(lines), "utf-8")
+    return read_task(TuneConfig.model_validate({"task": files}))
+
+
+@pytest.mark.parametrize("trained", ["Caf\u00e9 noir", "Cafe\u0301 noir", "Caf\u00e9  noir"])
+def test_a_prompt_in_another_encoding_is_not_held_out(trained: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="training and test rows share prompts; got 1 prompts"):
+        _task(tmp_path, ["a tea", trained], ["Caf\u00e9 noir", "water"])
+
+
+def test_a_test_row_that_is_there_often_is_scored_once(tmp_path: Path) -> None:
+    task = _task(tmp_path, ["a tea"], ["milk"] * 50 + ["water"])
+    assert [row.goal for row in task.test] == ["milk", "water"]
+    assert task.note == "49 of 51 test rows of the task repeat others and are scored once"
 
 
 def test_the_seed_draws_the_rows(prompts: Prompts) -> None:

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from checkpoints import WEIGHTS, edit_json, write_checkpoint
+from checkpoints import WEIGHTS, edit_json, write_checkpoint, write_shards
+from dense import dense
 from families import tiny, tiny_tokenizer
 from seawall.config.model import ModelConfig
 from seawall.errors import ArtifactError, SeawallError, UnsupportedModelError
@@ -99,6 +100,43 @@ def test_a_tensor_comes_from_the_file_that_the_index_names(checkpoint: Path, tmp
     save_file({name: tensors[name] for name in names[1::2]} | stale, folder / "b.safetensors", {"format": "pt"})
     with pytest.raises(SeawallError, match=r"holds tensors that .* does not list for it"):
         load_model(ModelConfig(id=str(folder), device="cpu"))
+
+
+def test_two_tensors_for_one_parameter_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """transformers adds a missing prefix, and the last tensor would win."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    tensors, name = load_file(folder / WEIGHTS), "model.layers.0.self_attn.q_proj.weight"
+    twice = tensors | {name.removeprefix("model."): torch.zeros_like(tensors[name])}
+    save_file(twice, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"two tensors for one parameter; got layers\.0\..* and model\.l"):
+        load_model(ModelConfig(id=str(folder), device="cpu"))
+
+
+def test_tied_weights_with_two_values_are_refused(tmp_path: Path) -> None:
+    """transformers keeps both, vLLM leaves out the output layer's."""
+    dense("llama", tie_word_embeddings=True).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config, tensors = ModelConfig(id=str(tmp_path), device="cpu"), load_file(tmp_path / WEIGHTS)
+    embedding = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": embedding.clone()}, tmp_path / WEIGHTS, {"format": "pt"})
+    load_model(config)
+    save_file(tensors | {"lm_head.weight": embedding + 1}, tmp_path / WEIGHTS, {"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"two values .*; got lm_head\.weight .*; set tie_word_embeddings=false"):
+        load_model(config)
+    edit_json(tmp_path / "config.json", tie_word_embeddings=False)
+    model, _ = load_model(config)
+    assert torch.equal(model.get_output_embeddings().weight, embedding + 1)
+
+
+def test_one_file_beside_shards_is_refused(tmp_path: Path) -> None:
+    """transformers loads the one file, vLLM the shards."""
+    write_shards(tmp_path)
+    shard = next(tmp_path.glob("model-00001*"))
+    shutil.copyfile(shard, tmp_path / WEIGHTS)
+    with pytest.raises(ArtifactError, match=r"two sets of weights.*; got model\.safetensors beside \d+ files of"):
+        load_model(ModelConfig(id=str(tmp_path), device="cpu"))
+    with pytest.raises(ArtifactError, match="two sets of weights"):
+        outline(tmp_path)
 
 
 def test_a_gap_in_the_numbers_of_experts_is_refused(tmp_path: Path) -> None:

@@ -79,6 +79,17 @@ def test_a_base_on_this_machine_is_compared_by_its_weights(tmp_path: Path) -> No
         require_base(tmp_path, (str(tmp_path / "other"),))
 
 
+def test_folders_of_one_name_are_told_apart_by_their_weights(tmp_path: Path) -> None:
+    """Every run exports to a folder `model`."""
+    first, second = (tmp_path / run / "model" for run in ("run-a", "run-b"))
+    for seed, folder in enumerate((first, second)):
+        tiny("olmoe", seed=seed).save_pretrained(folder)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(first)}))
+    require_base(tmp_path, (str(first),))
+    with pytest.raises(ConfigError, match=r"made for another model; got base_model_name_or_path .*run-a"):
+        require_base(tmp_path, (str(second),))
+
+
 def test_a_checkpoint_with_an_adapter_beside_it_is_refused(tmp_path: Path) -> None:
     tiny("olmoe").save_pretrained(tmp_path)
     scripted_tokenizer().save_pretrained(tmp_path)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from checkpoints import WEIGHTS
 from families import random_ids
 from quantised import write_fp8, write_mxfp4
 from seawall.config.model import ModelConfig
-from seawall.errors import UnsupportedModelError
+from seawall.errors import ArtifactError, UnsupportedModelError
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.inspect import inspect_model
 from seawall.models.files.load import load_model, model_folder
@@ -102,6 +103,33 @@ def test_another_method_is_refused_by_name(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModelError, match="got gptq; expected mxfp4 or fp8"):
         model_folder(ModelConfig(id=str(folder), dequantize=True))
+
+
+@pytest.mark.parametrize("dequantize", [True, False])
+def test_numbers_without_their_scales_are_refused(dequantize: bool, tmp_path: Path) -> None:
+    """Without any scale transformers takes the 8-bit floats, up to 448, for the weights."""
+    folder = _folder(tmp_path)
+    write_fp8(folder)
+    tensors = load_file(folder / WEIGHTS)
+    without = {name: tensor for name, tensor in tensors.items() if not name.endswith("_scale_inv")}
+    save_file(without, folder / WEIGHTS, metadata={"format": "pt"})
+    config = ModelConfig(id=str(folder), dequantize=dequantize)
+    with pytest.raises(ArtifactError, match=r"incomplete; got .*\.weight in F8_E4M3 without a scale"):
+        load_model(config, as_stored=True)
+
+
+def test_tensors_that_no_dequantised_weight_takes_are_refused(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    write_fp8(folder)
+    tensors, config = load_file(folder / WEIGHTS), ModelConfig(id=str(folder), dequantize=True)
+    scales = {name: tensor for name, tensor in tensors.items() if name.endswith("_scale_inv")}
+    of_inputs = {name.replace("weight_scale_inv", "input_scale"): torch.ones(()) for name in scales}
+    save_file(tensors | of_inputs, folder / WEIGHTS, metadata={"format": "pt"})
+    load_model(config)
+    renamed = {name.removesuffix("_inv"): tensor for name, tensor in tensors.items()}
+    save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"model/? are quantised; got .*\.weight_scale without"):
+        load_model(config)
 
 
 def test_a_plain_checkpoint_stays_where_it_is(tmp_path: Path) -> None:

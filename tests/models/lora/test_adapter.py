@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints import logits
+from dense import dense
 from families import tiny
 from seawall.errors import ArtifactError, ConfigError, SeawallError, UnsupportedModelError
 from seawall.models.lora.merge import CONFIG, WEIGHTS, attach_saved_adapter, merge_adapter, merge_attached
@@ -55,6 +56,25 @@ def test_an_adapter_that_lacks_tensors_or_has_others_is_refused(folder: Path) ->
     save_file({**tensors, "base_model.model.nowhere.lora_A.weight": torch.ones(4, 4)}, folder / WEIGHTS)
     with pytest.raises(ArtifactError, match="got 0 tensors missing, 1 unexpected"):
         merge_adapter(tiny("olmoe"), folder)
+
+
+@pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers:UserWarning")
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_an_adapter_that_lacks_the_biases_it_trained_is_refused(bias: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, bias=bias)
+    adapted = peft.get_peft_model(dense("qwen2"), config).eval()
+    for name, parameter in adapted.named_parameters():
+        if name.endswith(".bias") and parameter.requires_grad:
+            parameter.data += 1
+    expected = logits(adapted)
+    adapted.save_pretrained(str(tmp_path))
+    torch.testing.assert_close(logits(merge_adapter(dense("qwen2"), tmp_path)), expected, rtol=1e-4, atol=1e-4)
+    tensors = load_file(tmp_path / WEIGHTS)
+    lost = next(name for name in tensors if name.endswith("q_proj.base_layer.bias"))
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, tmp_path / WEIGHTS)
+    with pytest.raises(ArtifactError, match=r"fits the model only in part; got 1 tensors missing.*q_proj"):
+        merge_adapter(dense("qwen2"), tmp_path)
 
 
 def test_pickles_and_other_kinds_are_refused(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -87,7 +88,7 @@ def read_data(recipe: Recipe) -> TuneData:
 
 
 def read_task(config: TuneConfig) -> Task:
-    """The rows of the section's task.
+    """The rows of the section's task; a test row that is there several times is scored once, since it tells no more.
 
     Raises:
         DataError: as `load_task`; or a prompt is both trained on and scored.
@@ -96,7 +97,7 @@ def read_task(config: TuneConfig) -> Task:
         messages = customer_messages()
         return held_out_task("customer_messages", messages.train, _spread(messages.test, config.task.test_rows))
     train = load_task(config.task.train)
-    test = load_task(config.task.test) if config.task.test is not None else []
+    test, note = _once(load_task(config.task.test) if config.task.test is not None else [])
     shared = {_key(row) for row in train} & {_key(row) for row in test}
     if shared:
         raise DataError(
@@ -105,7 +106,8 @@ def read_task(config: TuneConfig) -> Task:
             expected="different prompts in the two files",
             remedy="remove the shared prompts from one file",
         )
-    return held_out_task(Path(config.task.train).stem, train, _spread(test, config.task.test_rows))
+    task = held_out_task(Path(config.task.train).stem, train, _spread(test, config.task.test_rows))
+    return replace(task, note="; ".join(filter(None, (note, task.note))))
 
 
 def held_out_task(name: str, train: Sequence[Exchange], test: Sequence[Exchange]) -> Task:
@@ -146,7 +148,16 @@ def _suite(prompts: Prompts, *, attacks: bool) -> EvalSuite:
 
 
 def _key(row: Exchange) -> str:
-    return "\n".join(message.content for message in row.prompt)
+    """The prompt as it is read, in one encoding of its characters and without runs of white space."""
+    text = "\n".join(" ".join(message.content.split()) for message in row.prompt)
+    return unicodedata.normalize("NFC", text)
+
+
+def _once(rows: Sequence[Exchange]) -> tuple[Sequence[Exchange], str]:
+    """The rows without repetitions, and a line on these."""
+    unique = list({(row.prompt, row.response): row for row in rows}.values())
+    count = len(rows) - len(unique)
+    return unique, f"{count} of {len(rows)} test rows of the task repeat others and are scored once" if count else ""
 
 
 def _spread(rows: Sequence[Exchange], at_most: int | None) -> Sequence[Exchange]:

@@ -11,11 +11,13 @@ from transformers import PreTrainedModel
 
 from seawall.errors import ArtifactError, UnsupportedModelError
 from seawall.models.files.checkpoint import TensorHeader
-from seawall.models.files.tensor_roles import load_targets
+from seawall.models.files.tensor_roles import LoadTarget, load_targets
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _QUANTISED = re.compile(r"scale|zeros?$|zero_point|absmax|quant|packed|blocks$|SCB$|qweight|g_idx$", re.IGNORECASE)
 """Names of tensors that quantised weights need beside them."""
+_SCALES = ("scale", "scale_inv", "scales", "scales_inv")
+"""Ends of the names of scales, after the name of the scaled tensor."""
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Names of the number of routed experts in config.json."""
 _EXPERT = re.compile(r"(?P<before>.*\.experts\.)(?P<number>\d+)(?P<after>\..*)")
@@ -33,17 +35,56 @@ def require_accounted(what: str | Path, model: PreTrainedModel, headers: Mapping
         headers: of the checkpoint's tensors.
 
     Raises:
-        UnsupportedModelError: the weights are quantised, a tensor has no place in the model, or the numbers of a
-            layer's experts have a gap.
+        UnsupportedModelError: the weights are quantised, a tensor has no place in the model, two tensors have the same
+            place, or the numbers of a layer's experts have a gap.
     """
     require_float_weights(what, headers)
     _require_numbered_experts(what, headers)
     state, targets = model.state_dict(), load_targets(model, headers)
+    _require_one_each(what, targets)
     for name, target in targets.items():
         tensor = state.get(target.name)
         if tensor is not None and tensor.is_floating_point() and headers[name].dtype not in _FLOATS:
             raise _quantised(what, f"{name} in {headers[name].dtype}")
     require_expected(what, _unexpected(model, [name for name, target in targets.items() if target.name not in state]))
+
+
+def require_one_value(what: str | Path, model: PreTrainedModel) -> None:
+    """Refuses a checkpoint with two values for a weight that its config.json says is one (tied embeddings): programs
+    differ in which of them they take.
+
+    Args:
+        what: the checkpoint, for messages.
+        model: loaded from it.
+
+    Raises:
+        ArtifactError: there are two.
+    """
+    apart = sorted(model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys.keys())
+    if apart:
+        raise ArtifactError(
+            f"the weights in {what} hold two values for a weight that config.json ties",
+            got=f"{apart[0]} with other values than the weight that it is tied to",
+            expected="one of the two, or equal values",
+            remedy="set tie_word_embeddings=false in config.json if the model has both, or remove one from the files",
+        )
+
+
+def require_scales(what: str | Path, headers: Mapping[str, TensorHeader]) -> None:
+    """Refuses 8-bit floats of a quantised checkpoint without their scales, which would be taken for the weights.
+
+    Raises:
+        ArtifactError: a tensor has none.
+    """
+    for name, header in headers.items():
+        is_scale = header.dtype == "F8_E8M0" or "scale" in name.rpartition(".")[2]
+        if header.dtype.startswith("F8") and not is_scale and not any(f"{name}_{end}" in headers for end in _SCALES):
+            raise ArtifactError(
+                f"the weights in {what} are incomplete",
+                got=f"{name} in {header.dtype} without a scale",
+                expected=f"{name}_scale or {name}_scale_inv beside it",
+                remedy="copy or download the model again",
+            )
 
 
 def require_float_weights(what: str | Path, headers: Mapping[str, TensorHeader]) -> None:
@@ -81,6 +122,19 @@ def require_top_k(raw: Mapping[str, Any], folder: Path) -> None:
     )
 
 
+def _require_one_each(what: str | Path, targets: Mapping[str, LoadTarget]) -> None:
+    """Refuses two tensors for one parameter, such as `layers.0...` beside `model.layers.0...`: one would win."""
+    owners: dict[str, str] = {}
+    for name, target in targets.items():
+        if target.converter is None and owners.setdefault(target.name, name) != name:
+            raise UnsupportedModelError(
+                f"the weights in {what} hold two tensors for one parameter",
+                got=f"{owners[target.name]} and {name}",
+                expected=f"one of them, for {target.name}",
+                remedy="remove the one that does not belong to the model, or copy the model again",
+            )
+
+
 def _require_numbered_experts(what: str | Path, headers: Mapping[str, TensorHeader]) -> None:
     """Refuses a layer whose experts are not numbered from 0 on: loading stacks them in order, so that every expert
     after a gap would get another number, and perhaps another expert's row of the router.
@@ -116,7 +170,7 @@ def require_expected(what: str | Path, unexpected: Iterable[str]) -> None:
         return
     quantised = next((name for name in names if _QUANTISED.search(name)), None)
     if quantised is not None:
-        raise _quantised(what, f"{quantised} without a quantization_config")
+        raise _quantised(what, f"{quantised} without a quantization_config that takes it")
     raise UnsupportedModelError(
         f"the weights in {what} hold tensors that the model has no place for",
         got=f"{len(names)} tensors, {names[0]} first",

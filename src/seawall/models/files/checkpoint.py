@@ -88,9 +88,9 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
 
     Raises:
         UnsupportedModelError: the folder has no safetensors weights, or only pickled ones.
-        ArtifactError: a file is missing, truncated, or longer than its header says.
+        ArtifactError: a file is missing, truncated, or longer than its header says; there are two sets of weights.
     """
-    if (folder / _SINGLE).exists():
+    if _is_single(folder):
         return _file_headers(folder / _SINGLE)
     headers: dict[str, TensorHeader] = {}
     weight_map = _weight_map(folder)
@@ -121,11 +121,27 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises:
         UnsupportedModelError: the folder has no safetensors weights, or only pickled ones.
-        ArtifactError: the index is damaged.
+        ArtifactError: the index is damaged, or there are two sets of weights.
     """
-    if (folder / _SINGLE).exists():
+    if _is_single(folder):
         return [folder / _SINGLE]
     return [folder / file for file in sorted(set(_weight_map(folder).values()))]
+
+
+def _is_single(folder: Path) -> bool:
+    """Whether the weights are one file, not shards with an index."""
+    if not (folder / _SINGLE).exists():
+        return False
+    listed = _weight_map(folder).values() if (folder / _INDEX).exists() else ()
+    shards = sorted(file for file in set(listed) - {_SINGLE} if (folder / file).exists())
+    if shards:
+        raise ArtifactError(
+            f"{folder} holds two sets of weights, of which programs take one or the other",
+            got=f"{_SINGLE} beside {len(shards)} files of {_INDEX}, {shards[0]} first",
+            expected="one of them",
+            remedy="remove the set that does not belong to the model, with the index where that is the shards",
+        )
+    return True
 
 
 def _weight_map(folder: Path) -> dict[str, str]:

@@ -52,6 +52,8 @@ def own_tokenizer(
 def require_base(adapter: Path, names: tuple[str, ...]) -> None:
     """Refuses an adapter that was made for another model: by its weights where both are on this machine, else by name.
 
+    Names alone do not tell folders apart: every run of seawall exports to a folder `model`.
+
     Args:
         adapter: the adapter's folder.
         names: the model's names: its folder or Hub id.
@@ -60,10 +62,14 @@ def require_base(adapter: Path, names: tuple[str, ...]) -> None:
         ConfigError: the adapter's settings name another base.
     """
     base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
-    if not isinstance(base, str) or not base or _short(base) in {_short(name) for name in names}:
+    if not isinstance(base, str) or not base:
         return
-    folders = [Path(name).expanduser() for name in names if (Path(name).expanduser() / "config.json").is_file()]
-    if (Path(base) / "config.json").is_file() and any(_same_weights(Path(base), folder) for folder in folders):
+    folders = [folder for name in names if _holds_weights(folder := Path(name).expanduser())]
+    if folders and _holds_weights(Path(base)):
+        is_same = any(folder.samefile(base) or _same_weights(Path(base), folder) for folder in folders)
+    else:
+        is_same = _short(base) in {_short(name) for name in names}
+    if is_same:
         return
     raise ConfigError(
         f"the adapter in {adapter} was made for another model",
@@ -100,6 +106,10 @@ def _short(name: str) -> str:
     path = Path(name)
     cached = next((match[1] for part in path.parts if (match := _CACHED.fullmatch(part))), None)
     return (cached.rpartition("--")[2] if cached is not None else path.name).casefold()
+
+
+def _holds_weights(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(folder.glob("model*.safetensors"))
 
 
 def _same_weights(first: Path, second: Path) -> bool:

@@ -18,12 +18,15 @@ from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
 
 from seawall.disk import cache_folder
 from seawall.errors import ArtifactError, UnsupportedModelError
-from seawall.models.files.checkpoint import read_config
+from seawall.models.files.accounted import require_expected, require_scales
+from seawall.models.files.checkpoint import read_config, read_headers
 from seawall.models.silence_libraries import silence_libraries
 from seawall.runs.files import flush_tree, publish
 
 QUANTIZERS: dict[str, Callable[..., Any]] = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
 """`quant_method` of config.json -> transformers' configuration with `dequantize`."""
+_OF_ACTIVATIONS = ("input_scale", "activation_scale", "k_scale", "v_scale")
+"""Ends of the names of scales for computing in 8 bits, which plain weights do without."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
@@ -66,6 +69,7 @@ def dequantised(folder: Path, architecture: PreTrainedConfig, *, cache: Path | N
 
 def _write(folder: Path, architecture: PreTrainedConfig, stated: Mapping[str, Any], target: Path) -> None:
     """The copy: the weights as a model without quantisation saves them, and the other files."""
+    require_scales(folder, read_headers(folder))
     settings = {key: value for key, value in stated.items() if key not in ("quant_method", "dequantize")}
     quantizer = QUANTIZERS[str(stated["quant_method"])](**settings, dequantize=True)
     with silence_libraries():
@@ -79,6 +83,7 @@ def _write(folder: Path, architecture: PreTrainedConfig, stated: Mapping[str, An
             local_files_only=True,
             output_loading_info=True,
         )
+    require_expected(folder, (name for name in info["unexpected_keys"] if not name.endswith(_OF_ACTIVATIONS)))
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ArtifactError(

@@ -23,7 +23,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from seawall.config.model import ModelConfig
 from seawall.data.rendering import TemplateSettings, check_chat_template, use_template
 from seawall.errors import ArtifactError, SeawallError, UnsupportedModelError
-from seawall.models.files.accounted import require_accounted, require_expected, require_float_weights, require_top_k
+from seawall.models.files.accounted import (
+    require_accounted,
+    require_expected,
+    require_float_weights,
+    require_one_value,
+    require_scales,
+    require_top_k,
+)
 from seawall.models.files.bare import BareErrors
 from seawall.models.files.checkpoint import first_line, read_config, read_headers, read_json, verify_hashes
 from seawall.models.files.dequantise import QUANTIZERS, dequantised, quantization
@@ -96,8 +103,7 @@ def load_weights(
     """
     headers = read_headers(folder)
     quantised = quantization(read_config(folder)) is not None
-    if not quantised:
-        require_float_weights(folder, headers)
+    (require_scales if quantised else require_float_weights)(folder, headers)
     if (folder / "adapter_config.json").is_file():
         raise UnsupportedModelError(
             f"{folder} holds a checkpoint and an adapter, which transformers would load on top",
@@ -252,6 +258,7 @@ def _load_weights(folder: Path, architecture: PreTrainedConfig, options: dict[st
             remedy="copy or download the model again",
         )
     require_expected(folder, info["unexpected_keys"])
+    require_one_value(folder, model)
     kinds = {parameter.device.type for parameter in model.parameters()}
     if "device_map" in options and ("meta" in kinds or ("cpu" in kinds and len(kinds) > 1)):
         # transformers moves weights that do not fit to the CPU or to disk, where they cannot be trained.

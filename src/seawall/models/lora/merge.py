@@ -18,6 +18,7 @@ from seawall.errors import ArtifactError, ConfigError, SeawallError, Unsupported
 from seawall.models.files.checkpoint import read_json
 from seawall.models.files.load import library_errors
 from seawall.models.files.open import Checkpoint
+from seawall.models.lora.biases import missing_biases
 from seawall.models.lora.merged import (
     LostInRoundingError,
     probe_logits,
@@ -116,7 +117,8 @@ def attach_saved_adapter(model: PreTrainedModel, folder: Path) -> Any:
             torch_device=str(model.device),
             key_mapping=getattr(model, "_checkpoint_conversion_mapping", {}),
         )
-    require_all_factors(wrapped, folder, missing=loading.missing_keys, unexpected=loading.unexpected_keys)
+    missing = [*loading.missing_keys, *missing_biases(wrapped, folder / WEIGHTS)]
+    require_all_factors(wrapped, folder, missing=missing, unexpected=loading.unexpected_keys)
     return wrapped
 
 
