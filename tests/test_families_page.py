@@ -26,7 +26,7 @@ def script() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("family", ["mixtral", "glm_moe_dsa", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["mixtral", "glm_moe_dsa", "deepseek_v3", "gemma4_text"])
 def test_the_row_of_a_family_is_what_the_script_finds(script: ModuleType, family: str) -> None:
     rows = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith(f"| `{family}` ")]
     if transformers.__version__ not in PAGE.read_text("utf-8"):
