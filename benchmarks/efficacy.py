@@ -53,20 +53,22 @@ from seawall.shell.context import Context
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_SELECTED = "repair.parameters=selected"
 VARIANTS: dict[str, list[str]] = {
-    "RASA": [],
-    "expert step only": ["repair.router.enabled=false"],
-    "router step only": ["repair.expert.enabled=false", "repair.router.lr=1e-3"],
-    "random experts": ["select.method=random"],
-    "frequency-matched experts": ["select.method=frequency_matched"],
-    "traffic-matched experts": ["select.method=traffic_matched"],
+    "RASA": [_SELECTED],
+    "expert step only": [_SELECTED, "repair.router.enabled=false"],
+    "router step only": [_SELECTED, "repair.expert.enabled=false", "repair.router.lr=1e-3"],
+    "random experts": [_SELECTED, "select.method=random"],
+    "frequency-matched experts": [_SELECTED, "select.method=frequency_matched"],
+    "traffic-matched experts": [_SELECTED, "select.method=traffic_matched"],
     "shared experts": ["repair.parameters=shared", "repair.expert.lr=3e-4"],
     "all experts": ["repair.parameters=all_experts"],
     "full parameters": ["repair.parameters=full", "repair.expert.lr=3e-5"],
-    "experts by sensitivity": ["select.method=sensitivity"],
+    "experts by sensitivity": [_SELECTED, "select.method=sensitivity"],
 }
-"""What each changes in the recipe. What trains other parameters than selected experts has its own learning rate, the
-best of a few on validation goals (docs/LOG.md, fourth session)."""
+"""What each changes in the recipe. What trains other parameters than routed experts has its own learning rate, the best
+of a few on validation goals (docs/LOG.md, fourth session). Routed experts take that of the recipe or of `--set`: 2.5e-3
+for the embedded model, whose own recipe trains the shared experts."""
 Row = dict[str, Any]
 
 

@@ -151,6 +151,14 @@ def test_claims_are_made_of_clear_changes_only() -> None:
     assert "Only 60 experts of 480 (12.5%) and the routers were open to change" in said
 
 
+def test_a_repair_of_other_parts_says_which_were_open_to_change() -> None:
+    shared = " ".join(allowed(example(recipe={"repair": {"parameters": "shared"}})))
+    assert "Only the shared experts beside the routed ones and the routers were open to change." in shared
+    attention = {"expert": {"attention_lr": 1e-4}, "router": {"enabled": False}}
+    said = " ".join(allowed(example(recipe={"repair": attention})))
+    assert "Only 60 experts of 480 (12.5%) and the attention of their layers were open to change." in said
+
+
 def test_full_training_does_not_claim_that_only_experts_changed() -> None:
     inputs = example(recipe={"repair": {"parameters": "full"}})
     assert not any("open to change" in claim for claim in allowed(inputs))

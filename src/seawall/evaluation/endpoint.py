@@ -176,8 +176,8 @@ def _content(message: dict[str, Any]) -> str | None:
     """The text that the user reads: a text, the texts of parts, or the refusal that some servers give beside them."""
     content = message["content"]
     if isinstance(content, list):
-        shown = [part for part in content if part["type"] not in _THOUGHTS]
-        content = "".join(part[part["type"].removeprefix("output_")] for part in shown)
+        texts = [part for part in content if part["type"] not in _THOUGHTS]
+        content = "".join(part[part["type"].removeprefix("output_")] for part in texts)
     if not isinstance(content, str | None):
         raise TypeError(type(content).__name__)
     refusal = message.get("refusal")

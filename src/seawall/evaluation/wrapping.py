@@ -130,7 +130,7 @@ def _pairs(samples: Sequence[Sample], plain_groups: Mapping[str, str]) -> list[_
         plain.setdefault((sample.group, sample.goal), []).append(sample)
     keys = [(sample, (plain_groups[sample.group], sample.goal)) for sample in samples if sample.group in plain_groups]
     matches = [(_plainly(plain.get(key, []), sample), sample) for sample, key in keys]
-    return [_Pair(found, sample) for found, sample in matches if found is not None]
+    return [_Pair(plainly, sample) for plainly, sample in matches if plainly is not None]
 
 
 def _plainly(candidates: Sequence[Sample], wrapped: Sample) -> Sample | None:

@@ -121,7 +121,7 @@ def _model(finished: FinishedRun) -> Component:
         name=f"{PurePath(name).name}-seawall",
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref=MODEL,
-        description=f"{name}, its safety-critical experts repaired by seawall",
+        description=f"{name}, repaired by seawall",
         pedigree=Pedigree(ancestors=[_base(finished, reference=None)]),
         properties=_properties(weights=finished.after.result.model_fingerprint),
         components=list(_files(finished, "model")),

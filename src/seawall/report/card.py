@@ -45,7 +45,7 @@ def render_model_card(inputs: ReportInputs) -> str:
             wrapping=wrapping_rows(inputs.summary),
             base=base,
             on_hub=_on_hub(inputs),
-            only_selected=(inputs.recipe.get("repair") or {}).get("parameters", "selected") == "selected",
+            open_to_change=claims.open_to_change(inputs),
             weights=(inputs.manifest.get("model") or {}).get("weights"),
             revision=_revision(inputs.manifest.get("model") or {}),
             version=((inputs.manifest.get("environment") or {}).get("packages") or {}).get("seawall"),

@@ -145,13 +145,29 @@ def _subject(row: GroupRow) -> str:
     return f"Attack success of {group_name(row.group).lower()} ({kind})"
 
 
-def _scope_of_change(inputs: ReportInputs) -> list[str]:
+def open_to_change(inputs: ReportInputs) -> str:
+    """What the repair could change, in words; empty where that is most of the model."""
     repair: Mapping[str, Any] = inputs.recipe.get("repair") or {}
-    if repair.get("parameters", "selected") != "selected":
-        return []
     share = percent(inputs.summary["selected_experts"] / inputs.summary["routed_experts"])
     experts = amount(inputs.summary["selected_experts"], "expert")
-    return [f"Only {experts} of {inputs.summary['routed_experts']:,} ({share}) and the routers were open to change."]
+    kinds = {
+        "selected": f"{experts} of {inputs.summary['routed_experts']:,} ({share})",
+        "shared": "the shared experts beside the routed ones",
+    }
+    trained = kinds.get(repair.get("parameters", "selected"))
+    if trained is None:
+        return ""
+    parts = [trained]
+    if (repair.get("expert") or {}).get("attention_lr") is not None:
+        parts.append("the attention of their layers")
+    if (repair.get("router") or {}).get("enabled", True):
+        parts.append("the routers")
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _scope_of_change(inputs: ReportInputs) -> list[str]:
+    trained = open_to_change(inputs)
+    return [f"Only {trained} were open to change."] if trained else []
 
 
 def _zeros(inputs: ReportInputs) -> list[str]:

@@ -59,6 +59,7 @@ def render_report(inputs: ReportInputs) -> str:
             script=Markup(script),
             policy=_policy(style, script),
             protocol=claims.protocol(inputs),
+            open_to_change=claims.open_to_change(inputs),
             allowed=claims.allowed(inputs),
             not_allowed=claims.not_allowed(inputs),
             changes=sorted({change(row) for row in inputs.samples}),

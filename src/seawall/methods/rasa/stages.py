@@ -46,6 +46,12 @@ from seawall.train.trackers import tracking
 
 When = Literal["before", "after"]
 _OUTCOME = "outcome.json"
+_TRAINED = {
+    "selected": "the selected experts",
+    "all_experts": "all routed experts",
+    "shared": "the shared experts",
+    "full": "all parameters",
+}
 _DRIFT_PROMPTS = 32
 """Number of validation attacks on which the repair's routing drift is measured."""
 
@@ -147,9 +153,9 @@ def evaluate_stage(context: Context, when: When) -> EvalResult:
 
 
 def repair_stage(context: Context, selected: ExpertSet) -> Delta:
-    """Trains the selected experts and the routers (sections 3.3 and 3.4); `context.opened` is repaired afterwards."""
-    context.reporter.stage("Repair: the selected experts under fixed routing, then the routers")
+    """Trains experts and routers (sections 3.3 and 3.4); `context.opened` is repaired afterwards."""
     recipe = context.recipe
+    context.reporter.stage(f"Repair: {_TRAINED[recipe.repair.parameters]} under fixed routing, then the routers")
     require_optimizer(recipe.repair.optimizer, context.opened.model.device.type)
     inputs = stage_inputs(
         context,
