@@ -203,11 +203,20 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class GoldAnswer:
-    """The loss of one reference answer: `nats`, summed over its `tokens`; `id` is that of the question."""
+    """The loss of one reference answer: `nats`, summed over its `tokens`; `id` is that of the question.
+
+    `asked` is a hash of question and answer, so that an edited one is another; files of early versions lack it.
+    """
 
     id: str
     nats: float
     tokens: int
+    asked: Annotated[str, Field(exclude_if=lambda text: not text)] = ""
+
+    def pairs_with(self, other: GoldAnswer) -> bool:
+        """Whether both losses are of one question and answer, as far as the files tell."""
+        known = self.asked and other.asked
+        return (self.id, self.tokens) == (other.id, other.tokens) and (not known or self.asked == other.asked)
 
 
 @dataclass(frozen=True, slots=True)
