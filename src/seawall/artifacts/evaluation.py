@@ -215,8 +215,8 @@ class GoldAnswer:
 
     def pairs_with(self, other: GoldAnswer) -> bool:
         """Whether both losses are of one question and answer, as far as the files tell."""
-        known = self.asked and other.asked
-        return (self.id, self.tokens) == (other.id, other.tokens) and (not known or self.asked == other.asked)
+        hashed = self.asked and other.asked
+        return (self.id, self.tokens) == (other.id, other.tokens) and (not hashed or self.asked == other.asked)
 
 
 @dataclass(frozen=True, slots=True)
