@@ -129,7 +129,7 @@ def test_an_edited_question_of_the_same_id_and_length_is_not_compared(tmp_path: 
         gold_increase(result, other)
     other.save(tmp_path)
     assert EvalResult.load(tmp_path) == other
-    early = replace(other, gold=tuple(replace(answer, asked="") for answer in other.gold))
+    early = replace(other, gold=tuple(replace(answer, digest="") for answer in other.gold))
     assert same_gold(result, early)
     early.save(tmp_path)
-    assert "asked" not in (tmp_path / NAME).read_text()
+    assert "digest" not in (tmp_path / NAME).read_text()

@@ -205,18 +205,18 @@ class Sample:
 class GoldAnswer:
     """The loss of one reference answer: `nats`, summed over its `tokens`; `id` is that of the question.
 
-    `asked` is a hash of question and answer, so that an edited one is another; files of early versions lack it.
+    `digest` is a hash of question and answer, so that an edited one is another; files of early versions lack it.
     """
 
     id: str
     nats: float
     tokens: int
-    asked: Annotated[str, Field(exclude_if=lambda text: not text)] = ""
+    digest: Annotated[str, Field(exclude_if=lambda text: not text)] = ""
 
     def pairs_with(self, other: GoldAnswer) -> bool:
         """Whether both losses are of one question and answer, as far as the files tell."""
-        hashed = self.asked and other.asked
-        return (self.id, self.tokens) == (other.id, other.tokens) and (not hashed or self.asked == other.asked)
+        hashed = self.digest and other.digest
+        return (self.id, self.tokens) == (other.id, other.tokens) and (not hashed or self.digest == other.digest)
 
 
 @dataclass(frozen=True, slots=True)
