@@ -213,10 +213,10 @@ class GoldAnswer:
     tokens: int
     digest: Annotated[str, Field(exclude_if=lambda text: not text)] = ""
 
-    def pairs_with(self, other: GoldAnswer) -> bool:
+    def pairs_with(self, after: GoldAnswer) -> bool:
         """Whether both losses are of one question and answer, as far as the files tell."""
-        hashed = self.digest and other.digest
-        return (self.id, self.tokens) == (other.id, other.tokens) and (not hashed or self.digest == other.digest)
+        hashed = self.digest and after.digest
+        return (self.id, self.tokens) == (after.id, after.tokens) and (not hashed or self.digest == after.digest)
 
 
 @dataclass(frozen=True, slots=True)
