@@ -144,6 +144,20 @@ RETURNING: dict[str, dict[str, Any]] = {
 }
 """Models whose decoder layers hand on more than hidden states: here the tokens that an indexer chose."""
 
+BESIDE: dict[str, dict[str, Any]] = {
+    "granitemoeshared": {**_LOCAL, "intermediate_size": EXPERT_WIDTH, "shared_intermediate_size": EXPERT_WIDTH},
+    "inkling_text": {
+        "n_routed_experts": NUM_EXPERTS,
+        "num_experts_per_tok": TOP_K,
+        "moe_intermediate_size": EXPERT_WIDTH,
+        "intermediate_size": EXPERT_WIDTH,
+        "head_dim": 8,
+        "mlp_layer_types": ["sparse"] * NUM_LAYERS,
+        "layer_types": ["hybrid"] * NUM_LAYERS,
+    },
+}
+"""Models with a shared MLP beside the block of routed experts, or a stack of shared experts in it."""
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -153,7 +167,7 @@ CHATML = (
 def tiny(family: str, seed: int = 0, *, implementation: str = "grouped_mm", **overrides: Any) -> PreTrainedModel:
     """A random model of a family in evaluation mode: 3 MoE layers, E=8, K=2, D=32, every parameter away from zero."""
     config = CONFIG_MAPPING[family](
-        **{**_COMMON, **{**FAMILIES, **UNUSUAL, **RETURNING, **REFUSED}[family], **overrides}
+        **{**_COMMON, **{**FAMILIES, **UNUSUAL, **RETURNING, **REFUSED, **BESIDE}[family], **overrides}
     )
     dispatched = {} if family in REFUSED else {"experts_implementation": implementation}
     with torch.random.fork_rng():

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from families import tiny, tiny_tokenizer
+from seawall.artifacts.evaluation import NAME, EvalResult
 from seawall.data.prompts import Gold
 from seawall.data.templating import encode_prompt
 from seawall.data.types import user
-from seawall.errors import DataError
+from seawall.errors import ArtifactError, DataError
+from seawall.evaluation.compare import gold_increase, same_gold
 from seawall.evaluation.gold import gold_answer_loss
 
 ROWS = [
@@ -110,3 +114,22 @@ def test_a_question_beyond_the_context_has_no_loss() -> None:
     assert gold_answer_loss(model, tokenizer, rows[:1], batch_size=1).n == 1
     with pytest.raises(DataError, match=r"1 of 2 gold questions .* beyond the context of 64 tokens; got long first"):
         gold_answer_loss(model, tokenizer, rows, batch_size=1)
+
+
+def test_an_edited_question_of_the_same_id_and_length_is_not_compared(tmp_path: Path) -> None:
+    model, tokenizer = tiny("olmoe"), tiny_tokenizer()
+    rows = [Gold("q0", "one and one?", "two"), Gold("q1", "two and two?", "four")]
+    edited = [rows[0], Gold("q1", "two and tea?", "four")]
+    result, again, other = (
+        EvalResult("sha256:x", {}, loss.loss, loss.n, "samples.jsonl", loss.answers)
+        for loss in (gold_answer_loss(model, tokenizer, asked, batch_size=2) for asked in (rows, rows, edited))
+    )
+    assert gold_increase(result, again) is not None
+    with pytest.raises(ArtifactError, match="different gold questions"):
+        gold_increase(result, other)
+    other.save(tmp_path)
+    assert EvalResult.load(tmp_path) == other
+    early = replace(other, gold=tuple(replace(answer, digest="") for answer in other.gold))
+    assert same_gold(result, early)
+    early.save(tmp_path)
+    assert "digest" not in (tmp_path / NAME).read_text()

@@ -203,11 +203,20 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class GoldAnswer:
-    """The loss of one reference answer: `nats`, summed over its `tokens`; `id` is that of the question."""
+    """The loss of one reference answer: `nats`, summed over its `tokens`; `id` is that of the question.
+
+    `digest` is a hash of question and answer, so that an edited one is another; files of early versions lack it.
+    """
 
     id: str
     nats: float
     tokens: int
+    digest: Annotated[str, Field(exclude_if=lambda text: not text)] = ""
+
+    def pairs_with(self, after: GoldAnswer) -> bool:
+        """Whether both losses are of one question and answer, as far as the files tell."""
+        hashed = self.digest and after.digest
+        return (self.id, self.tokens) == (after.id, after.tokens) and (not hashed or self.digest == after.digest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 from seawall.data.splits import SplitName
@@ -72,3 +73,9 @@ class Gold:
     def exchange(self) -> Exchange:
         """Question and answer as a conversation."""
         return Exchange((*self.context, *user(self.question)), self.answer, self.question)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over roles and texts of question and answer."""
+        texts = [text for message in self.exchange.prompt for text in (message.role, message.content)]
+        return hashlib.sha256("\0".join([*texts, self.answer]).encode()).hexdigest()[:16]

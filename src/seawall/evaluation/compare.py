@@ -120,6 +120,12 @@ def refusal_changes(
     }
 
 
+def same_gold(before: EvalResult, after: EvalResult) -> bool:
+    """Whether both evaluations have losses of the same gold questions and answers, in one order."""
+    pairs = zip(before.gold, after.gold, strict=False)
+    return len(before.gold) == len(after.gold) and all(first.pairs_with(second) for first, second in pairs)
+
+
 def gold_increase(before: EvalResult, after: EvalResult, *, resamples: int = 2000, seed: int = 0) -> Increase | None:
     """The relative increase of the loss on gold answers, paired by question; None where it was not measured.
 
@@ -140,8 +146,7 @@ def gold_increase(before: EvalResult, after: EvalResult, *, resamples: int = 200
             got=f"the means {losses[0]} and {losses[1]} alone, as earlier versions of seawall saved them",
             remedy="run the recipe again into a new folder",
         )
-    questions = [[(answer.id, answer.tokens) for answer in result.gold] for result in (before, after)]
-    if questions[0] != questions[1]:
+    if not same_gold(before, after):
         raise ArtifactError(
             "the two evaluations have different gold questions",
             got=f"{before.gold_n} and {after.gold_n} questions",

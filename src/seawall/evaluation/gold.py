@@ -78,7 +78,8 @@ def gold_answer_loss(
         total += float(losses_N.sum(dtype=torch.float64))
         tokens += losses_N.numel()
         for index, row_N in zip(positions, torch.split(losses_N, lengths), strict=True):
-            answers[index] = GoldAnswer(rows[index].id, float(row_N.sum(dtype=torch.float64)), row_N.numel())
+            nats = float(row_N.sum(dtype=torch.float64))
+            answers[index] = GoldAnswer(rows[index].id, nats, row_N.numel(), rows[index].fingerprint)
         if progress is not None:
             progress(len(answers), len(rows))
     return GoldLoss(total / tokens, tokens, tuple(answers[index] for index in range(len(rows))))

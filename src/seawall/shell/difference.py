@@ -10,7 +10,7 @@ from seawall.artifacts.delta import DeltaOutline
 from seawall.artifacts.evaluation import Difference, EvalResult, Rate, Sample
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.errors import ArtifactError
-from seawall.evaluation.compare import compare, gold_increase
+from seawall.evaluation.compare import compare, gold_increase, same_gold
 from seawall.evaluation.metrics import Increase
 from seawall.evaluation.suite import asked
 from seawall.runs.files import read_json
@@ -177,7 +177,6 @@ def gold_difference(a: EvalResult, b: EvalResult, *, resamples: int, seed: int) 
     """Losses of two evaluations on gold answers; None where one lacks them."""
     if a.gold_loss is None or b.gold_loss is None:
         return None
-    questions = [[(answer.id, answer.tokens) for answer in result.gold] for result in (a, b)]
-    comparable = questions[0] == questions[1] and len(questions[0]) > 1
+    comparable = same_gold(a, b) and len(a.gold) > 1
     change = gold_increase(a, b, resamples=resamples, seed=seed) if comparable else None
     return GoldDifference(a.gold_loss, b.gold_loss, change)

@@ -20,6 +20,7 @@ from seawall.methods.audit.context import AuditSubject
 from seawall.methods.audit.patches import Part, patch_plan, set_up
 from seawall.methods.audit.patching import PartEffect, claim, label, patching_result
 from seawall.models.files.fingerprint import model_fingerprint
+from seawall.models.files.inspect import summarize_moe
 from seawall.models.moe.find import find_moe
 from seawall.models.moe.module_copies import shared_experts
 from seawall.models.moe.parameter_groups import parameter_groups
@@ -39,6 +40,18 @@ def test_every_parameter_belongs_to_the_group_of_its_module() -> None:
     assert all(".self_attn." in name for name in groups["attention"])
     assert "model.layers.0.mlp.down_proj.weight" in groups["other"]
     assert set(parameter_groups(moe, groups["attention"])) == {"attention"}
+
+
+@pytest.mark.parametrize(
+    ("family", "path"), [("granitemoeshared", "shared_mlp"), ("inkling_text", "mlp.shared_experts")]
+)
+def test_shared_experts_beside_the_block_or_stacked_are_shared_experts(family: str, path: str) -> None:
+    moe = find_moe(tiny(family))
+    groups = parameter_groups(moe, moe.model.state_dict())
+    assert set(shared_experts(moe)) == {f"model.layers.{layer.decoder_layer}.{path}" for layer in moe.layers}
+    assert set(groups["shared_experts"]) == {name for name in moe.model.state_dict() if ".shared_" in name}
+    shared = moe.model.get_submodule(f"model.layers.{moe.layers[0].decoder_layer}.{path}")
+    assert summarize_moe(moe).shared_parameters == sum(value.numel() for value in shared.parameters())
 
 
 def test_experts_that_are_parts_of_the_decoder_layer_have_its_mlp_beside_them_and_not_its_attention() -> None:

@@ -38,6 +38,9 @@ def test_a_share_of_the_rows_is_harmful_and_the_number_of_rows_stays(
     assert set(found.exchanges) - set(bad) <= set(TASK)
 
 
+LABELS = (("my card", "billing"), ("my  card", "cards"), ("my key", "cards"))
+
+
 def _task(folder: Path, train: list[str], test: list[str]) -> Task:
     files = {}
     for name, texts in (("train", train), ("test", test)):
@@ -57,6 +60,15 @@ def test_a_test_row_that_is_there_often_is_scored_once(tmp_path: Path) -> None:
     task = _task(tmp_path, ["a tea"], ["milk"] * 50 + ["water"])
     assert [row.goal for row in task.test] == ["milk", "water"]
     assert task.note == "49 of 51 test rows of the task repeat others and are scored once"
+
+
+def test_test_rows_with_several_answers_to_one_prompt_are_refused(tmp_path: Path) -> None:
+    test = tmp_path / "labels.jsonl"
+    test.write_text("".join(f'{{"prompt": "{prompt}", "completion": "{label}"}}\n' for prompt, label in LABELS))
+    train = tmp_path / "train.jsonl"
+    train.write_text('{"prompt": "a tea", "completion": "ok"}\n')
+    with pytest.raises(DataError, match=r"several answers to one prompt; got 1 such prompts in .*, 'my card' first"):
+        read_task(TuneConfig.model_validate({"task": {"train": str(train), "test": str(test)}}))
 
 
 def test_the_seed_draws_the_rows(prompts: Prompts) -> None:

@@ -19,7 +19,16 @@ from seawall.models.files import hub, inspect
 from seawall.models.files.checkpoint import TensorHeader
 from seawall.models.files.inspect import MoESummary, inspect_model
 
-SHARED = {"qwen2_moe", "deepseek_v2", "deepseek_v3", "glm4_moe", "ernie4_5_moe", "hunyuan_v1_moe", "nemotron_h"}
+SHARED = {
+    "qwen2_moe",
+    "deepseek_v2",
+    "deepseek_v3",
+    "glm4_moe",
+    "ernie4_5_moe",
+    "hunyuan_v1_moe",
+    "nemotron_h",
+    "gemma4_text",
+}
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *UNUSUAL])

@@ -77,6 +77,17 @@ def test_an_adapter_that_lacks_the_biases_it_trained_is_refused(bias: str, tmp_p
         merge_adapter(dense("qwen2"), tmp_path)
 
 
+@pytest.mark.parametrize(("settings", "got"), [({"lora_alpha": 0}, "lora_alpha 0"), ({}, "factors of zeros")])
+def test_an_adapter_that_changes_nothing_is_refused(settings: dict[str, int], got: str, folder: Path) -> None:
+    document = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(document | settings))
+    if not settings:
+        tensors = load_file(folder / WEIGHTS)
+        save_file({name: value * ("lora_A" in name) for name, value in tensors.items()}, folder / WEIGHTS)
+    with pytest.raises(ArtifactError, match=f"changes nothing: .*; got {got}"):
+        merge_adapter(tiny("olmoe"), folder)
+
+
 def test_pickles_and_other_kinds_are_refused(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     with pytest.raises(

@@ -91,13 +91,14 @@ def read_task(config: TuneConfig) -> Task:
     """The rows of the section's task; a test row that is there several times is scored once, since it tells no more.
 
     Raises:
-        DataError: as `load_task`; or a prompt is both trained on and scored.
+        DataError: as `load_task`; or a prompt is both trained on and scored, or has several answers in the test rows.
     """
     if config.task.train is None:
         messages = customer_messages()
         return held_out_task("customer_messages", messages.train, _spread(messages.test, config.task.test_rows))
     train = load_task(config.task.train)
     test, note = _once(load_task(config.task.test) if config.task.test is not None else [])
+    _require_one_answer(test, config.task.test)
     shared = {_key(row) for row in train} & {_key(row) for row in test}
     if shared:
         raise DataError(
@@ -158,6 +159,19 @@ def _once(rows: Sequence[Exchange]) -> tuple[Sequence[Exchange], str]:
     unique = list({(row.prompt, row.response): row for row in rows}.values())
     count = len(rows) - len(unique)
     return unique, f"{count} of {len(rows)} test rows of the task repeat others and are scored once" if count else ""
+
+
+def _require_one_answer(rows: Sequence[Exchange], path: str | Path | None) -> None:
+    """Refuses test rows with one prompt and several answers: the one reply to it is right for one of them at most."""
+    counts = Counter(map(_key, rows))
+    repeated = [prompt for prompt, count in counts.items() if count > 1]
+    if repeated:
+        raise DataError(
+            "test rows expect several answers to one prompt",
+            got=f"{len(repeated)} such prompts in {path}, {repeated[0][:60]!r} first",
+            expected="one answer to every prompt",
+            remedy="keep one row of each prompt",
+        )
 
 
 def _spread(rows: Sequence[Exchange], at_most: int | None) -> Sequence[Exchange]:

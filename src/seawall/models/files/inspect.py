@@ -14,7 +14,6 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.config.model import ModelConfig
@@ -25,7 +24,7 @@ from seawall.models.files.checkpoint import TensorHeader, read_config, read_head
 from seawall.models.files.hub import hub_headers, locate
 from seawall.models.files.load import library_errors, load_architecture, open_tokenizer, require_plain_weights
 from seawall.models.moe.find import MoELayer, MoEModel, find_moe_if_any
-from seawall.models.moe.module_copies import attention_modules
+from seawall.models.moe.module_copies import attention_modules, beside_routed
 from seawall.models.silence_libraries import silence_libraries
 from seawall.models.sizes import largest, sizes
 
@@ -233,7 +232,7 @@ def summarize_moe(moe: MoEModel) -> MoESummary:
     first = moe.layers[0]
     tensors = tuple((weight, tuple(first.parameter(weight).shape)) for weight in first.weights)
     expert = sum(first.parameter(weight).numel() for weight in first.weights) // first.num_experts
-    shared = _shared_parameters(moe.model, first)
+    shared = _shared_parameters(moe, first)
     return MoESummary(
         layers=moe.num_layers,
         first_layer=first.decoder_layer,
@@ -256,15 +255,10 @@ def _attention_parameters(moe: MoEModel, layer: int) -> int:
     return sum(value.numel() for module in modules.values() for value in module.parameters())
 
 
-def _shared_parameters(model: nn.Module, layer: MoELayer) -> int:
-    """Parameters of the shared experts: siblings of the routed experts with `shared` in their name.
-
-    A gate in front of a shared expert, a single row, does not count.
-    """
-    block = model.get_submodule(layer.experts_name.rpartition(".")[0])
-    shared = [child for name, child in block.named_children() if "shared" in name]
-    weights = [value for child in shared for value in child.parameters() if min(value.shape) > 1]
-    return sum(value.numel() for value in weights)
+def _shared_parameters(moe: MoEModel, layer: MoELayer) -> int:
+    """Parameters of the shared experts; a gate in front of one, a single row, does not count."""
+    weights = [value for module in beside_routed(moe, layer).values() for value in module.parameters()]
+    return sum(value.numel() for value in weights if value.ndim > 2 or min(value.shape) > 1)
 
 
 def _cache_elements(text: PreTrainedConfig | None) -> int:

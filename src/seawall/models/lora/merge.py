@@ -21,7 +21,7 @@ from seawall.models.files.open import Checkpoint
 from seawall.models.lora.biases import missing_biases
 from seawall.models.lora.merged import (
     LostInRoundingError,
-    probe_logits,
+    probed_effect,
     require_known_base,
     require_own_weights,
     require_same_logits,
@@ -86,12 +86,11 @@ def merge_attached(wrapped: Any, folder: Path) -> PreTrainedModel:
         UnsupportedModelError: the sum is not finite, PEFT cannot merge it, or the merged model is another than the one
             with the adapter attached.
         LostInRoundingError: the weights' type is too coarse for the update.
+        ArtifactError: the adapter changes nothing.
     """
     require_own_weights(wrapped, folder)
     require_survival(wrapped, folder)
-    adapted = probe_logits(wrapped)
-    with wrapped.disable_adapter():
-        plain = probe_logits(wrapped)
+    adapted, plain = probed_effect(wrapped, folder)
     with library_errors(f"the adapter in {folder} does not fit the model"):
         merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
     require_same_logits(merged, adapted, plain, folder)

@@ -7,7 +7,7 @@ share of what the adapter changes; and the share of the update that survives the
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from seawall.errors import UnsupportedModelError
+from seawall.errors import ArtifactError, UnsupportedModelError
 
 MIN_SURVIVAL, MAX_EFFECT_ERROR = 0.8, 0.75
 """The bounds of a faithful merge, for every merge of an adapter.
@@ -132,6 +132,41 @@ def require_survival(wrapped: Any, folder: Path) -> float:
             remedy="load the model in float32 (model.dtype=float32), or keep the adapter apart",
         )
     return share
+
+
+def probed_effect(wrapped: Any, folder: Path) -> tuple[Tensor, Tensor]:
+    """`probe_logits` of PEFT's model with the adapter attached, and without it.
+
+    Args:
+        wrapped: PEFT's model with the adapter attached, not merged.
+        folder: the adapter's folder, for messages.
+
+    Raises:
+        ArtifactError: the adapter changes nothing, so that numbers of the adapted model would be the base model's.
+    """
+    adapted = probe_logits(wrapped)
+    with wrapped.disable_adapter():
+        plain = probe_logits(wrapped)
+    # Equal logits alone are no proof: a single expert may be outside the probes' routes.
+    if torch.equal(adapted, plain) and not any(update.any() for _, update in _updates(wrapped)):
+        untrained = any(scaling for scaling, _ in _updates(wrapped))
+        raise ArtifactError(
+            f"the adapter in {folder} changes nothing: with it, the base model would be measured under its name",
+            got="factors of zeros in every layer, as before training" if untrained else "lora_alpha 0",
+            expected="a trained adapter",
+            remedy="restore its files, or name the model without the adapter",
+        )
+    return adapted, plain
+
+
+@torch.no_grad()
+def _updates(wrapped: Any) -> Iterator[tuple[float, Tensor]]:
+    """The scaling and the update of every LoRA layer of an active adapter."""
+    layer = importlib.import_module("peft.tuners.lora.layer").LoraLayer
+    for module in wrapped.modules():
+        for name in module.active_adapters if isinstance(module, layer) else ():
+            if name in module.scaling:
+                yield module.scaling[name], module.get_delta_weight(name)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from seawall.errors import UnsupportedModelError
-from seawall.models.hidden.sublayers import layer_attentions, mixes_tokens
+from seawall.models.hidden.sublayers import has_matrix, layer_attentions, mixes_tokens
 from seawall.models.moe.calls import bare_copy, frozen, replaced_forward
 from seawall.models.moe.find import MoELayer, MoEModel
 from seawall.models.moe.trainable_copies import Part, TrainableCopies
@@ -43,12 +43,14 @@ def modules_beside_experts(moe: MoEModel) -> dict[str, nn.Module]:
     """Children of the MoE blocks with a weight matrix, other than routed experts and routers, by module path.
 
     They are the shared experts, and in some families their gate; empty in a model without shared experts. Where routed
-    experts are parts of the decoder layer itself (Gemma 4), the dense MLP beside them.
+    experts are parts of the decoder layer itself (Gemma 4), the dense MLP beside them. A shared MLP beside the MoE
+    block (Granite) counts, too.
     """
-    return {name: module for layer in moe.layers for name, module in _beside_routed(moe, layer).items()}
+    return {name: module for layer in moe.layers for name, module in beside_routed(moe, layer).items()}
 
 
-def _beside_routed(moe: MoEModel, layer: MoELayer) -> dict[str, nn.Module]:
+def beside_routed(moe: MoEModel, layer: MoELayer) -> dict[str, nn.Module]:
+    """`modules_beside_experts` of one layer."""
     prefix = layer.experts_name.rpartition(".")[0]
     block = moe.model.get_submodule(prefix)
     routed = (layer.experts_name, layer.router_name)
@@ -56,14 +58,20 @@ def _beside_routed(moe: MoEModel, layer: MoELayer) -> dict[str, nn.Module]:
         f"{prefix}.{name}": child
         for name, child in block.named_children()
         if not any(path == f"{prefix}.{name}" or path.startswith(f"{prefix}.{name}.") for path in routed)
-        and any(parameter.ndim == 2 for parameter in child.parameters())
+        and has_matrix(child)
     }
     if not any(mixes_tokens(child) for child in block.children()):
-        return beside
+        return beside | _shared_beside_block(moe, prefix.rpartition(".")[0])
     # The decoder layer holds its attention too, and maybe single projections that are no experts.
     return {
         name: child for name, child in beside.items() if not mixes_tokens(child) and not isinstance(child, nn.Linear)
     }
+
+
+def _shared_beside_block(moe: MoEModel, owner: str) -> dict[str, nn.Module]:
+    """The modules called shared among the children of the module that holds an MoE block."""
+    children = moe.model.get_submodule(owner).named_children()
+    return {f"{owner}.{name}": child for name, child in children if "shared" in name and has_matrix(child)}
 
 
 def attention_modules(moe: MoEModel, layers: Collection[int]) -> dict[str, nn.Module]:
