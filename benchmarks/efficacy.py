@@ -336,6 +336,8 @@ def paired_table(args: argparse.Namespace) -> str:
     rows = read_rows(args)
     groups = list(next(row for row in rows if row["variant"] == "untouched")["labels"])
     names = list(dict.fromkeys(row["variant"] for row in rows if row["steps"]))
+    if "RASA" not in names:
+        return "RASA is not measured: no differences from it."
     steps = max(at for at in {row["steps"] for row in rows} if all(rows_of(rows, name, at, None) for name in names))
     head = [f"after {steps} updates, minus RASA", *(group.replace("attack:", "") for group in groups)]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
