@@ -67,8 +67,8 @@ VARIANTS: dict[str, list[str]] = {
     "experts by sensitivity": [_SELECTED, "select.method=sensitivity"],
 }
 """What each changes in the recipe. What trains other parameters than routed experts has its own learning rate, the best
-of a few on validation goals (docs/LOG.md, fourth session). Routed experts take that of the recipe or of `--set`: 2.5e-3
-for the embedded model, whose own recipe trains the shared experts."""
+of a few on validation goals (docs/LOG.md, fourth session). Routed experts take that of the recipe or of `--set`.
+"""
 Row = dict[str, Any]
 
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from seawall.errors import SeawallError
     from seawall.evaluation.view import NamedResults
 
+_Folder = Optional[Path]  # noqa: UP045 - typer reads these annotations
+
 
 def _stages_until(last: str, verb: str, description: str) -> Callable[..., None]:
     """The command `verb`, which runs the stages of a recipe up to `last`."""
@@ -71,7 +73,7 @@ repair = _stages_until(
 
 def report(
     recipe: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads this annotation
+        _Folder,
         typer.Argument(
             metavar="RUN|EVAL|RECIPE.yaml",
             help="Folder of a finished run or evaluation, or a recipe file.",
@@ -80,7 +82,7 @@ def report(
     ] = None,
     *,
     against: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads this annotation
+        _Folder,
         typer.Option(metavar="EVAL", help="With the folder of an evaluation: compare it with this one."),
     ] = None,
     across_templates: AcrossTemplatesOption = False,

@@ -60,6 +60,8 @@ def test_a_test_row_that_is_there_often_is_scored_once(tmp_path: Path) -> None:
     task = _task(tmp_path, ["a tea"], ["milk"] * 50 + ["water"])
     assert [row.goal for row in task.test] == ["milk", "water"]
     assert task.note == "49 of 51 test rows of the task repeat others and are scored once"
+    spelled = _task(tmp_path, ["a tea"], ["Caf\u00e9 noir", "Cafe\u0301  noir", "water"])
+    assert [row.goal for row in spelled.test] == ["Caf\u00e9 noir", "water"], "one answer, so nothing contradicts"
 
 
 def test_test_rows_with_several_answers_to_one_prompt_are_refused(tmp_path: Path) -> None:

@@ -155,10 +155,14 @@ def _key(row: Exchange) -> str:
 
 
 def _once(rows: Sequence[Exchange]) -> tuple[Sequence[Exchange], str]:
-    """The rows without repetitions, and a line on these."""
-    unique = list({(row.prompt, row.response): row for row in rows}.values())
+    """The rows without repetitions of prompt and answer, and a line on these."""
+    unique: dict[tuple[str, str], Exchange] = {}
+    for row in rows:
+        unique.setdefault((_key(row), row.response), row)
     count = len(rows) - len(unique)
-    return unique, f"{count} of {len(rows)} test rows of the task repeat others and are scored once" if count else ""
+    return list(
+        unique.values()
+    ), f"{count} of {len(rows)} test rows of the task repeat others and are scored once" if count else ""
 
 
 def _require_one_answer(rows: Sequence[Exchange], path: str | Path | None) -> None:
