@@ -43,7 +43,8 @@ class OriginalOutputs:
     """Routing, next-token distributions and hidden states of a model, recorded when this object is made.
 
     Stored on the CPU: routing takes at most L x K x 8 bytes per token, predictions TOP_TOKENS x 8 bytes per response
-    token, hidden states D numbers per token.
+    token, hidden states D numbers per token. A row of which hidden states alone are needed does not run the layers from
+    `entry` on.
 
     Args:
         moe: the model.
@@ -73,11 +74,12 @@ class OriginalOutputs:
         self._routing: dict[int, RowRouting] = {}
         self._top_tokens: dict[int, TopTokens] = {}
         self._hidden: dict[int, Tensor] = {}
-        needed = range(len(rows)) if entry else sorted({*routed, *predicted})
+        whole = sorted({*routed, *predicted})
+        below = sorted(set(range(len(rows))).difference(whole)) if entry else []
         layers = [entry] if entry else []
 
-        def record(bucket: list[int]) -> None:
-            positions = [needed[index] for index in bucket]
+        def record(positions: list[int]) -> None:
+            """Of rows that go through the whole model."""
             batch = collate([rows[position] for position in positions], pad_id, side="left")
             responses = [rows[position].response_tokens if position in predicted else 0 for position in positions]
             with torch.no_grad(), capture_residual(moe.model, layers) as inputs:
@@ -88,7 +90,7 @@ class OriginalOutputs:
                 self._record_hidden(positions, batch, inputs.inputs[layer])
             self._record_predictions(positions, responses, logits_BTV[:, :-1])
 
-        buckets = length_buckets([len(rows[position].input_ids) for position in needed], batch_size)
+        buckets = self._buckets(rows, whole)
         own = buckets[processes.rank :: processes.count]
         if is_sharded(moe.model):
             # Equally many passes in all processes, none of which may try again alone; a row is recorded twice at most.
@@ -98,6 +100,7 @@ class OriginalOutputs:
         else:
             for _ in in_buckets(own, record):
                 pass
+            self._record_below(rows, self._buckets(rows, below)[processes.rank :: processes.count])
         records: tuple[dict[int, Any], ...] = (self._routing, self._top_tokens, self._hidden)
         for shares in processes.gather_everywhere(records):
             for outputs, share in zip(records, shares, strict=True):
@@ -105,6 +108,15 @@ class OriginalOutputs:
 
     def record_hidden_again(self, rows: Sequence[Encoded]) -> None:
         """Records the inputs of the entry layer anew, on the current model; the layers from there on do not run."""
+        self._record_below(rows, self._buckets(rows, range(len(rows))))
+
+    def _buckets(self, rows: Sequence[Encoded], positions: Sequence[int]) -> list[list[int]]:
+        """These positions by forward pass, rows of similar lengths together."""
+        lengths = [len(rows[position].input_ids) for position in positions]
+        return [[positions[index] for index in bucket] for bucket in length_buckets(lengths, self._batch_size)]
+
+    def _record_below(self, rows: Sequence[Encoded], buckets: Sequence[list[int]]) -> None:
+        """Records the inputs of the entry layer for these passes, whose layers from there on do not run."""
 
         def record(positions: list[int]) -> None:
             batch = collate([rows[position] for position in positions], self._pad_id, side="left")
@@ -113,7 +125,7 @@ class OriginalOutputs:
                     run(self._moe, batch, keep=1)
             self._record_hidden(positions, batch, inputs.inputs[self._entry])
 
-        for _ in in_buckets(length_buckets([len(row.input_ids) for row in rows], self._batch_size), record):
+        for _ in in_buckets(buckets, record):
             pass
 
     def trace(self, positions: Sequence[int]) -> RoutingTrace:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -105,8 +105,8 @@ class RepairLosses:
         self._original = original(
             self._rows, routed=self._routed, predicted=self._predicted - plain_rows.keys(), entry=self._entry
         )
-        self._teacher = original([plain_rows[position] for position in plain_rows], predicted=range(len(plain_rows)))
-        self._teacher_row = {position: row for row, position in enumerate(plain_rows)}
+        distinct, self._teacher_row = _distinct(plain_rows)  # the families of a goal share its plain request
+        self._teacher = original(distinct, predicted=range(len(distinct)))
 
     def begin_round(self, number: int) -> None:
         """Prepares the expert step of round `number` (from 0) on the current model."""
@@ -270,6 +270,20 @@ class RepairLosses:
         with torch.no_grad(), capture(self._moe, logits=True) as trace:
             run(self._moe, batch, keep=1)
             return routing_rules(self._moe, trace)
+
+
+def _distinct(rows: Mapping[int, Encoded]) -> tuple[list[Encoded], dict[int, int]]:
+    """The different ones of these rows, and by key the place of its row among them."""
+    places: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    distinct: list[Encoded] = []
+    place_of: dict[int, int] = {}
+    for key, row in rows.items():
+        tokens = (tuple(row.input_ids), tuple(row.labels))
+        if tokens not in places:
+            places[tokens] = len(distinct)
+            distinct.append(row)
+        place_of[key] = places[tokens]
+    return distinct, place_of
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Encoded:
