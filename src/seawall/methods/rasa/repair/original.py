@@ -74,8 +74,8 @@ class OriginalOutputs:
         self._routing: dict[int, RowRouting] = {}
         self._top_tokens: dict[int, TopTokens] = {}
         self._hidden: dict[int, Tensor] = {}
-        whole = sorted({*routed, *predicted})
-        below = sorted(set(range(len(rows))).difference(whole)) if entry else []
+        through = sorted({*routed, *predicted})
+        below = sorted(set(range(len(rows))).difference(through)) if entry else []
         layers = [entry] if entry else []
 
         def record(positions: list[int]) -> None:
@@ -90,7 +90,7 @@ class OriginalOutputs:
                 self._record_hidden(positions, batch, inputs.inputs[layer])
             self._record_predictions(positions, responses, logits_BTV[:, :-1])
 
-        buckets = self._buckets(rows, whole)
+        buckets = self._buckets(rows, through)
         own = buckets[processes.rank :: processes.count]
         if is_sharded(moe.model):
             # Equally many passes in all processes, none of which may try again alone; a row is recorded twice at most.
