@@ -30,13 +30,18 @@ def shared_experts(moe: MoEModel) -> dict[str, nn.Module]:
     """
     modules = modules_beside_experts(moe)
     if not modules:
-        raise UnsupportedModelError(
-            "the shared experts cannot be repaired",
-            got=f"{type(moe.model).__name__}, whose blocks hold a router and routed experts alone",
-            expected="shared experts",
-            remedy="set repair.parameters to selected, all_experts or full",
-        )
+        raise no_shared_experts(type(moe.model).__name__)
     return modules
+
+
+def no_shared_experts(model: str) -> UnsupportedModelError:
+    """The refusal to repair the shared experts of a model without any."""
+    return UnsupportedModelError(
+        "the shared experts cannot be repaired",
+        got=f"{model}, whose blocks hold a router and routed experts alone",
+        expected="shared experts",
+        remedy="set repair.parameters to selected, all_experts or full",
+    )
 
 
 def modules_beside_experts(moe: MoEModel) -> dict[str, nn.Module]:
