@@ -49,7 +49,8 @@ def modules_beside_experts(moe: MoEModel) -> dict[str, nn.Module]:
 
     They are the shared experts, and in some families their gate; empty in a model without shared experts. Where routed
     experts are parts of the decoder layer itself (Gemma 4), the dense MLP beside them. A shared MLP beside the MoE
-    block (Granite) counts, too.
+    block (Granite) counts, too; a projection that every routed expert's input or output passes (Nemotron-H, Muse
+    Spark) does not.
     """
     return {name: module for layer in moe.layers for name, module in beside_routed(moe, layer).items()}
 
@@ -64,13 +65,16 @@ def beside_routed(moe: MoEModel, layer: MoELayer) -> dict[str, nn.Module]:
         for name, child in block.named_children()
         if not any(path == f"{prefix}.{name}" or path.startswith(f"{prefix}.{name}.") for path in routed)
         and has_matrix(child)
+        and not _is_projection(child)
     }
     if not any(mixes_tokens(child) for child in block.children()):
         return beside | _shared_beside_block(moe, prefix.rpartition(".")[0])
-    # The decoder layer holds its attention too, and maybe single projections that are no experts.
-    return {
-        name: child for name, child in beside.items() if not mixes_tokens(child) and not isinstance(child, nn.Linear)
-    }
+    return {name: child for name, child in beside.items() if not mixes_tokens(child)}  # the layer holds its attention
+
+
+def _is_projection(module: nn.Module) -> bool:
+    """Whether it is a single matrix, and no gate with one number per token."""
+    return isinstance(module, nn.Linear) and module.out_features > 1
 
 
 def _shared_beside_block(moe: MoEModel, owner: str) -> dict[str, nn.Module]:
