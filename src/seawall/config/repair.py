@@ -31,7 +31,7 @@ class LearningRate(StrictModel):
 
 
 class ExpertStep(LearningRate):
-    """Cross-entropy of a refusal on attacks; only the selected experts train (arXiv 2602.04448, section 3.3)."""
+    """Cross-entropy of a refusal on attacks; `repair.parameters` train: in arXiv 2602.04448 selected experts alone."""
 
     enabled: bool = Field(default=True, description="Train experts in each round.")
     lr: float = Field(default=5e-5, gt=0, le=1, description="AdamW learning rate of the experts.")
