@@ -16,6 +16,7 @@ MOE = MoESummary(
     shared_parameters=3 * 10 * 4,
     router_parameters=3 * 8 * 10,
     attention_parameters=400,
+    beside_parameters=3 * (3 * 10 * 4 + 10),
 )
 SHAPES = ModelShapes(
     parameters=10_000,

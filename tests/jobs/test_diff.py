@@ -63,6 +63,7 @@ def test_two_runs_are_told_apart(planted_run: Path, other_run: Path) -> None:
         assert facts.tensors == len(delta.bits)
         assert facts.slices == sum(len(at) for at in delta.slices.values() if at is not None)
         assert len(facts.drift) == len(a.layers)
+        assert facts.parameters == "selected"
     assert found.repairs[0].base_model == found.repairs[1].base_model
     assert found.repairs[0].result_model != found.repairs[1].result_model
     one, two = open_finished(planted_run), open_finished(other_run)

@@ -45,7 +45,7 @@ def test_the_choice_and_its_reason_are_stored(unrepaired: RunOutcome) -> None:
     assert outcome["chosen_round"] == 0
     assert "attacks are refused no more often in 2 of 2 rounds" in outcome["reason"]
     assert unrepaired.summary is not None
-    assert unrepaired.summary["repair"] == {"chosen_round": 0, "reason": outcome["reason"]}
+    assert unrepaired.summary["repair"] == {"chosen_round": 0, "reason": outcome["reason"], "parameters": "selected"}
 
 
 def test_no_weight_changes_and_both_evaluations_are_of_one_model(unrepaired: RunOutcome) -> None:

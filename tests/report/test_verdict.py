@@ -153,10 +153,26 @@ def test_claims_are_made_of_clear_changes_only() -> None:
 
 def test_a_repair_of_other_parts_says_which_were_open_to_change() -> None:
     shared = " ".join(allowed(example(recipe={"repair": {"parameters": "shared"}})))
-    assert "Only the shared experts beside the routed ones and the routers were open to change." in shared
+    assert "Only the shared experts beside the routed ones (and a gate of theirs, if any) and the routers" in shared
+    routers = {"parameters": "shared", "expert": {"enabled": False}}
+    assert "Only the routers were open to change." in " ".join(allowed(example(recipe={"repair": routers})))
     attention = {"expert": {"attention_lr": 1e-4}, "router": {"enabled": False}}
     said = " ".join(allowed(example(recipe={"repair": attention})))
     assert "Only 60 experts of 480 (12.5%) and the attention of their layers were open to change." in said
+
+
+def test_only_a_repair_of_the_selected_experts_tests_what_they_cause() -> None:
+    own, shared, full = (
+        next(
+            claim
+            for claim in not_allowed(example(recipe={"repair": {"parameters": parameters}}))
+            if claim.startswith("That the selected experts cause")
+        )
+        for parameters in ("selected", "shared", "full")
+    )
+    assert own.endswith("the comparison with random experts of equal number is the test.")
+    assert "which trained the shared experts, is no test" in shared
+    assert "which trained all parameters, is no test" in full
 
 
 def test_full_training_does_not_claim_that_only_experts_changed() -> None:

@@ -67,7 +67,7 @@ run = _stages_until(
 profile = _stages_until("profile", "profile", "Collect successful attacks, and count the experts that they use.")
 select = _stages_until("select", "select", "Select the safety-critical experts, after unfinished earlier stages.")
 repair = _stages_until(
-    "repair", "repair", "Train the selected experts and the routers, after unfinished earlier stages."
+    "repair", "repair", "Train experts and routers as the recipe says, after unfinished earlier stages."
 )
 
 

@@ -8,6 +8,13 @@ from pydantic import Field, model_validator
 
 from seawall.config.base import BatchSize, StrictModel, Tuple, wrong
 
+TRAINED = {
+    "selected": "the selected experts",
+    "all_experts": "all routed experts",
+    "shared": "the shared experts",
+    "full": "all parameters",
+}
+"""What the expert step trains, for a reader, by `parameters`."""
 OptimizerName = Literal["adamw", "adamw_8bit", "adamw_offload"]
 MEMORY_SETTINGS = ("micro_batch_size", "gradient_checkpointing")
 """Settings of the repair that decide how much memory the same numbers take."""
@@ -24,7 +31,7 @@ class LearningRate(StrictModel):
 
 
 class ExpertStep(LearningRate):
-    """Cross-entropy of a refusal on attacks; only the selected experts train (arXiv 2602.04448, section 3.3)."""
+    """Cross-entropy of a refusal on attacks; `repair.parameters` train: in arXiv 2602.04448 selected experts alone."""
 
     enabled: bool = Field(default=True, description="Train experts in each round.")
     lr: float = Field(default=5e-5, gt=0, le=1, description="AdamW learning rate of the experts.")
@@ -76,8 +83,8 @@ class Retain(StrictModel):
         default=1,
         ge=1,
         le=64,
-        description="Factor of the number of different twins of each attack, which take turns from round to round: "
-        "with few twins the repair learns them by heart.",
+        description="Factor of the number of different twins of each attack, which take turns from epoch to epoch, "
+        "also over rounds: with few twins the repair learns them by heart.",
     )
     plain_refusals: bool = Field(
         default=False,
@@ -134,7 +141,7 @@ class RepairConfig(StrictModel):
     parameters: Literal["selected", "all_experts", "shared", "full"] = Field(
         default="selected",
         description="Parameters that the expert step trains: the selected experts, all routed experts, the shared "
-        "experts alone, or all parameters.",
+        "experts alone (and a gate of theirs, in families that have one), or all parameters.",
     )
     objective: Literal["refusal", "consistency"] = Field(
         default="refusal",
@@ -219,9 +226,10 @@ def memory_settings(config: RepairConfig, *, fsdp: bool = False) -> str:
             **checkpointing,
             "model.device_map=auto (more GPUs)": False,
         }
-    changing = {"repair.optimizer=adamw_8bit": config.optimizer != "adamw", "a smaller select.k": False}
+    changing = {
+        "repair.optimizer=adamw_8bit": config.optimizer != "adamw",
+        "a smaller select.k": config.parameters != "selected",
+    }
     unused, further = ([change for change, used in kind.items() if not used] for kind in (harmless, changing))
-    return (
-        f"set {' or '.join(unused)}, and run the same command again: what is finished stays; "
-        f"in a new folder, {' or '.join(further)} needs less memory too"
-    )
+    text = f"set {' or '.join(unused)}, and run the same command again: what is finished stays"
+    return f"{text}; in a new folder, {' or '.join(further)} needs less memory too" if further else text

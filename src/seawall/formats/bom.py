@@ -149,13 +149,14 @@ def _base(finished: FinishedRun, *, reference: str | None = BASE) -> Component:
 def _delta(finished: FinishedRun) -> Component:
     from cyclonedx.model.component import Component, ComponentType
 
-    changed = finished.summary["selected_experts"]
+    experts = {name: finished.summary[name] for name in ("selected_experts", "routed_experts")}
+    trained = finished.recipe["repair"].get("parameters", "selected")
     return Component(
         name="delta",
         type=ComponentType.DATA,
         bom_ref=DELTA,
         description="the change of the weights: base XOR repaired, bit by bit",
-        properties=_properties(selected_experts=changed, routed_experts=finished.summary["routed_experts"]),
+        properties=_properties(**experts, trained_parameters=trained),
         components=list(_files(finished, "delta")) or list(_files(finished, "repair", under="delta/")),
     )
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from seawall.artifacts.groups import GOLD, group_name, rate_text
 from seawall.config.data import limited_note
+from seawall.config.repair import TRAINED
 from seawall.errors import RunFolderError
 from seawall.jobs.compared import change_text, evaluation_tables, relative_text
 from seawall.jobs.facts import facts
@@ -119,6 +120,7 @@ def _run_facts(difference: RunDifference) -> Table:
     ]
     for name, side in (("A", a), ("B", b)):
         rows += [
+            (f"trained in {name}", TRAINED.get(side.parameters, side.parameters)),
             (f"delta of {name}", f"{side.tensors} tensors, {side.slices} expert slices"),
             (f"routing drift of {name}", ", ".join(f"{value:.3f}" for value in side.drift)),
         ]

@@ -215,12 +215,12 @@ _FIXED: dict[str, tuple[str, ...]] = {
 def _measured(request: Request, architecture: PreTrainedConfig) -> Rates:
     """Rates of the recipe's own batches on this machine."""
     recipe, sizes, shapes = request.recipe, request.sizes, request.shapes
-    share, rows, positions = 0.0, recipe.tune.batch_size, sizes.response_tokens + 1
+    share, shared, rows, positions = 0.0, False, recipe.tune.batch_size, sizes.response_tokens + 1
     if shapes.moe is not None:
         step = repair_trainings(request, shapes.moe)[0]
         automatic = request.memory.micro_batch_size == "auto"
         rows = min(_AUTOMATIC_ROWS, step.rows) if automatic else request.memory.rows(step.rows)
-        share, positions = step.share, step.positions
+        share, shared, positions = step.share, step.shared, step.positions
     load = Load(
         rows=recipe.eval.forward_rows,
         prompt_tokens=sizes.prompt_tokens,
@@ -228,6 +228,7 @@ def _measured(request: Request, architecture: PreTrainedConfig) -> Rates:
         training_tokens=sizes.prompt_tokens + sizes.response_tokens,
         positions=positions,
         share=share,
+        shared=shared,
     )
     dtypes = {4: "float32", 2: "bfloat16"}
     return measured_rates(

@@ -12,6 +12,7 @@ from typing import Any
 
 from seawall.artifacts.delta import Delta
 from seawall.artifacts.evaluation import Difference, EvalResult
+from seawall.config.model import EMBEDDED
 from seawall.config.recipe import Recipe
 from seawall.data.sets import Prompts
 from seawall.errors import ConfigError, SeawallError
@@ -20,7 +21,12 @@ from seawall.jobs.export import export_stage, push_stage
 from seawall.jobs.plan import plan_recipe
 from seawall.jobs.report import copy_samples, model_documents, write_report
 from seawall.jobs.summary import paired_changes, summarize
+from seawall.methods.rasa.repair.trainables import require_trainable
 from seawall.methods.rasa.stages import apply_repair, evaluate_stage, profile_stage, repair_stage, select_stage
+from seawall.models.files.inspect import meta_model
+from seawall.models.files.load import load_architecture
+from seawall.models.files.open import Checkpoint
+from seawall.models.moe.find import find_moe
 from seawall.models.plan.rates import fixed_seconds
 from seawall.models.sharding import sharding_options
 from seawall.runs.files import read_json, write_json
@@ -99,6 +105,8 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
     if recipe.model.fsdp and until == "repair":
         _require_shardable(recipe, RunFolder(folder))
     prompts = read_inputs(recipe, shards=until == "repair")
+    if until not in _MEASURING and recipe.model.id not in EMBEDDED:
+        _require_trainable(recipe)
     if isinstance(reporter, Expecting):
         reporter.expect(_expected_stages(recipe, prompts, until))
     context = Context(
@@ -113,6 +121,19 @@ def run_recipe(recipe: Recipe, folder: Path, *, text: str, reporter: Reporter, u
         if until == "evaluate":
             return _evaluate(context)
         return _main_job(context, until)
+
+
+def _require_trainable(recipe: Recipe) -> None:
+    """Refuses a model without the parts that the repair trains; no weight is read.
+
+    Raises:
+        UnsupportedModelError: it has no shared experts, say.
+    """
+    if recipe.repair.parameters in ("selected", "full"):
+        return  # these are in every model that the profile takes
+    checkpoint = Checkpoint(recipe.model)
+    model = meta_model(load_architecture(checkpoint.small_files, recipe.model), recipe.model)
+    require_trainable(find_moe(model), recipe.repair)
 
 
 def _require_shardable(recipe: Recipe, run: RunFolder) -> None:

@@ -71,6 +71,7 @@ def summarize(
 
     outcome = read_json(context.run.stage("repair") / "outcome.json")
     chosen = {name: outcome[name] for name in ("chosen_round", "reason") if "reason" in outcome}
+    chosen |= {"parameters": context.recipe.repair.parameters} if chosen else {}
 
     def family(name: str) -> dict[str, Any]:
         group = f"{ATTACK}{name}"

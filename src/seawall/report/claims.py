@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from seawall.artifacts.evaluation import SIGNIFICANT
+from seawall.config.repair import TRAINED
 from seawall.report.inputs import GroupRow, ReportInputs, ScoreRow
 from seawall.report.verdict import span_of_change
 from seawall.report.wording import amount, group_name, limit_of, number, percent
@@ -60,10 +61,13 @@ def not_allowed(inputs: ReportInputs) -> list[str]:
         )
     statements.append(_LIMITS[_judge_kind(inputs)])
     statements += _unscored(inputs)
-    statements.append(
-        "That the selected experts cause unsafe replies. The gap is an association; the comparison with random experts "
-        "of equal number is the test."
+    trained = trained_instead(inputs)
+    test = (
+        f", and this repair, which trained {trained}, is no test of it."
+        if trained
+        else "; the comparison with random experts of equal number is the test."
     )
+    statements.append(f"That the selected experts cause unsafe replies. The gap is an association{test}")
     statements.append(
         "That the repair withstands further training: whoever holds the weights can tune them again. Nor that another "
         f"seed gives the same numbers: this is one run (seed {inputs.recipe.get('seed', 'not recorded')})."
@@ -152,17 +156,32 @@ def open_to_change(inputs: ReportInputs) -> str:
     experts = amount(inputs.summary["selected_experts"], "expert")
     kinds = {
         "selected": f"{experts} of {inputs.summary['routed_experts']:,} ({share})",
-        "shared": "the shared experts beside the routed ones",
+        "shared": "the shared experts beside the routed ones (and a gate of theirs, if any)",
     }
-    trained = kinds.get(repair.get("parameters", "selected"))
-    if trained is None:
-        return ""
-    parts = [trained]
-    if (repair.get("expert") or {}).get("attention_lr") is not None:
-        parts.append("the attention of their layers")
+    parts = []
+    if _trains_experts(repair):
+        trained = kinds.get(repair.get("parameters", "selected"))
+        if trained is None:
+            return ""
+        parts.append(trained)
+        if (repair.get("expert") or {}).get("attention_lr") is not None:
+            parts.append("the attention of their layers")
     if (repair.get("router") or {}).get("enabled", True):
         parts.append("the routers")
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def trained_instead(inputs: ReportInputs) -> str:
+    """What the repair trained in place of the selected experts alone; empty where it trained these."""
+    repair: Mapping[str, Any] = inputs.recipe.get("repair") or {}
+    if not _trains_experts(repair):
+        return "the routers"
+    parameters = repair.get("parameters", "selected")
+    return "" if parameters == "selected" else TRAINED.get(parameters, "")
+
+
+def _trains_experts(repair: Mapping[str, Any]) -> bool:
+    return bool((repair.get("expert") or {}).get("enabled", True))
 
 
 def _scope_of_change(inputs: ReportInputs) -> list[str]:

@@ -60,6 +60,7 @@ def render_report(inputs: ReportInputs) -> str:
             policy=_policy(style, script),
             protocol=claims.protocol(inputs),
             open_to_change=claims.open_to_change(inputs),
+            trained_instead=claims.trained_instead(inputs),
             allowed=claims.allowed(inputs),
             not_allowed=claims.not_allowed(inputs),
             changes=sorted({change(row) for row in inputs.samples}),

@@ -40,6 +40,7 @@ class RepairFacts:
         tensors: number of tensors in the delta.
         slices: number of changed slices of stacked tensors; fully changed tensors are not counted.
         drift: routing drift by MoE layer, 0 to 1.
+        parameters: what the expert step trained, `repair.parameters`.
     """
 
     base_model: str
@@ -47,6 +48,7 @@ class RepairFacts:
     tensors: int
     slices: int
     drift: tuple[float, ...]
+    parameters: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ def _repair(finished: FinishedRun) -> RepairFacts:
         tensors=len(delta.slices),
         slices=sum(len(indices) for indices in delta.slices.values() if indices is not None),
         drift=tuple(read_json(folder / "outcome.json")["routing_drift"]),
+        parameters=finished.recipe["repair"].get("parameters", "selected"),
     )
 
 

@@ -76,6 +76,16 @@ def test_two_groups_need_two_conditions_and_one_group_none() -> None:
     assert one.parts == (ROUTING,)
 
 
+def test_projections_around_the_routed_experts_are_no_shared_experts() -> None:
+    moe = find_moe(tiny("nemotron_h", moe_latent_size=16))
+    names = [name for name, _ in moe.model.named_parameters() if "latent_proj" in name]
+    assert names
+    assert all(path.endswith(".shared_experts") for path in shared_experts(moe))
+    assert set(names) <= set(parameter_groups(moe, moe.model.state_dict())["other"])
+    gated = shared_experts(find_moe(tiny("qwen2_moe")))
+    assert {path.rpartition(".")[2] for path in gated} == {"shared_expert", "shared_expert_gate"}
+
+
 def test_routed_and_shared_experts_are_also_patched_together() -> None:
     plan = patch_plan(("experts", "shared_experts", "routers", "attention"))
     assert plan.patches["only_moe_blocks"] == {"experts", "shared_experts"}

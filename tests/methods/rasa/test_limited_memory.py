@@ -180,6 +180,14 @@ def test_memory_too_small_is_one_line_that_names_the_settings_and_the_repair_res
     assert run_repair(small_model(), tmp_path, settings).progress.trained == 1
 
 
+def test_fewer_selected_experts_help_where_these_train_alone() -> None:
+    selected, shared = (memory_settings(config(parameters=name)) for name in ("selected", "shared"))
+    assert "select.k" in selected
+    assert "select.k" not in shared
+    assert "in a new folder, repair.optimizer=adamw_8bit needs less memory too" in shared
+    assert "new folder" not in memory_settings(config(parameters="full", optimizer="adamw_8bit"))
+
+
 def test_recording_the_original_outputs_backs_off(tmp_path: Path) -> None:
     settings = config(expert={"lr": 1e-2, "routing": "replay"}, retain={"per_batch": 2, "loss": "kl"}, batch_size=8)
     moe = small_model()

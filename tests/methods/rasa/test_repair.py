@@ -139,6 +139,21 @@ def test_a_model_without_shared_experts_has_none_to_repair(tmp_path: Path) -> No
         run_repair(small_model("mixtral"), tmp_path, config(rounds=1, parameters="shared", router=OFF))
 
 
+class _Nothing(torch.nn.Module):
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.zeros_like(hidden)
+
+
+def test_layers_without_a_shared_expert_stay_when_those_of_others_train(tmp_path: Path) -> None:
+    moe = small_model()
+    first, *others = [layer.decoder_layer for layer in moe.layers]
+    moe.model.model.layers[first].mlp.shared_experts = _Nothing()
+    before, settings = state(moe), config(rounds=1, parameters="shared", expert={"attention_lr": 1e-3}, router=OFF)
+    assert first_changed_layer(moe, SELECTED, settings) == others[0]
+    run_repair(moe, tmp_path, settings)
+    assert {int(name.split(".")[2]) for name in changed(moe, before)} == set(others)
+
+
 def test_full_training_of_a_16_bit_model_keeps_small_steps(tmp_path: Path) -> None:
     """Steps of 1e-5 vanish in bfloat16 one by one; many of them on float32 copies do not."""
     moe = small_model()

@@ -93,6 +93,7 @@ def test_the_numbers_of_one_model_by_hand(tmp_path: Path) -> None:
         router_parameters=3 * 8 * WIDTH,
         # Queries and keys with values through latent vectors of 16, with a norm each; 4 heads of 8 + 8; the output.
         attention_parameters=2 * (WIDTH * 16 + 16 + 16 * 64) + WIDTH * 8 + 4 * 8 * WIDTH,
+        beside_parameters=3 * 2 * expert,
     )
     assert (summary.decoder_layers, summary.width, summary.vocabulary) == (4, WIDTH, 272)
     assert summary.cache_elements == 16 + 8, "the latent vector and the rotary key"

@@ -17,6 +17,7 @@ from seawall.errors import UnsupportedModelError
 from seawall.models.files.inspect import inspect_model
 from seawall.models.moe.experts import trainable_experts
 from seawall.models.moe.find import find_moe
+from seawall.models.moe.module_copies import modules_beside_experts, shared_experts, trainable_modules
 from seawall.models.plan.memory import (
     Saved,
     cache_bytes,
@@ -39,6 +40,9 @@ def test_saved_values_by_hand() -> None:
     share = 0.5 * 2 * 2 * (10 + 4)
     first = routed + share - 0.5 * 2 * 2 * (10 + 4 * 4)  # of the first layer, the trained rows alone
     assert saved_bytes(SHAPES, Saved(tokens=7, layers=3, share=0.5)) == 7 * (3 * (routed + share) - first + 4 * 10)
+    own = 2 * (10 + 4)
+    first = routed - 2 * 3 * 4  # of the first layer, the rows of the shared expert alone
+    assert saved_bytes(SHAPES, Saved(7, 3, shared=True)) == 7 * (3 * (routed + own) - first + 4 * 10)
     full = 2 * 4 * 10 + 2 * 2 * (10 + 4) + 2 * 4
     full_dense = dense + 2 * 4 * 10 + 2 * 20
     assert saved_bytes(SHAPES, Saved(7, 4, full=True)) == 7 * (3 * (routed + full) + full_dense + 4 * 10)
@@ -117,23 +121,26 @@ def _shapes(tmp_path: Path, family: str, **overrides: Any) -> ModelShapes:
     return model_shapes(summary, tiny(family, **overrides), "auto")
 
 
-@pytest.mark.parametrize("trained", ["all weights", "a quarter of the experts"])
+@pytest.mark.parametrize("trained", ["all weights", "a quarter of the experts", "the shared experts"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_values_are_as_large_as_what_autograd_saves(tmp_path: Path, family: str, trained: str) -> None:
     overrides = _wider(family)
     model, shapes = tiny(family, **overrides), _shapes(tmp_path, family, **overrides)
-    full = trained == "all weights"
-    if not full and family in NO_SUBSET:
-        pytest.skip("dense gate weights: no subset of experts trains")
+    full, shared = trained == "all weights", trained == "the shared experts"
     moe = find_moe(model)
+    if not full and (family in NO_SUBSET or (shared and not modules_beside_experts(moe))):
+        pytest.skip("dense gate weights: no subset of experts trains; or no shared expert")
     with ExitStack() as stack:
         own = list(model.parameters())
-        if not full:
+        if shared:
+            own += stack.enter_context(trainable_modules(moe, shared_experts(moe))).parameters()
+        elif not full:
             own += stack.enter_context(trainable_experts(moe, [range(2)] * moe.num_layers)).parameters()
         measured = _saved_by_autograd(model, own)
     assert shapes.moe is not None
     layers = shapes.layers - (0 if full else shapes.moe.first_layer)
-    predicted = saved_bytes(shapes, Saved(128, layers, share=0.25, full=full)) + logit_bytes(shapes, 128, copies=0)
+    saved = Saved(128, layers, share=0.0 if shared else 0.25, shared=shared, full=full)
+    predicted = saved_bytes(shapes, saved) + logit_bytes(shapes, 128, copies=0)
     # gpt_oss is the lowest: its attention with sinks is not fused, so scores are saved too.
     assert 0.7 < predicted / measured < 1.25
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from families import tiny
 from seawall.models.moe.find import find_moe
-from seawall.models.plan.slices import Load, Times, extrapolated, measured_rates, random_model, rates_of
+from seawall.models.moe.module_copies import modules_beside_experts
+from seawall.models.plan.slices import Load, Times, extrapolated, measure, measured_rates, random_model, rates_of
 
 LOAD = Load(rows=2, prompt_tokens=8, training_rows=2, training_tokens=8, positions=4, share=0.25)
 
@@ -32,6 +35,13 @@ def test_a_slice_has_the_shapes_of_the_model_and_finite_logits() -> None:
     moe = find_moe(model)
     assert (moe.num_layers, moe.layers[0].decoder_layer) == (1, 1)
     assert bool(model(torch.arange(1, 9)[None]).logits.isfinite().all())
+
+
+def test_shared_experts_train_where_the_repair_trains_them() -> None:
+    model = tiny("qwen2_moe")
+    shared = modules_beside_experts(find_moe(model)).values()
+    times = measure(model, replace(LOAD, share=0.0, shared=True))
+    assert times.updated == sum(value.numel() for module in shared for value in module.parameters())
 
 
 def test_rates_of_a_mixture_and_of_a_dense_model_are_positive() -> None:

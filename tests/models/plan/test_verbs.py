@@ -134,7 +134,7 @@ def test_memory_settings_take_less() -> None:
         ({"select": {"k": 0.001}}, 120),
         ({"repair": {"parameters": "all_experts"}}, 24 * 120),
         ({"repair": {"parameters": "full"}}, 10_000),
-        ({"repair": {"parameters": "shared"}}, 3 * 120),
+        ({"repair": {"parameters": "shared"}}, 3 * (120 + 10)),
         ({"repair": {"expert": {"attention_lr": 1e-4}}}, 3 * 120 + 3 * 400),
     ],
 )
@@ -144,6 +144,13 @@ def test_what_trains_follows_the_recipe(sections: dict[str, Any], trained: int) 
     full = sections.get("repair", {}).get("parameters") == "full"
     assert (expert.idle, router.idle) == ((0, trained - 240) if full else (240, trained))
     assert expert.layers == (4 if full else 3)
+
+
+def test_a_model_without_shared_experts_has_no_plan_of_their_repair() -> None:
+    request = _request(repair={"parameters": "shared"})
+    shapes = replace(SHAPES, moe=replace(MOE, shared_experts=0, shared_parameters=0, beside_parameters=0))
+    with pytest.raises(UnsupportedModelError, match=r"shared experts.*repair\.parameters"):
+        VERBS["run"](replace(request, shapes=shapes))
 
 
 def test_a_step_that_is_off_does_not_train() -> None:
@@ -201,9 +208,12 @@ def test_a_tamper_audit_of_all_experts_takes_more_than_one_of_adapters() -> None
     assert lora.terms["changed slices of the repair"] == experts.terms["changed slices of the repair"] == slices
 
 
-@pytest.mark.parametrize(("audit", "stacks"), [("patching", 20_000), ("silencing", None)])
-def test_full_stacks_are_held_where_routing_is_replayed(audit: str, stacks: int | None) -> None:
-    request = replace(_request(replace(SHAPES, parameters=20_000, stacked=10_000)), audits=(audit,))
+@pytest.mark.parametrize(
+    ("audit", "repair", "stacks"),
+    [("patching", {}, 20_000), ("silencing", {}, None), ("patching", {"parameters": "shared"}, None)],
+)
+def test_full_stacks_are_held_where_routing_is_replayed(audit: str, repair: dict[str, Any], stacks: int | None) -> None:
+    request = replace(_request(replace(SHAPES, parameters=20_000, stacked=10_000), repair=repair), audits=(audit,))
     (conditions,) = VERBS["audit"](request)
     assert conditions.moments[0].terms.get("stacks of the replayed routing") == stacks
 

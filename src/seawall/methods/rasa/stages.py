@@ -15,7 +15,7 @@ from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.profile import ExpertProfile
 from seawall.artifacts.store import require_model
 from seawall.config.eval import EvalConfig
-from seawall.config.repair import MEMORY_SETTINGS, RepairConfig, memory_settings
+from seawall.config.repair import MEMORY_SETTINGS, TRAINED, RepairConfig, memory_settings
 from seawall.data.types import Messages
 from seawall.evaluation.capability.run import file_hashes
 from seawall.evaluation.decision import ValidationScores
@@ -46,12 +46,6 @@ from seawall.train.trackers import tracking
 
 When = Literal["before", "after"]
 _OUTCOME = "outcome.json"
-_TRAINED = {
-    "selected": "the selected experts",
-    "all_experts": "all routed experts",
-    "shared": "the shared experts",
-    "full": "all parameters",
-}
 _DRIFT_PROMPTS = 32
 """Number of validation attacks on which the repair's routing drift is measured."""
 
@@ -155,7 +149,7 @@ def evaluate_stage(context: Context, when: When) -> EvalResult:
 def repair_stage(context: Context, selected: ExpertSet) -> Delta:
     """Trains experts and routers (sections 3.3 and 3.4); `context.opened` is repaired afterwards."""
     recipe = context.recipe
-    context.reporter.stage(f"Repair: {_TRAINED[recipe.repair.parameters]} under fixed routing, then the routers")
+    context.reporter.stage(f"Repair: {_steps(recipe.repair)}")
     require_optimizer(recipe.repair.optimizer, context.opened.model.device.type)
     inputs = stage_inputs(
         context,
@@ -180,6 +174,13 @@ def repair_stage(context: Context, selected: ExpertSet) -> Delta:
     outcome = read_json(folder / _OUTCOME)
     context.reporter.say(outcome.get("reason") or f"round {outcome['chosen_round']} of {len(outcome['rounds'])} kept")
     return delta
+
+
+def _steps(config: RepairConfig) -> str:
+    """What trains in a round, in its order."""
+    routing = "" if config.parameters == "full" else " under fixed routing"
+    steps = {f"{TRAINED[config.parameters]}{routing}": config.expert.enabled, "the routers": config.router.enabled}
+    return ", then ".join(step for step, enabled in steps.items() if enabled)
 
 
 def apply_repair(context: Context, delta: Delta) -> None:

@@ -24,7 +24,7 @@ from seawall.models.files.checkpoint import TensorHeader, read_config, read_head
 from seawall.models.files.hub import hub_headers, locate
 from seawall.models.files.load import library_errors, load_architecture, open_tokenizer, require_plain_weights
 from seawall.models.moe.find import MoELayer, MoEModel, find_moe_if_any
-from seawall.models.moe.module_copies import attention_modules, beside_routed
+from seawall.models.moe.module_copies import attention_modules, beside_routed, modules_beside_experts
 from seawall.models.silence_libraries import silence_libraries
 from seawall.models.sizes import largest, sizes
 
@@ -50,6 +50,7 @@ class MoESummary:
         shared_parameters: parameters of the shared experts of one layer.
         router_parameters: parameters of all routers.
         attention_parameters: parameters of the attention of one of these layers; 0 where it cannot be identified.
+        beside_parameters: parameters beside the routed experts of all layers: shared experts, and gates before them.
     """
 
     layers: int
@@ -62,6 +63,7 @@ class MoESummary:
     shared_parameters: int
     router_parameters: int
     attention_parameters: int = 0
+    beside_parameters: int = 0
 
     @property
     def idle_parameters(self) -> int:
@@ -244,6 +246,9 @@ def summarize_moe(moe: MoEModel) -> MoESummary:
         shared_parameters=shared,
         router_parameters=sum(value.numel() for layer in moe.layers for value in layer.router.parameters()),
         attention_parameters=_attention_parameters(moe, first.decoder_layer),
+        beside_parameters=sum(
+            value.numel() for module in modules_beside_experts(moe).values() for value in module.parameters()
+        ),
     )
 
 

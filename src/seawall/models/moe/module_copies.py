@@ -30,13 +30,18 @@ def shared_experts(moe: MoEModel) -> dict[str, nn.Module]:
     """
     modules = modules_beside_experts(moe)
     if not modules:
-        raise UnsupportedModelError(
-            "the shared experts cannot be repaired",
-            got=f"{type(moe.model).__name__}, whose blocks hold a router and routed experts alone",
-            expected="shared experts",
-            remedy="set repair.parameters to selected, all_experts or full",
-        )
+        raise no_shared_experts(type(moe.model).__name__)
     return modules
+
+
+def no_shared_experts(model: str) -> UnsupportedModelError:
+    """The refusal to repair the shared experts of a model without any."""
+    return UnsupportedModelError(
+        "the shared experts cannot be repaired",
+        got=f"{model}, whose blocks hold a router and routed experts alone",
+        expected="shared experts",
+        remedy="set repair.parameters to selected, all_experts or full",
+    )
 
 
 def modules_beside_experts(moe: MoEModel) -> dict[str, nn.Module]:
@@ -44,7 +49,8 @@ def modules_beside_experts(moe: MoEModel) -> dict[str, nn.Module]:
 
     They are the shared experts, and in some families their gate; empty in a model without shared experts. Where routed
     experts are parts of the decoder layer itself (Gemma 4), the dense MLP beside them. A shared MLP beside the MoE
-    block (Granite) counts, too.
+    block (Granite) counts, too; a projection that every routed expert's input or output passes (Nemotron-H, Muse
+    Spark) does not.
     """
     return {name: module for layer in moe.layers for name, module in beside_routed(moe, layer).items()}
 
@@ -59,13 +65,16 @@ def beside_routed(moe: MoEModel, layer: MoELayer) -> dict[str, nn.Module]:
         for name, child in block.named_children()
         if not any(path == f"{prefix}.{name}" or path.startswith(f"{prefix}.{name}.") for path in routed)
         and has_matrix(child)
+        and not _is_projection(child)
     }
     if not any(mixes_tokens(child) for child in block.children()):
         return beside | _shared_beside_block(moe, prefix.rpartition(".")[0])
-    # The decoder layer holds its attention too, and maybe single projections that are no experts.
-    return {
-        name: child for name, child in beside.items() if not mixes_tokens(child) and not isinstance(child, nn.Linear)
-    }
+    return {name: child for name, child in beside.items() if not mixes_tokens(child)}  # the layer holds its attention
+
+
+def _is_projection(module: nn.Module) -> bool:
+    """Whether it is a single matrix, and no gate with one number per token."""
+    return isinstance(module, nn.Linear) and module.out_features > 1
 
 
 def _shared_beside_block(moe: MoEModel, owner: str) -> dict[str, nn.Module]:

@@ -22,14 +22,16 @@ _REPLAYING = {"routing_shortcut", "patching"}
 def audit_stages(request: Request) -> tuple[Stage, ...]:
     """Conditions and tamper audit, of the audits that are asked for.
 
-    The changed slices of either model are kept beside the weights; full stacks, where its routing is replayed.
+    The changed slices of either model are kept beside the weights; full stacks, where its routing is replayed and
+    slices of them changed.
     """
     moe = require_moe(request.shapes, "audit")
     recipe, sizes, shapes = request.recipe, request.sizes, request.shapes
     first = repair_trainings(request, moe)[0]
     slices = {"changed slices of the repair": 2 * shapes.element_bytes * (first.parameters + first.idle)}
     replayed = {"stacks of the replayed routing": shapes.element_bytes * shapes.stacked}
-    beside = slices | replayed if _REPLAYING & set(request.audits) else slices
+    cut = recipe.repair.expert.enabled and recipe.repair.parameters in ("selected", "all_experts")
+    beside = slices | replayed if cut and _REPLAYING & set(request.audits) else slices
     batch = Decoding(recipe.eval.forward_rows, sizes.longest_prompt, recipe.eval.max_new_tokens, ("eval.batch_size",))
     decoded = decoding_moments(shapes, batch, beside, context=request.context)
     localised = () if recipe.engine.kind == "transformers" else reply_moments(request, recipe.engine, batch, beside)

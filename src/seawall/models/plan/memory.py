@@ -38,6 +38,7 @@ class Saved:
         tokens: tokens of the forward pass, padding included.
         layers: decoder layers that the backward pass runs through.
         share: share of the rows (token, expert) whose expert trains.
+        shared: whether the shared experts train.
         full: whether every weight takes a gradient, so that the inputs of linear layers are saved too.
         adapters: elements per token and layer that adapters save: inputs of the adapted layers.
         checkpointing: whether layers are recomputed, so that only their inputs are saved, and one layer's values.
@@ -46,6 +47,7 @@ class Saved:
     tokens: int
     layers: int
     share: float = 0.0
+    shared: bool = False
     full: bool = False
     adapters: int = 0
     checkpointing: bool = False
@@ -61,9 +63,10 @@ def saved_bytes(shapes: ModelShapes, saved: Saved) -> int:
 
     Per token and layer: the inputs of norms in float32, 4 (2 D + N); queries, keys, values and the attention's output,
     b (2 Q + C); of K experts the outputs and the gate, up and activation, b K (D + 3 I), of which trained ones also
-    save their input and product, b K (D + I); of a dense network b 3 F. Where all weights train, also the inputs of
-    linear layers and the norms' outputs, b (4 D + N). The last norm adds 4 D per token. Counted from autograd's saved
-    tensors on grouped experts (tests/models/plan). In a repair, the first trained layer saves its trained rows alone.
+    save their input and product, b K (D + I); of a dense network b 3 F, of trained shared experts b (D + 4 F). Where
+    all weights train, also the inputs of linear layers and the norms' outputs, b (4 D + N). The last norm adds 4 D per
+    token. Counted from autograd's saved tensors on grouped experts (tests/models/plan). In a repair, the first trained
+    layer saves its trained rows alone.
 
     With checkpointing: b D per token and layer, and the values of one layer.
     """
@@ -74,7 +77,7 @@ def saved_bytes(shapes: ModelShapes, saved: Saved) -> int:
         single = routed if num_routed else dense
         return int(saved.tokens * (saved.layers * shapes.element_bytes * shapes.width + single) + fixed)
     per_token = num_routed * routed + (saved.layers - num_routed) * dense
-    if num_routed and saved.share and not saved.full and not saved.adapters:
+    if num_routed and (saved.share or saved.shared) and not saved.full and not saved.adapters:
         per_token -= routed - _trained_rows(shapes, saved)
     return int(saved.tokens * per_token + fixed)
 
@@ -98,8 +101,13 @@ def _routed_layer(shapes: ModelShapes, saved: Saved) -> float:
     D, b, inner = shapes.width, shapes.element_bytes, inner_width(shapes, moe)
     rows = b * moe.top_k * (D + 3 * inner + saved.trained * (D + inner))
     routing = moe.top_k * _INDEX_BYTES + MASTER_BYTES * moe.experts
-    shared = b * (4 if saved.full else 3) * (moe.shared_parameters // (3 * D))
-    return _attention(shapes, saved) + rows + routing + shared + _implementation(shapes, moe)
+    return _attention(shapes, saved) + rows + routing + _shared(shapes, saved, moe) + _implementation(shapes, moe)
+
+
+def _shared(shapes: ModelShapes, saved: Saved, moe: MoESummary) -> int:
+    width = moe.shared_parameters // (3 * shapes.width)
+    own = shapes.width if saved.shared and not saved.full else 0  # the input; `_attention` has it where all train
+    return shapes.element_bytes * (own + (4 if saved.full or saved.shared else 3) * width)
 
 
 def _implementation(shapes: ModelShapes, moe: MoESummary) -> int:
@@ -114,7 +122,8 @@ def _trained_rows(shapes: ModelShapes, saved: Saved) -> float:
     """Bytes per token of the rows of trained experts: input, gate, up, activation and product."""
     moe = shapes.moe
     assert moe is not None
-    return saved.trained * shapes.element_bytes * moe.top_k * (shapes.width + 4 * inner_width(shapes, moe))
+    routed = saved.trained * shapes.element_bytes * moe.top_k * (shapes.width + 4 * inner_width(shapes, moe))
+    return routed + (_shared(shapes, saved, moe) if saved.shared else 0)
 
 
 def inner_width(shapes: ModelShapes, moe: MoESummary) -> int:

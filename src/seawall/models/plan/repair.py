@@ -5,6 +5,7 @@ from __future__ import annotations
 from seawall.config.engine import TransformersEngine
 from seawall.config.recipe import Recipe
 from seawall.models.files.inspect import MoESummary
+from seawall.models.moe.module_copies import no_shared_experts
 from seawall.models.plan.engines import reply_moments
 from seawall.models.plan.memory import MASTER_BYTES, optimizer_bytes, teacher_bytes
 from seawall.models.plan.request import SAMPLE_BYTES, Request
@@ -88,7 +89,10 @@ def repair_trainings(request: Request, moe: MoESummary) -> list[Training]:
     length = sizes.longest_prompt + sizes.response_tokens
     layers = shapes.layers - (0 if full else moe.first_layer)
     share = {"full": 1.0, "shared": 0.0, "all_experts": 1.0}.get(repair.parameters, _fraction(request, moe))
+    shared = repair.parameters == "shared"
     largest = max(moe.expert_parameters, round(2 / 3 * share * moe.experts * moe.expert_parameters))
+    if shared:  # gate, up and down projections
+        largest = -(-moe.shared_parameters // 3)
     if full:
         largest = max(largest, shapes.vocabulary * shapes.width)
     steps = []
@@ -104,6 +108,7 @@ def repair_trainings(request: Request, moe: MoESummary) -> list[Training]:
                 positions=sizes.response_tokens + 1,
                 layers=layers,
                 share=share,
+                shared=shared,
                 full=full,
                 settings=MEMORY_KEYS,
             )
@@ -133,13 +138,19 @@ def _fraction(request: Request, moe: MoESummary) -> float:
 
 
 def expert_parameters(request: Request, moe: MoESummary) -> int:
-    """Parameters that the expert step trains."""
+    """Parameters that the expert step trains.
+
+    Raises:
+        UnsupportedModelError: they are shared experts, and the model has none.
+    """
     repair = request.recipe.repair
     if repair.parameters == "full":
         return request.shapes.parameters
     chosen = 1.0 if repair.parameters == "all_experts" else _fraction(request, moe)
     routed = round(chosen * moe.layers * moe.experts) * moe.expert_parameters
-    trained = moe.layers * moe.shared_parameters if repair.parameters == "shared" else routed
+    if repair.parameters == "shared" and repair.expert.enabled and not moe.beside_parameters:
+        raise no_shared_experts("a model")
+    trained = moe.beside_parameters if repair.parameters == "shared" else routed
     if repair.expert.attention_lr is not None:
         trained += moe.layers * moe.attention_parameters
     return trained * repair.expert.enabled

@@ -25,6 +25,7 @@ from seawall.models.greedy import GreedyBatch
 from seawall.models.moe.by_expert import experts_options
 from seawall.models.moe.experts import trainable_experts
 from seawall.models.moe.find import find_moe_if_any
+from seawall.models.moe.module_copies import shared_experts, trainable_modules
 from seawall.models.plan.rates import Rates
 from seawall.models.silence_libraries import silence_libraries
 
@@ -53,6 +54,7 @@ class Load:
         training_tokens: tokens of a sequence.
         positions: positions per sequence whose logits are computed.
         share: share of each layer's experts that trains; of a dense model the attention trains.
+        shared: whether the shared experts train instead.
     """
 
     rows: int
@@ -61,6 +63,7 @@ class Load:
     training_tokens: int
     positions: int
     share: float
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +232,10 @@ def _training(model: PreTrainedModel, load: Load, clock: Clock) -> tuple[float, 
 
 
 def _trained(model: PreTrainedModel, load: Load, stack: ExitStack) -> list[nn.Parameter]:
-    """Copies of a share of each layer's experts; in a dense model the first matrix of every layer."""
+    """Copies of a share of each layer's experts, or of the shared ones; in a dense model every layer's first matrix."""
     moe = find_moe_if_any(model)
+    if moe is not None and load.shared:
+        return list(stack.enter_context(trainable_modules(moe, shared_experts(moe))).parameters())
     if moe is not None and load.share:
         count = max(1, round(load.share * moe.num_experts))
         return list(stack.enter_context(trainable_experts(moe, [range(count)] * moe.num_layers)).parameters())

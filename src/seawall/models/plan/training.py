@@ -57,6 +57,7 @@ class Training:
         positions: positions per sequence whose logits are computed.
         layers: decoder layers of the backward pass.
         share: share of the rows (token, expert) whose expert trains.
+        shared: whether the shared experts train.
         full: whether every weight takes a gradient.
         adapters: elements per token and layer that adapters save.
         settings: keys of the recipe that make it smaller, from the one to change first.
@@ -72,6 +73,7 @@ class Training:
     merged: int = 0
     largest: int = 0
     share: float = 0.0
+    shared: bool = False
     full: bool = False
     adapters: int = 0
     settings: tuple[str, ...] = ()
@@ -103,6 +105,7 @@ def training_moments(
         tokens,
         training.layers,
         share=training.share,
+        shared=training.shared,
         full=training.full,
         adapters=training.adapters,
         checkpointing=memory.gradient_checkpointing,

@@ -13,7 +13,7 @@ from seawall.config.repair import RepairConfig
 from seawall.models.moe.experts import trainable_experts
 from seawall.models.moe.find import MoELayer, MoEModel
 from seawall.models.moe.full_finetune import trainable_model
-from seawall.models.moe.module_copies import attention_modules, shared_experts, trainable_modules
+from seawall.models.moe.module_copies import attention_modules, beside_routed, shared_experts, trainable_modules
 from seawall.models.moe.routers import router_parameters, trainable_routers
 from seawall.models.moe.trainable_copies import Part, TrainableCopies
 
@@ -63,7 +63,7 @@ def first_changed_layer(moe: MoEModel, selected: Sequence[Sequence[int]], config
     """The lowest decoder layer with a parameter that the expert step trains; 0 if every parameter trains."""
     if config.parameters == "full":
         return 0
-    return min((layer.decoder_layer for layer in moe.layers if _changes(layer, selected, config)), default=0)
+    return min(_changed_layers(moe, selected, config), default=0)
 
 
 def routers_below(moe: MoEModel, layer: int, config: RepairConfig) -> bool:
@@ -71,8 +71,29 @@ def routers_below(moe: MoEModel, layer: int, config: RepairConfig) -> bool:
     return config.router.enabled and moe.layers[0].decoder_layer < layer
 
 
-def _changes(layer: MoELayer, selected: Sequence[Sequence[int]], config: RepairConfig) -> bool:
+def require_trainable(moe: MoEModel, config: RepairConfig) -> None:
+    """Refuses a model without a part that the expert step trains, whose weights may be on the meta device.
+
+    Raises:
+        UnsupportedModelError: it has no shared experts, or attention beside the experts cannot be identified.
+    """
+    if not config.expert.enabled or config.parameters in ("selected", "full"):
+        return  # the selection decides which layers' attention trains
+    if config.parameters == "shared":
+        shared_experts(moe)
+    if config.expert.attention_lr is not None:
+        attention_modules(moe, _changed_layers(moe, (), config))
+
+
+def _changed_layers(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairConfig) -> set[int]:
+    """The decoder layers whose experts train."""
+    return {layer.decoder_layer for layer in moe.layers if _changes(moe, layer, selected, config)}
+
+
+def _changes(moe: MoEModel, layer: MoELayer, selected: Sequence[Sequence[int]], config: RepairConfig) -> bool:
     """Whether the expert step trains experts of this layer."""
+    if config.parameters == "shared":
+        return bool(beside_routed(moe, layer))
     return config.parameters != "selected" or bool(selected[layer.index])
 
 
@@ -101,8 +122,8 @@ def trainables(moe: MoEModel, selected: Sequence[Sequence[int]], config: RepairC
                 groups.append(copies)
                 experts = dict(copies.named_parameters())
             if config.expert.enabled and config.expert.attention_lr is not None:
-                beside = {layer.decoder_layer for layer in moe.layers if _changes(layer, selected, config)}
-                attention = stack.enter_context(trainable_modules(moe, attention_modules(moe, beside)))
+                beside = attention_modules(moe, _changed_layers(moe, selected, config))
+                attention = stack.enter_context(trainable_modules(moe, beside))
                 groups.append(attention)
                 experts |= dict(attention.named_parameters())
                 factor = config.expert.attention_lr / config.expert.lr
