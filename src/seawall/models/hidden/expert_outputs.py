@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from seawall.errors import ConfigError, UnsupportedModelError
-from seawall.models.hidden.sublayers import decoder_blocks, first_output, has_matrix
+from seawall.models.hidden.sublayers import decoder_blocks, first_output, has_matrix, is_projection
 from seawall.models.moe.calls import ExpertsCall, bare_copy, call_reader
 from seawall.models.moe.find import MoELayer, MoEModel
 
@@ -72,9 +72,13 @@ def expert_outputs(
 
 
 def has_shared_expert(layer: MoELayer, block: nn.Module) -> bool:
-    """Whether the MoE block has weights beside the router and the routed experts, as shared experts are."""
+    """Whether the MoE block has weights beside the router and the routed experts, as shared experts are.
+
+    A single matrix is none: every routed expert's input or output passes it (Nemotron-H).
+    """
     parts = [child for child in block.children() if child not in (layer.router, layer.experts)]
-    return any(has_matrix(child) for child in parts if layer.router not in list(child.modules()))
+    beside = [child for child in parts if layer.router not in list(child.modules()) and not is_projection(child)]
+    return any(map(has_matrix, beside))
 
 
 @final

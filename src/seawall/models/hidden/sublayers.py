@@ -86,6 +86,11 @@ def has_matrix(module: nn.Module) -> bool:
     return any(parameter.ndim >= 2 for parameter in module.parameters())
 
 
+def is_projection(module: nn.Module) -> bool:
+    """Whether it is a single matrix, and no gate with one number per token."""
+    return isinstance(module, nn.Linear) and module.out_features > 1
+
+
 def mixes_tokens(module: nn.Module) -> bool:
     """Whether the module reads other tokens, by the arguments of its forward."""
     return not _TOKEN_MIXING.isdisjoint(inspect.signature(type(module).forward).parameters)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from seawall.errors import UnsupportedModelError
-from seawall.models.hidden.sublayers import has_matrix, layer_attentions, mixes_tokens
+from seawall.models.hidden.sublayers import has_matrix, is_projection, layer_attentions, mixes_tokens
 from seawall.models.moe.calls import bare_copy, frozen, replaced_forward
 from seawall.models.moe.find import MoELayer, MoEModel
 from seawall.models.moe.trainable_copies import Part, TrainableCopies
@@ -65,16 +65,11 @@ def beside_routed(moe: MoEModel, layer: MoELayer) -> dict[str, nn.Module]:
         for name, child in block.named_children()
         if not any(path == f"{prefix}.{name}" or path.startswith(f"{prefix}.{name}.") for path in routed)
         and has_matrix(child)
-        and not _is_projection(child)
+        and not is_projection(child)
     }
     if not any(mixes_tokens(child) for child in block.children()):
         return beside | _shared_beside_block(moe, prefix.rpartition(".")[0])
     return {name: child for name, child in beside.items() if not mixes_tokens(child)}  # the layer holds its attention
-
-
-def _is_projection(module: nn.Module) -> bool:
-    """Whether it is a single matrix, and no gate with one number per token."""
-    return isinstance(module, nn.Linear) and module.out_features > 1
 
 
 def _shared_beside_block(moe: MoEModel, owner: str) -> dict[str, nn.Module]:
