@@ -165,6 +165,7 @@ def test_a_measured_plan_of_a_tiny_model_as_a_table(tmp_path: Path) -> None:
         "repair.batch_size=2",
         "eval.batch_size=2",
         "data.train_goals=4",
+        "repair.parameters=selected",  # the model has no shared experts
     ]
     estimate = plan_recipe(load_recipe(None, [*changes, "model.experts_implementation=null"]), measure=True)
     assert estimate.verdict.fits
