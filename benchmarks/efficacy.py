@@ -67,9 +67,21 @@ VARIANTS: dict[str, list[str]] = {
     "experts by sensitivity": [_SELECTED, "select.method=sensitivity"],
 }
 """What each changes in the recipe. What trains other parameters than routed experts has its own learning rate, the best
-of a few on validation goals (docs/LOG.md, fourth session). Routed experts take that of the recipe or of `--set`.
+of a few on validation goals (docs/LOG.md, fourth session). Routed experts take that of the recipe or of `--set`, which
+is asked for where the recipe trains others.
 """
 Row = dict[str, Any]
+
+
+def require_rates(args: argparse.Namespace) -> None:
+    """Ends where a variant would train other parameters than the recipe does, at the recipe's learning rate."""
+    own = load_recipe(args.recipe, args.set).repair.parameters
+    for changes in (parse_variant(text)[1] for text in args.variant or VARIANTS):
+        trained = load_recipe(args.recipe, [*args.set, *changes]).repair.parameters
+        has_rate = any(change.startswith("repair.expert.lr=") for change in (*args.set, *changes))
+        if trained != own and not has_rate and "repair.expert.enabled=false" not in changes:
+            remedy = "--set repair.expert.lr=... (2.5e-3 for routed experts of the embedded model, 4e-4 of the second)"
+            raise SystemExit(f"parameters={trained}: the recipe's learning rate is for {own}; give theirs: {remedy}")
 
 
 def recipe_for(changes: list[str], args: argparse.Namespace, seed: int) -> Recipe:
@@ -468,9 +480,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.plot:
         plot(args)
-    elif args.table:
+        return
+    if args.table:
         print(table(args), paired_table(args), refusal_table(args), sep="\n\n")
-    elif args.jobs > 1 and args.part is None:
+        return
+    require_rates(args)
+    if args.jobs > 1 and args.part is None:
         run_jobs(args)
     else:
         run_here(args)
