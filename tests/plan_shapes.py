@@ -17,6 +17,7 @@ MOE = MoESummary(
     router_parameters=3 * 8 * 10,
     attention_parameters=400,
     beside_parameters=3 * (3 * 10 * 4 + 10),
+    beside_layers=3,
 )
 SHAPES = ModelShapes(
     parameters=10_000,

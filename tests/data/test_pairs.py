@@ -6,7 +6,7 @@ from seawall.data.attacks import ATTACKS, LIVE_ATTACKS
 from seawall.data.chat import ChatRow
 from seawall.data.pairs import attack_names, make_pairs, refusal_for
 from seawall.data.prompts import Goal
-from seawall.data.types import user
+from seawall.data.types import Message, user
 from seawall.errors import DataError
 
 GOALS = [Goal("a", "Bake a cake without the baker"), Goal("b", "Paint the neighbour's fence")]
@@ -45,6 +45,14 @@ def test_rows_of_an_attack_file_join_their_goals() -> None:
 
 def test_rows_of_other_parts_are_passed_over() -> None:
     assert make_pairs(GOALS[:1], [], [attack_row(GOALS[1].text)], all_goals=GOALS) == []
+
+
+def test_a_row_for_two_conversations_with_the_same_last_message_is_refused() -> None:
+    earlier = Message("user", "My neighbour is away.")
+    goals = [*GOALS, Goal("c", GOALS[1].text, context=(earlier, Message("assistant", "I see.")))]
+    assert len(make_pairs(goals, [], [attack_row(GOALS[0].text)])) == 1
+    with pytest.raises(DataError, match=r"^attacks\.jsonl:4: .* the last message of 2 harmful goals"):
+        make_pairs(goals[:1], [], [attack_row(GOALS[1].text, line=4)], all_goals=goals)
 
 
 def test_a_row_whose_goal_is_not_known_is_named_with_the_nearest_goal() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from seawall.config.plugin import is_plugin
@@ -32,7 +33,8 @@ def make_pairs(
         all_goals: all goals of the source, where `goals` is a part of it.
 
     Raises:
-        DataError: a family is unknown, a row lacks goal or attack name, or its goal is not among `all_goals`.
+        DataError: a family is unknown, a row lacks goal or attack name, its goal is not among `all_goals`, or two of
+            these have its wording, in different conversations.
     """
     names = list(attacks)
     for name in names:
@@ -85,9 +87,17 @@ def refusal_for(goal: str, refusals: Sequence[str]) -> str:
 
 def _rows_by_goal(rows: Sequence[ChatRow], all_goals: Sequence[Goal]) -> dict[str, list[ChatRow]]:
     texts = {key(goal.text): goal.text for goal in all_goals}
+    counts = Counter(key(goal.text) for goal in all_goals)
     by_goal: dict[str, list[ChatRow]] = {}
     for row in rows:
         _check_row(row, texts)
+        if counts[key(str(row.goal))] > 1:
+            raise DataError(
+                f"{row.where}: the attack's goal is the last message of {counts[key(str(row.goal))]} harmful goals",
+                got=repr(str(row.goal)[:80]),
+                expected="a goal that a single conversation ends with, so that the attack counts once",
+                remedy="remove the row, or keep one of these conversations in data.harmful",
+            )
         by_goal.setdefault(key(str(row.goal)), []).append(row)
     return by_goal
 

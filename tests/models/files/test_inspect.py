@@ -94,6 +94,7 @@ def test_the_numbers_of_one_model_by_hand(tmp_path: Path) -> None:
         # Queries and keys with values through latent vectors of 16, with a norm each; 4 heads of 8 + 8; the output.
         attention_parameters=2 * (WIDTH * 16 + 16 + 16 * 64) + WIDTH * 8 + 4 * 8 * WIDTH,
         beside_parameters=3 * 2 * expert,
+        beside_layers=3,
     )
     assert (summary.decoder_layers, summary.width, summary.vocabulary) == (4, WIDTH, 272)
     assert summary.cache_elements == 16 + 8, "the latent vector and the rotary key"

@@ -12,7 +12,7 @@ from seawall.config.recipe import Recipe
 from seawall.errors import UnsupportedModelError
 from seawall.models.plan.methods import VERBS, adapter_elements
 from seawall.models.plan.rates import Rates, rates_from_flops, seconds
-from seawall.models.plan.repair import repair_trainings
+from seawall.models.plan.repair import expert_parameters, repair_trainings
 from seawall.models.plan.request import Request, memory_settings
 from seawall.models.plan.shapes import ModelShapes
 from seawall.models.plan.stages import DataSizes, Stage, Work
@@ -144,6 +144,13 @@ def test_what_trains_follows_the_recipe(sections: dict[str, Any], trained: int) 
     full = sections.get("repair", {}).get("parameters") == "full"
     assert (expert.idle, router.idle) == ((0, trained - 240) if full else (240, trained))
     assert expert.layers == (4 if full else 3)
+
+
+def test_attention_beside_shared_experts_trains_in_layers_that_have_one() -> None:
+    request = _request(repair={"parameters": "shared", "expert": {"attention_lr": 1e-4}})
+    fewer = replace(MOE, beside_parameters=2 * 130, beside_layers=2)
+    assert expert_parameters(request, MOE) == 3 * 130 + 3 * 400
+    assert expert_parameters(request, fewer) == 2 * 130 + 2 * 400
 
 
 def test_a_model_without_shared_experts_has_no_plan_of_their_repair() -> None:

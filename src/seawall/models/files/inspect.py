@@ -51,6 +51,7 @@ class MoESummary:
         router_parameters: parameters of all routers.
         attention_parameters: parameters of the attention of one of these layers; 0 where it cannot be identified.
         beside_parameters: parameters beside the routed experts of all layers: shared experts, and gates before them.
+        beside_layers: how many of the L layers have such parameters.
     """
 
     layers: int
@@ -64,6 +65,7 @@ class MoESummary:
     router_parameters: int
     attention_parameters: int = 0
     beside_parameters: int = 0
+    beside_layers: int = 0
 
     @property
     def idle_parameters(self) -> int:
@@ -249,6 +251,7 @@ def summarize_moe(moe: MoEModel) -> MoESummary:
         beside_parameters=sum(
             value.numel() for module in modules_beside_experts(moe).values() for value in module.parameters()
         ),
+        beside_layers=sum(bool(beside_routed(moe, layer)) for layer in moe.layers),
     )
 
 

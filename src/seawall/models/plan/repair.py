@@ -150,9 +150,10 @@ def expert_parameters(request: Request, moe: MoESummary) -> int:
     routed = round(chosen * moe.layers * moe.experts) * moe.expert_parameters
     if repair.parameters == "shared" and repair.expert.enabled and not moe.beside_parameters:
         raise no_shared_experts("a model")
-    trained = moe.beside_parameters if repair.parameters == "shared" else routed
-    if repair.expert.attention_lr is not None:
-        trained += moe.layers * moe.attention_parameters
+    shared = repair.parameters == "shared"
+    trained = moe.beside_parameters if shared else routed
+    if repair.expert.attention_lr is not None:  # in the layers whose experts train
+        trained += (moe.beside_layers if shared else moe.layers) * moe.attention_parameters
     return trained * repair.expert.enabled
 
 
