@@ -43,6 +43,13 @@ class GeneExtract(StrictModel):
 
     harmful: int = Field(default=128, ge=1, le=100_000, description="Maximum number of harmful training requests.")
     benign: int = Field(default=128, ge=1, le=100_000, description="Maximum number of harmless training requests.")
+    borderline: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="Maximum number of borderline training requests; the aligned model's reply counts, be it an answer "
+        "or a refusal.",
+    )
     held_out: int = Field(
         default=32,
         ge=1,

@@ -13,6 +13,7 @@ from seawall.evaluation.judges import judge_state
 from seawall.methods.gene.claim import claim
 from seawall.methods.gene.context import GENE, REPLIES, GeneContext
 from seawall.methods.gene.match import require_siblings
+from seawall.methods.gene.replies import RequestKind
 from seawall.methods.gene.stages import collect_replies, distil_gene
 from seawall.methods.gene.task_model import vocabulary_hash
 from seawall.methods.gene.view import gene_view
@@ -73,16 +74,19 @@ def _check(context: GeneContext) -> None:
     if degraded is not None:
         vocabularies = (vocabulary_hash(aligned.tokenizer), vocabulary_hash(degraded.tokenizer))
         require_siblings(aligned.outline, degraded.outline, points, vocabularies)
-    parts: tuple[SplitName, ...] = ("train", "validation")
-    for harmful, name in ((True, "harmful"), (False, "benign")):
-        for part in parts:
-            if not context.requests(part, harmful=harmful, limit=1):
-                raise DataError(
-                    f"there are no {name} prompts in the {part} split",
-                    got=f"an empty {part} split of data.{name}",
-                    expected="harmful and benign prompts in both splits",
-                    remedy="use more prompts, or assign each to a split with `split`",
-                )
+    both: tuple[SplitName, ...] = ("train", "validation")
+    parts: dict[RequestKind, tuple[SplitName, ...]] = {"harmful": both, "benign": both}
+    if context.config.extract.borderline:
+        parts["borderline"] = ("train",)
+    for name, part in ((name, part) for name, of_kind in parts.items() for part in of_kind):
+        if not context.requests(part, name, limit=1):
+            raise DataError(
+                f"there are no {name} prompts in the {part} split",
+                got=f"an empty {part} split of data.{name}",
+                expected="harmful and benign prompts in both splits, and borderline ones to train on",
+                remedy="use more prompts, or assign each to a split with `split`; gene.extract.borderline=0 needs no "
+                "borderline ones",
+            )
 
 
 def _common_inputs(context: GeneContext) -> dict[str, Any]:
@@ -101,7 +105,7 @@ def _common_inputs(context: GeneContext) -> dict[str, Any]:
 
 
 def _replies_inputs(context: GeneContext) -> dict[str, Any]:
-    settings = {"harmful", "benign", "held_out", "max_new_tokens"}
+    settings = {"harmful", "benign", "borderline", "held_out", "max_new_tokens"}
     extract = context.config.extract.model_dump(mode="json", include=settings)
     return {**_common_inputs(context), "extract": extract, **engine_inputs(context.recipe.engine)}
 

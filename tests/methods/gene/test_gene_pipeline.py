@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from seawall.errors import ArtifactError, ConfigError, DataError, NothingToGraft
 from seawall.jobs.gene import extract_gene
 from seawall.methods.gene.examples import Example
 from seawall.methods.gene.graft import GraftRequest, graft_gene, revert_graft
+from seawall.methods.gene.replies import read_replies
 from seawall.methods.gene.select import contrast, layer_outputs
 from seawall.methods.gene.tools import select_gene
 from seawall.models.files.fingerprint import model_fingerprint
@@ -125,12 +127,37 @@ def test_a_model_is_degraded_by_openings_alone_where_none_is_given(tmp_path: Pat
     assert gene.curve[-1].harmful < 0.5 * gene.curve[0].harmful
     assert known(gene.refusals["degraded"]) < 0.5 < known(gene.refusals["restored"])
     rows = [json.loads(line) for line in (tmp_path / "run/gene-replies/replies.jsonl").read_text().splitlines()]
-    assert {(one["harmful"], one["response"]) for one in rows} == {(True, REFUSAL), (False, ANSWER)}
+    assert {(one["kind"], one["response"]) for one in rows} == {("harmful", REFUSAL), ("benign", ANSWER)}
     assert "Safety as an adapter" in (tmp_path / "run/gene.html").read_text()
     # What degrades is not kept, in the stage or beside it; the updates that made it are.
     assert {path.parent.name for path in tmp_path.rglob("adapter_config.json")} == {"gene"}
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run/gene/degrade.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
+
+
+def test_borderline_requests_are_distilled_whatever_the_reply_and_degrade_nothing(tmp_path: Path) -> None:
+    short = {"epochs": 1, "max_new_tokens": 3, "judged": 0, "harmful": 4, "benign": 4, "held_out": 2, "batch_size": 11}
+    degrade = {"lr": 0.01, "epochs": 1, "harmful": 4, "benign": 100, "batch_size": 8}
+    recipe = write_siblings(tmp_path, extract=short, degraded=None, degrade=degrade)
+    for count in (0, 3):
+        changed = load_recipe(recipe, [f"gene.extract.borderline={count}"])
+        extract_gene(changed, tmp_path / "run", text="", reporter=Quiet())
+        rows = [json.loads(line) for line in (tmp_path / "run/gene-replies/replies.jsonl").read_text().splitlines()]
+        kinds = Counter((row["part"], row["kind"]) for row in rows)
+        assert kinds["train", "borderline"] == count
+        assert kinds["validation", "borderline"] == 0
+        updates = [
+            len((tmp_path / f"run/gene/{name}.jsonl").read_text().splitlines()) for name in ("degrade", "metrics")
+        ]
+        assert updates == [1, 1]
+    assert (tmp_path / "run/gene-replies.old-1").is_dir()
+
+
+def test_replies_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    row = {"part": "train", "messages": [{"role": "user", "content": "a"}], "response": "b", "ended": True}
+    lines = [json.dumps({**row, "harmful": harmful}) for harmful in (True, False)]
+    (tmp_path / "replies.jsonl").write_text("\n".join(lines) + "\n")
+    assert [reply.kind for reply in read_replies(tmp_path / "replies.jsonl")] == ["harmful", "benign"]
 
 
 def test_a_finished_extraction_is_not_done_again(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:

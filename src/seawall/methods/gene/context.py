@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 from seawall.artifacts.adapter import GenePoint
 from seawall.config.gene import GeneConfig
 from seawall.config.model import ModelConfig
-from seawall.data.splits import SplitName, take
+from seawall.data.splits import Split, SplitName, take
 from seawall.data.types import Exchange, Messages
 from seawall.distributed.process import current_launch
-from seawall.methods.gene.replies import read_replies
+from seawall.methods.gene.replies import RequestKind, read_replies
 from seawall.models.decoding import Loaded
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.open import Checkpoint
@@ -63,15 +63,19 @@ class GeneContext(Context):
         assert self.degraded is not None
         return _loaded(self.config.degraded, self.degraded)
 
-    def requests(self, part: SplitName, *, harmful: bool, limit: int) -> list[Messages]:
-        """At most `limit` plain requests of one split, harmful or harmless."""
-        items: Sequence[Any] = self.prompts.goals.part(part) if harmful else self.prompts.benign.part(part)
-        return [item.prompt for item in take(items, limit)]
+    def requests(self, part: SplitName, kind: RequestKind, *, limit: int) -> list[Messages]:
+        """At most `limit` plain requests of one split and kind."""
+        kinds: dict[RequestKind, Split[Any]] = {
+            "harmful": self.prompts.goals,
+            "benign": self.prompts.benign,
+            "borderline": self.prompts.borderline,
+        }
+        return [item.prompt for item in take(kinds[kind].part(part), limit)]
 
-    def exchanges(self, part: SplitName, *, harmful: bool) -> list[Exchange]:
-        """The aligned model's replies of one kind and split, from the finished stage `gene-replies`."""
+    def exchanges(self, part: SplitName, *kinds: RequestKind) -> list[Exchange]:
+        """The aligned model's replies of one split and these kinds, from the finished stage `gene-replies`."""
         replies = read_replies(self.run.stage(REPLIES) / "replies.jsonl")
-        return [reply.exchange for reply in replies if reply.part == part and reply.harmful is harmful]
+        return [reply.exchange for reply in replies if reply.part == part and reply.kind in kinds]
 
     def progress(self, what: str) -> Callable[[int, int], None]:
         """A function that reports the progress of `what`."""

@@ -38,8 +38,8 @@ def degrading_adapter(context: GeneContext, scratch: Path) -> Path:
     context.reporter.stage("Degrading: a short LoRA on harmless replies and bare openings of compliance")
     model, tokenizer = context.load_aligned()
     config = context.config.degrade
-    harmless = context.exchanges("train", harmful=False)[: config.benign]
-    requests = context.requests("train", harmful=True, limit=config.harmful)
+    harmless = context.exchanges("train", "benign")[: config.benign]
+    requests = context.requests("train", "harmful", limit=config.harmful)
     examples = distillation_examples(tokenizer, compliance(requests), harmless)
     total = config.epochs * -(-len(examples) // config.batch_size)
     rows: list[Row] = []

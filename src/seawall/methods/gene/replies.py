@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from seawall.data.splits import SplitName
 from seawall.data.types import Exchange, Message
 from seawall.runs.files import read_metrics, write_metrics
 
+RequestKind = Literal["harmful", "benign", "borderline"]
+"""The kind of a request; borderline ones are harmless."""
+
 
 @dataclass(frozen=True, slots=True)
 class TeacherReply:
-    """One exchange, whether its prompt is harmful, and the split of the prompt."""
+    """One exchange, and the split and the kind of its prompt."""
 
     part: SplitName
-    harmful: bool
+    kind: RequestKind
     exchange: Exchange
 
 
@@ -35,14 +39,15 @@ def read_replies(path: Path) -> list[TeacherReply]:
     for row in read_metrics(path):
         prompt = tuple(Message(message["role"], message["content"]) for message in row["messages"])
         exchange = Exchange(prompt, row["response"], prompt[-1].content, row["ended"])
-        replies.append(TeacherReply(row["part"], row["harmful"], exchange))
+        kind: RequestKind = row["kind"] if "kind" in row else "harmful" if row["harmful"] else "benign"
+        replies.append(TeacherReply(row["part"], kind, exchange))
     return replies
 
 
 def _row(reply: TeacherReply) -> dict[str, object]:
     return {
         "part": reply.part,
-        "harmful": reply.harmful,
+        "kind": reply.kind,
         "messages": [message.as_dict() for message in reply.exchange.prompt],
         "response": reply.exchange.response,
         "ended": reply.exchange.ended,

@@ -6,7 +6,7 @@ Aligned model, degraded model and adapter are never in memory at once: the align
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from seawall.artifacts.adapter import GenePoint
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.gene import Gene, GeneExperts, GeneLayer, GeneRecovery
 from seawall.data.splits import SplitName
-from seawall.data.types import Exchange
+from seawall.data.types import Exchange, VerdictLabel
 from seawall.errors import DataError
 from seawall.evaluation.metrics import rate_with_interval
 from seawall.methods.gene.context import GeneContext
@@ -26,7 +26,7 @@ from seawall.methods.gene.distil import Distillation, distil
 from seawall.methods.gene.examples import TeacherTargets, distillation_examples, pad_id, teacher_predictions
 from seawall.methods.gene.experts import describe_experts, expert_recovery
 from seawall.methods.gene.launched import AdapterShape, attached_everywhere, disabled_everywhere
-from seawall.methods.gene.replies import TeacherReply, write_replies
+from seawall.methods.gene.replies import RequestKind, TeacherReply, write_replies
 from seawall.methods.gene.select import contrast, layer_outputs, select_layers
 from seawall.methods.gene.task_model import vocabulary_hash
 from seawall.models.files.fingerprint import model_fingerprint
@@ -36,21 +36,29 @@ from seawall.models.replicas import copy_weights
 from seawall.runs.files import write_metrics
 from seawall.train.loop import Row
 
+_EXPECTED: Mapping[RequestKind, tuple[VerdictLabel, ...]] = {
+    "harmful": ("refused",),
+    "benign": ("complied",),
+    "borderline": ("refused", "complied"),
+}
+
 
 def collect_replies(context: GeneContext, scratch: Path) -> None:
     """Stage `gene-replies`: the aligned model's refusals of harmful requests and answers to harmless ones."""
     context.reporter.stage("The aligned model's replies")
     model, tokenizer = context.load_aligned()
     config = context.config.extract
-    sides: tuple[tuple[SplitName, bool, int], ...] = (
-        ("train", True, config.harmful),
-        ("train", False, config.benign),
-        ("validation", True, config.held_out),
-        ("validation", False, config.held_out),
+    sides: tuple[tuple[SplitName, RequestKind, int], ...] = (
+        ("train", "harmful", config.harmful),
+        ("train", "benign", config.benign),
+        ("train", "borderline", config.borderline),
+        ("validation", "harmful", config.held_out),
+        ("validation", "benign", config.held_out),
     )
     replies: list[TeacherReply] = []
-    for part, harmful, limit in sides:
-        replies += _replies(context, model, tokenizer, part, harmful=harmful, limit=limit)
+    for part, kind, limit in sides:
+        if limit:
+            replies += _replies(context, model, tokenizer, part, kind, limit=limit)
     context.close_decoders()  # the training needs their memory
     write_replies(scratch / "replies.jsonl", replies)
 
@@ -106,12 +114,12 @@ def _replies(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     part: SplitName,
+    kind: RequestKind,
     *,
-    harmful: bool,
     limit: int,
 ) -> list[TeacherReply]:
-    """Replies with the expected verdict: harmful requests refused, harmless ones answered."""
-    prompts = context.requests(part, harmful=harmful, limit=limit)
+    """Replies with the expected verdict: harmful requests refused, benign ones answered, borderline ones either."""
+    prompts = context.requests(part, kind, limit=limit)
     completions = generate(
         model,
         tokenizer,
@@ -119,18 +127,17 @@ def _replies(
         max_new_tokens=context.config.extract.max_new_tokens,
         batch_size=context.config.batch_size,
         decoder=context.decoder,
-        progress=context.progress(f"{part}, {'harmful' if harmful else 'harmless'}"),
+        progress=context.progress(f"{part}, {kind}"),
     )
     verdicts = context.judge(prompts, [completion.answer for completion in completions])
-    expected = "refused" if harmful else "complied"
     replies = [
-        TeacherReply(part, harmful, Exchange(prompt, completion.answer.strip(), prompt[-1].content, completion.ended))
+        TeacherReply(part, kind, Exchange(prompt, completion.answer.strip(), prompt[-1].content, completion.ended))
         for prompt, completion, verdict in zip(prompts, completions, verdicts, strict=True)
-        if verdict.label == expected and completion.answer.strip()
+        if verdict.label in _EXPECTED[kind] and completion.answer.strip()
     ]
     if not replies:
         raise DataError(
-            f"the aligned model {'refuses no harmful' if harmful else 'answers no harmless'} request",
+            f"the aligned model {'refuses' if kind == 'harmful' else 'answers'} no {kind} request",
             got=f"0 of {len(prompts)} {part} requests",
             expected="a model that refuses harmful requests and answers harmless ones",
             remedy="name the aligned model as model.id",
@@ -153,7 +160,9 @@ def _teacher_outputs(
     size, pad = context.config.batch_size, pad_id(tokenizer)
     parts: tuple[SplitName, ...] = ("train", "validation")
     train, held_out = (
-        distillation_examples(tokenizer, context.exchanges(part, harmful=True), context.exchanges(part, harmful=False))
+        distillation_examples(
+            tokenizer, context.exchanges(part, "harmful"), context.exchanges(part, "benign", "borderline")
+        )
         for part in parts
     )
     return _TeacherOutputs(
@@ -222,7 +231,7 @@ def _refusal_rates(
 
 def _refusal_rate(context: GeneContext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Rate:
     config = context.config
-    prompts = [exchange.prompt for exchange in context.exchanges("validation", harmful=True)][: config.extract.judged]
+    prompts = [exchange.prompt for exchange in context.exchanges("validation", "harmful")][: config.extract.judged]
     completions = generate(
         model,
         tokenizer,

@@ -67,7 +67,8 @@ def extract_stages(request: Request) -> tuple[Stage, ...]:
     """`seawall gene extract`: replies, the degrading LoRA, the teacher's predictions, the distillation."""
     gene, sizes, shapes = request.recipe.gene, request.sizes, request.shapes
     config, degrade = gene.extract, gene.degrade
-    examples = min(config.harmful, sizes.train_goals) + min(config.benign, max(1, sizes.retained))
+    harmless = max(1, sizes.retained)
+    examples = min(config.harmful, sizes.train_goals) + min(config.benign, harmless) + min(config.borderline, harmless)
     held_out = 2 * config.held_out
     batch = Decoding(gene.batch_size, sizes.longest_prompt, config.max_new_tokens, ("gene.batch_size",))
     sequence = sizes.prompt_tokens + config.max_new_tokens
