@@ -146,6 +146,15 @@ RETURNING: dict[str, dict[str, Any]] = {
 
 BESIDE: dict[str, dict[str, Any]] = {
     "granitemoeshared": {**_LOCAL, "intermediate_size": EXPERT_WIDTH, "shared_intermediate_size": EXPERT_WIDTH},
+    "afmoe": {
+        **_DEEPSEEK,
+        "num_hidden_layers": NUM_LAYERS + 1,
+        "num_experts": NUM_EXPERTS,
+        "num_shared_experts": 1,
+        "num_dense_layers": 1,
+        "head_dim": 8,
+        "layer_types": ["full_attention"] * (NUM_LAYERS + 1),
+    },
     "inkling_text": {
         "n_routed_experts": NUM_EXPERTS,
         "num_experts_per_tok": TOP_K,
@@ -156,7 +165,7 @@ BESIDE: dict[str, dict[str, Any]] = {
         "layer_types": ["hybrid"] * NUM_LAYERS,
     },
 }
-"""Models with a shared MLP beside the block of routed experts, or a stack of shared experts in it."""
+"""Models with a shared MLP beside the block of routed experts, or with a stack of shared experts or a bias in it."""
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

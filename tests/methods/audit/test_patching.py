@@ -21,6 +21,7 @@ from seawall.methods.audit.patches import Part, patch_plan, set_up
 from seawall.methods.audit.patching import PartEffect, claim, label, patching_result
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.inspect import summarize_moe
+from seawall.models.files.tensor_roles import tensor_roles
 from seawall.models.moe.find import find_moe
 from seawall.models.moe.module_copies import shared_experts
 from seawall.models.moe.parameter_groups import parameter_groups
@@ -52,6 +53,15 @@ def test_shared_experts_beside_the_block_or_stacked_are_shared_experts(family: s
     assert set(groups["shared_experts"]) == {name for name in moe.model.state_dict() if ".shared_" in name}
     shared = moe.model.get_submodule(f"model.layers.{moe.layers[0].decoder_layer}.{path}")
     assert summarize_moe(moe).shared_parameters == sum(value.numel() for value in shared.parameters())
+
+
+def test_a_bias_of_the_block_that_chooses_experts_is_the_routers() -> None:
+    moe = find_moe(tiny("afmoe"))
+    groups = parameter_groups(moe, moe.model.state_dict())
+    biases = {f"model.layers.{layer.decoder_layer}.mlp.expert_bias" for layer in moe.layers}
+    assert biases == {name for name in moe.model.state_dict() if name.endswith("expert_bias")}
+    assert biases < set(groups["routers"])
+    assert [tensor_roles(moe, biases)[name].kind for name in biases] == ["router"] * moe.num_layers
 
 
 def test_experts_that_are_parts_of_the_decoder_layer_have_its_mlp_beside_them_and_not_its_attention() -> None:

@@ -16,6 +16,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from seawall.models.moe.find import MoEModel
+from seawall.models.moe.parameter_groups import router_paths
 
 _EXPERT = re.compile(r"experts\.(\d+)\.")
 
@@ -46,7 +47,7 @@ def tensor_roles(moe: MoEModel, names: Iterable[str]) -> dict[str, TensorRole]:
         names: tensors as the checkpoint's files name them. Tensors that the model lacks are `other`.
     """
     stacks = {layer.full_name(weight): layer.index for layer in moe.layers for weight in layer.weights}
-    routers = {layer.router_name: layer.index for layer in moe.layers}
+    routers = {path: layer.index for layer in moe.layers for path in router_paths(moe, layer)}
     targets = load_targets(moe.model, names)
     return {name: _role(name, target.name, stacks, routers) for name, target in targets.items()}
 
@@ -55,7 +56,8 @@ def _role(name: str, target: str, stacks: Mapping[str, int], routers: Mapping[st
     if target in stacks:
         expert = _EXPERT.search(name)
         return TensorRole("expert", stacks[target], None if expert is None else int(expert[1]))
-    router = next((index for prefix, index in routers.items() if target.startswith(f"{prefix}.")), None)
+    inside = (index for path, index in routers.items() if target == path or target.startswith(f"{path}."))
+    router = next(inside, None)
     return OTHER if router is None else TensorRole("router", router)
 
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from seawall.errors import UnsupportedModelError
 from seawall.models.hidden.sublayers import layer_attentions
-from seawall.models.moe.find import MoEModel
+from seawall.models.moe.find import MoELayer, MoEModel
 from seawall.models.moe.module_copies import modules_beside_experts
 
 ParameterGroup = Literal["experts", "shared_experts", "routers", "attention", "other"]
@@ -34,19 +34,28 @@ def parameter_groups(moe: MoEModel, names: Iterable[str]) -> dict[ParameterGroup
 
 def _group(name: str, modules: dict[ParameterGroup, list[str]]) -> ParameterGroup:
     for group, paths in modules.items():
-        if any(name.startswith(f"{path}.") for path in paths):
+        if any(name == path or name.startswith(f"{path}.") for path in paths):
             return group
     return "other"
 
 
 def _modules(moe: MoEModel) -> dict[ParameterGroup, list[str]]:
-    """Module paths of every group but `other`; a name belongs to the first group with a path that begins it."""
+    """Paths of every group but `other`; a name belongs to the first group with a path that begins it."""
     return {
         "experts": [layer.experts_name for layer in moe.layers],
-        "routers": [layer.router_name for layer in moe.layers],
+        "routers": [path for layer in moe.layers for path in router_paths(moe, layer)],
         "shared_experts": list(modules_beside_experts(moe)),
         "attention": _attention(moe),
     }
+
+
+def router_paths(moe: MoEModel, layer: MoELayer) -> tuple[str, ...]:
+    """The router's path, and those of tensors of its block with a number per expert (AFMoE's and LFM2's bias)."""
+    path = layer.router_name.rpartition(".")[0]
+    block = moe.model.get_submodule(path)
+    own = (*block.named_parameters(recurse=False), *block.named_buffers(recurse=False))
+    beside = [f"{path}.{name}" for name, tensor in own if tensor.numel() == layer.num_experts]
+    return (layer.router_name, *beside)
 
 
 def _attention(moe: MoEModel) -> list[str]:
