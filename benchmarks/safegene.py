@@ -3,7 +3,7 @@
     python benchmarks/safegene.py TASK_MODEL --aligned lab --gene runs/lab-gene --task task.jsonl --test test.jsonl
         -o runs/safegene/task-seed-0 [--recipe recipes/lab.yaml] [--shots 0 8 16 32] [--controls 16] [--seed 0]
         [--anchor runs/tune/tune/anchor | --base lab-original] [--drop .5] [--fraction .33] [--answer exact]
-        [--set data.test_goals=40 ...]
+        [--rows safegene-n16 resta-n16 ...] [--set data.test_goals=40 ...]
     python benchmarks/safegene.py --table runs/safegene/*           # over tasks and seeds, with what was recovered
 
 TASK_MODEL is a checkpoint or the folder of an adapter, which is merged once. Rows: the aligned model; the task's model
@@ -12,7 +12,8 @@ safety fine-tuning once more (`safety-sft`, at all points); at `--controls` also
 arithmetic), all layers (`all-layers`), as many layers drawn at random (`random-layers`) and RESTA without and with
 DARE (`resta`, `resta-dare`: the whole gene with one coefficient; DARE needs an adapter as TASK_MODEL); with
 `--anchor` or `--base`, the task's adapter projected by Safe LoRA (`safelora`) or merged with the gene by SafeMERGE
-(`safemerge`), which use no shots. 0 shots tune nothing, so they have no safety fine-tuning and no global row.
+(`safemerge`), which use no shots. 0 shots tune nothing, so they have no safety fine-tuning and no global row. `--rows`
+measures these alone, beside the aligned and the fine-tuned model.
 Every row is evaluated in a run folder of its own and kept: the same command goes on where it stopped, and one with
 other inputs is refused.
 """
@@ -84,7 +85,7 @@ def main() -> None:
     _require_apart(options)
     _require_same(options, recipe)
     found = {}
-    for row in _rows(options):
+    for row in _wanted(options):
         found[row.key] = _measured(row, options, recipe)
         print(_line(row.key, found[row.key]), flush=True)
 
@@ -94,6 +95,15 @@ def read_table(folder: Path) -> dict[str, dict[str, Any]]:
     names = read_json(folder / "inputs.json")["rows"]
     rows = {name: folder / "rows" / name / "row.json" for name in names}
     return {name: read_json(path) for name, path in rows.items() if path.is_file()}
+
+
+def _wanted(options: argparse.Namespace) -> list[Row]:
+    """The rows of the command; all but the first two must be named by `--rows`, if it is given."""
+    first, second, *others = _rows(options)
+    unknown = set(options.rows) - {row.key for row in others}
+    if unknown:
+        sys.exit(f"--rows {' '.join(sorted(unknown))}: choose from {' '.join(row.key for row in others)}")
+    return [first, second, *(row for row in others if not options.rows or row.key in options.rows)]
 
 
 def _rows(options: argparse.Namespace) -> Iterator[Row]:
@@ -226,7 +236,7 @@ def _require_same(options: argparse.Namespace, recipe: Recipe) -> None:
     if changed:
         sys.exit(f"{options.output} holds a table of other inputs ({', '.join(changed)}): use another -o")
     options.output.mkdir(parents=True, exist_ok=True)
-    rows = list(dict.fromkeys([*(row.key for row in _rows(options)), *before["rows"]]))
+    rows = list(dict.fromkeys([*(row.key for row in _wanted(options)), *before["rows"]]))
     write_json(path, {"inputs": {**known, **inputs}, "rows": rows})
 
 
@@ -295,6 +305,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--recipe", type=Path, default=None)
     parser.add_argument("--shots", type=int, nargs="+", default=[0, 8, 16, 32])
     parser.add_argument("--controls", type=int, nargs="*", default=[0, 16], help="shots at which controls are run too")
+    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="these alone, such as safegene-n16")
     parser.add_argument("--seed", type=int, default=0, help="of the shots and the layers drawn")
     parser.add_argument("--anchor", type=Path, default=None, help="for Safe LoRA: an anchor of `seawall tune`")
     parser.add_argument("--base", default=None, help="in its place: the model that the aligned one was trained from")

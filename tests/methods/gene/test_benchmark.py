@@ -44,7 +44,7 @@ def test_other_inputs_are_refused_and_earlier_rows_stay(safegene: ModuleType, tm
     recipe = changed_defaults(["data.benign.kind=jsonl", f"data.benign.path={tmp_path / 'kites.jsonl'}"])
     fields: dict[str, Any] = {"model": str(tmp_path / "adapter"), "gene": tmp_path / "gene", "task": task}
     fields |= {"test": refusals, "output": tmp_path / "out", "aligned": "lab", "fraction": 0.3, "answer": "exact"}
-    fields |= {"seed": 0, "anchor": None, "base": None, "drop": 0.5, "shots": [0, 8], "controls": []}
+    fields |= {"seed": 0, "anchor": None, "base": None, "drop": 0.5, "shots": [0, 8], "controls": [], "rows": []}
 
     def ask(**changes: Any) -> None:
         safegene._require_same(Namespace(**fields | changes), recipe)
@@ -68,6 +68,16 @@ def test_other_inputs_are_refused_and_earlier_rows_stay(safegene: ModuleType, tm
         with pytest.raises(SystemExit, match=rf"other inputs \({said}\)"):
             ask(anchor=tmp_path / "anchor")
         (tmp_path / path).write_text(before)
+
+
+def test_a_command_may_name_its_rows(safegene: ModuleType) -> None:
+    asked = Namespace(shots=[0, 16], controls=[16], anchor=None, base="lab-original", model="m", drop=0.5, rows=[])
+    assert len(safegene._wanted(asked)) == 11
+    asked.rows = ["resta-n16", "safemerge"]
+    assert [row.key for row in safegene._wanted(asked)] == ["aligned", "fine-tuned", "safemerge", "resta-n16"]
+    asked.rows = ["resta-n8"]
+    with pytest.raises(SystemExit, match="--rows resta-n8: choose from safelora safemerge safegene-n0"):
+        safegene._wanted(asked)
 
 
 def test_a_merge_of_the_task_that_was_interrupted_is_made_anew(safegene: ModuleType, tmp_path: Path) -> None:
