@@ -44,6 +44,7 @@ from seawall.jobs.run import run_recipe
 from seawall.methods.rasa.context import repair_inputs, retained_exchanges
 from seawall.methods.rasa.repair import ValidationScores, repair
 from seawall.methods.rasa.selection import select
+from seawall.methods.rasa.stages import pair_sensitivity
 from seawall.models.generate import generate
 from seawall.models.moe.routers import router_parameters
 from seawall.runs.folder import RunFolder
@@ -146,7 +147,8 @@ def run_task(context: Context, task: Task, rows: Path, args: argparse.Namespace)
     name, seed, pairs = task.name, task.seed, task.pairs
     recipe = recipe_for(task.changes, args, seed)
     profile = first_pairs(ExpertProfile.load(context.run.stage("profile")), pairs)
-    experts = select(profile, recipe.select, tokens=recipe.profile.tokens)
+    by_gradient = pair_sensitivity(context)[:pairs] if recipe.select.score == "sensitivity" else None
+    experts = select(profile, recipe.select, tokens=recipe.profile.tokens, sensitivity_PLE=by_gradient)
     repaired = recipe.repair
     answers = args.work / f"answers-{repaired.objective}-{repaired.retain.twins}-{repaired.seed}-{pairs}"
     answers.mkdir(exist_ok=True)

@@ -91,6 +91,23 @@ class GraftCheck:
         return self.max_logit_difference / max(self.largest_logit, 1e-9)
 
 
+@dataclass(frozen=True, slots=True)
+class GraftLimit:
+    """The strength of a graft by a limit on over-refusal.
+
+    Attributes:
+        allowed: share of borderline requests that may be refused.
+        factor: of all coefficients, which include it.
+        refused: share of the requests that the grafted model refused.
+        requests: number of borderline requests.
+    """
+
+    allowed: float
+    factor: float
+    refused: float
+    requests: int
+
+
 @dataclass(frozen=True, eq=False)
 class Graft:
     """One graft.
@@ -114,6 +131,7 @@ class Graft:
         anchor: hash of the anchor's JSON, with `safelora` and `safemerge`; None where the base model was read.
         note: remark for people.
         harmless: number of replies to harmless requests in tuning, empty ones excluded.
+        limit: None without a limit on over-refusal.
     """
 
     task_model: str
@@ -133,6 +151,7 @@ class Graft:
     anchor: str | None = None
     note: str = ""
     harmless: int = 0
+    limit: GraftLimit | None = None
 
     def save(self, folder: Path) -> None:
         """Write `seawall_graft.json`."""

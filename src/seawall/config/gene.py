@@ -160,6 +160,14 @@ class GeneGraft(StrictModel):
     reply_tokens: int = Field(
         default=16, ge=1, le=8192, description="Maximum length of the replies to harmless requests, in tokens."
     )
+    max_over_refusal: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Largest share of the borderline validation requests of `data` (the first 64) that the grafted "
+        "model may refuse, by the keyword judge: all coefficients are multiplied by the largest factor up to 2 that "
+        "keeps to it. Null leaves them as they are. `seawall eval` of the aligned model tells what it refuses.",
+    )
     keep_originals: bool = Field(
         default=True,
         description="Save the original values of the changed tensors beside a merged checkpoint, for `seawall gene "
@@ -180,6 +188,8 @@ class GeneGraft(StrictModel):
     def _of_its_method(self) -> GeneGraft:
         if self.method in PROJECTING and self.anchor is None and self.base is None:
             raise wrong(f"an anchor (such as RUN/tune/anchor of `seawall tune`) or a base with method: {self.method}")
+        if self.method in PROJECTING and self.max_over_refusal is not None:
+            raise wrong("no max_over_refusal with method: safelora or safemerge, which have no coefficients")
         if self.drop is not None and self.method != "resta":
             raise wrong("drop only with method: resta")
         if self.safety_weight is not None and self.method not in ("resta", "safemerge"):

@@ -22,7 +22,7 @@ from planted_refusal import ANSWER, ATTENTION, REFUSAL, harmful, harmless, refus
 from seawall.artifacts.adapter import Factors, save_adapter
 from seawall.artifacts.gene import Gene
 from seawall.artifacts.graft import NAME as GRAFT
-from seawall.artifacts.graft import Graft
+from seawall.artifacts.graft import Graft, GraftLimit
 from seawall.config import load_recipe
 from seawall.config.data import DataConfig
 from seawall.config.gene import GeneConfig
@@ -31,6 +31,7 @@ from seawall.config.model import ModelConfig
 from seawall.data.templating import Encoded
 from seawall.errors import ArtifactError, ConfigError, DataError, NothingToGraftError, RunFolderError, SeawallError
 from seawall.jobs.gene import extract_gene
+from seawall.methods.gene.calibrate import largest_within
 from seawall.methods.gene.examples import Example
 from seawall.methods.gene.graft import GraftRequest, graft_gene, revert_graft
 from seawall.methods.gene.replies import read_replies
@@ -233,6 +234,71 @@ def test_an_adapter_gives_refusals_back_and_keeps_the_task(family: Path, tmp_pat
     assert found.task_model == model_fingerprint(degraded_model())
     assert found.check is not None
     assert found.check.share < 1e-3
+
+
+def with_borderline(folder: Path, texts: list[str]) -> DataConfig:
+    """These borderline validation requests; the other prompts have no word in common with any."""
+    sides = {"borderline": (texts, "Owls hoot nightly."), "benign": ([], "Zebras gallop northwards.")}
+    for name, (prompts, tested) in sides.items():
+        rows = [{"prompt": text, "split": "validation"} for text in prompts] + [{"prompt": tested, "split": "test"}]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = [(f"data.{name}.kind=jsonl", f"data.{name}.path={folder / name}.jsonl") for name in sides]
+    return changed_defaults([change for pair in changes for change in pair]).data
+
+
+def test_a_graft_is_as_strong_as_its_limit_on_over_refusal_allows(family: Path, tmp_path: Path) -> None:
+    asked = settings(family, "gene.graft.max_over_refusal=0.25")
+    plain, marked = ([prompt[-1].content for prompt in prompts] for prompts in (harmless(6), harmful(2)))
+    data = with_borderline(tmp_path, [*plain, *marked])
+    found = graft_gene(request(family, tmp_path / "two", form="merged"), asked, data, reporter=Quiet())
+    assert found.limit is not None
+    assert found.limit == GraftLimit(allowed=0.25, factor=found.limit.factor, refused=0.25, requests=8)
+    assert 1 <= found.limit.factor <= 2
+    assert set(found.coefficients.values()) == {found.limit.factor}
+    assert replies(tmp_path / "two") == ([REFUSAL] * 6, [ANSWER] * 6)
+    # One refusal of the eight is allowed, and the two marked requests are refused at about the same strength.
+    asked = settings(family, "gene.graft.max_over_refusal=0.125")
+    found = graft_gene(request(family, tmp_path / "one"), asked, data, reporter=Quiet())
+    assert found.limit is not None
+    assert found.limit.refused <= 0.125
+    assert 0 < found.limit.factor < 1
+    assert set(found.coefficients.values()) == {found.limit.factor}
+    again = Graft.load(tmp_path / "one")
+    assert again.limit == found.limit
+
+
+def test_a_limit_that_no_strength_keeps_is_refused(family: Path, tmp_path: Path) -> None:
+    refusing = request(family, tmp_path / "out", model=ModelConfig(id=str(family / "model"), device="cpu"))
+    data = with_borderline(tmp_path, [prompt[-1].content for prompt in harmful(4)])
+    asked = settings(family, "gene.graft.max_over_refusal=0.5")
+    with pytest.raises(NothingToGraftError, match="got 100% at the weakest graft tried; expected at most 50%"):
+        graft_gene(refusing, asked, data, reporter=Quiet())
+    none = with_borderline(tmp_path, [])
+    with pytest.raises(DataError, match="no borderline validation requests"):
+        graft_gene(refusing, asked, none, reporter=Quiet())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "factor", "tried"),
+    [
+        (0.9, 2.0, [1.0, 2.0]),
+        (0.6, 1.1875, [1.0, 2.0, 1.5, 1.25, 1.125, 1.1875]),
+        (0.25, 0.5, [1.0, 0.5, 0.75, 0.625, 0.5625]),
+        (0.0, 0.0, [1.0, 0.5, 0.25, 0.125, 0.0625]),
+    ],
+)
+def test_the_largest_factor_within_a_limit_is_searched_by_halves(
+    limit: float, factor: float, tried: list[float]
+) -> None:
+    asked: list[float] = []
+
+    def measure(strength: float) -> float:
+        asked.append(strength)
+        return min(0.9, strength / 2)
+
+    assert largest_within(measure, limit) == (factor, min(0.9, (factor or 0.0625) / 2))
+    assert asked == tried
 
 
 def test_a_merged_checkpoint_is_the_adapter_and_comes_off_to_the_last_bit(family: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from families import FAMILIES
 from seawall.config.select import SelectConfig
 from seawall.data.batching import collate
 from seawall.data.templating import encode_example
+from seawall.errors import ConfigError
 from seawall.methods.rasa.selection import select
 from seawall.methods.rasa.selection.controls import traffic_matched
 from seawall.methods.rasa.selection.scores import gate_traffic
@@ -94,6 +95,12 @@ def test_it_is_the_slope_of_the_loss_in_the_gate_weight() -> None:
     slope = abs(losses[1] - losses[0]) / 2e-2
     single = _single_token(moe, batch.input_ids_BT.shape[1] - 3)
     assert single == pytest.approx(slope, rel=2e-2)
+
+
+def test_a_selection_by_sensitivity_needs_it() -> None:
+    for config in (SelectConfig(method="sensitivity"), SelectConfig(method="random", control_of="sensitivity")):
+        with pytest.raises(ConfigError, match="without the pairs' sensitivity"):
+            select(random_profile(), config)
 
 
 def _single_token(moe: MoEModel, position: int) -> float:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from seawall.config.gene import GeneConfig
+from seawall.methods.gene.task_model import merged_task
 from seawall.models.files.companions import own_tokenizer
 from seawall.models.files.open import Checkpoint
 from seawall.models.files.save import save_model
@@ -28,6 +30,15 @@ def drop_and_rescale(update: Tensor, drop: float, generator: torch.Generator) ->
     """Each number is dropped with probability `drop`, else divided by 1 - drop, so that the mean stays."""
     keep = torch.rand(update.shape, generator=generator) >= drop
     return torch.where(keep, update / (1 - drop), 0.0)
+
+
+def task_checkpoint(
+    base: Checkpoint, adapter: Path, folder: Path, config: GeneConfig, reporter: Reporter
+) -> Checkpoint:
+    """The base with the task's adapter in its weights, thinned out if `config.graft.drop` says so."""
+    if config.graft.drop is None:
+        return merged_task(base, adapter, folder, reporter)
+    return dropped_task(base, adapter, folder, drop=config.graft.drop, seed=config.seed, reporter=reporter)
 
 
 def dropped_task(

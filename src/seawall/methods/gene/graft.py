@@ -19,17 +19,17 @@ from seawall.config.gene import PROJECTING, GeneConfig, GeneGraft, GraftMethod
 from seawall.config.model import ModelConfig
 from seawall.config.recipe import Recipe
 from seawall.errors import ArtifactError, ConfigError
-from seawall.methods.gene.dare import dropped_task
+from seawall.methods.gene.calibrate import within_limit
+from seawall.methods.gene.dare import task_checkpoint
 from seawall.methods.gene.match import require_fit
 from seawall.methods.gene.methods import METHODS, GraftUpdate
 from seawall.methods.gene.safelora import write_projected
 from seawall.methods.gene.safemerge import write_merged
-from seawall.methods.gene.shots import Shots, harmless_requests, refusal_shots, task_shots
+from seawall.methods.gene.shots import Shots, borderline_requests, harmless_requests, refusal_shots, task_shots
 from seawall.methods.gene.task_model import (
     base_of,
     check_added,
     check_merged,
-    merged_task,
     require_ungrafted,
     task_adapter,
     vocabulary_hash,
@@ -187,10 +187,13 @@ def _graft(request: GraftRequest, config: GeneConfig, data: DataConfig, reporter
     task = Checkpoint(placed_model(recipe, ("gene graft",), say=reporter.say))
     require_fit(gene, task.outline, vocabulary_hash(task.tokenizer), what=task.id)
     shots = _shots(request, config, data)
+    borderline = borderline_requests(data, config.graft)
     with storage_errors(request.output), published(request.output) as scratch:
         if adapter is not None:
-            task = _task_checkpoint(task, adapter, scratch.with_name("task"), config, reporter)
+            task = task_checkpoint(task, adapter, scratch.with_name("task"), config, reporter)
         update = METHODS[config.graft.method](gene, task, shots, config, reporter)
+        if borderline:
+            update = within_limit(update, task, borderline, config, reporter)
         graft = _record(request, config.graft.method, gene, task, update)
         graft = _write(task.outline, update.gene, graft, scratch, config.graft, reporter)
         if config.graft.verify:
@@ -198,14 +201,6 @@ def _graft(request: GraftRequest, config: GeneConfig, data: DataConfig, reporter
             check = _checked(task, update.gene, scratch, request.form, allowed=config.graft.max_logit_difference)
             graft = replace(graft, check=check)
         replace(graft, seconds=round(time.monotonic() - begun, 1)).save(scratch)
-
-
-def _task_checkpoint(
-    base: Checkpoint, adapter: Path, folder: Path, config: GeneConfig, reporter: Reporter
-) -> Checkpoint:
-    if config.graft.drop is None:
-        return merged_task(base, adapter, folder, reporter)
-    return dropped_task(base, adapter, folder, drop=config.graft.drop, seed=config.seed, reporter=reporter)
 
 
 def _record(request: GraftRequest, method: GraftMethod, gene: Gene, task: Checkpoint, update: GraftUpdate) -> Graft:
@@ -221,6 +216,7 @@ def _record(request: GraftRequest, method: GraftMethod, gene: Gene, task: Checkp
         steps=update.steps,
         method=method,
         harmless=update.harmless,
+        limit=update.limit,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seawall.artifacts.gene import Gene
-from seawall.artifacts.graft import CoefficientKind, GraftStep
+from seawall.artifacts.graft import CoefficientKind, GraftLimit, GraftStep
 from seawall.config.gene import GeneConfig, GeneGraft, GraftMethod
 from seawall.data.templating import IGNORED, Encoded, encode_example, encode_prompt
 from seawall.data.types import Exchange, Messages
@@ -37,6 +37,7 @@ class GraftUpdate:
         tuned: how the coefficients were obtained.
         steps: updates of tuning or training.
         harmless: number of harmless replies among the shots.
+        limit: None without a limit on over-refusal.
     """
 
     gene: Gene
@@ -44,6 +45,7 @@ class GraftUpdate:
     tuned: CoefficientKind
     steps: tuple[GraftStep, ...] = ()
     harmless: int = 0
+    limit: GraftLimit | None = None
 
 
 def scale_gene(

@@ -91,6 +91,7 @@ def shot_loss(
     return total, {name: float(mean.detach()) for name, mean in means.items()}
 
 
+_MOST_BORDERLINE = 64
 _COLUMNS = (("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
 _Item = TypeVar("_Item")
 
@@ -132,6 +133,27 @@ def harmless_requests(data: DataConfig, count: int, *, seed: int) -> list[Messag
             remedy="set gene.graft.harmless lower; 0 leaves them out",
         )
     return mixed[:count]
+
+
+def borderline_requests(data: DataConfig, config: GeneGraft) -> list[Messages]:
+    """The borderline requests by which a graft keeps to its limit on over-refusal; empty without a limit.
+
+    They are of the validation split, so no shot is among them.
+
+    Raises:
+        DataError: there is a limit, and no such request.
+    """
+    if config.max_over_refusal is None:
+        return []
+    requests = [item.prompt for item in load_prompts(data).borderline.validation]
+    if not requests:
+        raise DataError(
+            "there are no borderline validation requests in data.borderline",
+            got="an empty split",
+            expected="requests by which gene.graft.max_over_refusal can be kept",
+            remedy="use more prompts, or leave gene.graft.max_over_refusal out",
+        )
+    return requests[:_MOST_BORDERLINE]
 
 
 def task_shots(path: Path | None, count: int, *, seed: int) -> list[Exchange]:

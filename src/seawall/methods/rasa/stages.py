@@ -87,7 +87,7 @@ def select_stage(context: Context, artifact: ExpertProfile) -> ExpertSet:
     recipe = context.recipe
 
     def work(scratch: Path) -> None:
-        sensitivity_PLE = _sensitivity(context) if recipe.select.score == "sensitivity" else None
+        sensitivity_PLE = pair_sensitivity(context) if recipe.select.score == "sensitivity" else None
         select(artifact, recipe.select, tokens=recipe.profile.tokens, sensitivity_PLE=sensitivity_PLE).save(scratch)
 
     # `control_of` is later than the first run folders, whose key lacks it.
@@ -109,8 +109,8 @@ def select_stage(context: Context, artifact: ExpertProfile) -> ExpertSet:
     return selected
 
 
-def _sensitivity(context: Context) -> Tensor:
-    """The sensitivity of the refusal loss to each expert's gate weights, by kept pair (P, L, E)."""
+def pair_sensitivity(context: Context) -> Tensor:
+    """The sensitivity of the refusal loss to each expert's gate weights, by pair that the profile kept (P, L, E)."""
     opened, config = context.opened, context.recipe.repair
     context.close_decoders()  # gradients need their memory
     return refusal_sensitivity(

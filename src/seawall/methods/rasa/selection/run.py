@@ -10,7 +10,7 @@ from torch import Tensor
 from seawall.artifacts.expert_set import ExpertSet
 from seawall.artifacts.profile import ExpertProfile
 from seawall.config.select import SelectConfig
-from seawall.errors import NothingToRepairError
+from seawall.errors import ConfigError, NothingToRepairError
 from seawall.methods.rasa.selection.controls import CONTROLS
 from seawall.methods.rasa.selection.scores import (
     SCORES,
@@ -42,12 +42,18 @@ def select(
         sensitivity_PLE: of the profile's pairs (`refusal_sensitivity`), where `config.score` is `sensitivity`.
 
     Raises:
-        ConfigError: `config.k` exceeds the number of routed experts.
+        ConfigError: `config.k` exceeds the number of routed experts; the score is `sensitivity`, which is not given.
         NothingToRepairError: no expert is used more by attacks than by plain requests.
     """
     num_pairs, num_layers, num_experts = profile.attack_counts_PLE.shape
     k = count(config.k, num_layers * num_experts)
     is_control = config.method in CONTROLS
+    if config.score == "sensitivity" and sensitivity_PLE is None:
+        raise ConfigError(
+            "experts cannot be selected by sensitivity without the pairs' sensitivity",
+            got="sensitivity_PLE=None",
+            remedy="give that of the profile's pairs (refusal_sensitivity)",
+        )
     # D[l, e] = P(e in top-K | attack) - P(e in top-K | plain request), or another score.
     gap = SCORES[config.score](profile, tokens) if sensitivity_PLE is None else sensitivity_mean(sensitivity_PLE)
 
