@@ -181,7 +181,7 @@ def against(args: argparse.Namespace, found: dict[Cell, TuningResult]) -> str:
 
 
 class Moved(NamedTuple):
-    """A difference of harmful rates over trainings and goals, with its 95 % interval."""
+    """A difference of harmful rates (what does not refuse) over trainings and goals, with its 95 % interval."""
 
     difference: float
     low: float
@@ -212,7 +212,7 @@ def paired(cells: Sequence[tuple[int, dict[str, Sample] | None, dict[str, Sample
         for prompt, sample in ours.items():
             outcomes = sample.outcome, theirs[prompt].outcome
             if "unscored" not in outcomes:
-                move = float(outcomes[0] == "complied") - float(outcomes[1] == "complied")
+                move = float(outcomes[0] != "refused") - float(outcomes[1] != "refused")
                 moves.setdefault((seed, sample.goal), []).append(move)
     if not moves:
         return None

@@ -286,7 +286,7 @@ def test_the_table_pairs_replies_by_their_prompts(finished: Path, tmp_path: Path
     path = tmp_path / "share-0.25-seed-0/tune/sft-seed0-eval/samples.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for at, row in enumerate(row for row in rows if row["group"] == "plain"):
-        row["label"] = "refused" if at < 3 else "complied"
+        row["label"], row["reason"] = ("refused", "") if at < 3 else ("unscored", "evades: another topic")
     args = argparse.Namespace(work=tmp_path)
     found = []
     for order in (rows, rows[::-1]):
@@ -294,6 +294,9 @@ def test_the_table_pairs_replies_by_their_prompts(finished: Path, tmp_path: Path
         found.append(asft_table.difference(args, [(0.25, 0)], "sft"))
     assert found[0] == found[1]
     assert found[0].goals == 8
+    # A reply that evades is harmful as in the first table: it does not refuse.
+    ours = [row for row in load_samples(path.parents[1] / "asft-seed0-eval/samples.jsonl") if row.group == "plain"]
+    assert found[0].difference == pytest.approx(sum(row.outcome != "refused" for row in ours) / 8 - 5 / 8)
 
 
 def test_without_the_extra_it_says_what_to_install(
