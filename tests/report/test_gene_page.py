@@ -19,7 +19,12 @@ LAYERS = tuple(GeneLayer(at, 0.1 * (at == 2) + 0.01, 0.01, 0.05 * at, 0.02, sele
 CURVE = (GeneStep(0, 4.5412, 0.0), GeneStep(5, 0.13, -1e-9), GeneStep(10, 0.0321, 0.012))
 POINTS = {f"layers.{layer}": GenePoint(layer, (4, 4), False, f"layers.{layer}", False) for layer in (2, 3, 4)}
 GENE = Gene("mixtral", "t", "a", "d", POINTS, {}, 1.0, LAYERS, CURVE)
-VIEW = GeneView(GENE, "Refuses again.", [("family", "mixtral")], [("with the gene", Rate(0.75, 0.4, 0.93, 8))])
+VIEW = GeneView(
+    GENE,
+    "Refuses again.",
+    [("family", "mixtral")],
+    [("with the gene", "held-out harmful requests", Rate(0.75, 0.4, 0.93, 8))],
+)
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -64,7 +69,9 @@ def test_experts_have_a_table_where_there_are_any() -> None:
 
 
 def test_hostile_text_is_shown_and_a_bare_gene_has_a_page() -> None:
-    bare = GeneView(replace(GENE, layers=(), curve=()), HOSTILE, [(HOSTILE, HOSTILE)], [(HOSTILE, VIEW.refusals[0][1])])
+    bare = GeneView(
+        replace(GENE, layers=(), curve=()), HOSTILE, [(HOSTILE, HOSTILE)], [(HOSTILE, HOSTILE, VIEW.refusals[0][2])]
+    )
     page = render_gene(bare, model=HOSTILE, recipe={HOSTILE: HOSTILE}, manifest={HOSTILE: HOSTILE})
     assert "<script>" not in page
     assert "\u202e" not in page

@@ -165,7 +165,8 @@ class Gene:
         recovery: divergence with some experts alone; empty if not measured.
         curve: held-out divergence during distillation, from before the first update on.
         refusals: on held-out harmful requests that the aligned model refuses: refusal rate of the degraded model
-            without (`degraded`) and with the gene (`restored`); empty if not measured.
+            without (`degraded`) and with the gene (`restored`), left out if not measured; with borderline requests in
+            the extraction also that of the aligned model on others (`aligned`).
         made: origin in words.
         parents: fingerprints of the genes it was derived from.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Literal
 
 from seawall.data.splits import SplitName
 from seawall.data.types import Exchange, Messages, user
@@ -27,6 +28,11 @@ class Request:
     def prompt(self) -> Messages:
         """The conversation that a model is asked."""
         return (*self.context, *user(self.text))
+
+
+RequestKind = Literal["harmful", "benign", "borderline"]
+"""The kind of a request; borderline ones are harmless."""
+BORDERLINE_REQUEST: RequestKind = "borderline"
 
 
 @dataclass(frozen=True, slots=True)

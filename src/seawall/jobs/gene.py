@@ -7,13 +7,13 @@ from typing import Any
 
 from seawall.artifacts.gene import Gene
 from seawall.config.recipe import Recipe
+from seawall.data.prompts import BORDERLINE_REQUEST, RequestKind
 from seawall.data.splits import SplitName
 from seawall.errors import DataError
 from seawall.evaluation.judges import judge_state
 from seawall.methods.gene.claim import claim
 from seawall.methods.gene.context import GENE, REPLIES, GeneContext
 from seawall.methods.gene.match import require_siblings
-from seawall.methods.gene.replies import RequestKind
 from seawall.methods.gene.stages import collect_replies, distil_gene
 from seawall.methods.gene.task_model import vocabulary_hash
 from seawall.methods.gene.view import gene_view
@@ -77,7 +77,7 @@ def _check(context: GeneContext) -> None:
     both: tuple[SplitName, ...] = ("train", "validation")
     parts: dict[RequestKind, tuple[SplitName, ...]] = {"harmful": both, "benign": both}
     if context.config.extract.borderline:
-        parts["borderline"] = ("train",)
+        parts[BORDERLINE_REQUEST] = ("train",)
     for name, part in ((name, part) for name, of_kind in parts.items() for part in of_kind):
         if not context.requests(part, name, limit=1):
             raise DataError(
@@ -105,7 +105,7 @@ def _common_inputs(context: GeneContext) -> dict[str, Any]:
 
 
 def _replies_inputs(context: GeneContext) -> dict[str, Any]:
-    settings = {"harmful", "benign", "borderline", "held_out", "max_new_tokens"}
+    settings = {"harmful", "benign", BORDERLINE_REQUEST, "held_out", "max_new_tokens"}
     extract = context.config.extract.model_dump(mode="json", include=settings)
     return {**_common_inputs(context), "extract": extract, **engine_inputs(context.recipe.engine)}
 

@@ -20,10 +20,10 @@ class GeneView:
         gene: the gene.
         claim: its effect, in a sentence.
         facts: (name, value) of its identity.
-        refusals: (model, refusal rate on held-out harmful requests).
+        refusals: (model, what it was asked, refusal rate).
     """
 
     gene: Gene
     claim: str
     facts: Sequence[tuple[str, str]]
-    refusals: Sequence[tuple[str, Rate]] = ()
+    refusals: Sequence[tuple[str, str, Rate]] = ()

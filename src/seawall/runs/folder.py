@@ -35,7 +35,6 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "successes": None,
     "max_wrapping_gap_increase": 0.1,
     "patience": 0,
-    "borderline": 0,
     "twins": 0,
     "twin_pool": 1,
     "plain_refusals": False,

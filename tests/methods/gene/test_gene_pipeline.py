@@ -32,6 +32,7 @@ from seawall.data.templating import Encoded
 from seawall.errors import ArtifactError, ConfigError, DataError, NothingToGraftError, RunFolderError, SeawallError
 from seawall.jobs.gene import extract_gene
 from seawall.methods.gene.calibrate import largest_within
+from seawall.methods.gene.claim import graft_claim
 from seawall.methods.gene.examples import Example
 from seawall.methods.gene.graft import GraftRequest, graft_gene, revert_graft
 from seawall.methods.gene.replies import read_replies
@@ -147,11 +148,16 @@ def test_borderline_requests_are_distilled_whatever_the_reply_and_degrade_nothin
         kinds = Counter((row["part"], row["kind"]) for row in rows)
         assert kinds["train", "borderline"] == count
         assert kinds["validation", "borderline"] == 0
+        aligned = Gene.load(tmp_path / "run/gene").refusals.get("aligned")
+        assert (aligned is None) == (count == 0)
         updates = [
             len((tmp_path / f"run/gene/{name}.jsonl").read_text().splitlines()) for name in ("degrade", "metrics")
         ]
         assert updates == [1, 1]
     assert (tmp_path / "run/gene-replies.old-1").is_dir()
+    assert aligned is not None
+    assert (aligned.rate, aligned.n) == (0.0, 10)
+    assert "borderline validation requests" in (tmp_path / "run/gene.html").read_text()
 
 
 def test_replies_of_earlier_versions_are_read(tmp_path: Path) -> None:
@@ -265,6 +271,7 @@ def test_a_graft_is_as_strong_as_its_limit_on_over_refusal_allows(family: Path, 
     assert set(found.coefficients.values()) == {found.limit.factor}
     again = Graft.load(tmp_path / "one")
     assert again.limit == found.limit
+    assert f"times {found.limit.factor:g}, with which" in graft_claim(again)
 
 
 def test_a_limit_that_no_strength_keeps_is_refused(family: Path, tmp_path: Path) -> None:

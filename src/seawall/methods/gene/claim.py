@@ -25,7 +25,7 @@ def claim(gene: Gene) -> str:
             f"; held-out KL from {first.harmful:.3f} to {last.harmful:.3f} nats per token on harmful requests, "
             f"from {first.benign:.3f} to {last.benign:.3f} on harmless ones"
         )
-    if gene.refusals:
+    if "degraded" in gene.refusals:
         degraded, restored = gene.refusals["degraded"], gene.refusals["restored"]
         sentence += (
             f"; of {degraded.n} held-out harmful requests the degraded model refuses {_share(degraded)}, "
@@ -36,6 +36,9 @@ def claim(gene: Gene) -> str:
                 ". The degraded model lost little of its refusal, so the gene holds little: raise gene.degrade.lr or "
                 "gene.degrade.epochs"
             )
+    if "aligned" in gene.refusals:
+        aligned = gene.refusals["aligned"]
+        sentence += f"; of {aligned.n} borderline requests the aligned model refuses {_share(aligned)}"
     return f"{sentence}."
 
 
@@ -46,6 +49,12 @@ def _share(rate: Rate) -> str:
 def graft_claim(graft: Graft) -> str:
     """Method, examples, the check of the written result and the time of a graft, in one line."""
     sentence = f"{graft.method}: {_method(graft)}"
+    if graft.limit is not None:
+        limit = graft.limit
+        sentence += (
+            f", times {limit.factor:g}, with which {limit.refused:.0%} of {limit.requests} borderline requests are "
+            f"refused (at most {limit.allowed:.0%} may be)"
+        )
     if graft.check is not None:
         sentence += f"; reloaded, {_fidelity(graft.check)}"
     return f"{sentence}; {graft.seconds:.0f} s"

@@ -10,10 +10,11 @@ from typing import Any
 from seawall.artifacts.adapter import GenePoint
 from seawall.config.gene import GeneConfig
 from seawall.config.model import ModelConfig
+from seawall.data.prompts import BORDERLINE_REQUEST, RequestKind
 from seawall.data.splits import Split, SplitName, take
 from seawall.data.types import Exchange, Messages
 from seawall.distributed.process import current_launch
-from seawall.methods.gene.replies import RequestKind, read_replies
+from seawall.methods.gene.replies import read_replies
 from seawall.models.decoding import Loaded
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.open import Checkpoint
@@ -68,7 +69,7 @@ class GeneContext(Context):
         kinds: dict[RequestKind, Split[Any]] = {
             "harmful": self.prompts.goals,
             "benign": self.prompts.benign,
-            "borderline": self.prompts.borderline,
+            BORDERLINE_REQUEST: self.prompts.borderline,
         }
         return [item.prompt for item in take(kinds[kind].part(part), limit)]
 

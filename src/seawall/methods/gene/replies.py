@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from seawall.data.prompts import RequestKind
 from seawall.data.splits import SplitName
 from seawall.data.types import Exchange, Message
 from seawall.runs.files import read_metrics, write_metrics
-
-RequestKind = Literal["harmful", "benign", "borderline"]
-"""The kind of a request; borderline ones are harmless."""
 
 
 @dataclass(frozen=True, slots=True)

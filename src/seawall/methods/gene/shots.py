@@ -17,7 +17,8 @@ from seawall.config.gene import GeneGraft
 from seawall.data.batching import epoch_batches
 from seawall.data.chat import read_chat_jsonl, to_exchange
 from seawall.data.files import Row, json_lines
-from seawall.data.sets import load_prompts
+from seawall.data.sets import Prompts, load_prompts
+from seawall.data.splits import take
 from seawall.data.templating import Encoded
 from seawall.data.types import Exchange, Messages, user
 from seawall.errors import ConfigError, DataError
@@ -145,7 +146,7 @@ def borderline_requests(data: DataConfig, config: GeneGraft) -> list[Messages]:
     """
     if config.max_over_refusal is None:
         return []
-    requests = [item.prompt for item in load_prompts(data).borderline.validation]
+    requests = limiting_requests(load_prompts(data))
     if not requests:
         raise DataError(
             "there are no borderline validation requests in data.borderline",
@@ -153,7 +154,12 @@ def borderline_requests(data: DataConfig, config: GeneGraft) -> list[Messages]:
             expected="requests by which gene.graft.max_over_refusal can be kept",
             remedy="use more prompts, or leave gene.graft.max_over_refusal out",
         )
-    return requests[:_MOST_BORDERLINE]
+    return requests
+
+
+def limiting_requests(prompts: Prompts) -> list[Messages]:
+    """The first borderline validation requests, at most 64."""
+    return [item.prompt for item in take(prompts.borderline.validation, _MOST_BORDERLINE)]
 
 
 def task_shots(path: Path | None, count: int, *, seed: int) -> list[Exchange]:

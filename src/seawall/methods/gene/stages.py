@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -16,31 +16,35 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seawall.artifacts.adapter import GenePoint
 from seawall.artifacts.evaluation import Rate
 from seawall.artifacts.gene import Gene, GeneExperts, GeneLayer, GeneRecovery
+from seawall.data.prompts import BORDERLINE_REQUEST, RequestKind
 from seawall.data.splits import SplitName
-from seawall.data.types import Exchange, VerdictLabel
+from seawall.data.types import Exchange, Messages, VerdictLabel
 from seawall.errors import DataError
 from seawall.evaluation.metrics import rate_with_interval
-from seawall.methods.gene.context import GeneContext
+from seawall.methods.gene.context import REPLIES, GeneContext
 from seawall.methods.gene.degrade import degrading_adapter
 from seawall.methods.gene.distil import Distillation, distil
 from seawall.methods.gene.examples import TeacherTargets, distillation_examples, pad_id, teacher_predictions
 from seawall.methods.gene.experts import describe_experts, expert_recovery
 from seawall.methods.gene.launched import AdapterShape, attached_everywhere, disabled_everywhere
-from seawall.methods.gene.replies import RequestKind, TeacherReply, write_replies
+from seawall.methods.gene.replies import TeacherReply, write_replies
 from seawall.methods.gene.select import contrast, layer_outputs, select_layers
+from seawall.methods.gene.shots import limiting_requests
 from seawall.methods.gene.task_model import vocabulary_hash
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.generate import generate
 from seawall.models.lora.attach import AttachedAdapter, merged
 from seawall.models.replicas import copy_weights
-from seawall.runs.files import write_metrics
+from seawall.runs.files import read_json, write_json, write_metrics
 from seawall.train.loop import Row
 
 _EXPECTED: Mapping[RequestKind, tuple[VerdictLabel, ...]] = {
     "harmful": ("refused",),
     "benign": ("complied",),
-    "borderline": ("refused", "complied"),
+    BORDERLINE_REQUEST: ("refused", "complied"),
 }
+
+_OVER_REFUSAL = "over_refusal.json"
 
 
 def collect_replies(context: GeneContext, scratch: Path) -> None:
@@ -51,7 +55,7 @@ def collect_replies(context: GeneContext, scratch: Path) -> None:
     sides: tuple[tuple[SplitName, RequestKind, int], ...] = (
         ("train", "harmful", config.harmful),
         ("train", "benign", config.benign),
-        ("train", "borderline", config.borderline),
+        ("train", BORDERLINE_REQUEST, config.borderline),
         ("validation", "harmful", config.held_out),
         ("validation", "benign", config.held_out),
     )
@@ -59,6 +63,8 @@ def collect_replies(context: GeneContext, scratch: Path) -> None:
     for part, kind, limit in sides:
         if limit:
             replies += _replies(context, model, tokenizer, part, kind, limit=limit)
+    if config.borderline:
+        write_json(scratch / _OVER_REFUSAL, asdict(_over_refusal(context, model, tokenizer)))
     context.close_decoders()  # the training needs their memory
     write_replies(scratch / "replies.jsonl", replies)
 
@@ -161,7 +167,7 @@ def _teacher_outputs(
     parts: tuple[SplitName, ...] = ("train", "validation")
     train, held_out = (
         distillation_examples(
-            tokenizer, context.exchanges(part, "harmful"), context.exchanges(part, "benign", "borderline")
+            tokenizer, context.exchanges(part, "harmful"), context.exchanges(part, "benign", BORDERLINE_REQUEST)
         )
         for part in parts
     )
@@ -220,23 +226,51 @@ def _expert_scores(
 def _refusal_rates(
     context: GeneContext, attached: AttachedAdapter, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Rate]:
-    """Refusal rate of the degraded model on held-out harmful requests, without and with the gene; empty if off."""
+    """Refusal rate of the degraded model on held-out harmful requests, without and with the gene, unless that is off.
+
+    With borderline requests also that of the aligned model on those by which a graft may be limited.
+    """
+    path = context.run.stage(REPLIES) / _OVER_REFUSAL
+    aligned = {"aligned": Rate(**read_json(path))} if path.is_file() else {}
     if not context.config.extract.judged:
-        return {}
+        return aligned
     context.reporter.stage("Refusals without and with the gene")
     with disabled_everywhere(attached):
         degraded = _refusal_rate(context, attached.model, tokenizer)
-    return {"degraded": degraded, "restored": _refusal_rate(context, attached.model, tokenizer)}
+    return {"degraded": degraded, "restored": _refusal_rate(context, attached.model, tokenizer), **aligned}
 
 
 def _refusal_rate(context: GeneContext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Rate:
+    prompts = [exchange.prompt for exchange in context.exchanges("validation", "harmful")]
+    tokens = context.config.extract.max_new_tokens
+    return _refused(context, model, tokenizer, prompts[: context.config.extract.judged], tokens)
+
+
+def _over_refusal(context: GeneContext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Rate:
+    """The aligned model's refusals of the requests by which a graft may be limited, at a graft's reply length."""
+    prompts = limiting_requests(context.prompts)
+    rate = _refused(context, model, tokenizer, prompts, context.config.graft.reply_tokens)
+    if rate.rate is not None:
+        context.reporter.say(
+            f"of {len(prompts)} borderline validation requests it refuses {rate.rate:.0%}; "
+            f"gene.graft.max_over_refusal={rate.rate:.2f} holds a graft to that"
+        )
+    return rate
+
+
+def _refused(
+    context: GeneContext,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Messages],
+    tokens: int,
+) -> Rate:
     config = context.config
-    prompts = [exchange.prompt for exchange in context.exchanges("validation", "harmful")][: config.extract.judged]
     completions = generate(
         model,
         tokenizer,
         prompts,
-        max_new_tokens=config.extract.max_new_tokens,
+        max_new_tokens=tokens,
         batch_size=config.batch_size,
         progress=context.progress("replies"),
     )

@@ -43,7 +43,12 @@ def gene_document(gene: Gene) -> dict[str, Any]:
 
 def gene_view(gene: Gene) -> GeneView:
     """What the page is given."""
-    names = {"degraded": "the degraded model", "restored": "the degraded model with the gene"}
+    harmful = "held-out harmful requests"
+    names = {
+        "degraded": ("the degraded model", harmful),
+        "restored": ("the degraded model with the gene", harmful),
+        "aligned": ("the aligned model", "borderline validation requests"),
+    }
     return GeneView(
         gene=gene,
         claim=claim(gene),
@@ -54,7 +59,7 @@ def gene_view(gene: Gene) -> GeneView:
             ("aligned weights", gene.aligned),
             ("degraded weights", gene.degraded),
         ],
-        refusals=[(names[name], rate) for name, rate in gene.refusals.items()],
+        refusals=[(*names[name], rate) for name, rate in gene.refusals.items()],
     )
 
 
