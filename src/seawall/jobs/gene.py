@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,16 @@ def _check(context: GeneContext) -> None:
     if degraded is not None:
         vocabularies = (vocabulary_hash(aligned.tokenizer), vocabulary_hash(degraded.tokenizer))
         require_siblings(aligned.outline, degraded.outline, points, vocabularies)
-    both: tuple[SplitName, ...] = ("train", "validation")
-    parts: dict[RequestKind, tuple[SplitName, ...]] = {"harmful": both, "benign": both}
+    parts: tuple[SplitName, ...] = ("train", "validation")
+    kinds: list[RequestKind] = ["harmful", "benign"]
     if context.config.extract.borderline:
-        parts[BORDERLINE_REQUEST] = ("train",)
-    for name, part in ((name, part) for name, of_kind in parts.items() for part in of_kind):
+        kinds.append(BORDERLINE_REQUEST)
+    for name, part in product(kinds, parts):
         if not context.requests(part, name, limit=1):
             raise DataError(
                 f"there are no {name} prompts in the {part} split",
                 got=f"an empty {part} split of data.{name}",
-                expected="harmful and benign prompts in both splits, and borderline ones to train on",
+                expected=f"{', '.join(kinds)} prompts in both splits",
                 remedy="use more prompts, or assign each to a split with `split`; gene.extract.borderline=0 needs no "
                 "borderline ones",
             )

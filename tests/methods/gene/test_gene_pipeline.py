@@ -31,6 +31,7 @@ from seawall.config.model import ModelConfig
 from seawall.data.templating import Encoded
 from seawall.errors import ArtifactError, ConfigError, DataError, NothingToGraftError, RunFolderError, SeawallError
 from seawall.jobs.gene import extract_gene
+from seawall.methods.gene import calibrate
 from seawall.methods.gene.calibrate import largest_within
 from seawall.methods.gene.claim import graft_claim
 from seawall.methods.gene.examples import Example
@@ -38,6 +39,7 @@ from seawall.methods.gene.graft import GraftRequest, graft_gene, revert_graft
 from seawall.methods.gene.replies import read_replies
 from seawall.methods.gene.select import contrast, layer_outputs
 from seawall.methods.gene.tools import select_gene
+from seawall.models.decoding import Completion
 from seawall.models.files.fingerprint import model_fingerprint
 from seawall.models.files.load import load_model
 from seawall.models.files.open import Checkpoint
@@ -284,6 +286,15 @@ def test_a_limit_that_no_strength_keeps_is_refused(family: Path, tmp_path: Path)
     with pytest.raises(DataError, match="no borderline validation requests"):
         graft_gene(refusing, asked, none, reporter=Quiet())
     assert not (tmp_path / "out").exists()
+
+
+def test_noise_is_no_reason_for_a_stronger_graft(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = Completion("x x x x x x x x", (), (), ended=False)
+    monkeypatch.setattr(calibrate, "generate", lambda *_, **__: [noise] * 4)
+    data = with_borderline(tmp_path, [prompt[-1].content for prompt in harmless(4)])
+    asked = settings(family, "gene.graft.max_over_refusal=0.5")
+    with pytest.raises(NothingToGraftError, match="got 100% at the weakest graft tried"):
+        graft_gene(request(family, tmp_path / "out"), asked, data, reporter=Quiet())
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ def within_limit(
         settings: with `graft.max_over_refusal`; also reply length, batch size and seed.
         reporter: receives progress.
 
+    A reply that cannot be judged, such as noise, counts as a refusal here.
+
     Raises:
         NothingToGraftError: every factor above 0 that was tried refuses more.
     """
@@ -65,8 +67,9 @@ def within_limit(
                 max_new_tokens=settings.graft.reply_tokens,
                 batch_size=settings.batch_size,
             )
-        verdicts = judge(requests, [reply.answer for reply in replies])
-        share = sum(verdict.label == "refused" for verdict in verdicts) / len(requests)
+        outcomes = [verdict.outcome for verdict in judge(requests, [reply.answer for reply in replies])]
+        # Too strong a graft writes noise, which is no refusal and no reason to make it stronger still.
+        share = sum(outcome in ("refused", "unscored") for outcome in outcomes) / len(requests)
         reporter.say(f"times {factor:g}: {share:.0%} refused")
         return share
 
