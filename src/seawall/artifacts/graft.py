@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from seawall.artifacts.evaluation import SparseNumber
 from seawall.artifacts.store import load_record, require, save_record
@@ -151,7 +151,7 @@ class Graft:
     anchor: str | None = None
     note: str = ""
     harmless: int = 0
-    limit: GraftLimit | None = None
+    limit: Annotated[GraftLimit | None, Field(exclude_if=lambda limit: limit is None)] = None
 
     def save(self, folder: Path) -> None:
         """Write `seawall_graft.json`."""
@@ -168,8 +168,8 @@ class Graft:
         if not path.is_file():
             got = what_lacks(folder, NAME)
             raise ArtifactError(f"{folder} is no graft", got=got, remedy="name the output of `seawall gene graft`")
-        # Grafts from before there were baselines lack these four.
-        graft = load_record(path, _KIND, cls, later=("method", "anchor", "note", "harmless"))
+        # Grafts from before there were baselines lack the first four; those without a limit the last.
+        graft = load_record(path, _KIND, cls, later=("method", "anchor", "note", "harmless", "limit"))
         complete = bool(graft.coefficients) != (graft.method in PROJECTING)
         require(complete, path, "one coefficient per layer, and none where the task's adapter was changed")
         require((graft.gene is None) == (graft.method == "safelora"), path, "a gene unless an adapter was projected")

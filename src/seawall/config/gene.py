@@ -27,6 +27,10 @@ Share = Annotated[float, Field(gt=0, le=1)]
 """A share above 0, up to 1."""
 
 
+LATER_EXTRACT = {"borderline": 0}
+"""Settings of `gene.extract` that earlier versions lack, with the values that change nothing."""
+
+
 class GeneDegrade(StrictModel):
     """The degraded model, where the recipe names none: a short LoRA on harmless replies and openings of compliance."""
 

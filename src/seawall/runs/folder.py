@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from seawall.config.gene import LATER_EXTRACT
 from seawall.disk import what_lacks
 from seawall.errors import RunFolderError
 from seawall.runs.files import read_json, storage_errors, write_json, write_text
@@ -51,6 +52,7 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "engine.kind": "transformers",
     "repair.trackers": [],
     "groups": None,
+    **LATER_EXTRACT,
 }
 """Settings that earlier versions lack, by their last key or in full, with the values that change nothing."""
 
