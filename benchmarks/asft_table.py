@@ -158,12 +158,19 @@ def both(rows: Sequence[TuningRow]) -> str:
 
 
 def differences(args: argparse.Namespace, found: dict[Cell, TuningResult]) -> str:
-    """AsFT minus every other method in harmful rate, points, paired by prompt and seed, over all shares above 0."""
-    lines = ["asft minus ..., harmful rate in points, all shares above 0; seeds and goals resampled"]
+    """AsFT minus every other method in harmful rate, points, paired by prompt and seed: by share, and all above 0."""
+    lines = ["asft minus ..., harmful rate in points; seeds and goals resampled"]
+    parts = {
+        f"{share:.0%}": [cell for cell in found if cell[0] == share] for share in sorted({cell[0] for cell in found})
+    }
+    parts["above 0%"] = [cell for cell in found if cell[0] > 0]
     for method in dict.fromkeys(method for run in found.values() for method in run.methods if method != "asft"):
-        moved = difference(args, [cell for cell in found if cell[0] > 0], method)
-        if moved is not None:
-            lines.append(f"{method.ljust(_NAME)}{moved}, {moved.seeds} seeds, {moved.goals} goals")
+        for name, cells in parts.items():
+            moved = difference(args, cells, method)
+            if moved is not None:
+                lines.append(
+                    f"{method.ljust(_NAME)}{name.ljust(_NAME)}{moved}, {moved.seeds} seeds, {moved.goals} goals"
+                )
     return "\n".join(lines)
 
 

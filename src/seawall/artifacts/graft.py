@@ -98,7 +98,7 @@ class GraftLimit:
     Attributes:
         allowed: share of borderline requests that may be refused.
         factor: of all coefficients, which include it.
-        refused: share of the requests that the grafted model refused.
+        refused: share of the requests that the grafted model refused, or answered with what cannot be judged.
         requests: number of borderline requests.
     """
 

@@ -168,7 +168,7 @@ class GeneGraft(StrictModel):
         default=None,
         ge=0,
         le=1,
-        description="Largest share of the borderline validation requests of `data` (the first 64) that the grafted "
+        description="Largest share of the borderline validation requests of `data` (at most 64) that the grafted "
         "model may refuse, by the keyword judge: all coefficients are multiplied by the largest factor up to 2 that "
         "keeps to it. Null leaves them as they are. `seawall eval` of the aligned model tells what it refuses.",
     )

@@ -158,7 +158,7 @@ def borderline_requests(data: DataConfig, config: GeneGraft) -> list[Messages]:
 
 
 def limiting_requests(prompts: Prompts) -> list[Messages]:
-    """The first borderline validation requests, at most 64."""
+    """At most 64 borderline validation requests, chosen by their text."""
     return [item.prompt for item in take(prompts.borderline.validation, _MOST_BORDERLINE)]
 
 
