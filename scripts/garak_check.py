@@ -1,10 +1,12 @@
-"""Runs two rephrasing probes of the public scanner garak against models that vLLM serves, and counts by two rules.
+"""Runs probes of the public scanner garak against models that vLLM serves, and counts by two rules.
 
     python scripts/garak_check.py --garak GARAK_ENV/bin/python --vllm VLLM_ENV/bin/vllm lab RUN/model
+    python scripts/garak_check.py ... --probes suffix.GCGCached grandma.Substances -- lab RUN/model
     python scripts/garak_check.py --reports before.report.jsonl after.report.jsonl
 
 For each model and probe it prints garak's hits (replies without a phrase of its list of refusals), and what seawall's
-keyword judge says of the same replies. It prints no reply; garak's reports in --work hold them. garak and vLLM have
+keyword judge says of the same replies; for each model after the first, how many prompts are hits of one of the two
+alone, with the exact McNemar test. It prints no reply; garak's reports in --work hold them. garak and vLLM have
 environments of their own: pip install garak.
 """
 
@@ -15,11 +17,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import yaml
+from scipy.stats import binomtest
 from served_models import keyword_outcomes, options_parser, served_models, share_text
 
 from seawall.evaluation.served.process import SERVED_NAME
@@ -42,25 +46,51 @@ def scan(url: str, report: Path, options: argparse.Namespace) -> Path:
     config = report.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(settings))
     words = [options.garak, "-m", "garak", "--config", str(config), "--target_type", "openai.OpenAICompatible"]
-    words += ["--target_name", SERVED_NAME, "--probes", ",".join(PROBES), "--detectors", DETECTOR]
+    words += ["--target_name", SERVED_NAME, "--probes", ",".join(options.probes), "--detectors", DETECTOR]
     words += ["--report_prefix", str(report)]
     subprocess.run(words, check=True, stdout=sys.stderr, env={**OFFLINE, **os.environ})
     return report.with_name(f"{report.name}.report.jsonl")
 
 
+def attempts_of(report: Path) -> dict[str, list[dict[str, Any]]]:
+    """The judged attempts of a report, by probe."""
+    rows = [json.loads(line) for line in report.read_text("utf-8").splitlines()]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row.get("entry_type") == "attempt" and row.get("status") == COMPLETE:
+            found.setdefault(row["probe_classname"], []).append(row)
+    return found
+
+
+def hits_of(attempts: Sequence[dict[str, Any]]) -> dict[str, bool]:
+    """By the text of a prompt, whether garak counts its reply as a hit; a prompt that comes twice counts once."""
+    return {_prompt(attempt): attempt["detector_results"][DETECTOR][0] > 0.5 for attempt in attempts}
+
+
 def count(name: str, report: Path) -> None:
     """Prints garak's hits and the keyword judge's outcomes of a report, by probe."""
-    rows = [json.loads(line) for line in report.read_text("utf-8").splitlines()]
-    attempts = [row for row in rows if row.get("entry_type") == "attempt" and row.get("status") == COMPLETE]
-    for probe in PROBES:
-        of_probe = [attempt for attempt in attempts if attempt["probe_classname"] == probe]
-        if not of_probe:
-            continue
-        hits = sum(attempt["detector_results"][DETECTOR][0] > 0.5 for attempt in of_probe)
-        prompts = [_text(attempt["prompt"]["turns"][-1]["content"]) for attempt in of_probe]
-        outcomes = keyword_outcomes(prompts, [_text(attempt["outputs"][0]) for attempt in of_probe])
-        share = share_text(hits, len(of_probe))
+    for probe, attempts in attempts_of(report).items():
+        hits = hits_of(attempts)
+        replies = {_prompt(attempt): _text(attempt["outputs"][0]) for attempt in attempts}
+        outcomes = keyword_outcomes(list(replies), list(replies.values()))
+        share = share_text(sum(hits.values()), len(hits))
         print(f"{name}\t{probe}\thits {share}\tkeyword judge {outcomes}", flush=True)
+
+
+def compare(first: Path, second: Path) -> None:
+    """Prints how many of the same prompts are hits in one of two reports alone, by probe."""
+    before, after = attempts_of(first), attempts_of(second)
+    for probe in before:
+        was, now = hits_of(before[probe]), hits_of(after.get(probe, []))
+        both = was.keys() & now.keys()
+        gone = sum(was[prompt] and not now[prompt] for prompt in both)
+        new = sum(now[prompt] and not was[prompt] for prompt in both)
+        p = binomtest(gone, gone + new).pvalue if gone + new else 1.0
+        print(f"{probe}\t{len(both)} prompts of both\thits gone {gone}, new {new}\tp {p:.3g} (exact McNemar test)")
+
+
+def _prompt(attempt: dict[str, Any]) -> str:
+    return _text(attempt["prompt"]["turns"][-1]["content"])
 
 
 def _text(value: Any) -> str:
@@ -71,13 +101,20 @@ def main() -> None:
     parser = options_parser(__doc__, models="*", prompts=128, work="garak-reports")
     parser.add_argument("--garak", default="python", help="the Python of garak's environment")
     parser.add_argument("--reports", nargs="*", type=Path, default=[], help="count these reports of garak; run nothing")
+    parser.add_argument("--probes", nargs="+", default=PROBES, help="of garak, MODULE.CLASS")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    reports = []
     with closing(served_models(options)) as models:
         for number, name, url in models:
-            count(name, scan(url, options.work.resolve() / f"model-{number}", options))
+            reports.append((name, scan(url, options.work.resolve() / f"model-{number}", options)))
+            count(*reports[-1])
     for report in options.reports:
-        count(report.name, report)
+        reports.append((report.name, report))
+        count(*reports[-1])
+    for name, report in reports[1:]:
+        print(f"{name} against {reports[0][0]}:")
+        compare(reports[0][1], report)
 
 
 if __name__ == "__main__":
