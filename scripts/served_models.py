@@ -34,6 +34,7 @@ def options_parser(description: str | None, *, models: str, prompts: int, work: 
     parser.add_argument("--dtype", default="float32", help="type in which vLLM computes")
     parser.add_argument("--prompts", type=int, default=prompts, help="of each group or probe")
     parser.add_argument("--tokens", type=int, default=32, help="maximum length of a reply")
+    parser.add_argument("--length", type=int, default=1024, help="tokens of the longest conversation with its reply")
     parser.add_argument("--work", type=Path, default=Path(work), help="folder of what the tool writes")
     return parser
 
@@ -45,7 +46,7 @@ def served_models(options: argparse.Namespace) -> Generator[tuple[int, str, str]
     """
     for number, name in enumerate(options.models):
         folder = open_checkpoint(ModelConfig(id=name)).folder.resolve()
-        with vllm_server(options.vllm, folder, dtype=options.dtype, length=1024, seconds=900) as url:
+        with vllm_server(options.vllm, folder, dtype=options.dtype, length=options.length, seconds=900) as url:
             yield number, name, url
 
 
