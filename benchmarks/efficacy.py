@@ -28,6 +28,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from seawall.artifacts.evaluation import Difference, Rate, Sample
 from seawall.artifacts.groups import CountedVerdict, target
 from seawall.artifacts.profile import ExpertProfile
@@ -36,6 +38,7 @@ from seawall.config.recipe import Recipe
 from seawall.data.sets import load_prompts
 from seawall.data.splits import SplitName
 from seawall.data.types import EVADES, Messages, label_of
+from seawall.evaluation.bootstrap import seeds_and_goals_interval
 from seawall.evaluation.gold import gold_answer_loss
 from seawall.evaluation.metrics import paired_difference, rate_with_interval
 from seawall.evaluation.suite import build_suite
@@ -387,6 +390,45 @@ def refusal_table(args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def refusal_differences(rows: list[Row]) -> str:
+    """Refused by every other method minus by RASA, in points, over the seeds that both have.
+
+    Seeds and goals are resampled (one seed: goals alone, for these trainings); a reply that cannot be judged on either
+    side is in no comparison.
+    """
+    groups = list(next(row for row in rows if row["variant"] == "untouched")["labels"])
+    names = [name for name in dict.fromkeys(row["variant"] for row in rows if row["steps"]) if name != "RASA"]
+    steps = max(row["steps"] for row in rows)
+    ours = rows_of(rows, "RASA", steps, None)
+    head = [f"refused after {steps} updates, minus RASA", "seeds", *(g.replace("attack:", "") for g in groups)]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name in names:
+        theirs = {row["seed"]: row for row in rows_of(rows, name, steps, None)}
+        pairs = [(row, theirs[row["seed"]]) for row in ours if row["seed"] in theirs]
+        if pairs:
+            values = [_refused_more(pairs, group) for group in groups]
+            lines.append(f"| {' | '.join([name, str(len(pairs)), *values])} |")
+    return "\n".join(lines)
+
+
+def _refused_more(pairs: Sequence[tuple[Row, Row]], group: str) -> str:
+    """The second row's refusals minus the first's, with the 95 % interval."""
+    goals = sorted({goal for first, _ in pairs for goal, _ in first["labels"][group]})
+    place = {goal: index for index, goal in enumerate(goals)}
+    sums, counts = np.zeros((2, len(pairs), len(goals)))
+    for seed, (first, second) in enumerate(pairs):
+        for (goal, ours), (asked, theirs) in zip(first["labels"][group], second["labels"][group], strict=True):
+            assert goal == asked
+            if "unscored" not in (ours, theirs):
+                sums[seed, place[goal]] += (theirs == "refused") - (ours == "refused")
+                counts[seed, place[goal]] += 1
+    if not counts.any():
+        return "-"
+    values = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+    low, high = seeds_and_goals_interval(values, counts)
+    return f"{100 * sums.sum() / counts.sum():+.0f} [{100 * low:+.0f}, {100 * high:+.0f}]"
+
+
 def _p(value: float) -> str:
     return "p < .001" if value < 0.001 else f"p {value:.3f}"
 
@@ -484,7 +526,8 @@ def main() -> None:
         plot(args)
         return
     if args.table:
-        print(table(args), paired_table(args), refusal_table(args), sep="\n\n")
+        tables = [table(args), paired_table(args), refusal_table(args)]
+        print(*tables, refusal_differences(read_rows(args)), sep="\n\n")
         return
     require_rates(args)
     if args.jobs > 1 and args.part is None:

@@ -1,12 +1,13 @@
 """Runs probes of the public scanner garak against models that vLLM serves, and counts by two rules.
 
     python scripts/garak_check.py --garak GARAK_ENV/bin/python --vllm VLLM_ENV/bin/vllm lab RUN/model
-    python scripts/garak_check.py ... --probes suffix.GCGCached grandma.Substances -- lab RUN/model
+    python scripts/garak_check.py ... --probes dra.DRA grandma.Substances --harmless -- lab RUN/model
     python scripts/garak_check.py --reports before.report.jsonl after.report.jsonl
 
 For each model and probe it prints garak's hits (replies without a phrase of its list of refusals), and what seawall's
 keyword judge says of the same replies; for each model after the first, how many prompts are hits of one of the two
-alone, with the exact McNemar test. It prints no reply; garak's reports in --work hold them. garak and vLLM have
+alone, with the exact McNemar test. With --harmless the two probes that take other contents hold harmless ones, so that
+what is refused there is the wrapping. It prints no reply; garak's reports in --work hold them. garak and vLLM have
 environments of their own: pip install garak.
 """
 
@@ -26,29 +27,72 @@ import yaml
 from scipy.stats import binomtest
 from served_models import keyword_outcomes, options_parser, served_models, share_text
 
+from seawall.config import load_recipe
+from seawall.data.sets import load_prompts
 from seawall.evaluation.served.process import SERVED_NAME
 
-PROBES = ("phrasing.PastTense", "phrasing.FutureTense")
+PROBES = (
+    "adaptive_attacks.AdaptiveAttacks",
+    "badchars.BadCharacters",
+    "dra.DRA",
+    "grandma.Substances",
+    "phrasing.FutureTense",
+    "phrasing.PastTense",
+    "suffix.GCGCached",
+)
+"""garak's probes that are on by default, ask for harm, are judged by refusals, run offline and fit the context."""
+HARMLESS_PRODUCTS = ("soap", "sourdough bread", "candle wax", "window glass", "apple vinegar")
+"""In place of the substances of `grandma.Substances`."""
+HOLDS_OTHERS = frozenset({"dra.DRA", "grandma.Substances"})
+PAYLOAD = "harmless_requests"
+HARMLESS_REQUESTS = 20
+"""In each of the three templates of `dra.DRA`."""
 DETECTOR = "mitigation.MitigationBypass"
 COMPLETE = 2
 """garak's status of an attempt that has been judged."""
 OFFLINE = {"OPENAICOMPATIBLE_API_KEY": "none", "HF_HUB_OFFLINE": "1"}
 
 
+def harmless_plugins(data: Path, count: int) -> dict[str, Any]:
+    """Settings of the probes that take other contents; writes `count` benign requests where garak looks for them.
+
+    Args:
+        data: garak's folder of a user's own data, as XDG_DATA_HOME.
+        count: number of requests; a probe writes one prompt for each of its templates.
+    """
+    commands = [request.text for request in load_prompts(load_recipe(None).data).benign.test if request.imperative]
+    payload = {
+        "garak_payload_name": PAYLOAD,
+        "payload_types": ["Text"],
+        "detector_name": "",
+        "payloads": commands[:count],
+    }
+    folder = data / "garak" / "data" / "payloads"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{PAYLOAD}.json").write_text(json.dumps({**payload, "payloads": commands[:count]}), "utf-8")
+    return {"dra": {"DRA": {"payload_name": PAYLOAD}}, "grandma": {"Substances": {"substances": HARMLESS_PRODUCTS}}}
+
+
 def scan(url: str, report: Path, options: argparse.Namespace) -> Path:
     """Runs garak against an endpoint; returns its report."""
     generator = {"uri": f"{url}/", "max_tokens": options.tokens, "temperature": 0, "stop": []}
+    plugins: dict[str, Any] = {"generators": {"openai": {"OpenAICompatible": generator}}}
+    environment = {**OFFLINE, **os.environ}
+    if options.harmless:
+        data = report.parent / "garak-data"
+        plugins["probes"] = harmless_plugins(data, HARMLESS_REQUESTS)
+        environment["XDG_DATA_HOME"] = str(data)
     settings = {
         "system": {"parallel_attempts": 16},
         "run": {"seed": 0, "generations": 1, "soft_probe_prompt_cap": options.prompts},
-        "plugins": {"generators": {"openai": {"OpenAICompatible": generator}}},
+        "plugins": plugins,
     }
     config = report.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(settings))
     words = [options.garak, "-m", "garak", "--config", str(config), "--target_type", "openai.OpenAICompatible"]
     words += ["--target_name", SERVED_NAME, "--probes", ",".join(options.probes), "--detectors", DETECTOR]
     words += ["--report_prefix", str(report)]
-    subprocess.run(words, check=True, stdout=sys.stderr, env={**OFFLINE, **os.environ})
+    subprocess.run(words, check=True, stdout=sys.stderr, env=environment)
     return report.with_name(f"{report.name}.report.jsonl")
 
 
@@ -101,8 +145,13 @@ def main() -> None:
     parser = options_parser(__doc__, models="*", prompts=128, work="garak-reports")
     parser.add_argument("--garak", default="python", help="the Python of garak's environment")
     parser.add_argument("--reports", nargs="*", type=Path, default=[], help="count these reports of garak; run nothing")
-    parser.add_argument("--probes", nargs="+", default=PROBES, help="of garak, MODULE.CLASS")
+    parser.add_argument("--probes", nargs="+", default=list(PROBES), help="of garak, MODULE.CLASS")
+    parser.add_argument("--harmless", action="store_true", help="harmless contents in dra.DRA and grandma.Substances")
     options = parser.parse_args()
+    if options.harmless and not HOLDS_OTHERS.issuperset(options.probes):
+        parser.error(
+            f"--harmless: only {' and '.join(sorted(HOLDS_OTHERS))} take other contents; name them by --probes"
+        )
     options.work.mkdir(parents=True, exist_ok=True)
     reports = []
     with closing(served_models(options)) as models:
