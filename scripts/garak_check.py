@@ -152,6 +152,11 @@ def main() -> None:
         parser.error(
             f"--harmless: only {' and '.join(sorted(HOLDS_OTHERS))} take other contents; name them by --probes"
         )
+    if not (options.models or options.reports):
+        parser.error("name models to scan, or --reports of garak to count")
+    for report in options.reports:
+        if not report.is_file():
+            parser.error(f"--reports: there is no file {report}")
     options.work.mkdir(parents=True, exist_ok=True)
     reports = []
     with closing(served_models(options)) as models:
