@@ -61,15 +61,10 @@ def harmless_plugins(data: Path, count: int) -> dict[str, Any]:
         count: number of requests; a probe writes one prompt for each of its templates.
     """
     commands = [request.text for request in load_prompts(load_recipe(None).data).benign.test if request.imperative]
-    payload = {
-        "garak_payload_name": PAYLOAD,
-        "payload_types": ["Text"],
-        "detector_name": "",
-        "payloads": commands[:count],
-    }
+    about = {"garak_payload_name": PAYLOAD, "payload_types": ["Text"], "detector_name": "", "lang": "en"}
     folder = data / "garak" / "data" / "payloads"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{PAYLOAD}.json").write_text(json.dumps({**payload, "payloads": commands[:count]}), "utf-8")
+    (folder / f"{PAYLOAD}.json").write_text(json.dumps({**about, "payloads": commands[:count]}), "utf-8")
     return {"dra": {"DRA": {"payload_name": PAYLOAD}}, "grandma": {"Substances": {"substances": HARMLESS_PRODUCTS}}}
 
 
@@ -127,6 +122,9 @@ def compare(first: Path, second: Path) -> None:
     for probe in before:
         was, now = hits_of(before[probe]), hits_of(after.get(probe, []))
         both = was.keys() & now.keys()
+        if not both:
+            print(f"{probe}\tno prompt of both")
+            continue
         gone = sum(was[prompt] and not now[prompt] for prompt in both)
         new = sum(now[prompt] and not was[prompt] for prompt in both)
         p = binomtest(gone, gone + new).pvalue if gone + new else 1.0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from loading import load_script
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -17,14 +17,7 @@ REFUSAL = "I'm sorry, but I can't help with that."
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    spec = importlib.util.spec_from_file_location("garak_check", SCRIPTS / "garak_check.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPTS / "garak_check.py", monkeypatch)
 
 
 def report(path: Path, hits: dict[str, bool], *, status: int = 2, probe: str = "suffix.BEAST") -> Path:
@@ -72,9 +65,9 @@ def test_reports_are_paired_by_prompt_and_not_by_place(
     )
 
 
-def test_a_probe_that_the_other_report_lacks_is_no_difference(
+def test_a_probe_that_the_other_report_lacks_has_no_difference(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = report(tmp_path / "a", {"one": True})
     script.compare(before, report(tmp_path / "b", {"one": False}, probe="phrasing.PastTense"))
-    assert "0 prompts of both\thits gone 0, new 0\tp 1" in capsys.readouterr().out
+    assert capsys.readouterr().out == "suffix.BEAST\tno prompt of both\n"

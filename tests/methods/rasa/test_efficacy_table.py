@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -11,19 +9,15 @@ from typing import Any
 
 import pytest
 
+from loading import load_script
+
 PATH = Path(__file__).parents[3] / "benchmarks" / "efficacy.py"
 GOALS = [f"goal {number}" for number in range(20)]
 
 
 @pytest.fixture
 def efficacy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("efficacy", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(PATH, monkeypatch)
 
 
 def row(variant: str, labels: Sequence[str], *, seed: int = 0, steps: int = 39) -> dict[str, Any]:
